@@ -1,0 +1,127 @@
+"""The command line: settings, the one server of this host, uvicorn."""
+
+import argparse
+import getpass
+import json
+import logging
+import os
+import socket
+import sqlite3
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+from filelock import FileLock, Timeout
+from starlette.applications import Starlette
+
+from neops_remote_lab import __version__
+from neops_remote_lab.netlab.lab_manager import open_lock
+from neops_remote_lab.server import create_app
+from neops_remote_lab.settings import Settings, add_flags, parse_settings, refuse
+from neops_remote_lab.store import migrate
+
+logger = logging.getLogger(__name__)
+
+SHUTDOWN_SHARE: Final = 0.25
+"""Part of `--exit-timeout` that open connections get; the rest is for the lab."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which begins to drain with the first signal and ends at once with the second."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Called by the signal; uvicorn then waits for open calls, so those that are held must be woken now."""
+        if self.should_exit:
+            logger.warning("a second signal: the server ends at once")
+            os._exit(128 + sig)
+        self.should_exit = True
+        app = self.config.app
+        if isinstance(app, Starlette) and hasattr(app.state, "services"):
+            app.state.services.queue.drain()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Start the server; the program's exit status is not 0 when it cannot."""
+    parser = argparse.ArgumentParser(
+        prog="neops-remote-lab",
+        description="Shares the netlab lab host that it runs on.",
+        epilog="Every flag has an environment variable NEOPS_REMOTE_LAB_FLAG; the flag wins.",
+    )
+    parser.add_argument("--version", action="version", version=f"neops-remote-lab {__version__}")
+    add_flags(parser)
+    settings = parse_settings(parser, arguments)
+    lock = hold_host(settings)
+    try:
+        serve(settings)
+    finally:
+        lock.release()
+
+
+def hold_host(settings: Settings) -> FileLock:
+    """Be the one server of this host, or end the program with a sentence that names the other one."""
+    lock = open_lock(settings.lock_dir / "server.lock")
+    note = settings.lock_dir / "server.json"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        refuse(f"another server runs on this host: {_holder(note)}. Stop that one first")
+    except OSError as error:
+        refuse(f"the lock {lock.lock_file} cannot be taken: {error.strerror}. Name another folder with --lock-dir")
+    # Beside the lock, not in it: who holds the lock may write here, and a contender never does.
+    note.unlink(missing_ok=True)
+    note.write_text(json.dumps(_identity(settings)))
+    return lock
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "address": f"{settings.host}:{settings.port}",
+        "version": __version__,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _holder(note: Path) -> str:
+    try:
+        known = json.loads(note.read_text())
+        return "pid {pid} of user {user} on {host}, at {address}, version {version}, started {started}".format(**known)
+    except (OSError, ValueError, KeyError):
+        return f"its note {note} cannot be read"
+
+
+def serve(settings: Settings) -> None:
+    """Migrate the database and serve until a signal comes."""
+    try:
+        migrate(settings.database)
+    except (RuntimeError, ValueError) as error:
+        refuse(str(error))
+    except (sqlite3.Error, OSError) as error:
+        refuse(f"the database {settings.database} cannot be used: {error}. Mend it, or name another with --database")
+    level = "DEBUG" if settings.debug else settings.log_level
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=level.lower(),
+        log_config=str(settings.log_config) if settings.log_config else None,
+        access_log=settings.debug,
+        workers=1,  # uvicorn would obey $WEB_CONCURRENCY, and two servers cannot share one lab
+        timeout_graceful_shutdown=max(1, int(settings.exit_timeout * SHUTDOWN_SHARE)),
+        lifespan="on",
+    )
+    server = Server(config)
+    server.run()
+    if not server.started:
+        refuse(f"the server could not start on {settings.host}:{settings.port}; the lines above say why")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""`RemoteLabClient`: queues for the lab host, keeps the session alive and acquires labs."""
+
+import getpass
+import logging
+import math
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from neops_remote_lab.clock import Clock
+from neops_remote_lab.connection import (
+    GONE,
+    RESTARTING,
+    UNREACHABLE_TOLERANCE,
+    ServerConnection,
+    detail_of,
+    headers_of,
+    raise_for_error,
+    retry_after,
+)
+from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto
+from neops_remote_lab.models.session import LABEL_LENGTH, SessionStatusResponseDto
+
+HEARTBEAT_INTERVAL = 5.0
+"""Seconds between two signs of life."""
+LONGEST_POLL = 25.0
+"""Seconds for which the server is asked to hold its answer; many proxies cut a connection that is silent for 30."""
+POLL_INTERVAL = 1.0
+"""Least seconds from one poll to the next, for servers that do not hold their answer."""
+BUSY_INTERVAL = 1.0
+"""Seconds until a busy lab is asked for again, where the server names none."""
+
+_NO_CHECKS_HERE = frozenset({httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED, httpx.codes.NOT_IMPLEMENTED})
+
+_log = logging.getLogger(__name__)
+
+
+class RemoteLabClient:
+    """One session with a lab host. The constructor queues and waits until the session is active.
+
+    Args:
+        base_url: the server's address, for example `http://lab-host:8000`.
+        request_timeout: seconds for which one short call may wait for its answer.
+        session_timeout: seconds to wait in the queue.
+        lab_acquisition_timeout: seconds for which one `acquire` may wait and start a lab.
+        client: who asks, as the queue shows it; `user@host` where none is given.
+        purpose: what for, as the queue shows it.
+        session_key: processes that give the same key share one session.
+        topologies: topology files that the session is going to need: they are checked while it waits.
+        on_progress: called with the position and what it waits for whenever the position in the queue changes.
+        on_lost: called once, from the heartbeat thread, with the reason why the server ended the session.
+        transport: httpx transport to use in place of the network.
+        heartbeat_interval: seconds between two signs of life.
+        clock: where the time comes from.
+        pause: waits for as many seconds as it is given.
+
+    Attributes:
+        session_id: what the server knows the session by.
+        lost_reason: why the server ended the session; None as long as it has not.
+        rejected: netlab's message for each of `topologies` that it does not accept. When it accepts none of them,
+            the session leaves the queue and the constructor returns without an active session.
+
+    Raises:
+        TimeoutError: the session was not active in time; it has left the queue.
+        RuntimeError: the server ended the session while it waited.
+        httpx.HTTPStatusError: the server refused; the message says why.
+        httpx.TransportError: the server cannot be reached.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        request_timeout: float = 30,
+        session_timeout: float = 600,
+        lab_acquisition_timeout: float = 600,
+        *,
+        client: str | None = None,
+        purpose: str | None = None,
+        session_key: str | None = None,
+        topologies: Sequence[Path] = (),
+        on_progress: Callable[[int, str | None], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
+        transport: httpx.BaseTransport | None = None,
+        heartbeat_interval: float = HEARTBEAT_INTERVAL,
+        clock: Clock | None = None,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
+        self._server = ServerConnection(base_url, request_timeout, transport=transport, clock=clock, pause=pause)
+        self._request_timeout = request_timeout
+        self._session_timeout = session_timeout
+        self._lab_acquisition_timeout = lab_acquisition_timeout
+        self._on_progress = on_progress
+        self._on_lost = on_lost
+        self._heartbeat_interval = heartbeat_interval
+        self._position = 0
+        self._references: list[str] = []
+        self._leaving = threading.Event()
+        self._ended = False
+        self._heartbeats = threading.Thread(target=self._keep_alive, name="remote-lab-heartbeat", daemon=True)
+        self.lost_reason: str | None = None
+        self.rejected: dict[Path, str] = {}
+        until = self._server.now() + session_timeout
+        try:
+            self.session_id = self._join(client or default_label(), purpose, session_key or uuid.uuid4().hex, until)
+        except BaseException:
+            self._server.close()
+            raise
+        try:
+            self._heartbeats.start()
+            self._wait_for_turn(until, list(topologies))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The idempotency keys of the acquires that were not yet released, oldest first."""
+        return tuple(self._references)
+
+    def acquire(self, topology: str | Path, reuse: bool = True) -> list[DeviceInfoDto]:
+        """Get the lab of a topology, started where it does not run; waits while another lab is in use.
+
+        Args:
+            topology: the topology file.
+            reuse: share the lab when the same topology runs already.
+
+        Returns:
+            The lab's devices.
+
+        Raises:
+            TimeoutError: no lab within the acquisition time-out.
+            RuntimeError: the session is over.
+            httpx.HTTPStatusError: the server refused, for example since netlab rejects the topology.
+        """
+        self._require_session()
+        path, key = Path(topology), uuid.uuid4().hex
+        until = self._server.now() + self._lab_acquisition_timeout
+        try:
+            response = self._post_lab(path, key, until, reuse=reuse)
+        except httpx.TransportError as error:
+            if self._server.now() < until:
+                raise
+            raise TimeoutError(f"no lab for {path.name} in {self._lab_acquisition_timeout:g} s: {error}") from error
+        self._raise_if_gone(response)
+        raise_for_error(response)
+        self._references.append(key)
+        return AcquireResponseDto.model_validate_json(response.content).devices
+
+    def release(self) -> None:
+        """Let go of what the last `acquire` gave; the lab is torn down when nobody holds it any more.
+
+        Raises:
+            RuntimeError: the session is over.
+            httpx.HTTPStatusError: the server refused, for example since no lab runs.
+            httpx.TransportError: the server could not be reached; the call may be repeated.
+        """
+        self._require_session()
+        response = self._server.release(self.session_id, self._references[-1] if self._references else None)
+        if response.is_success or response.status_code in GONE:
+            del self._references[-1:]
+        if response.status_code in GONE:  # "no lab runs" and "no such session" have the same status
+            self._require_live_session()
+        raise_for_error(response)
+
+    def destroy(self, force: bool = True) -> None:
+        """Tear the lab down.
+
+        Args:
+            force: do so although there are references left.
+
+        Raises:
+            RuntimeError: the session is over.
+            httpx.HTTPStatusError: the server refused, for example since the lab is in use and `force` is false.
+        """
+        self._require_session()
+        until = self._server.now() + UNREACHABLE_TOLERANCE
+        parameters = {"force": str(force).lower()}
+        response = self._server.call(
+            "DELETE", "/lab", until=until, params=parameters, headers=headers_of(self.session_id)
+        )
+        self._raise_if_gone(response)
+        raise_for_error(response)
+        self._references.clear()
+
+    def close(self) -> None:
+        """End the session. May be called again; trouble with the network is logged, not raised."""
+        self._leaving.set()  # first: a heartbeat after the end would look like a lost session
+        if not self._ended and self.lost_reason is None:
+            self._server.end_session(self.session_id)
+        self._disconnect()
+
+    def detach(self) -> None:
+        """Leave the session to the other processes that share it."""
+        self._leaving.set()
+        self._disconnect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _disconnect(self) -> None:
+        self._ended = True
+        if self._heartbeats.is_alive() and self._heartbeats is not threading.current_thread():
+            self._heartbeats.join(2 * self._beat_timeout)
+        if not self._heartbeats.is_alive():  # else it still uses the connection, and ends with the process
+            self._server.close()
+
+    # Joining and waiting
+
+    def _join(self, client: str, purpose: str | None, key: str, until: float) -> str:
+        labels = {"client": client[:LABEL_LENGTH]} | ({"purpose": purpose[:LABEL_LENGTH]} if purpose else {})
+        # a wrong address should not take the whole wait
+        return self._server.join(labels, key, min(until, self._server.now() + UNREACHABLE_TOLERANCE))
+
+    def _wait_for_turn(self, until: float, topologies: list[Path]) -> None:
+        unchecked = topologies.copy()
+        held = 0  # the first answer comes at once, to tell the user what there is to wait for
+        while True:
+            began = self._server.now()
+            status = self._poll(held, until)
+            self._report(status)
+            if status.status == "active":
+                return
+            if unchecked:
+                self._check(unchecked)
+                if len(self.rejected) == len(topologies):
+                    self.close()
+                    return
+                continue
+            self._keep_pace(began, until, status)
+            held = self._longest_hold(until)
+
+    def _poll(self, held: int, until: float) -> SessionStatusResponseDto:
+        path, headers = f"/session/{self.session_id}", headers_of(self.session_id)
+        try:
+            response = self._server.call("GET", path, until=until, params={"wait": held}, headers=headers)
+        except httpx.TransportError as error:
+            raise TimeoutError(f"not active within {self._session_timeout:g} s: {error}") from error
+        if response.status_code in RESTARTING:
+            raise TimeoutError(f"not active within {self._session_timeout:g} s: {detail_of(response)}")
+        self._raise_if_gone(response)
+        raise_for_error(response)
+        return SessionStatusResponseDto.model_validate_json(response.content)
+
+    def _report(self, status: SessionStatusResponseDto) -> None:
+        if status.position == self._position:
+            return
+        self._position = status.position
+        if self._on_progress is not None:
+            self._on_progress(status.position, status.waiting_for)
+
+    def _keep_pace(self, began: float, until: float, status: SessionStatusResponseDto) -> None:
+        now = self._server.now()
+        if now >= until:
+            behind = f" ({status.waiting_for})" if status.waiting_for else ""
+            raise TimeoutError(
+                f"not active within {self._session_timeout:g} s: position {status.position} in the queue{behind}"
+            )
+        if began + POLL_INTERVAL > now:  # an older server, or one that is about to restart, answers at once
+            self._server.pause(min(began + POLL_INTERVAL, until) - now)
+
+    def _longest_hold(self, until: float) -> int:
+        left = until - self._server.now()
+        return max(math.floor(min(LONGEST_POLL, 0.8 * self._request_timeout, left)), 0)
+
+    def _check(self, unchecked: list[Path]) -> None:
+        """Ask the server about the next topology. A help, no duty: trouble shows when the lab is acquired."""
+        path = unchecked.pop(0)
+        upload = {"topology": (path.name, path.read_bytes(), "application/yaml")}
+        headers = headers_of(self.session_id)
+        try:
+            once = self._server.now()
+            response = self._server.call("POST", "/topology/check", until=once, files=upload, headers=headers)
+        except httpx.TransportError:
+            return
+        if response.status_code in _NO_CHECKS_HERE:
+            unchecked.clear()
+        elif response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+            self.rejected[path] = detail_of(response)
+
+    # Acquiring
+
+    def _post_lab(self, path: Path, key: str, until: float, *, reuse: bool) -> httpx.Response:
+        upload = {"topology": (path.name, path.read_bytes(), "application/yaml")}
+        form, headers = {"reuse": str(reuse).lower()}, headers_of(self.session_id, key)
+        while True:
+            response = self._server.call(
+                "POST", "/lab", until=until, slow=True, files=upload, data=form, headers=headers
+            )
+            if response.status_code != httpx.codes.LOCKED:
+                return response
+            left = until - self._server.now()
+            if left <= 0:
+                raise TimeoutError(
+                    f"no lab for {path.name} in {self._lab_acquisition_timeout:g} s: {detail_of(response)}"
+                )
+            self._server.pause(min(retry_after(response, BUSY_INTERVAL), left))
+
+    # The life of the session
+
+    @property
+    def _beat_timeout(self) -> float:
+        return min(self._request_timeout, max(self._heartbeat_interval, 1))
+
+    def _keep_alive(self) -> None:
+        while not self._leaving.wait(self._heartbeat_interval):
+            try:
+                until = self._server.now() + self._beat_timeout
+                headers = headers_of(self.session_id)
+                response = self._server.call("POST", "/session/heartbeat", until=until, headers=headers)
+            except httpx.TransportError as error:
+                _log.debug("heartbeat: %r", error)  # the next one tells
+                continue
+            if response.status_code in GONE and not self._leaving.is_set():
+                self.lost_reason = detail_of(response)
+                if self._on_lost is not None:
+                    self._on_lost(self.lost_reason)
+                return
+
+    def _raise_if_gone(self, response: httpx.Response) -> None:
+        if response.status_code in GONE:
+            self.lost_reason = self.lost_reason or detail_of(response)
+            self._require_session()
+
+    def _require_live_session(self) -> None:
+        until = self._server.now() + UNREACHABLE_TOLERANCE
+        path, headers = f"/session/{self.session_id}", headers_of(self.session_id)
+        self._raise_if_gone(self._server.call("GET", path, until=until, headers=headers))
+
+    def _require_session(self) -> None:
+        if self.lost_reason is not None:
+            raise RuntimeError(f"the session was ended by the server: {self.lost_reason}")
+        if self._leaving.is_set():
+            raise RuntimeError("the session is closed")
+
+
+def default_label() -> str:
+    """`user@host`, as far as this process knows them."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without an entry in the password file
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

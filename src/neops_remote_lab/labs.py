@@ -1,0 +1,487 @@
+"""The lab's life on this host, as the server sees it: acquired, released, torn down, adopted, and written down.
+
+Each change of the lab is an operation (`up` or `down`) that runs in the background, one at a time: first what is about
+to happen is committed, then netlab runs in a thread, then the outcome is committed. Requests wait for operations; they
+never run netlab themselves, so a client that goes away leaves nothing half done.
+"""
+
+import asyncio
+import logging
+import subprocess
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+from starlette import status
+from starlette.exceptions import HTTPException
+
+from neops_remote_lab.clock import Clock
+from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
+from neops_remote_lab.netlab import workspace
+from neops_remote_lab.netlab.lab_manager import LabManager, Verdict, failure
+from neops_remote_lab.netlab.workspace import Identity, Workspace
+from neops_remote_lab.settings import Settings
+from neops_remote_lab.store import Lab, LabStore
+from neops_remote_lab.uploads import RunBlocking, Upload
+
+logger = logging.getLogger(__name__)
+
+RELEASED = "released"
+DESTROYED = "destroyed by its session"
+SESSION_ENDED = "its session ended"
+REPLACED = "replaced by another topology"
+SERVER_ENDED = "the server ended and was told to tear the lab down"
+_EXPECTED = frozenset({RELEASED, DESTROYED, SESSION_ENDED, REPLACED})
+
+
+@dataclass(eq=False)
+class Operation:
+    """What is being done to the lab."""
+
+    task: asyncio.Task[None]
+    starts_for: "Acquire | None" = None
+    """The acquire whose lab is brought up; None when a lab is taken down or recovered."""
+
+
+@dataclass(eq=False)
+class Acquire:
+    """One acquire, from its first request to its answer. Retries with the same key share it."""
+
+    session_id: str
+    upload: Upload
+    key: str | None
+    present: int = 0
+    """Requests that wait for the answer. Without any the lab is not counted as held."""
+    task: asyncio.Task[AcquireResponseDto] | None = None
+
+
+class LabService:
+    """The one lab of this host, on behalf of the active session."""
+
+    def __init__(
+        self,
+        store: LabStore,
+        manager: LabManager,
+        settings: Settings,
+        clock: Clock,
+        *,
+        run_blocking: RunBlocking,
+        is_active: Callable[[str], bool],
+        quarantine: Callable[[str | None], Awaitable[None]],
+    ) -> None:
+        """`quarantine` is told why the host takes no labs any more, and None when it does again."""
+        self._store = store
+        self._manager = manager
+        self._settings = settings
+        self._clock = clock
+        self._run_blocking = run_blocking
+        self._is_active = is_active
+        self._quarantine = quarantine
+        self._lab: Lab | None = None
+        self._operation: Operation | None = None
+        self._decisions = asyncio.Lock()
+        self._acquires: dict[tuple[str, str], Acquire] = {}
+        self._stuck_since: float | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+
+    @property
+    def lab(self) -> Lab | None:
+        """The live lab."""
+        return self._lab
+
+    def log(self, session_id: str) -> Path | None:
+        """Where netlab's output of the session's lab is written."""
+        lab, held = self._lab, self._manager.current
+        return held.workspace.log if held and lab and lab.session_id == session_id else None
+
+    async def acquire(self, session_id: str, upload: Upload, key: str | None) -> AcquireResponseDto:
+        """Get the lab for a session, and count one reference more.
+
+        A cancelled caller no longer counts, but what it began goes on.
+
+        Raises:
+            HTTPException: 422 netlab rejects the topology, 423 the lab is busy, 500 netlab failed.
+        """
+        acquire = await self._begin_acquire(session_id, upload, key)
+        acquire.present += 1
+        try:
+            return await asyncio.shield(_task(acquire))
+        finally:
+            acquire.present -= 1
+
+    async def acquire_in_background(self, session_id: str, upload: Upload, key: str | None) -> None:
+        """As `acquire`, but only begin it; how it went is told by `status`."""
+        acquire = await self._begin_acquire(session_id, upload, key)
+        acquire.present += 1
+
+    async def _begin_acquire(self, session_id: str, upload: Upload, key: str | None) -> Acquire:
+        if key and (running := self._acquires.get((session_id, key))):
+            await self._discard(upload)
+            return running
+        acquire = Acquire(session_id, upload, key)
+        acquire.task = self._spawn(self._acquire(acquire))
+        acquire.task.add_done_callback(_retrieve)
+        if key:
+            self._acquires[session_id, key] = acquire
+            acquire.task.add_done_callback(lambda _: self._acquires.pop((session_id, key), None))
+        return acquire
+
+    async def _acquire(self, acquire: Acquire) -> AcquireResponseDto:
+        try:
+            if (answer := await self._answered_before(acquire)) is not None:
+                return answer
+            return await self._start_or_reuse(acquire)
+        finally:
+            if self._manager.current is None or self._manager.current.workspace is not acquire.upload.workspace:
+                await self._discard(acquire.upload)
+
+    async def _answered_before(self, acquire: Acquire) -> AcquireResponseDto | None:
+        if acquire.key is None:
+            return None
+        known = await self._store.reference_by_key(acquire.session_id, acquire.key)
+        if known is None:
+            return None
+        lab_id, held = known
+        if held and self._lab and self._lab.lab_id == lab_id:
+            return AcquireResponseDto(reused=True, devices=self._devices())
+        detail = "the acquire with this Idempotency-Key has been released: send a new key for a new acquire"
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+
+    async def _start_or_reuse(self, acquire: Acquire) -> AcquireResponseDto:
+        while True:
+            async with self._decisions:
+                self._require_active(acquire.session_id)
+                if self._operation is None and self._may_reuse(acquire):
+                    return await self._reuse(acquire)
+                operation = self._operation or self._make_room(acquire)
+                joined = self._joins(operation, acquire)
+            await asyncio.wait([operation.task])
+            if joined:
+                operation.task.result()  # a start that failed has failed for all who waited for it
+            if operation.starts_for is acquire:
+                return AcquireResponseDto(reused=False, devices=self._devices())
+
+    def _may_reuse(self, acquire: Acquire) -> bool:
+        own = self._lab is not None and self._lab.session_id == acquire.session_id
+        return own and self._verdict(acquire) == "reuse"
+
+    def _verdict(self, acquire: Acquire) -> Verdict:
+        return self._manager.verdict(acquire.upload.workspace.identity, reuse=acquire.upload.reuse)
+
+    def _make_room(self, acquire: Acquire) -> Operation:
+        """Begin what an acquire needs first: the end of another lab, or the start of its own."""
+        if self._lab and self._lab.session_id != acquire.session_id and self._stuck_since is None:
+            return self._operate(self._take_down(SESSION_ENDED))
+        verdict = self._verdict(acquire)
+        if verdict == "start":
+            return self._operate(self._bring_up(acquire), starts_for=acquire)
+        if verdict == "replace":
+            return self._operate(self._take_down(REPLACED))
+        raise self._busy()
+
+    def _joins(self, operation: Operation, acquire: Acquire) -> bool:
+        """Whether a running operation starts the lab that an acquire wants; another of its session is in the way."""
+        started = operation.starts_for
+        if started is None or started.session_id != acquire.session_id:
+            return False
+        same = started.upload.workspace.identity == acquire.upload.workspace.identity
+        if started is not acquire and not (same and acquire.upload.reuse):
+            raise self._busy()
+        return True
+
+    def _operate(self, work: Coroutine[Any, Any, None], *, starts_for: Acquire | None = None) -> Operation:
+        self._operation = operation = Operation(self._spawn(work), starts_for)
+
+        def finished(task: asyncio.Task[None]) -> None:
+            self._operation = None
+            if not task.cancelled() and (error := task.exception()) and not isinstance(error, HTTPException):
+                logger.error("an operation on the lab failed; it is tried again", exc_info=error)
+
+        operation.task.add_done_callback(finished)
+        return operation
+
+    async def _reuse(self, acquire: Acquire) -> AcquireResponseDto:
+        lab = self._live()
+        unclaimed = self._manager.status().ref_count == 0
+        if acquire.present:
+            held = await self._store.add_reference(lab.lab_id, acquire.session_id, acquire.key, self._clock.now())
+            self._manager.set_references(held)
+        return AcquireResponseDto(reused=acquire.upload.reuse or not unclaimed, devices=self._devices())
+
+    async def _bring_up(self, acquire: Acquire) -> None:
+        made = acquire.upload.workspace
+        self._lab = lab = _row(acquire)
+        try:
+            await self._store.starting(lab, self._clock.now())
+            devices = await self._run_blocking(self._start, made)
+            raw = [device.model_dump() for device in devices]
+            await self._store.running(lab.lab_id, raw, self._clock.now())
+            self._lab = replace(lab, state="running", devices=raw)
+            if acquire.present:
+                await self._store.add_reference(lab.lab_id, acquire.session_id, acquire.key, self._clock.now())
+            else:
+                self._manager.set_references(0)
+        except Exception as error:  # noqa: BLE001 - whatever it was, its lab must go and its waiters must hear of it
+            await self._failed(lab, error)
+
+    def _start(self, made: Workspace) -> list[DeviceInfoDto]:
+        if (devices := self._manager.try_acquire(made)) is None:
+            raise BlockingIOError("another process of this host holds its lab")
+        return devices
+
+    async def _failed(self, lab: Lab, error: Exception) -> NoReturn:
+        """Write down how an `up` failed, and say so to whoever waits for it. The lab manager has cleaned up."""
+        answer = _answer(error)
+        if self._manager.current and not self._manager.current.left:
+            await self._run_blocking(self._manager.tear_down)
+        await self._conclude(lab.lab_id, str(answer.detail))
+        raise answer from error
+
+    async def _take_down(self, outcome: str) -> None:
+        lab = self._live()
+        await self._store.stopping(lab.lab_id)
+        self._lab = replace(lab, state="stopping")
+        await self._run_blocking(self._manager.tear_down)
+        await self._conclude(lab.lab_id, outcome)
+        await self._sweep(folders=False)
+
+    async def open(self, *, rebooted: bool) -> None:
+        """Take over what an earlier server has left, in the background; acquires wait for the end of that."""
+        self._lab = await self._store.live_lab()
+        self._operate(self._recover(rebooted=rebooted))
+
+    async def _recover(self, *, rebooted: bool) -> None:
+        if (lab := self._lab) is not None:
+            await self._take_over(lab, rebooted=rebooted)
+        await self._sweep(folders=True)
+
+    async def _take_over(self, lab: Lab, *, rebooted: bool) -> None:
+        """Go on with the lab that the database names, or remove what is left of it."""
+        devices = [DeviceInfoDto.model_validate(device) for device in lab.devices or []]
+        held = await self._store.held_references(lab.lab_id)
+        await self._run_blocking(self._manager.hold, _workspace(lab), devices, held)
+        may_run = lab.state == "running" and self._is_active(lab.session_id) and not rebooted
+        if may_run and await self._run_blocking(self._manager.resume):
+            logger.info("lab %s runs on, with %d references", lab.lab_id, held)
+            return
+        lost = "the lab host was restarted" if rebooted else "the server was restarted, and the lab did not run whole"
+        await self._run_blocking(self._manager.tear_down)
+        await self._conclude(lab.lab_id, f"lost: {lost}" if self._is_active(lab.session_id) else SESSION_ENDED)
+
+    async def _sweep(self, *, folders: bool) -> None:
+        if left := await self._run_blocking(lambda: self._manager.sweep(folders=folders)):
+            self._stuck_since = self._clock.monotonic()
+            await self._quarantine(f"{', '.join(left)} of an earlier lab could not be removed")
+
+    async def _conclude(self, lab_id: str, outcome: str) -> None:
+        held = self._manager.current
+        if held and held.workspace.lab_id == lab_id:
+            self._stuck_since = self._clock.monotonic()
+            reason = f"{', '.join(held.left)} of lab {lab_id} could not be removed"
+            logger.error("quarantined: %s", reason)
+            await self._quarantine(reason)
+            return
+        await self._store.ended(lab_id, outcome, self._clock.now())
+        self._lab = None
+
+    async def _clean_up(self) -> None:
+        """Try once more to remove what has put the host into quarantine, and end that when nothing is left."""
+        self._stuck_since = None
+        if self._lab:
+            await self._take_down("lost: it could be removed only later")
+        else:
+            await self._sweep(folders=False)
+        if self._stuck_since is None:
+            await self._quarantine(None)
+
+    async def release(self, session_id: str, key: str | None = None) -> None:
+        """Let go of one reference (that of the acquire with `key`, where given); the last one tears the lab down.
+
+        Raises:
+            HTTPException: 404 no lab is running.
+        """
+        async with self._decisions:
+            if key and (known := await self._store.reference_by_key(session_id, key)) and not known[1]:
+                return  # a repeated release: the first one was answered, or would have been
+            lab = await self._running(session_id)
+            left = await self._store.release_reference(lab.lab_id, key, self._clock.now())
+            self._manager.set_references(left)
+            if not left:
+                self._operate(self._take_down(RELEASED))
+
+    async def destroy(self, session_id: str, *, force: bool) -> bool:
+        """Tear the lab down in the background; False where there is none.
+
+        Raises:
+            HTTPException: 409 it is in use and `force` is false.
+        """
+        async with self._decisions:
+            if self._lab is None or self._lab.session_id != session_id:
+                return False
+            starting = self._operation is not None and self._operation.starts_for is not None
+            if self._operation and not starting:
+                return False
+            if not force and (starting or self._manager.status().ref_count):
+                detail = "the lab is in use: release its references first, or send force=true"
+                raise HTTPException(status.HTTP_409_CONFLICT, detail=detail)
+            if starting:
+                self._manager.interrupt()
+            else:
+                self._operate(self._take_down(DESTROYED))
+            return True
+
+    async def settle(self) -> None:
+        """Tear down a lab whose session is over. To be called whenever that may be the case."""
+        async with self._decisions:
+            if self._lab is None or self._is_active(self._lab.session_id):
+                return
+            if self._operation is None and self._stuck_since is None:
+                self._operate(self._take_down(SESSION_ENDED))
+            elif self._operation and self._operation.starts_for:
+                self._manager.interrupt()
+
+    async def tick(self, *, quarantined: bool) -> None:
+        """Do what is due: end a lab without a session, and try again what has failed."""
+        if self._operation:
+            await self.settle()
+        elif self._stuck_since is not None:
+            waited = self._clock.monotonic() - self._stuck_since
+            if not quarantined or waited >= self._settings.quarantine_retry:
+                self._operate(self._clean_up())
+        elif self._lab and self._manager.current is None:
+            self._operate(self._recover(rebooted=False))  # its end could not be written down
+        else:
+            await self.settle()
+
+    async def status(self, session_id: str) -> LabStatusDto:
+        """The session's lab, and why it has none if that was not its wish."""
+        if self._lab is None or self._lab.session_id != session_id:
+            return LabStatusDto(running=False, error=await self._unexpected_end(session_id))
+        found = self._manager.status()
+        if found.state == "none":
+            return found.model_copy(update={"state": self._lab.state, "topology": self._lab.topology})
+        native: str | None = await self._run_blocking(self._manager.netlab_status)
+        return found.model_copy(update={"netlab_status": native})
+
+    async def devices(self, session_id: str) -> list[DeviceInfoDto]:
+        """The devices of the session's running lab. Raises HTTPException 404 where there is none."""
+        await self._running(session_id)
+        return self._devices()
+
+    async def close(self, *, keep: bool) -> None:
+        """End what runs; keep a lab that is up for the next server, or tear it down."""
+        if self._operation:
+            if self._operation.starts_for:
+                self._manager.interrupt()
+            await asyncio.wait([self._operation.task])
+        if keep:
+            self._manager.keep()
+        elif self._lab and self._stuck_since is None:
+            await asyncio.wait([self._operate(self._take_down(SERVER_ENDED)).task])
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def prune(self) -> int:
+        """Forget labs that ended longer ago than the history is kept; their number."""
+        return await self._store.prune(self._clock.now() - timedelta(days=self._settings.history_days))
+
+    async def _running(self, session_id: str) -> Lab:
+        if self._lab and self._lab.session_id == session_id and self._lab.state == "running":
+            return self._lab
+        reason = await self._unexpected_end(session_id)
+        raise HTTPException(
+            status.HTTP_404_NOT_FOUND,
+            detail=f"no lab is running{f': {reason}' if reason else ''}; POST /lab starts one",
+        )
+
+    async def _unexpected_end(self, session_id: str) -> str | None:
+        outcome = await self._store.last_outcome(session_id)
+        return None if outcome in _EXPECTED else outcome
+
+    def _live(self) -> Lab:
+        if self._lab is None:
+            raise RuntimeError("there is no live lab")
+        return self._lab
+
+    def _devices(self) -> list[DeviceInfoDto]:
+        return self._manager.current.devices if self._manager.current else []
+
+    def _require_active(self, session_id: str) -> None:
+        if not self._is_active(session_id):
+            raise HTTPException(status.HTTP_404_NOT_FOUND, detail="the session has ended: join the queue again")
+
+    def _busy(self) -> HTTPException:
+        detail = (
+            f"the lab is busy with {self._lab.topology if self._lab else 'another one'}: release it, or try again later"
+        )
+        if self._stuck_since is not None:
+            detail = "the lab host is quarantined, because a lab could not be removed: GET /queue says what is left"
+        return HTTPException(
+            status.HTTP_423_LOCKED,
+            detail=detail,
+            headers={"Retry-After": str(self._settings.retry_after)},
+        )
+
+    async def _discard(self, upload: Upload) -> None:
+        await self._run_blocking(workspace.remove, upload.workspace.base)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+
+def _task(acquire: Acquire) -> asyncio.Task[AcquireResponseDto]:
+    if acquire.task is None:
+        raise RuntimeError("the acquire was not begun")
+    return acquire.task
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Mark a failure as seen: whoever waited for it has gone, and `status` tells it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _row(acquire: Acquire) -> Lab:
+    made: Workspace = acquire.upload.workspace
+    return Lab(
+        lab_id=made.lab_id,
+        session_id=acquire.session_id,
+        state="starting",
+        topology=made.topology,
+        topology_sha256=made.identity.topology,
+        extra_sha256=made.identity.extra,
+        work_dir=str(made.base),
+        devices=None,
+    )
+
+
+def _workspace(lab: Lab) -> Workspace:
+    identity = Identity(lab.topology_sha256, lab.extra_sha256)
+    return Workspace(lab.lab_id, Path(lab.work_dir), lab.topology, identity)
+
+
+def _answer(error: Exception) -> HTTPException:
+    match error:
+        case ValueError():
+            detail = f"netlab rejects the topology: {error}"
+            return HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+        case BlockingIOError():
+            return HTTPException(
+                status.HTTP_423_LOCKED, detail=f"the lab is busy: {error}", headers={"Retry-After": "2"}
+            )
+        case InterruptedError():
+            return HTTPException(status.HTTP_423_LOCKED, detail="the lab's start was stopped: its session ended")
+        case FileNotFoundError():
+            detail = "netlab cannot be run on the lab host: install it there, or name it with --netlab"
+            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
+        case subprocess.SubprocessError():
+            detail = f"netlab failed to start the lab: {failure(error)}"
+            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
+        case _:
+            logger.error("the lab's start failed", exc_info=error)
+            detail = f"the lab could not be started ({type(error).__name__}); the server's log says why"
+            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)

@@ -1,0 +1,30 @@
+"""Request and response models of the HTTP API."""
+
+from neops_remote_lab.models.health import DebugHealthDto, ErrorDto, ReadyDto
+from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto, LabState, LabStatusDto, TopologyCheckDto
+from neops_remote_lab.models.queue import QueueDto, QueueEntryDto
+from neops_remote_lab.models.session import (
+    ActiveSessionResponseDto,
+    CreateSessionRequestDto,
+    CreateSessionResponseDto,
+    SessionStatus,
+    SessionStatusResponseDto,
+)
+
+__all__ = [
+    "AcquireResponseDto",
+    "ActiveSessionResponseDto",
+    "CreateSessionRequestDto",
+    "CreateSessionResponseDto",
+    "DebugHealthDto",
+    "DeviceInfoDto",
+    "ErrorDto",
+    "LabState",
+    "LabStatusDto",
+    "QueueDto",
+    "QueueEntryDto",
+    "ReadyDto",
+    "SessionStatus",
+    "SessionStatusResponseDto",
+    "TopologyCheckDto",
+]

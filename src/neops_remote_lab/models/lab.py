@@ -1,0 +1,41 @@
+"""The lab: acquiring it, its devices and its state."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+LabState = Literal["starting", "running", "stopping", "none"]
+
+
+class DeviceInfoDto(BaseModel):
+    """One node of the lab. Stable: other packages import it."""
+
+    name: str = Field(description="the node's name in the topology")
+    raw: dict[str, Any] = Field(description="all that netlab knows of the node, group variables included")
+
+
+class AcquireResponseDto(BaseModel):
+    """A lab that runs, and of which the caller holds one more reference."""
+
+    reused: bool = Field(description="true when the lab was running before this call")
+    devices: list[DeviceInfoDto]
+
+
+class LabStatusDto(BaseModel):
+    """The lab of the calling session."""
+
+    running: bool
+    topology: str | None = Field(default=None, description="the topology's file name as it was uploaded")
+    ref_count: int = Field(default=0, ge=0, description="acquires that were not yet released")
+    devices: list[DeviceInfoDto] = Field(default_factory=list)
+    netlab_status: str | None = Field(default=None, description="what netlab itself says of the lab's state")
+    state: LabState = "none"
+    topology_sha256: str | None = Field(default=None, description="digest of the topology file's bytes")
+    error: str | None = Field(default=None, description="why the session's last lab failed or was lost")
+
+
+class TopologyCheckDto(BaseModel):
+    """A topology that netlab accepts."""
+
+    nodes: int = Field(ge=0)
+    links: int = Field(ge=0)

@@ -1,0 +1,46 @@
+"""Sessions: joining the queue and asking for one's place in it."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+LABEL_LENGTH = 200
+"""Longest client or purpose label, in characters."""
+
+SessionStatus = Literal["waiting", "active"]
+Label = Annotated[str, Field(max_length=LABEL_LENGTH)]
+
+
+class CreateSessionRequestDto(BaseModel):
+    """Who asks, as the queue shows it to others. The whole body is optional."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    client: Label | None = Field(default=None, description="who asks, for example user@host")
+    purpose: Label | None = Field(default=None, description="what for, for example a CI job's address")
+
+
+class CreateSessionResponseDto(BaseModel):
+    """A place in the queue, durable before it is answered."""
+
+    session_id: str = Field(description="name of the session, to be sent as X-Session-ID")
+    position: int = Field(ge=0, description="0: active; 1: next; and so on")
+
+
+class SessionStatusResponseDto(BaseModel):
+    """A session's place in the queue."""
+
+    status: SessionStatus
+    position: int = Field(ge=0, description="0: active; 1: next; and so on")
+    eta_seconds: float | None = Field(
+        default=None, description="expected wait in seconds, from this host's own history; null where there is none"
+    )
+    waiting_for: str | None = Field(default=None, description="who holds the lab, with what, since when")
+
+
+class ActiveSessionResponseDto(BaseModel):
+    """The session that holds the lab host."""
+
+    session_id: str = Field(description="whole for its owner, else the first 8 characters")
+    status: SessionStatus
+    position: int = Field(ge=0)

@@ -1,0 +1,1 @@
+"""netlab: starting it, reading what it says, and the one lab of this host."""

@@ -1,0 +1,184 @@
+"""The only place that starts the netlab command line, and the Docker one beside it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Final
+
+if sys.platform == "linux":
+    import resource
+
+LAB_ID_VARIABLE: Final = "NEOPS_REMOTE_LAB_LAB_ID"
+"""Marks every process that works on a lab, so that a later server finds those that outlived an earlier one."""
+
+TAIL_BYTES: Final = 16384
+TAIL_LINES: Final = 20
+MAX_OUTPUT_BYTES: Final = 64 << 20
+
+# Where the internet is out of reach containerlab would wait 3 s at every deploy for the number of its newest release.
+_ENVIRONMENT: Final = {"CLAB_VERSION_CHECK": "disable", "COLUMNS": "200", "NO_COLOR": "1"}
+_TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*", re.MULTILINE)
+_ABSOLUTE_PATH = re.compile(r"(?<![\w/.:])/(?:[\w.@+~-]+/)+([\w.@+~-]*)")
+
+
+class Interrupt:
+    """Ends a command from another thread: the one that runs now, or the next that is started with it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._grace = 0.0
+        self.requested = False
+
+    def request(self) -> None:
+        """End the command, with all the processes that it has started."""
+        with self._lock:
+            self.requested = True
+            if self._process:
+                _stop(self._process, self._grace)
+
+    def watch(self, process: subprocess.Popen[bytes] | None, grace: float = 0) -> None:
+        """Name the process that a request ends, and the seconds between its polite and its final signal."""
+        with self._lock:
+            self._process, self._grace = process, grace
+            if process and self.requested:
+                _stop(process, grace)
+
+
+def run_netlab(
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    timeout: float,
+    command: str = "netlab",
+    log: Path | None = None,
+    answer: str = "",
+    kill_grace: float = 5,
+    memory: int | None = None,
+    lab_id: str = "",
+    interrupt: Interrupt | None = None,
+) -> str:
+    """Run `netlab ARGUMENTS` in `folder`, in a process group of its own, and return its standard output.
+
+    Args:
+        timeout: seconds after which the whole process group is ended.
+        log: file to append the output to while it is printed; an empty text is returned then.
+        answer: what standard input says before it is closed.
+        kill_grace: seconds between SIGTERM and SIGKILL.
+        memory: most address space, in bytes (Linux only).
+        interrupt: ends the command early.
+
+    Raises:
+        FileNotFoundError: there is no such command.
+        InterruptedError: `interrupt` was requested.
+        subprocess.TimeoutExpired: the time was over.
+        subprocess.CalledProcessError: exit status not 0; `stderr` has the last lines that were printed.
+    """
+    words = [command, *arguments]
+    interrupt = interrupt or Interrupt()
+    with ExitStack() as files:
+        # Files, not pipes: a command that prints megabytes, or whose children hold its output open, cannot block us,
+        # and one that outlives this server still has somewhere to print to.
+        output: IO[bytes] = files.enter_context(log.open("a+b") if log else TemporaryFile())  # noqa: SIM115
+        errors = output if log else files.enter_context(TemporaryFile())
+        start = errors.tell()
+        process = subprocess.Popen(
+            words,
+            cwd=folder,
+            env={**os.environ, **_ENVIRONMENT, LAB_ID_VARIABLE: lab_id},
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        )
+        _limit_memory(process, memory)
+        status = _watch(process, answer, timeout, kill_grace, interrupt)
+        if status:
+            raise subprocess.CalledProcessError(status, words, stderr=_last_lines(errors, start))
+        return "" if log else _read(output)
+
+
+def run_docker(arguments: Sequence[str], *, command: str = "docker", timeout: float) -> str:
+    """Run `docker ARGUMENTS` and return its standard output. Raises what `run_netlab` raises."""
+    return run_netlab(arguments, folder=Path("/"), command=command, timeout=timeout)
+
+
+def _watch(
+    process: subprocess.Popen[bytes], answer: str, timeout: float, kill_grace: float, interrupt: Interrupt
+) -> int:
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        _stop(process, kill_grace)
+
+    # A timer and a blocking wait, since a wait with a time-out polls: the end is noticed at once.
+    timer = threading.Timer(timeout, expire)
+    timer.daemon = True
+    timer.start()
+    interrupt.watch(process, kill_grace)
+    try:
+        with suppress(BrokenPipeError):
+            process.communicate(answer.encode())
+    finally:
+        timer.cancel()
+        interrupt.watch(None)
+    if interrupt.requested or expired.is_set():
+        _signal_group(process, signal.SIGKILL)  # what the leader has left of its group
+    if interrupt.requested:
+        raise InterruptedError("the command was stopped before its end")
+    if expired.is_set():
+        raise subprocess.TimeoutExpired(process.args, timeout)
+    return process.returncode
+
+
+def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
+    _signal_group(process, signal.SIGTERM)
+    final = threading.Timer(grace, _kill_if_running, (process,))
+    final.daemon = True
+    final.start()
+
+
+def _kill_if_running(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is None:
+        _signal_group(process, signal.SIGKILL)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _limit_memory(process: subprocess.Popen[bytes], memory: int | None) -> None:
+    if memory is not None and sys.platform == "linux":
+        with suppress(ProcessLookupError):
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(MAX_OUTPUT_BYTES).decode(errors="replace")
+
+
+def _last_lines(file: IO[bytes], start: int) -> str:
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(start, end - TAIL_BYTES))
+    return tail(file.read().decode(errors="replace"))
+
+
+def tail(text: str) -> str:
+    """The last lines of an output, fit to be shown to a user."""
+    lines = [line.rstrip() for line in scrub(text).splitlines() if line.strip()]
+    return "\n".join(lines[-TAIL_LINES:])
+
+
+def scrub(text: str) -> str:
+    """An output without tracebacks, and without the folders of this host."""
+    return _ABSOLUTE_PATH.sub(r"\1", _TRACEBACK.sub("", text))

@@ -1,0 +1,113 @@
+"""A lab's work folder: what was uploaded, the folder netlab runs in, and the log of what it printed."""
+
+import hashlib
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple
+
+from neops_remote_lab.netlab.topology import topology_name
+
+LOG_NAME: Final = "netlab.log"
+_UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+class Identity(NamedTuple):
+    """What makes two labs the same: contents, never the topology's name."""
+
+    topology: str
+    """SHA-256 of the topology file's bytes."""
+    extra: str | None = None
+    """SHA-256 over names and digests of the extra files; None without any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The files of one lab: `ROOT/LAB_ID/netlab.log`, and `ROOT/LAB_ID/TOPOLOGY_STEM/` in which netlab runs.
+
+    netlab names the lab, and so its containers, after the inner folder: users see the name that they gave.
+    """
+
+    lab_id: str
+    base: Path
+    topology: str
+    identity: Identity
+
+    @property
+    def folder(self) -> Path:
+        """Where netlab runs."""
+        return self.base / folder_name(self.topology)
+
+    @property
+    def log(self) -> Path:
+        """What netlab printed."""
+        return self.base / LOG_NAME
+
+    @property
+    def snapshot(self) -> Path:
+        """netlab's own record of the lab; it exists once the configuration files are made."""
+        return self.folder / "netlab.snapshot.pickle"
+
+
+def folder_name(topology: str) -> str:
+    """A folder name that netlab can make a lab name of."""
+    return _UNFIT.sub("_", PurePosixPath(topology).stem).strip("_-") or "lab"
+
+
+def new_lab_id() -> str:
+    """A name for a lab that no other has."""
+    return secrets.token_hex(8)
+
+
+def identity(topology_sha256: str, extra: Mapping[str, str]) -> Identity:
+    """The identity of a topology and its extra files, given by name and SHA-256."""
+    if not extra:
+        return Identity(topology_sha256)
+    digest = hashlib.sha256()
+    for name, sha256 in sorted(extra.items()):
+        digest.update(f"{name}\0{sha256}\n".encode())
+    return Identity(topology_sha256, digest.hexdigest())
+
+
+def digest(topology: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with topology.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_topology(topology: Path, root: Path) -> Workspace:
+    """A work folder below `root` with a copy of a local topology file.
+
+    Raises:
+        ValueError: the file's name does not end in .yml.
+        OSError: it cannot be read or copied.
+    """
+    if topology.suffix != ".yml":
+        raise ValueError(f"{topology} must end in .yml")
+    content = topology.read_bytes()
+    lab_id = new_lab_id()
+    workspace = Workspace(
+        lab_id, root / lab_id, topology_name(topology.name), identity(hashlib.sha256(content).hexdigest(), {})
+    )
+    workspace.folder.mkdir(parents=True)
+    (workspace.folder / workspace.topology).write_bytes(content)
+    return workspace
+
+
+def left_in(base: Path) -> Workspace:
+    """The lab whose files lie in a work folder that an earlier server has left."""
+    snapshots = sorted(base.glob("*/netlab.snapshot.pickle"))
+    return Workspace(base.name, base, snapshots[0].parent.name if snapshots else "lab", Identity(""))
+
+
+def find(root: Path) -> list[Workspace]:
+    """All labs that have a work folder below `root`."""
+    return [left_in(base) for base in sorted(root.iterdir()) if base.is_dir()] if root.is_dir() else []
+
+
+def remove(base: Path) -> None:
+    """Remove a work folder with all that is in it; one that is gone already is fine."""
+    shutil.rmtree(base, ignore_errors=True)

@@ -1,0 +1,236 @@
+"""The OpenAPI 3.1 description, made from the Dto models that the handlers validate with."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from neops_remote_lab.models import (
+    AcquireResponseDto,
+    ActiveSessionResponseDto,
+    CreateSessionRequestDto,
+    CreateSessionResponseDto,
+    DebugHealthDto,
+    DeviceInfoDto,
+    ErrorDto,
+    LabStatusDto,
+    QueueDto,
+    ReadyDto,
+    SessionStatusResponseDto,
+    TopologyCheckDto,
+)
+
+_REFERENCE: Final = "#/components/schemas/{model}"
+_MODELS: Final[Sequence[type[BaseModel]]] = (
+    AcquireResponseDto,
+    ActiveSessionResponseDto,
+    CreateSessionRequestDto,
+    CreateSessionResponseDto,
+    DebugHealthDto,
+    DeviceInfoDto,
+    ErrorDto,
+    LabStatusDto,
+    QueueDto,
+    ReadyDto,
+    SessionStatusResponseDto,
+    TopologyCheckDto,
+)
+
+
+def _header(name: str, description: str, *, required: bool = False) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "required": required,
+        "description": description,
+        "schema": {"type": "string"},
+    }
+
+
+def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
+
+
+SESSION_HEADER: Final = _header("X-Session-ID", "the session that calls", required=True)
+KEY_HEADER: Final = _header("Idempotency-Key", "a repeated call with the same key has no further effect")
+SESSION_ID: Final = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}}
+_FILE: Final = {"type": "string", "contentMediaType": "application/octet-stream"}
+_UPLOAD: Final = {
+    "type": "object",
+    "required": ["topology"],
+    "properties": {
+        "topology": {**_FILE, "description": "the netlab topology, .yml or .yaml"},
+        "reuse": {
+            "type": "boolean",
+            "default": True,
+            "description": "share the lab when it runs this topology already",
+        },
+        "extra_files": {"type": "array", "items": _FILE, "description": "files beside the topology; may be in folders"},
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call, as the description tells it."""
+
+    method: str
+    path: str
+    summary: str
+    success: dict[int, type[BaseModel] | str | None]
+    """Status code: the answer's model, a media type, or nothing."""
+    failures: dict[int, str]
+    parameters: tuple[dict[str, Any], ...] = ()
+    body: type[BaseModel] | str | None = None
+    many: bool = False
+    """The answer is a list of the model."""
+
+
+_UNKNOWN: Final = {404: "unknown session"}
+_NOT_ACTIVE: Final = {404: "unknown session, or no lab", 423: "the session is not active"}
+_HEADER_MISSING: Final = {422: "X-Session-ID is missing"}
+
+OPERATIONS: Final = (
+    Operation(
+        "post",
+        "/session",
+        "Join the queue",
+        {201: CreateSessionResponseDto},
+        {422: "the body is wrong", 503: "the server is about to end"},
+        (KEY_HEADER,),
+        CreateSessionRequestDto,
+    ),
+    Operation(
+        "get",
+        "/session/{session_id}",
+        "Ask for a session's place, or wait until it is active",
+        {200: SessionStatusResponseDto},
+        {**_UNKNOWN, 410: "the session was ended; why", 422: "wait is no number"},
+        (SESSION_ID, _query("wait", {"type": "number", "minimum": 0}, "hold the answer for so many seconds")),
+    ),
+    Operation("delete", "/session/{session_id}", "End a session", {204: None}, _UNKNOWN, (SESSION_ID,)),
+    Operation(
+        "get",
+        "/active-session",
+        "Who holds the lab host",
+        {200: ActiveSessionResponseDto},
+        {404: "nobody"},
+        ({**SESSION_HEADER, "required": False},),
+    ),
+    Operation(
+        "post", "/session/heartbeat", "Keep a session alive", {204: None}, _UNKNOWN | _HEADER_MISSING, (SESSION_HEADER,)
+    ),
+    Operation(
+        "post",
+        "/lab",
+        "Acquire the lab with a topology",
+        {200: AcquireResponseDto, 202: None},
+        {
+            400: "a file name is not allowed",
+            404: "unknown session",
+            413: "the upload is too large",
+            422: "the form is wrong, or netlab rejects the topology",
+            423: "the session is not active, or the lab is busy",
+            500: "netlab failed",
+            507: "the lab host's disk is full",
+        },
+        (SESSION_HEADER, KEY_HEADER, _header("Prefer", "respond-async: answer 202 at once; GET /lab tells the rest")),
+        "upload",
+    ),
+    Operation(
+        "get", "/lab", "The session's lab", {200: LabStatusDto}, _NOT_ACTIVE | _HEADER_MISSING, (SESSION_HEADER,)
+    ),
+    Operation(
+        "delete",
+        "/lab",
+        "Tear the lab down",
+        {202: None, 204: None},
+        {**_NOT_ACTIVE, 409: "in use, and force is false", 422: "force is no boolean, or X-Session-ID is missing"},
+        (SESSION_HEADER, _query("force", {"type": "boolean", "default": True}, "tear down a lab that is in use")),
+    ),
+    Operation(
+        "get",
+        "/lab/devices",
+        "The lab's devices",
+        {200: DeviceInfoDto},
+        _NOT_ACTIVE | _HEADER_MISSING,
+        (SESSION_HEADER,),
+        many=True,
+    ),
+    Operation(
+        "get",
+        "/lab/log",
+        "What netlab has printed",
+        {200: "text/plain"},
+        _NOT_ACTIVE | _HEADER_MISSING,
+        (SESSION_HEADER,),
+    ),
+    Operation(
+        "post",
+        "/lab/release",
+        "Release one reference",
+        {204: None},
+        _NOT_ACTIVE | _HEADER_MISSING,
+        (SESSION_HEADER, _header("Idempotency-Key", "the key of the acquire that is undone")),
+    ),
+    Operation("get", "/queue", "The queue", {200: QueueDto}, {}),
+    Operation("get", "/healthz", "Whether the server answers", {204: None}, {}),
+    Operation(
+        "get", "/readyz", "Whether the host can take a lab", {200: ReadyDto}, {503: "it cannot; what is missing"}
+    ),
+    Operation("get", "/debug/health", "The server's numbers", {200: DebugHealthDto}, {}),
+)
+
+
+def describe(version: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    _, schema = models_json_schema([(model, "serialization") for model in _MODELS], ref_template=_REFERENCE)
+    paths: dict[str, Any] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "neops-remote-lab",
+            "version": version,
+            "description": "Shares one netlab host among many: a FIFO queue of sessions, and one real lab at a time.",
+        },
+        "paths": paths,
+        "components": {"schemas": schema["$defs"]},
+    }
+
+
+def _describe(operation: Operation) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "summary": operation.summary,
+        "operationId": re.sub(r"\W+", "_", f"{operation.method}{operation.path}").strip("_"),
+        "parameters": list(operation.parameters),
+        "responses": {
+            str(code): _answer(operation.summary, content, many=operation.many)
+            for code, content in operation.success.items()
+        }
+        | {str(code): _answer(text, ErrorDto) for code, text in operation.failures.items()},
+    }
+    if operation.body == "upload":
+        described["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD}}}
+    elif isinstance(operation.body, type):
+        content = {"application/json": {"schema": _reference(operation.body)}}
+        described["requestBody"] = {"required": False, "content": content}
+    return described
+
+
+def _answer(text: str, content: type[BaseModel] | str | None, *, many: bool = False) -> dict[str, Any]:
+    if content is None:
+        return {"description": text}
+    if isinstance(content, str):
+        return {"description": text, "content": {content: {"schema": {"type": "string"}}}}
+    schema = _reference(content)
+    body = {"application/json": {"schema": {"type": "array", "items": schema} if many else schema}}
+    return {"description": text, "content": body}
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REFERENCE.format(model=model.__name__)}

@@ -1,0 +1,209 @@
+"""The session queue: join, wait, promote, renew, expire, end.
+
+The store is the truth and is written first; the roster mirrors it, so that asking for a place reads no disk.
+"""
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from neops_remote_lab.clock import Clock
+from neops_remote_lab.roster import HoldHistory, Roster
+from neops_remote_lab.settings import Settings
+from neops_remote_lab.store import Session, SessionStore
+
+ENDED_BY_CLIENT = "ended by its client"
+ENDED_BY_OPERATOR = "ended by an operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a session stands."""
+
+    session: Session
+    position: int
+    eta_seconds: float | None
+
+
+class SessionQueue:
+    """The queue of one lab host."""
+
+    def __init__(self, store: SessionStore, settings: Settings, clock: Clock) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._roster = Roster()
+        self._holds = HoldHistory()
+        self._waiters: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
+        self._unwritten: dict[str, datetime] = {}
+        self._draining = False
+        self.quarantined: str | None = None
+
+    async def load(self) -> None:
+        """Take over the queue as the database has it. Every session has its full time again."""
+        self._holds = HoldHistory(await self._store.latest_holds())
+        await self.reconcile()
+
+    async def register_host(self, boot_id: str) -> str | None:
+        """Note that this host serves; the identity of the boot that it served in before, if any."""
+        return await self._store.register_host(boot_id)
+
+    @property
+    def active(self) -> Session | None:
+        """Who holds the lab host."""
+        return self._roster.active
+
+    @property
+    def waiting(self) -> int:
+        """How many sessions wait."""
+        return self._roster.waiting
+
+    def __len__(self) -> int:
+        return len(self._roster)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._roster)
+
+    async def join(self, *, client: str | None, purpose: str | None, key: str | None) -> Place:
+        """Append a session; with the `key` of a live session, that session again. Durable when this returns."""
+        session_id = secrets.token_hex(16)
+        session = await self._store.join(session_id, client=client, purpose=purpose, key=key, now=self._clock.now())
+        if session.session_id in self._roster:
+            self._roster.renew(session.session_id, self._clock.monotonic())
+        else:
+            self._roster.put(session, self._clock.monotonic())
+        return self._place(session)
+
+    def place(self, session_id: str) -> Place | None:
+        """Where a live session stands; None when it is not live."""
+        session = self._roster.get(session_id)
+        return self._place(session) if session else None
+
+    def _place(self, session: Session) -> Place:
+        position = self._roster.position(session)
+        return Place(session, position, self._holds.eta(position, self._roster.held_for(self._clock.monotonic())))
+
+    def is_active(self, session_id: str) -> bool:
+        """Whether a session holds the lab host."""
+        return self.active is not None and self.active.session_id == session_id
+
+    def renew(self, session_id: str) -> bool:
+        """Note contact; whether the session is live."""
+        if session_id not in self._roster:
+            return False
+        self._roster.renew(session_id, self._clock.monotonic())
+        self._unwritten[session_id] = self._clock.now()
+        return True
+
+    @contextmanager
+    def open_call(self, session_id: str) -> Iterator[None]:
+        """A call of a session: while it is open the session does not go stale."""
+        self.renew(session_id)
+        self._roster.call_opened(session_id)
+        try:
+            yield
+        finally:
+            self._roster.call_closed(session_id, self._clock.monotonic())
+
+    async def wait_until_active(self, session_id: str, seconds: float) -> None:
+        """Return when the session is active, ended, or told to come back, or when `seconds` are over."""
+        place = self.place(session_id)
+        if place is None or place.position == 0 or self._draining or seconds <= 0:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[session_id].add(waiter)
+        try:
+            await asyncio.wait([waiter], timeout=seconds)
+        finally:
+            self._waiters[session_id].discard(waiter)
+            if not self._waiters[session_id]:
+                del self._waiters[session_id]
+
+    def _wake(self, session_id: str) -> None:
+        for waiter in self._waiters.get(session_id, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server takes no new sessions, because it is about to end."""
+        return self._draining
+
+    def drain(self) -> None:
+        """Take no new sessions, and answer every call that is held."""
+        self._draining = True
+        for session_id in list(self._waiters):
+            self._wake(session_id)
+
+    async def end(self, session_id: str, reason: str = ENDED_BY_CLIENT) -> bool:
+        """End a live session and promote the next; False when there was none. Durable when this returns."""
+        if session_id not in self._roster:
+            return False
+        return session_id in await self._end([session_id], reason)
+
+    async def _end(self, session_ids: list[str], reason: str) -> tuple[str, ...]:
+        ending = await self._store.end(session_ids, reason=reason, now=self._clock.now())
+        for session_id in session_ids:
+            self._forget(session_id)
+        self._promoted(ending.promoted)
+        return ending.ended
+
+    def _forget(self, session_id: str) -> None:
+        if self.is_active(session_id):
+            self._holds.add(self._roster.held_for(self._clock.monotonic()))
+        self._roster.drop(session_id)
+        self._unwritten.pop(session_id, None)
+        self._wake(session_id)
+
+    def _promoted(self, session: Session | None) -> None:
+        if session:
+            self._roster.put(session, self._clock.monotonic())
+            self._wake(session.session_id)
+
+    async def expire(self) -> tuple[str, ...]:
+        """End those who have gone silent, or hold for longer than is allowed; their ids."""
+        now = self._clock.monotonic()
+        limits = self._settings
+        silent = self._roster.silent(now, waiting_timeout=limits.waiting_timeout, active_timeout=limits.active_timeout)
+        ended: tuple[str, ...] = ()
+        if silent:
+            ended += await self._end(silent, "time-out: no call came from its client for too long")
+        if limits.max_hold and (active := self.active) and self._roster.held_for(now) > limits.max_hold:
+            reason = f"maximum hold: it held the lab for more than {limits.max_hold:g} s"
+            ended += await self._end([active.session_id], reason)
+        return ended
+
+    async def reconcile(self) -> None:
+        """Act on what somebody wrote into the database by hand as if the API had been called."""
+        self.quarantined = await self._store.quarantine_reason()
+        difference = self._roster.reload(await self._store.live_sessions(), self._clock.monotonic())
+        for session_id in difference.vanished | difference.changed:
+            self._wake(session_id)
+        self._promoted(await self._store.promote(self._clock.now()))
+
+    async def quarantine(self, reason: str | None) -> None:
+        """Make nobody active any more, for a reason; or lift that with None and go on."""
+        await self._store.set_quarantine(reason, self._clock.now())
+        self.quarantined = reason
+        self._promoted(await self._store.promote(self._clock.now()))
+
+    async def write_contacts(self) -> None:
+        """Write the last contacts for the operator's eyes. A restart may forget them: it renews everybody."""
+        contacts, self._unwritten = self._unwritten, {}
+        await self._store.record_contacts(contacts)
+
+    async def prune(self) -> int:
+        """Forget sessions that ended longer ago than the history is kept; their number."""
+        return await self._store.prune(self._clock.now() - timedelta(days=self._settings.history_days))
+
+    async def end_reason(self, session_id: str) -> str | None:
+        """Why a session of the history ended; None where it is not known."""
+        return await self._store.end_reason(session_id)
+
+    def silent_for(self, session_id: str) -> float:
+        """Seconds since the last contact with a live session."""
+        return self._roster.silent_for(session_id, self._clock.monotonic())

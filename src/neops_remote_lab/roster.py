@@ -1,0 +1,171 @@
+"""The rules of the queue, without any I/O: who is where, who is next, who has gone silent.
+
+Times are monotonic seconds and are passed in.
+"""
+
+from bisect import bisect_left
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from statistics import fmean
+
+from neops_remote_lab.store import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a reload of the roster changed."""
+
+    vanished: frozenset[str]
+    """Live before, not any more."""
+    changed: frozenset[str]
+    """Live before and after, with another state or number."""
+
+
+class Roster:
+    """The live sessions in FIFO order, with their last contacts.
+
+    Positions are looked up by bisection: joining appends, and only leaving from the middle moves anything.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+        self._waiting: list[tuple[int, str]] = []
+        self._contacts: OrderedDict[str, float] = OrderedDict()  # the longest silent first
+        self._open_calls: Counter[str] = Counter()
+        self._active: Session | None = None
+        self._active_since = 0.0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, session_id: object) -> bool:
+        return session_id in self._sessions
+
+    def __iter__(self) -> Iterator[Session]:
+        """The active session, then the waiting ones, in order."""
+        if self._active:
+            yield self._active
+        for _, session_id in self._waiting:
+            yield self._sessions[session_id]
+
+    @property
+    def active(self) -> Session | None:
+        """Who holds the lab host."""
+        return self._active
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def get(self, session_id: str) -> Session | None:
+        """A live session."""
+        return self._sessions.get(session_id)
+
+    def position(self, session: Session) -> int:
+        """0: active; 1: next in line; and so on."""
+        if session.state == "active":
+            return 0
+        return bisect_left(self._waiting, (session.number, session.session_id)) + 1
+
+    def put(self, session: Session, now: float) -> None:
+        """Add a session, or replace what is known of it. Being put counts as contact."""
+        self.drop(session.session_id, keep_calls=True)
+        self._sessions[session.session_id] = session
+        if session.state == "active":
+            self._active, self._active_since = session, now
+        else:
+            place = (session.number, session.session_id)
+            self._waiting.insert(bisect_left(self._waiting, place), place)
+        self.renew(session.session_id, now)
+
+    def drop(self, session_id: str, *, keep_calls: bool = False) -> None:
+        """Forget a session; one that is not known is no error."""
+        session = self._sessions.pop(session_id, None)
+        if session is None:
+            return
+        if session is self._active:
+            self._active = None
+        else:
+            del self._waiting[bisect_left(self._waiting, (session.number, session_id))]
+        del self._contacts[session_id]
+        if not keep_calls:
+            self._open_calls.pop(session_id, None)
+
+    def reload(self, rows: Iterable[Session], now: float) -> Difference:
+        """Take over what the database says, and tell what that changed. Contacts of those who stay are kept."""
+        truth = {row.session_id: row for row in rows}
+        before = self._sessions
+        vanished = before.keys() - truth.keys()
+        differing = {name for name, row in truth.items() if (known := before.get(name)) is None or known != row}
+        changed = differing & before.keys()
+        for session_id in vanished:
+            self.drop(session_id)
+        for session_id in changed:  # all out before one comes in: two may have swapped numbers
+            self.drop(session_id, keep_calls=True)
+        for session_id in differing:
+            self.put(truth[session_id], now)
+        return Difference(frozenset(vanished), frozenset(changed))
+
+    def renew(self, session_id: str, now: float) -> None:
+        """Note contact with a live session."""
+        self._contacts[session_id] = now
+        self._contacts.move_to_end(session_id)
+
+    def call_opened(self, session_id: str) -> None:
+        """A call of the session began: the session is not silent while it is open."""
+        self._open_calls[session_id] += 1
+
+    def call_closed(self, session_id: str, now: float) -> None:
+        """A call of the session ended, which is contact too."""
+        if session_id in self._open_calls:
+            self._open_calls[session_id] -= 1
+            if not self._open_calls[session_id]:
+                del self._open_calls[session_id]
+        if session_id in self._sessions:
+            self.renew(session_id, now)
+
+    def silent_for(self, session_id: str, now: float) -> float:
+        """Seconds since the last contact."""
+        return 0.0 if session_id in self._open_calls else max(0.0, now - self._contacts[session_id])
+
+    def silent(self, now: float, *, waiting_timeout: float, active_timeout: float) -> list[str]:
+        """Sessions whose time without contact is over, oldest contact first."""
+        gone = []
+        if (active := self._active) and self.silent_for(active.session_id, now) > active_timeout:
+            gone.append(active.session_id)
+        while self._contacts:
+            session_id, contact = next(iter(self._contacts.items()))
+            if session_id not in self._open_calls or now - contact <= waiting_timeout:
+                break
+            self.renew(session_id, now)
+        for session_id, contact in self._contacts.items():
+            if now - contact <= waiting_timeout:
+                break
+            if session_id not in self._open_calls and self._sessions[session_id] is not self._active:
+                gone.append(session_id)
+        return gone
+
+    def held_for(self, now: float) -> float:
+        """Seconds since the active session became active (or since this server knows of it)."""
+        return now - self._active_since if self._active else 0.0
+
+
+class HoldHistory:
+    """How long the latest sessions held the lab, for the guess how long the next ones will wait."""
+
+    def __init__(self, holds: Iterable[float] = (), *, size: int = 20) -> None:
+        """`holds` in seconds, oldest first; the latest `size` count."""
+        self._holds = deque(holds, maxlen=size)
+
+    def add(self, seconds: float) -> None:
+        """Note one more hold."""
+        self._holds.append(seconds)
+
+    def eta(self, position: int, held_for: float) -> float | None:
+        """Seconds until a position becomes active, when all hold as long as the latest did; None without history."""
+        if not self._holds:
+            return None
+        mean = fmean(self._holds)
+        return max(0.0, mean - held_for) + (position - 1) * mean if position else 0.0

@@ -1,0 +1,355 @@
+"""The handlers: each validates its input, asks the queue or the lab, and answers."""
+
+import asyncio
+import math
+import shutil
+from collections.abc import Awaitable
+from datetime import datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette import status
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from neops_remote_lab import uploads
+from neops_remote_lab.models import (
+    ActiveSessionResponseDto,
+    CreateSessionRequestDto,
+    CreateSessionResponseDto,
+    DebugHealthDto,
+    DeviceInfoDto,
+    QueueDto,
+    QueueEntryDto,
+    ReadyDto,
+    SessionStatusResponseDto,
+)
+from neops_remote_lab.netlab.connector import scrub
+from neops_remote_lab.queue import ENDED_BY_CLIENT, Place
+from neops_remote_lab.services import Services
+from neops_remote_lab.store import Session
+
+T = TypeVar("T")
+
+SHOWN_ID: Final = 8
+"""So many characters of another session's id are shown."""
+KEY_LENGTH: Final = 200
+MAX_JSON_BYTES: Final = 64 * 1024
+MAX_LOG_BYTES: Final = 8 << 20
+QUEUE_SHOWN: Final = 1000
+"""Sessions that GET /queue lists unless ?limit= says otherwise."""
+
+_DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
+_TRUE: Final = frozenset({"true", "1", "yes", "on"})
+_FALSE: Final = frozenset({"false", "0", "no", "off"})
+
+
+async def create_session(request: Request) -> Response:
+    """POST /session."""
+    services = _services(request)
+    if services.queue.draining:
+        raise HTTPException(
+            status.HTTP_503_SERVICE_UNAVAILABLE,
+            detail="the server is about to end: try again when it is back",
+            headers={"Retry-After": str(services.settings.retry_after)},
+        )
+    wish = _parse(CreateSessionRequestDto, await _body(request))
+    place = await services.queue.join(client=wish.client, purpose=wish.purpose, key=_key(request))
+    answer = CreateSessionResponseDto(session_id=place.session.session_id, position=place.position)
+    return _json(answer, status.HTTP_201_CREATED)
+
+
+async def get_session(request: Request) -> Response:
+    """GET /session/{session_id}."""
+    services, session_id = _services(request), request.path_params["session_id"]
+    seconds = min(_seconds(request, "wait"), services.settings.max_wait)
+    if services.queue.place(session_id) is None:
+        raise await _not_live(services, session_id, gone=True)
+    with services.queue.open_call(session_id):
+        await services.queue.wait_until_active(session_id, seconds)
+    if (place := services.queue.place(session_id)) is None:
+        raise await _not_live(services, session_id, gone=True)
+    answer = SessionStatusResponseDto(
+        status="active" if place.position == 0 else "waiting",
+        position=place.position,
+        eta_seconds=place.eta_seconds if place.position else None,
+        waiting_for=_waiting_for(services, place),
+    )
+    headers = {"Retry-After": str(services.settings.retry_after)} if services.queue.draining else None
+    return _json(answer, headers=headers)
+
+
+async def end_session(request: Request) -> Response:
+    """DELETE /session/{session_id}."""
+    services, session_id = _services(request), request.path_params["session_id"]
+    if not await services.queue.end(session_id):
+        raise await _not_live(services, session_id)
+    await services.labs.settle()
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+async def get_active_session(request: Request) -> Response:
+    """GET /active-session."""
+    active = _services(request).queue.active
+    if active is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no session is active")
+    own = request.headers.get("X-Session-ID") == active.session_id
+    shown = active.session_id if own else active.session_id[:SHOWN_ID]
+    return _json(ActiveSessionResponseDto(session_id=shown, status="active", position=0))
+
+
+async def heartbeat(request: Request) -> Response:
+    """POST /session/heartbeat."""
+    services, session_id = _services(request), _session_header(request)
+    if not services.queue.renew(session_id):
+        raise await _not_live(services, session_id)
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+async def acquire_lab(request: Request) -> Response:
+    """POST /lab."""
+    services, session_id = await _active_caller(request)
+    key = _key(request)
+    with services.queue.open_call(session_id):
+        upload = await uploads.receive(
+            request.headers.get("Content-Type", ""), request.stream(), services.settings, services.run_blocking
+        )
+        if "respond-async" in request.headers.get("Prefer", "").lower():
+            await services.labs.acquire_in_background(session_id, upload, key)
+            headers = {"Location": "/lab", "Preference-Applied": "respond-async"}
+            return Response(status_code=status.HTTP_202_ACCEPTED, headers=headers)
+        return _json(await _while_connected(request, services.labs.acquire(session_id, upload, key)))
+
+
+async def get_lab(request: Request) -> Response:
+    """GET /lab."""
+    services, session_id = await _active_caller(request)
+    return _json(await services.labs.status(session_id))
+
+
+async def list_devices(request: Request) -> Response:
+    """GET /lab/devices."""
+    services, session_id = await _active_caller(request)
+    body = _DEVICES.dump_json(await services.labs.devices(session_id))
+    return Response(body, media_type="application/json")
+
+
+async def get_log(request: Request) -> Response:
+    """GET /lab/log."""
+    services, session_id = await _active_caller(request)
+    if (log := services.labs.log(session_id)) is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no lab is running, so there is no log")
+    return PlainTextResponse(await services.run_blocking(_read_log, log))
+
+
+async def release_lab(request: Request) -> Response:
+    """POST /lab/release."""
+    services, session_id = await _active_caller(request)
+    await services.labs.release(session_id, _key(request))
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+async def destroy_lab(request: Request) -> Response:
+    """DELETE /lab."""
+    services, session_id = await _active_caller(request)
+    begun = await services.labs.destroy(session_id, force=_boolean(request, "force", default=True))
+    return Response(status_code=status.HTTP_202_ACCEPTED if begun else status.HTTP_204_NO_CONTENT)
+
+
+async def get_queue(request: Request) -> Response:
+    """GET /queue."""
+    services = _services(request)
+    limit = int(_seconds(request, "limit", default=QUEUE_SHOWN))
+    now = services.clock.now()
+    shown = [_entry(services, session, now) for session, _ in zip(services.queue, range(limit), strict=False)]
+    return _json(QueueDto(length=len(services.queue), quarantined=services.queue.quarantined, sessions=shown))
+
+
+async def healthz(_request: Request) -> Response:
+    """GET /healthz."""
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+async def readyz(request: Request) -> Response:
+    """GET /readyz."""
+    services = _services(request)
+    await services.database.data_version()  # raises where the database does not answer
+    missing = []
+    if await services.run_blocking(shutil.which, services.settings.netlab) is None:
+        missing.append("netlab cannot be run: install it, or name it with --netlab")
+    if services.queue.quarantined:
+        missing.append(f"the host is quarantined: {services.queue.quarantined}")
+    if services.queue.draining:
+        missing.append("the server is about to end")
+    if missing:
+        raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail="; ".join(missing))
+    return _json(ReadyDto())
+
+
+async def debug_health(request: Request) -> Response:
+    """GET /debug/health."""
+    services = _services(request)
+    return _json(
+        DebugHealthDto(
+            timestamp=services.clock.now(),
+            uptime=services.clock.monotonic() - services.started,
+            sessions=len(services.queue),
+            queue_length=services.queue.waiting,
+        )
+    )
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def _json(model: BaseModel, code: int = status.HTTP_200_OK, headers: dict[str, str] | None = None) -> Response:
+    return Response(model.model_dump_json(), code, headers, "application/json")
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_JSON_BYTES:
+            raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, detail=f"the body is over {MAX_JSON_BYTES} bytes")
+    return bytes(body)
+
+
+def _parse(model: type[CreateSessionRequestDto], body: bytes) -> CreateSessionRequestDto:
+    try:
+        return model.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        detail = [{**problem, "loc": ["body", *problem["loc"]]} for problem in problems]
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail) from None  # type: ignore[arg-type]
+
+
+def _session_header(request: Request) -> str:
+    if session_id := request.headers.get("X-Session-ID"):
+        return session_id
+    detail = "the header X-Session-ID is missing: send the session_id that POST /session answered"
+    raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+
+
+def _key(request: Request) -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 0 < len(key) <= KEY_LENGTH:
+        detail = f"the header Idempotency-Key must have 1 to {KEY_LENGTH} characters"
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+    return key
+
+
+async def _active_caller(request: Request) -> tuple[Services, str]:
+    """The session that calls, which must be active. Its call counts as contact."""
+    services, session_id = _services(request), _session_header(request)
+    if not services.queue.renew(session_id):
+        raise await _not_live(services, session_id)
+    if not services.queue.is_active(session_id):
+        raise HTTPException(
+            status.HTTP_423_LOCKED,
+            detail="the session is not active yet: GET /session/{id}?wait=60 tells when it is",
+            headers={"Retry-After": str(services.settings.retry_after)},
+        )
+    return services, session_id
+
+
+async def _not_live(services: Services, session_id: str, *, gone: bool = False) -> HTTPException:
+    reason = await services.queue.end_reason(session_id)
+    if reason is None:
+        return HTTPException(status.HTTP_404_NOT_FOUND, detail="unknown session: POST /session joins the queue")
+    code = status.HTTP_410_GONE if gone and reason != ENDED_BY_CLIENT else status.HTTP_404_NOT_FOUND
+    return HTTPException(code, detail=f"the session has ended: {reason}")
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Wait for `work` as long as the client is there; it is cancelled when the client goes away."""
+    task = asyncio.ensure_future(work)
+    left = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait([task, left], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail="the client went away")
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _seconds(request: Request, name: str, default: float = 0) -> float:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        detail = f"the query parameter {name!r} must be a number from 0 on, not {text[:50]!r}"
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+    return number
+
+
+def _boolean(request: Request, name: str, *, default: bool) -> bool:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if (word := text.lower()) not in _TRUE | _FALSE:
+        detail = f"the query parameter {name!r} must be true or false, not {text[:50]!r}"
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+    return word in _TRUE
+
+
+def _waiting_for(services: Services, place: Place) -> str | None:
+    """One sentence for somebody who waits: who holds the lab, with what, since when."""
+    if place.position == 0:
+        return None
+    if services.queue.quarantined:
+        return f"the lab host is quarantined: {services.queue.quarantined}"
+    if (active := services.queue.active) is None:
+        return "nobody holds the lab; the queue moves in a moment"
+    who = active.client or f"session {active.session_id[:SHOWN_ID]}"
+    what = f" for {active.purpose}" if active.purpose else ""
+    topology = _topology(services, active)
+    with_ = f" with {topology}" if topology else " without a lab yet"
+    since = f" since {active.activated_at:%Y-%m-%d %H:%M:%S} UTC" if active.activated_at else ""
+    return f"{who} holds the lab{what}{with_}{since}"
+
+
+def _topology(services: Services, session: Session) -> str | None:
+    lab = services.labs.lab
+    return lab.topology if lab and lab.session_id == session.session_id else None
+
+
+def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto:
+    active = session.activated_at
+    place = services.queue.place(session.session_id)
+    return QueueEntryDto(
+        session_id=session.session_id[:SHOWN_ID],
+        position=place.position if place else 0,
+        status="active" if session.state == "active" else "waiting",
+        client=session.client,
+        purpose=session.purpose,
+        age_seconds=max(0.0, (now - session.created_at).total_seconds()),
+        active_seconds=max(0.0, (now - active).total_seconds()) if active else None,
+        last_seen_seconds=services.queue.silent_for(session.session_id),
+        topology=_topology(services, session),
+    )
+
+
+def _read_log(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - MAX_LOG_BYTES))
+            return scrub(file.read().decode(errors="replace"))
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,110 @@
+"""The HTTP service: routes, errors, and the lifespan."""
+
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.exc import DBAPIError
+from starlette import status
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from neops_remote_lab import __version__, openapi, routes
+from neops_remote_lab.clock import Clock
+from neops_remote_lab.services import Keeper, build_services
+from neops_remote_lab.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_STATIC: Final = Path(__file__).with_name("static")
+
+
+def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
+    """The application. Its lifespan takes over what the database holds, and needs a migrated database."""
+    clock = clock or Clock()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        services = app.state.services = build_services(settings, clock)
+        keeper = Keeper(services)
+        await keeper.start()
+        try:
+            yield
+        finally:
+            services.queue.drain()
+            await keeper.stop()
+            await services.labs.close(keep=settings.on_exit == "keep")
+            await services.database.close()
+
+    return Starlette(
+        routes=_routes(),
+        lifespan=lifespan,
+        exception_handlers={
+            HTTPException: _explain,
+            DBAPIError: _database_fails,
+            ClientDisconnect: _nobody_there,
+            Exception: _unexpected,
+        },
+    )
+
+
+def _routes() -> list[BaseRoute]:
+    return [
+        Route("/session", routes.create_session, methods=["POST"]),
+        Route("/session/heartbeat", routes.heartbeat, methods=["POST"]),
+        Route("/session/{session_id}", routes.get_session, methods=["GET"]),
+        Route("/session/{session_id}", routes.end_session, methods=["DELETE"]),
+        Route("/active-session", routes.get_active_session, methods=["GET"]),
+        Route("/lab", routes.acquire_lab, methods=["POST"]),
+        Route("/lab", routes.get_lab, methods=["GET"]),
+        Route("/lab", routes.destroy_lab, methods=["DELETE"]),
+        Route("/lab/devices", routes.list_devices, methods=["GET"]),
+        Route("/lab/log", routes.get_log, methods=["GET"]),
+        Route("/lab/release", routes.release_lab, methods=["POST"]),
+        Route("/queue", routes.get_queue, methods=["GET"]),
+        Route("/healthz", routes.healthz, methods=["GET"]),
+        Route("/readyz", routes.readyz, methods=["GET"]),
+        Route("/debug/health", routes.debug_health, methods=["GET"]),
+        Route("/openapi.json", _openapi, methods=["GET"]),
+        Route("/docs", _docs, methods=["GET"]),
+        Mount("/docs", StaticFiles(directory=_STATIC / "swagger-ui")),
+    ]
+
+
+async def _openapi(_request: Request) -> Response:
+    return Response(json.dumps(openapi.describe(__version__)), media_type="application/json")
+
+
+async def _docs(_request: Request) -> Response:
+    return FileResponse(_STATIC / "docs.html")
+
+
+async def _explain(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
+        return JSONResponse({"detail": "this path does not take that method: see /docs"}, 405, error.headers)
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+
+
+async def _database_fails(request: Request, error: Exception) -> Response:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    logger.error("%s %s failed: the database says: %s", request.method, request.url.path, cause)
+    detail = f"the server's database cannot be used ({cause}): nothing was changed; try again later"
+    return JSONResponse({"detail": detail}, status.HTTP_503_SERVICE_UNAVAILABLE, {"Retry-After": "5"})
+
+
+async def _nobody_there(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=status.HTTP_400_BAD_REQUEST)
+
+
+async def _unexpected(_request: Request, _error: Exception) -> Response:
+    detail = "the server failed; its log says why"
+    return JSONResponse({"detail": detail}, status.HTTP_500_INTERNAL_SERVER_ERROR)

@@ -1,0 +1,135 @@
+"""What the routes work with, and the keeper that acts on what happens between requests."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import anyio.to_thread
+import psutil
+from sqlalchemy.exc import DBAPIError
+
+from neops_remote_lab.clock import Clock
+from neops_remote_lab.labs import LabService
+from neops_remote_lab.netlab.lab_manager import LabManager
+from neops_remote_lab.queue import SessionQueue
+from neops_remote_lab.settings import Settings
+from neops_remote_lab.store import Database, LabStore, SessionStore
+
+logger = logging.getLogger(__name__)
+
+PRUNE_EVERY: Final = 3600.0
+"""Seconds between two clean-ups of the history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a running server."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    queue: SessionQueue
+    labs: LabService
+    run_blocking: Callable[..., Awaitable[Any]]
+    started: float
+    """Monotonic seconds."""
+
+
+def build_services(settings: Settings, clock: Clock) -> Services:
+    """Put the parts together; to be called inside the event loop."""
+    limiter = anyio.CapacityLimiter(settings.lab_threads)
+
+    async def run_blocking(function: Callable[..., Any], *arguments: Any) -> Any:
+        # A limit of its own: the framework's threads stay free whatever netlab does.
+        return await anyio.to_thread.run_sync(function, *arguments, limiter=limiter)
+
+    database = Database(settings.database, synchronous=settings.synchronous, busy_timeout=settings.busy_timeout)
+    queue = SessionQueue(SessionStore(database, settings.lab_host), settings, clock)
+    labs = LabService(
+        LabStore(database, settings.lab_host),
+        LabManager(settings),
+        settings,
+        clock,
+        run_blocking=run_blocking,
+        is_active=queue.is_active,
+        quarantine=queue.quarantine,
+    )
+    return Services(settings, clock, database, queue, labs, run_blocking, clock.monotonic())
+
+
+class Keeper:
+    """Acts on time-outs, on SQL written by hand, and on labs that nobody needs any more, every `sql_poll` seconds."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._data_version = -1
+        self._contacts_due = self._prune_due = 0.0
+        self._failing = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load the queue, take over the lab that an earlier server has left, and begin to keep house."""
+        services = self._services
+        services.settings.work_dir.mkdir(parents=True, exist_ok=True)
+        boot = boot_id()
+        before = await services.queue.register_host(boot)
+        self._data_version = await services.database.data_version()
+        await services.queue.load()
+        await services.labs.open(rebooted=before is not None and before != boot)
+        self._task = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        """End the keeping; what is not written yet is written."""
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        with suppress(DBAPIError):  # the contacts are for the eye alone
+            await self._services.queue.write_contacts()
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(self._services.settings.sql_poll)
+            try:
+                await self._look_around()
+            except (DBAPIError, OSError) as error:
+                if not self._failing:
+                    logger.error(  # noqa: TRY400 - the cause is all that helps
+                        "the database cannot be used: %s. The queue goes on once that is mended", _cause(error)
+                    )
+                self._failing = True
+            else:
+                if self._failing:
+                    logger.info("the database can be used again")
+                self._failing = False
+
+    async def _look_around(self) -> None:
+        services, now = self._services, self._services.clock.monotonic()
+        if (version := await services.database.data_version()) != self._data_version:
+            await services.queue.reconcile()
+            self._data_version = version
+        for session_id in await services.queue.expire():
+            logger.info("session %.8s was ended by the server", session_id)
+        await services.labs.tick(quarantined=services.queue.quarantined is not None)
+        if now >= self._contacts_due:
+            self._contacts_due = now + services.settings.contact_write
+            await services.queue.write_contacts()
+        if now >= self._prune_due:
+            self._prune_due = now + PRUNE_EVERY
+            await services.queue.prune()
+            await services.labs.prune()
+
+
+def boot_id() -> str:
+    """What tells one start of the machine from another."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else time.strftime("%FT%TZ", time.gmtime(psutil.boot_time()))
+
+
+def _cause(error: Exception) -> BaseException:
+    return error.orig if isinstance(error, DBAPIError) and error.orig else error

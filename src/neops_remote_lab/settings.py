@@ -1,0 +1,141 @@
+"""Every setting of the server, read once from flags and environment."""
+
+import argparse
+import os
+import shlex
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from platformdirs import user_state_path
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+ENVIRONMENT_PREFIX = "NEOPS_REMOTE_LAB_"
+STATE = user_state_path("neops-remote-lab")
+
+Seconds = Annotated[float, Field(ge=0)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+Arguments = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: shlex.split(value) if isinstance(value, str) else value)
+]
+
+
+class Settings(BaseModel):
+    """The server's configuration. A field is a flag `--like-this` and a variable `NEOPS_REMOTE_LAB_LIKE_THIS`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - other machines are the users
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one and logs it")
+    debug: bool = Field(False, description="log everything")
+    log_level: Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"] = Field("INFO", description="log level")
+    log_config: Path | None = Field(
+        None, description="logging configuration: .ini, .json or .yaml, as uvicorn takes it"
+    )
+
+    database: str = Field(
+        f"sqlite+aiosqlite:///{STATE / 'remote-lab.sqlite3'}", description="SQLAlchemy URL of the SQLite database"
+    )
+    synchronous: Literal["FULL", "NORMAL", "EXTRA"] = Field(
+        "FULL", description="SQLite's level: FULL survives a power loss too, NORMAL the end of the process alone"
+    )
+    busy_timeout: Seconds = Field(5, description="seconds to wait for a database that another program has locked")
+    sql_poll: PositiveSeconds = Field(0.5, description="seconds between two looks for changes made with plain SQL")
+    history_days: float = Field(30, ge=0, description="days for which ended sessions and labs are kept")
+
+    lab_host: str = Field(
+        default_factory=socket.gethostname, description="this host's name in the database (default: its host name)"
+    )
+    work_dir: Path = Field(STATE / "labs", description="folder in which each lab gets a work folder")
+    lock_dir: Path = Field(
+        Path(tempfile.gettempdir()) / "neops-remote-lab",
+        description="folder of the host's lock files: the same for every user of the host",
+    )
+    on_exit: Literal["teardown", "keep"] = Field("teardown", description="what becomes of the lab when the server ends")
+    exit_timeout: PositiveSeconds = Field(120, description="seconds that a graceful end may take, tear-down included")
+
+    waiting_timeout: PositiveSeconds = Field(120, description="seconds without contact until a waiting session ends")
+    active_timeout: PositiveSeconds = Field(120, description="seconds without contact until the active session ends")
+    max_hold: Seconds = Field(0, description="seconds for which a session may be active; 0: without limit")
+    max_wait: PositiveSeconds = Field(60, description="longest seconds that ?wait= holds an answer")
+    contact_write: PositiveSeconds = Field(10, description="seconds between two writes of the last contacts")
+    retry_after: int = Field(2, ge=1, description="seconds in Retry-After")
+
+    netlab: str = Field("netlab", description="the netlab command")
+    netlab_up_args: Arguments = Field((), description="more arguments for `netlab up`, in one string")
+    docker: str = Field("docker", description="the Docker command, asked what is left of a lab")
+    up_timeout: PositiveSeconds = Field(1800, description="seconds that `netlab up` may take")
+    down_timeout: PositiveSeconds = Field(600, description="seconds that `netlab down` may take")
+    command_timeout: PositiveSeconds = Field(60, description="seconds that any other command may take")
+    kill_grace: Seconds = Field(5, description="seconds between the polite and the final signal to a command")
+    teardown_retries: int = Field(2, ge=0, description="further attempts at a tear-down that left something behind")
+    quarantine_retry: PositiveSeconds = Field(60, description="seconds between two sweeps of a quarantined host")
+    lab_threads: int = Field(8, ge=2, description="threads for netlab, files and locks")
+
+    max_topology_bytes: int = Field(1 << 20, ge=1, description="largest topology file, in bytes")
+    max_extra_bytes: int = Field(64 << 20, ge=0, description="largest sum of the extra files, in bytes")
+    max_extra_files: int = Field(200, ge=0, description="most extra files")
+    max_yaml_nodes: int = Field(100_000, ge=1, description="most YAML nodes of a topology, aliases expanded")
+    max_create_bytes: int = Field(2 << 30, ge=1 << 20, description="most memory for `netlab create`, in bytes")
+    acquire_poll: PositiveSeconds = Field(1, description="seconds between two attempts of a blocking local acquire")
+
+
+def flag(field: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + field.replace("_", "-")
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field."""
+    return ENVIRONMENT_PREFIX + field.upper()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser one flag for each setting. Absent flags leave no attribute behind."""
+    for name, field in Settings.model_fields.items():
+        shown = "" if field.is_required() or field.default_factory or field.default in (None, ()) else field.default
+        text = f"{field.description}{f' (default: {shown})' if str(shown) else ''}".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(flag(name), metavar=name.upper(), default=argparse.SUPPRESS, help=text)
+
+
+def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from flags, then from the environment, then from the defaults.
+
+    Raises:
+        ValueError: a value is wrong; the message names the flag or the variable that brought it.
+    """
+    environment = os.environ if environment is None else environment
+    given = {name: environment[variable(name)] for name in Settings.model_fields if environment.get(variable(name))}
+    chosen = {name: value for name, value in flags.items() if name in Settings.model_fields}
+    try:
+        return Settings.model_validate({**given, **chosen})
+    except ValidationError as error:
+        raise ValueError(_explain(error, chosen)) from None
+
+
+def _explain(error: ValidationError, flags: Mapping[str, Any]) -> str:
+    lines = []
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        source = flag(name) if name in flags else variable(name)
+        lines.append(f"{source}: {problem['msg']}, not {problem['input']!r}")
+    return "; ".join(lines)
+
+
+def refuse(message: str) -> NoReturn:
+    """End the program with status 1 and a sentence on standard error."""
+    sys.exit(f"neops-remote-lab: {message}")
+
+
+def parse_settings(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> Settings:
+    """Settings of a command line; ends the program with a sentence when a value is wrong."""
+    try:
+        return read_settings(vars(parser.parse_args(arguments)))
+    except ValueError as error:
+        parser.error(str(error))

@@ -1,0 +1,9 @@
+"""The database: tables, connection, migrations, and the only statements there are."""
+
+from neops_remote_lab.store.database import Database
+from neops_remote_lab.store.labs import LabStore
+from neops_remote_lab.store.migrate import migrate
+from neops_remote_lab.store.rows import Lab, Session
+from neops_remote_lab.store.sessions import Ending, SessionStore
+
+__all__ = ["Database", "Ending", "Lab", "LabStore", "Session", "SessionStore", "migrate"]

@@ -1,0 +1,140 @@
+"""Statements on labs and on the references to them."""
+
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Update, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neops_remote_lab.store.database import Database
+from neops_remote_lab.store.rows import Lab
+from neops_remote_lab.store.tables import LAB, LAB_REFERENCE
+
+_COLUMNS = tuple(LAB.c[field.name] for field in fields(Lab))
+_LIVE_STATES = ("starting", "running", "stopping")
+_HELD = LAB_REFERENCE.c.released_at.is_(None)
+
+
+class LabStore:
+    """The labs of one host, as rows. At most one is live."""
+
+    def __init__(self, database: Database, host: str) -> None:
+        self._database = database
+        self._host = host
+
+    async def live_lab(self) -> Lab | None:
+        """The lab that starts, runs or stops; None where there is none."""
+        query = select(*_COLUMNS).where(LAB.c.host == self._host, LAB.c.state.in_(_LIVE_STATES))
+
+        async def work(connection: AsyncConnection) -> Lab | None:
+            row = (await connection.execute(query)).one_or_none()
+            return Lab(*row) if row else None
+
+        return await self._database.read(work)
+
+    async def starting(self, lab: Lab, now: datetime) -> None:
+        """Note a lab before netlab is started for it.
+
+        Raises:
+            sqlalchemy.exc.IntegrityError: the host has a live lab.
+        """
+        row = {field.name: getattr(lab, field.name) for field in fields(Lab)}
+        await self._execute(insert(LAB).values(row | {"host": self._host, "started_at": now, "state": "starting"}))
+
+    async def running(self, lab_id: str, devices: list[dict[str, Any]], now: datetime) -> None:
+        """Note that a lab is up."""
+        await self._execute(_of(lab_id).values(state="running", devices=devices, running_at=now))
+
+    async def stopping(self, lab_id: str) -> None:
+        """Note that a lab is being torn down."""
+        await self._execute(_of(lab_id).where(LAB.c.state != "ended").values(state="stopping"))
+
+    async def ended(self, lab_id: str, outcome: str, now: datetime) -> None:
+        """Note that nothing is left of a lab, and why it ended; its references end with it."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(_of(lab_id).values(state="ended", outcome=outcome, ended_at=now, devices=None))
+            held = update(LAB_REFERENCE).where(LAB_REFERENCE.c.lab_id == lab_id, _HELD)
+            await connection.execute(held.values(released_at=now))
+
+        await self._database.write(work)
+
+    async def last_outcome(self, session_id: str) -> str | None:
+        """How the session's latest lab ended; None where it had none or it lives."""
+        query = select(LAB.c.outcome).where(LAB.c.session_id == session_id).order_by(LAB.c.number.desc()).limit(1)
+
+        async def work(connection: AsyncConnection) -> str | None:
+            return (await connection.execute(query)).scalar_one_or_none()
+
+        return await self._database.read(work)
+
+    async def add_reference(self, lab_id: str, session_id: str, key: str | None, now: datetime) -> int:
+        """Note one successful acquire; the number of references that are held now."""
+        row = {"lab_id": lab_id, "session_id": session_id, "idempotency_key": key, "acquired_at": now}
+
+        async def work(connection: AsyncConnection) -> int:
+            await connection.execute(insert(LAB_REFERENCE).values(row))
+            return await _held_references(connection, lab_id)
+
+        return await self._database.write(work)
+
+    async def reference_by_key(self, session_id: str, key: str) -> tuple[str, bool] | None:
+        """The lab that an acquire with this key got, and whether it is still held."""
+        query = select(LAB_REFERENCE.c.lab_id, _HELD).where(
+            LAB_REFERENCE.c.session_id == session_id, LAB_REFERENCE.c.idempotency_key == key
+        )
+
+        async def work(connection: AsyncConnection) -> tuple[str, bool] | None:
+            row = (await connection.execute(query)).one_or_none()
+            return (row[0], bool(row[1])) if row else None
+
+        return await self._database.read(work)
+
+    async def release_reference(self, lab_id: str, key: str | None, now: datetime) -> int:
+        """Let go of the newest reference, or of the one with `key`; the number of those still held.
+
+        The lab is `stopping` from the same transaction on when none is left.
+        """
+        held = [LAB_REFERENCE.c.lab_id == lab_id, _HELD]
+        chosen = select(func.max(LAB_REFERENCE.c.number)).where(*held)
+        if key is not None:
+            chosen = chosen.where(LAB_REFERENCE.c.idempotency_key == key)
+
+        async def work(connection: AsyncConnection) -> int:
+            release = update(LAB_REFERENCE).where(LAB_REFERENCE.c.number == chosen.scalar_subquery())
+            await connection.execute(release.values(released_at=now))
+            left = await _held_references(connection, lab_id)
+            if not left:
+                await connection.execute(_of(lab_id).values(state="stopping"))
+            return left
+
+        return await self._database.write(work)
+
+    async def held_references(self, lab_id: str) -> int:
+        """Acquires of a lab that were not yet released."""
+        return await self._database.read(lambda connection: _held_references(connection, lab_id))
+
+    async def prune(self, before: datetime) -> int:
+        """Forget labs that ended before a time, with their references; the labs' number."""
+        old = delete(LAB).where(LAB.c.state == "ended", LAB.c.ended_at < before)
+
+        async def work(connection: AsyncConnection) -> int:
+            return (await connection.execute(old)).rowcount
+
+        return await self._database.write(work)
+
+    async def _execute(self, statement: Any) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(statement)
+
+        await self._database.write(work)
+
+
+def _of(lab_id: str) -> Update:
+    return update(LAB).where(LAB.c.lab_id == lab_id)
+
+
+async def _held_references(connection: AsyncConnection, lab_id: str) -> int:
+    query = select(func.count()).where(LAB_REFERENCE.c.lab_id == lab_id, _HELD)
+    return int((await connection.execute(query)).scalar_one())

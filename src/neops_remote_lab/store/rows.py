@@ -1,0 +1,35 @@
+"""What the store answers: plain, frozen rows."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+SessionState = Literal["waiting", "active", "ended"]
+LiveLabState = Literal["starting", "running", "stopping"]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A live session. `number` is its place in the FIFO order."""
+
+    number: int
+    session_id: str
+    state: SessionState
+    client: str | None
+    purpose: str | None
+    created_at: datetime
+    activated_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """The live lab of a host."""
+
+    lab_id: str
+    session_id: str
+    state: LiveLabState
+    topology: str
+    topology_sha256: str
+    extra_sha256: str | None
+    work_dir: str
+    devices: list[dict[str, Any]] | None

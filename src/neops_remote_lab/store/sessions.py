@@ -1,0 +1,184 @@
+"""Statements on sessions and on the host that they queue for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from datetime import datetime
+
+from sqlalchemy import RowMapping, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neops_remote_lab.store.database import Database
+from neops_remote_lab.store.rows import Session
+from neops_remote_lab.store.tables import LAB_HOST, SESSION
+
+_COLUMNS = tuple(SESSION.c[field.name] for field in fields(Session))
+_LIVE = SESSION.c.state.in_(("waiting", "active"))
+_OF_HOST = SESSION.c.host == bindparam("of_host")
+_QUARANTINED = (LAB_HOST.c.name == bindparam("of_host")) & LAB_HOST.c.quarantine_reason.is_not(None)
+
+_LIVE_SESSIONS = select(*_COLUMNS).where(_OF_HOST, _LIVE).order_by(SESSION.c.number)
+_BY_KEY = select(*_COLUMNS).where(_OF_HOST, _LIVE, SESSION.c.idempotency_key == bindparam("key"))
+_NEXT = select(SESSION.c.number).where(_OF_HOST, SESSION.c.state == "waiting").order_by(SESSION.c.number).limit(1)
+_ACTIVE = SESSION.alias("active")
+_PROMOTE = (
+    update(SESSION)
+    .where(
+        SESSION.c.number == _NEXT.scalar_subquery(),
+        ~exists().where(_ACTIVE.c.host == bindparam("of_host"), _ACTIVE.c.state == "active"),
+        ~exists().where(_QUARANTINED),
+    )
+    .values(state="active", activated_at=bindparam("now"))
+    .returning(*_COLUMNS)
+)
+_END = (
+    update(SESSION)
+    .where(SESSION.c.session_id == bindparam("ending"), _LIVE)
+    .values(state="ended", ended_at=bindparam("now"), end_reason=bindparam("reason"))
+    .returning(SESSION.c.number)
+)
+_RECORD_CONTACT = (
+    update(SESSION).where(SESSION.c.session_id == bindparam("seen")).values(last_seen_at=bindparam("seen_at"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What an ending changed: who ended, and who became active in the same transaction."""
+
+    ended: tuple[str, ...]
+    promoted: Session | None
+
+
+class SessionStore:
+    """The queue of one host, as rows."""
+
+    def __init__(self, database: Database, host: str) -> None:
+        self._database = database
+        self._host = host
+
+    async def register_host(self, boot_id: str) -> str | None:
+        """Note that this host serves; the identity of the boot that it served in before, if any."""
+
+        async def work(connection: AsyncConnection) -> str | None:
+            known = await connection.execute(select(LAB_HOST.c.boot_id).where(LAB_HOST.c.name == self._host))
+            before = known.scalar_one_or_none()
+            row = sqlite_insert(LAB_HOST).values(name=self._host, boot_id=boot_id)
+            await connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"boot_id": boot_id}))
+            return before
+
+        return await self._database.write(work)
+
+    async def live_sessions(self) -> list[Session]:
+        """All who wait or are active, in FIFO order."""
+
+        async def work(connection: AsyncConnection) -> list[Session]:
+            rows = await connection.execute(_LIVE_SESSIONS, {"of_host": self._host})
+            return [Session(*row) for row in rows]
+
+        return await self._database.read(work)
+
+    async def join(
+        self, session_id: str, *, client: str | None, purpose: str | None, key: str | None, now: datetime
+    ) -> Session:
+        """Append a session, active at once where nobody is. A `key` of a live session gives that session instead."""
+
+        async def work(connection: AsyncConnection) -> Session:
+            known = key and (await connection.execute(_BY_KEY, {"of_host": self._host, "key": key})).one_or_none()
+            if known:
+                return Session(*known)
+            row = {
+                "session_id": session_id,
+                "host": self._host,
+                "state": "waiting",
+                "client": client,
+                "purpose": purpose,
+                "idempotency_key": key,
+                "created_at": now,
+                "last_seen_at": now,
+            }
+            joined = (await connection.execute(insert(SESSION).returning(*_COLUMNS), row)).one()
+            promoted = await self._promote(connection, now)
+            return promoted if promoted and promoted.session_id == session_id else Session(*joined)
+
+        return await self._database.write(work)
+
+    async def end(self, session_ids: Iterable[str], *, reason: str, now: datetime) -> Ending:
+        """End live sessions and make the next one active, in one transaction."""
+
+        async def work(connection: AsyncConnection) -> Ending:
+            ended = []
+            for session_id in session_ids:
+                done = await connection.execute(_END, {"ending": session_id, "now": now, "reason": reason})
+                if done.one_or_none():
+                    ended.append(session_id)
+            return Ending(tuple(ended), await self._promote(connection, now))
+
+        return await self._database.write(work)
+
+    async def promote(self, now: datetime) -> Session | None:
+        """Make the head of the queue active, where nobody is and the host is not quarantined."""
+        return await self._database.write(lambda connection: self._promote(connection, now))
+
+    async def _promote(self, connection: AsyncConnection, now: datetime) -> Session | None:
+        row = (await connection.execute(_PROMOTE, {"of_host": self._host, "now": now})).one_or_none()
+        return Session(*row) if row else None
+
+    async def end_reason(self, session_id: str) -> str | None:
+        """Why an ended session was ended; None where no such session is known."""
+        query = select(SESSION.c.end_reason).where(SESSION.c.session_id == session_id, SESSION.c.state == "ended")
+
+        async def work(connection: AsyncConnection) -> str | None:
+            row: RowMapping | None = (await connection.execute(query)).mappings().one_or_none()
+            return (row["end_reason"] or "no reason was given") if row else None
+
+        return await self._database.read(work)
+
+    async def latest_holds(self, count: int = 20) -> list[float]:
+        """For how many seconds the latest sessions were active, oldest first."""
+        held = (func.julianday(SESSION.c.ended_at) - func.julianday(SESSION.c.activated_at)) * 86400
+        query = select(held).where(SESSION.c.host == self._host, SESSION.c.activated_at.is_not(None))
+        query = query.where(SESSION.c.state == "ended", held >= 0).order_by(SESSION.c.ended_at.desc()).limit(count)
+
+        async def work(connection: AsyncConnection) -> list[float]:
+            return [float(seconds) for (seconds,) in await connection.execute(query)][::-1]
+
+        return await self._database.read(work)
+
+    async def record_contacts(self, contacts: dict[str, datetime]) -> None:
+        """Write when each of these sessions was last heard of."""
+        rows = [{"seen": session_id, "seen_at": seen_at} for session_id, seen_at in contacts.items()]
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(_RECORD_CONTACT, rows)
+
+        if rows:
+            await self._database.write(work)
+
+    async def quarantine_reason(self) -> str | None:
+        """Why nobody is made active; None where the host is sound."""
+        query = select(LAB_HOST.c.quarantine_reason).where(LAB_HOST.c.name == self._host)
+
+        async def work(connection: AsyncConnection) -> str | None:
+            return (await connection.execute(query)).scalar_one_or_none()
+
+        return await self._database.read(work)
+
+    async def set_quarantine(self, reason: str | None, now: datetime) -> None:
+        """Quarantine the host, or lift that with None."""
+        row = update(LAB_HOST).where(LAB_HOST.c.name == self._host)
+        change = row.values(quarantine_reason=reason, quarantined_at=now if reason else None)
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(change)
+
+        await self._database.write(work)
+
+    async def prune(self, before: datetime) -> int:
+        """Forget sessions that ended before a time; their number."""
+        old = delete(SESSION).where(SESSION.c.state == "ended", SESSION.c.ended_at < before)
+
+        async def work(connection: AsyncConnection) -> int:
+            return (await connection.execute(old)).rowcount
+
+        return await self._database.write(work)

@@ -1,0 +1,149 @@
+"""The tables. The migrations in `alembic/` make them; a test compares the two.
+
+Exclusivity lives here: partial unique indexes allow one active session and one live lab for each host, whatever a
+program or a person writes.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+)
+from sqlalchemy.types import TypeDecorator
+
+METADATA = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A point in time, UTC, stored as text that SQLite's own date functions read."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Aware time to the naive UTC of the database."""
+        return value.astimezone(UTC).replace(tzinfo=None) if value else None
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Naive UTC of the database to aware time."""
+        return value.replace(tzinfo=UTC) if value else None
+
+
+def _time(name: str, *, nullable: bool = True) -> Column[datetime]:
+    return Column(name, UtcDateTime, nullable=nullable)
+
+
+def _readable(*columns: str) -> list[CheckConstraint]:
+    """A time that SQLite cannot read is refused where it is written, not found out when it is read."""
+    return [CheckConstraint(f"{name} IS NULL OR datetime({name}) IS NOT NULL", f"{name}_is_a_time") for name in columns]
+
+
+LAB_HOST = Table(
+    "lab_host",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("boot_id", Text),
+    _time("quarantined_at"),
+    Column("quarantine_reason", Text),
+    *_readable("quarantined_at"),
+)
+
+SESSION = Table(
+    "session",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("session_id", Text, nullable=False, unique=True),
+    Column("host", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("client", Text),
+    Column("purpose", Text),
+    Column("idempotency_key", Text),
+    _time("created_at", nullable=False),
+    _time("activated_at"),
+    _time("last_seen_at", nullable=False),
+    _time("ended_at"),
+    Column("end_reason", Text),
+    CheckConstraint("state IN ('waiting', 'active', 'ended')", "state"),
+    *_readable("created_at", "activated_at", "last_seen_at", "ended_at"),
+    sqlite_autoincrement=True,
+)
+Index("uq_session_active_host", SESSION.c.host, unique=True, sqlite_where=SESSION.c.state == "active")
+Index("ix_session_waiting", SESSION.c.host, SESSION.c.number, sqlite_where=SESSION.c.state == "waiting")
+Index(
+    "uq_session_live_key",
+    SESSION.c.host,
+    SESSION.c.idempotency_key,
+    unique=True,
+    sqlite_where=SESSION.c.state.in_(("waiting", "active")),
+)
+Index("ix_session_ended_at", SESSION.c.ended_at, sqlite_where=SESSION.c.state == "ended")
+
+LAB = Table(
+    "lab",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("lab_id", Text, nullable=False, unique=True),
+    Column("host", Text, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("topology", Text, nullable=False),
+    Column("topology_sha256", Text, nullable=False),
+    Column("extra_sha256", Text),
+    Column("work_dir", Text, nullable=False),
+    Column("devices", JSON),
+    _time("started_at", nullable=False),
+    _time("running_at"),
+    _time("ended_at"),
+    Column("outcome", Text),
+    CheckConstraint("state IN ('starting', 'running', 'stopping', 'ended')", "state"),
+    *_readable("started_at", "running_at", "ended_at"),
+    sqlite_autoincrement=True,
+)
+Index(
+    "uq_lab_live_host",
+    LAB.c.host,
+    unique=True,
+    sqlite_where=LAB.c.state.in_(("starting", "running", "stopping")),
+)
+Index("ix_lab_session_id", LAB.c.session_id)
+Index("ix_lab_ended_at", LAB.c.ended_at, sqlite_where=LAB.c.state == "ended")
+
+LAB_REFERENCE = Table(
+    "lab_reference",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("lab_id", Text, ForeignKey("lab.lab_id", ondelete="CASCADE"), nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("idempotency_key", Text),
+    _time("acquired_at", nullable=False),
+    _time("released_at"),
+    *_readable("acquired_at", "released_at"),
+    sqlite_autoincrement=True,
+)
+Index(
+    "uq_lab_reference_key",
+    LAB_REFERENCE.c.session_id,
+    LAB_REFERENCE.c.idempotency_key,
+    unique=True,
+    sqlite_where=LAB_REFERENCE.c.idempotency_key.is_not(None),
+)
+Index("ix_lab_reference_lab_id", LAB_REFERENCE.c.lab_id)

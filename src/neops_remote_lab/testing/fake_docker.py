@@ -1,0 +1,450 @@
+"""A stand-in for the ``docker`` program over the containers and networks of the fake netlab, in Docker's words.
+
+It knows ``ps``, ``rm``, ``inspect``, ``network ls|inspect|rm``, ``version`` and ``--version``. See `fake_netlab` for
+the files that it works on and for the knobs ``docker_unreachable`` and ``docker_rm_fails``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+TYPE_CHECKING = False  # typing itself takes 3 ms to import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    Data = dict[str, Any]
+
+VERSION = "20.10.24"
+BUILTIN_NETWORKS = {"bridge": "bridge", "host": "host", "none": "null"}
+COMMAND = '"/usr/bin/tini -- /usr/local/sbin/frr-start"'
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def refuse(text: str, status: int = 1) -> NoReturn:
+    complain(text)
+    sys.exit(status)
+
+
+def parse(args: list[str], flags: str, valued: str = "") -> tuple[list[tuple[str, str]], list[str]]:
+    """Split `args` into options, in their order, and the rest; ``-aq`` is ``-a -q``."""
+    options: list[tuple[str, str]] = []
+    rest: list[str] = []
+    waiting = list(args)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            rest.append(word)
+        elif name in valued.split():
+            options.append(
+                (
+                    name,
+                    value if equals else waiting.pop(0) if waiting else refuse(f"flag needs an argument: {name}", 125),
+                )
+            )
+        elif word in flags.split():
+            options.append((word, ""))
+        elif len(word) > 2 and word[1] != "-":
+            waiting[:0] = [f"-{letter}" for letter in word[1:]]
+        else:
+            refuse(f"unknown flag: {word}\nSee 'docker --help'.", 125)
+    return options, rest
+
+
+def given(options: list[tuple[str, str]], *names: str) -> list[str]:
+    return [value for name, value in options if name in names]
+
+
+# What there is
+
+
+def state_folder() -> Path:
+    return Path(os.environ.get("FAKE_NETLAB_STATE") or Path.home() / ".fake-netlab")
+
+
+def knob(name: str) -> bool:
+    try:
+        return bool(json.loads((state_folder() / "control.json").read_text(encoding="utf-8")).get(name))
+    except FileNotFoundError:
+        return False
+
+
+def load(folder: str, pattern: str) -> list[Data]:
+    found: list[Data] = []
+    for path in sorted((state_folder() / folder).glob(pattern)):
+        try:
+            found.append({**json.loads(path.read_text(encoding="utf-8")), "path": path})
+        except FileNotFoundError:  # removed since it was listed
+            continue
+    return found
+
+
+def containers() -> list[Data]:
+    """Newest first, as ``docker ps`` lists them."""
+    return sorted(load("containers", "[!.]*.json"), key=lambda container: float(container["created"]), reverse=True)
+
+
+def networks() -> list[Data]:
+    builtin = [
+        {"name": name, "id": name.encode().hex().ljust(64, "0"), "created": 0.0, "driver": driver}
+        for name, driver in BUILTIN_NETWORKS.items()
+    ]
+    return sorted(builtin + load("networks", "[!.]*"), key=lambda network: str(network["name"]))
+
+
+def find(things: list[Data], wanted: str) -> Data | None:
+    for thing in things:
+        full = str(thing.get("full_id", thing["id"]))
+        if wanted.removeprefix("/") == thing["name"] or (wanted and full.startswith(wanted)):
+            return thing
+    return None
+
+
+# What is printed
+
+
+def timestamp(seconds: float, form: str) -> str:
+    return time.strftime(form, time.gmtime(seconds))
+
+
+def age(seconds: float) -> str:
+    passed = int(time.time() - seconds)
+    return "Less than a second" if passed < 1 else "1 second" if passed == 1 else f"{passed} seconds"
+
+
+def ps_row(container: Data, *, whole: bool) -> dict[str, str]:
+    running = container.get("state", "running") == "running"
+    return {
+        "Command": COMMAND if whole else f"{COMMAND[:20]}…{COMMAND[-1]}",
+        "CreatedAt": timestamp(container["created"], "%Y-%m-%d %H:%M:%S +0000 UTC"),
+        "ID": container["full_id"] if whole else container["id"],
+        "Image": container["image"],
+        "Labels": ",".join(f"{key}={value}" for key, value in sorted(container["labels"].items())),
+        "LocalVolumes": "0",
+        "Mounts": "",
+        "Names": container["name"],
+        "Networks": container["network"],
+        "Ports": "",
+        "RunningFor": f"{age(container['created'])} ago",
+        "Size": "0B",
+        "State": container.get("state", "running"),
+        "Status": f"Up {age(container['created'])}" if running else f"Exited (137) {age(container['created'])} ago",
+    }
+
+
+def render(row: Data, form: str) -> str:
+    """What scripts use of Go's templates: ``{{json .}}``, ``{{.A.B}}``, ``{{json .A}}``, ``{{.Label "x"}}``."""
+    if form == "json":
+        form = "{{json .}}"
+
+    def replace(match: re.Match[str]) -> str:
+        as_json, path, label = match.groups()
+        if label is not None:
+            return str(dict(pair.split("=", 1) for pair in row["Labels"].split(",") if "=" in pair).get(label, ""))
+        value: Any = row
+        for part in path.split(".") if path else []:
+            if not isinstance(value, dict) or part not in value:
+                refuse(f'template: :1:2: executing "" at <.{path}>: can\'t evaluate field {part}')
+            value = value[part]
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False) if as_json else str(value)
+
+    form = form.removeprefix("table ").replace(r"\t", "\t").replace(r"\n", "\n")
+    return re.sub(r"\{\{\s*(json )?\s*\.([\w.]*)\s*(?:\"([^\"]*)\")?\s*\}\}", replace, form)
+
+
+def print_rows(rows: list[dict[str, str]], form: str, columns: dict[str, str]) -> None:
+    if form:
+        for row in rows:
+            say(render(row, form))
+        return
+    table = [list(columns), *([row[field] for field in columns.values()] for row in rows)]
+    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
+    for line in table:
+        say("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+# docker ps, rm and inspect
+
+
+def matches(container: Data, text: str) -> bool:
+    key, _, value = text.partition("=")
+    if key == "label":
+        name, equals, wanted = value.partition("=")
+        labels = container["labels"]
+        return name in labels and (not equals or labels[name] == wanted)
+    if key == "name":
+        return re.search(value, container["name"]) is not None
+    if key == "id":
+        return str(container["full_id"]).startswith(value)
+    if key == "status":
+        return bool(container.get("state", "running") == value)
+    if key == "network":
+        return bool(container["network"] == value)
+    refuse(f"Error response from daemon: Invalid filter '{key}'")
+
+
+def any_of_each_key(container: Data, filters: list[str]) -> bool:
+    """Docker's rule: labels must match all, values of another key any."""
+    keys = {text.partition("=")[0] for text in filters}
+    for key in keys:
+        verdicts = [matches(container, text) for text in filters if text.partition("=")[0] == key]
+        if not (all(verdicts) if key == "label" else any(verdicts)):
+            return False
+    return True
+
+
+def run_ps(args: list[str]) -> None:
+    options, rest = parse(args, "-a --all -q --quiet --no-trunc", "-f --filter --format -n --last")
+    if rest:
+        refuse("\"docker ps\" accepts no arguments.\nSee 'docker ps --help'.")
+    filters = given(options, "-f", "--filter")
+    everything = bool(given(options, "-a", "--all"))
+    found = [container for container in containers() if any_of_each_key(container, filters)]
+    if not everything and not any(text.startswith("status=") for text in filters):
+        found = [container for container in found if container.get("state", "running") == "running"]
+    rows = [ps_row(container, whole=bool(given(options, "--no-trunc"))) for container in found]
+    form = "{{.ID}}" if given(options, "-q", "--quiet") else "".join(given(options, "--format")[-1:])
+    columns = {
+        "CONTAINER ID": "ID",
+        "IMAGE": "Image",
+        "COMMAND": "Command",
+        "CREATED": "RunningFor",
+        "STATUS": "Status",
+    }
+    print_rows(rows, form, {**columns, "PORTS": "Ports", "NAMES": "Names"})
+
+
+def run_rm(args: list[str]) -> None:
+    options, names = parse(args, "-f --force -v --volumes -l --link")
+    if not names:
+        refuse("\"docker rm\" requires at least 1 argument.\nSee 'docker rm --help'.")
+    force = bool(given(options, "-f", "--force"))
+    results = [remove_container(name, force=force) for name in names]
+    sys.exit(0 if all(results) else 1)
+
+
+def remove_container(wanted: str, *, force: bool) -> bool:
+    container = find(containers(), wanted)
+    if container is None:
+        complain(f"Error response from daemon: No such container: {wanted}")
+        return force  # newer clients count that as success when forced
+    full_id = container["full_id"]
+    if knob("docker_rm_fails"):
+        complain(
+            f"Error response from daemon: container {full_id}: driver failed to remove root filesystem: "
+            "device or resource busy"
+        )
+        return False
+    if container.get("state", "running") == "running" and not force:
+        complain(
+            f"Error response from daemon: You cannot remove a running container {full_id}. "
+            "Stop the container before attempting removal or force remove"
+        )
+        return False
+    container["path"].unlink(missing_ok=True)
+    say(wanted)
+    return True
+
+
+def container_details(container: Data) -> Data:
+    running = container.get("state", "running") == "running"
+    created = timestamp(container["created"], "%Y-%m-%dT%H:%M:%S.000000000Z")
+    return {
+        "Id": container["full_id"],
+        "Created": created,
+        "Path": "/usr/bin/tini",
+        "Args": ["--", "/usr/local/sbin/frr-start"],
+        "State": {
+            "Status": container.get("state", "running"),
+            "Running": running,
+            "Paused": False,
+            "Restarting": False,
+            "OOMKilled": False,
+            "Dead": False,
+            "Pid": 4711 if running else 0,
+            "ExitCode": 0 if running else 137,
+            "Error": "",
+            "StartedAt": created,
+            "FinishedAt": "0001-01-01T00:00:00Z",
+        },
+        "Name": f"/{container['name']}",
+        "RestartCount": 0,
+        "Config": {
+            "Hostname": container["labels"]["clab-node-name"],
+            "Image": container["image"],
+            "Labels": container["labels"],
+        },
+        "NetworkSettings": {"Networks": {container["network"]: {"IPAddress": container["ipv4"], "IPPrefixLen": 24}}},
+    }
+
+
+def network_details(network: Data) -> Data:
+    attached = [container for container in containers() if container["network"] == network["name"]]
+    return {
+        "Name": network["name"],
+        "Id": network["id"],
+        "Created": timestamp(network["created"], "%Y-%m-%dT%H:%M:%S.000000000Z"),
+        "Scope": "local",
+        "Driver": network["driver"],
+        "EnableIPv6": network["name"] not in BUILTIN_NETWORKS,
+        "Internal": False,
+        "Attachable": False,
+        "Ingress": False,
+        "Containers": {
+            item["full_id"]: {"Name": item["name"], "IPv4Address": item["ipv4"] + "/24"} for item in attached
+        },
+        "Options": {},
+        "Labels": {},
+    }
+
+
+def print_details(names: list[str], form: str, look: Callable[[str], Data | None], missing: str) -> None:
+    """Print what was found, then complain about the rest: the output is a list even when nothing was found."""
+    found = {name: look(name) for name in names}
+    details = [detail for detail in found.values() if detail is not None]
+    if form:
+        for detail in details:
+            say(render(detail, form))
+    else:
+        say(json.dumps(details, indent=4))
+    absent = [name for name, detail in found.items() if detail is None]
+    for name in absent:
+        complain(missing.format(name))
+    sys.exit(1 if absent else 0)
+
+
+def run_inspect(args: list[str]) -> None:
+    options, names = parse(args, "-s --size", "-f --format --type")
+
+    def look(name: str) -> Data | None:
+        container = find(containers(), name)
+        if container is not None:
+            return container_details(container)
+        network = find(networks(), name)
+        return network and network_details(network)
+
+    if not names:
+        refuse("\"docker inspect\" requires at least 1 argument.\nSee 'docker inspect --help'.")
+    print_details(names, "".join(given(options, "-f", "--format")[-1:]), look, "Error: No such object: {}")
+
+
+# docker network and version
+
+
+def run_network(args: list[str]) -> None:
+    actions = {"ls": network_ls, "list": network_ls, "inspect": network_inspect, "rm": network_rm, "remove": network_rm}
+    if not args or args[0] not in actions:
+        refuse("Usage:  docker network COMMAND")
+    actions[args[0]](args[1:])
+
+
+def network_ls(args: list[str]) -> None:
+    options, _ = parse(args, "-q --quiet --no-trunc", "-f --filter --format")
+    names = [text.partition("=")[2] for text in given(options, "-f", "--filter") if text.startswith("name=")]
+    found = [network for network in networks() if not names or any(name in network["name"] for name in names)]
+    whole = bool(given(options, "--no-trunc"))
+    rows = [
+        {
+            "CreatedAt": timestamp(network["created"], "%Y-%m-%d %H:%M:%S.000000000 +0000 UTC"),
+            "Driver": network["driver"],
+            "ID": network["id"] if whole else network["id"][:12],
+            "IPv6": str(network["name"] not in BUILTIN_NETWORKS).lower(),
+            "Internal": "false",
+            "Labels": "",
+            "Name": network["name"],
+            "Scope": "local",
+        }
+        for network in found
+    ]
+    form = "{{.ID}}" if given(options, "-q", "--quiet") else "".join(given(options, "--format")[-1:])
+    print_rows(rows, form, {"NETWORK ID": "ID", "NAME": "Name", "DRIVER": "Driver", "SCOPE": "Scope"})
+
+
+def network_inspect(args: list[str]) -> None:
+    options, names = parse(args, "-v --verbose", "-f --format")
+
+    def look(name: str) -> Data | None:
+        network = find(networks(), name)
+        return network and network_details(network)
+
+    missing = "Error response from daemon: network {} not found"
+    print_details(names, "".join(given(options, "-f", "--format")[-1:]), look, missing)
+
+
+def network_rm(args: list[str]) -> None:
+    _, names = parse(args, "-f --force")
+    results = [remove_network(name) for name in names]
+    sys.exit(0 if all(results) else 1)
+
+
+def remove_network(wanted: str) -> bool:
+    network = find(networks(), wanted)
+    if network is None:
+        complain(f"Error response from daemon: network {wanted} not found\nexit status 1")
+        return False
+    if "path" not in network:
+        complain(f"Error response from daemon: {wanted} is a pre-defined network and cannot be removed\nexit status 1")
+        return False
+    if any(container["network"] == network["name"] for container in containers()):
+        complain(
+            f"Error response from daemon: error while removing network: network {network['name']} id {network['id']} "
+            "has active endpoints\nexit status 1"
+        )
+        return False
+    network["path"].unlink(missing_ok=True)
+    say(wanted)
+    return True
+
+
+def run_version(args: list[str]) -> None:
+    options, _ = parse(args, "", "-f --format")
+    side = {"Version": VERSION, "ApiVersion": "1.41", "Os": "linux", "Arch": "amd64"}
+    form = "".join(given(options, "-f", "--format")[-1:])
+    if form:
+        say(render({"Client": side, "Server": side}, form))
+        return
+    for name in ("Client:", "Server: Docker Engine - Community"):
+        say(f"{name}\n Version:           {VERSION}\n API version:       1.41\n")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "ps": run_ps,
+    "rm": run_rm,
+    "inspect": run_inspect,
+    "network": run_network,
+    "version": run_version,
+}
+
+
+def main() -> NoReturn:
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["container"]:
+        arguments = ["ps" if word == "ls" else word for word in arguments[1:2]] + arguments[2:]
+    if arguments[:1] in (["--version"], ["-v"]):
+        say(f"Docker version {VERSION}, build 297e128")
+    elif not arguments or arguments[0] not in COMMANDS:
+        refuse(f"docker: '{' '.join(arguments[:1])}' is not a docker command.\nSee 'docker --help'")
+    elif knob("docker_unreachable"):
+        refuse("Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?")
+    else:
+        COMMANDS[arguments[0]](arguments[1:])
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""A real server process over a fake lab host, for tests."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.fakes import FakeNetlab, install_fake_netlab, wait_until
+
+START_TIMEOUT = 30.0
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class LabServer:
+    """One server: its files, its process and a client for it."""
+
+    root: Path
+    fake: FakeNetlab
+    settings: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "remote-lab.sqlite3"
+
+    @property
+    def work_dir(self) -> Path:
+        return self.root / "labs"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "server.log"
+
+    def command(self) -> list[str]:
+        flags = {
+            "host": "127.0.0.1",
+            "port": str(self.port),
+            "database": f"sqlite+aiosqlite:///{self.database}",
+            "work-dir": str(self.work_dir),
+            "lock-dir": str(self.root / "locks"),
+            "lab-host": "test-host",
+            "sql-poll": "0.1",
+            **self.settings,
+        }
+        words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+        return [sys.executable, "-m", "neops_remote_lab", *words]
+
+    def launch(self) -> None:
+        """Start the process, and do not wait for it."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                env={**self.fake.environment(), **self.environment},
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def start(self) -> None:
+        """Start the process, and wait until it serves."""
+        self.launch()
+        wait_until(self.serves, START_TIMEOUT, f"the server does not start: {self.log}")
+
+    def serves(self) -> bool:
+        if self.process is None or self.process.poll() is not None:
+            raise AssertionError(f"the server ended: {self.log.read_text()[-4000:]}")
+        try:
+            return httpx.get(f"{self.url}/healthz").status_code == 204
+        except httpx.TransportError:
+            return False
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and wait for the end; the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.process:
+            self.process.send_signal(number)
+
+    def wait(self, timeout: float = 60) -> int:
+        return self.process.wait(timeout) if self.process else 0
+
+    def restart(self) -> None:
+        """kill -9 and start again."""
+        self.kill()
+        self.start()
+
+    def close(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.stop()
+
+    # What clients do.
+
+    def client(self, session_id: str | None = None, **options: Any) -> httpx.Client:
+        headers = {"X-Session-ID": session_id} if session_id else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)
+
+    def join(self, **body: str) -> str:
+        """A new session's id."""
+        answer = httpx.post(f"{self.url}/session", json=body or None)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["session_id"])
+
+    def place(self, session_id: str, wait: float | None = None) -> dict[str, Any]:
+        answer = httpx.get(f"{self.url}/session/{session_id}", params={"wait": wait} if wait else {}, timeout=90)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def acquire(self, session_id: str, topology: str, name: str = "topology.yml", **form: str) -> httpx.Response:
+        with self.client(session_id) as client:
+            return client.post("/lab", files={"topology": (name, topology)}, data=form)
+
+    def is_clean(self) -> bool:
+        """Nothing of any lab is left on the host."""
+        return not self.fake.leftovers() and not self.work_folders()
+
+    def work_folders(self) -> list[str]:
+        return sorted(os.listdir(self.work_dir)) if self.work_dir.exists() else []
+
+
+@contextmanager
+def running_server(root: Path, **settings: str) -> Iterator[LabServer]:
+    """A server in a folder of its own; settings by flag, with `_` for `-`."""
+    flags = {name.replace("_", "-"): value for name, value in settings.items()}
+    server = LabServer(root, install_fake_netlab(root / "fake"), flags)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
