@@ -1,6 +1,7 @@
 """A real server process over a fake lab host, for tests."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
+from filelock import FileLock
 
-from tests.fakes import FakeNetlab, install_fake_netlab, wait_until
+from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, wait_until
 
 START_TIMEOUT = 30.0
 
@@ -25,12 +28,34 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class RealNetlab:
+    """This machine as a lab host: the same questions as to the fake one."""
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    def containers(self) -> list[str]:
+        """Ids of all containers of all labs."""
+        command = ["docker", "ps", "--all", "--quiet", "--no-trunc", "--filter", "label=containerlab"]
+        if shutil.which("docker") is None:
+            return []
+        return sorted(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+
+    def instances(self) -> dict[str, Any]:
+        """netlab's own list."""
+        path = Path.home() / ".netlab" / "status.yaml"
+        return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+
+    def leftovers(self) -> list[str]:
+        return self.containers() + sorted(map(str, self.instances()))
+
+
 @dataclass
 class LabServer:
     """One server: its files, its process and a client for it."""
 
     root: Path
-    fake: FakeNetlab
+    fake: FakeNetlab | RealNetlab
     settings: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
@@ -63,8 +88,10 @@ class LabServer:
             "sql-poll": "0.1",
             **self.settings,
         }
-        words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-        return [sys.executable, "-m", "neops_remote_lab", *words]
+        words = [f"--{name}={value}" for name, value in flags.items()]
+        # A test run that is killed takes its servers along, where the system can arrange that.
+        guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        return [*guard, sys.executable, "-m", "neops_remote_lab", *words]
 
     def launch(self) -> None:
         """Start the process, and do not wait for it."""
@@ -142,7 +169,20 @@ class LabServer:
         return not self.fake.leftovers() and not self.work_folders()
 
     def work_folders(self) -> list[str]:
-        return sorted(os.listdir(self.work_dir)) if self.work_dir.exists() else []
+        return sorted(path.name for path in self.work_dir.iterdir()) if self.work_dir.exists() else []
+
+
+@contextmanager
+def running_real_server(root: Path, **settings: str) -> Iterator[LabServer]:
+    """A server over the real netlab of this machine, which only one test at a time may use."""
+    flags = {name.replace("_", "-"): value for name, value in settings.items()}
+    with FileLock(REAL_NETLAB_LOCK):
+        server = LabServer(root, RealNetlab(), flags)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.close()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The command line: settings, the one server of this host, uvicorn."""
 
 import argparse
+import asyncio
 import getpass
 import json
 import logging
@@ -26,8 +27,8 @@ from neops_remote_lab.store import migrate
 
 logger = logging.getLogger(__name__)
 
-SHUTDOWN_SHARE: Final = 0.25
-"""Part of `--exit-timeout` that open connections get; the rest is for the lab."""
+CONNECTIONS_TIMEOUT: Final = 5
+"""Seconds that open connections get at the end; every call that is held has been answered by then."""
 
 
 class Server(uvicorn.Server):
@@ -41,7 +42,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
         app = self.config.app
         if isinstance(app, Starlette) and hasattr(app.state, "services"):
-            app.state.services.queue.drain()
+            # Not in the signal's own context, which may be in the middle of anything.
+            asyncio.get_running_loop().call_soon_threadsafe(app.state.services.drain)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,7 +116,7 @@ def serve(settings: Settings) -> None:
         log_config=str(settings.log_config) if settings.log_config else None,
         access_log=settings.debug,
         workers=1,  # uvicorn would obey $WEB_CONCURRENCY, and two servers cannot share one lab
-        timeout_graceful_shutdown=max(1, int(settings.exit_timeout * SHUTDOWN_SHARE)),
+        timeout_graceful_shutdown=CONNECTIONS_TIMEOUT,
         lifespan="on",
     )
     server = Server(config)

@@ -8,7 +8,7 @@ never run netlab themselves, so a client that goes away leaves nothing half done
 import asyncio
 import logging
 import subprocess
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +32,9 @@ RELEASED = "released"
 DESTROYED = "destroyed by its session"
 SESSION_ENDED = "its session ended"
 REPLACED = "replaced by another topology"
-SERVER_ENDED = "the server ended and was told to tear the lab down"
+SERVER_ENDED = "the server ended, and was told to tear the lab down"
+LEFT_BEHIND = "left behind: "
+"""How the reason of a quarantine begins that a clean sweep ends; others are the operator's."""
 _EXPECTED = frozenset({RELEASED, DESTROYED, SESSION_ENDED, REPLACED})
 
 
@@ -84,6 +86,8 @@ class LabService:
         self._decisions = asyncio.Lock()
         self._acquires: dict[tuple[str, str], Acquire] = {}
         self._stuck_since: float | None = None
+        self._stopped_for = SESSION_ENDED
+        self._recovered = asyncio.Event()
         self._background: set[asyncio.Task[Any]] = set()
 
     @property
@@ -233,11 +237,21 @@ class LabService:
 
     async def _failed(self, lab: Lab, error: Exception) -> NoReturn:
         """Write down how an `up` failed, and say so to whoever waits for it. The lab manager has cleaned up."""
-        answer = _answer(error)
+        answer = self._stopped() if isinstance(error, InterruptedError) else _answer(error)
+        outcome = self._stopped_for if isinstance(error, InterruptedError) else str(answer.detail)
         if self._manager.current and not self._manager.current.left:
             await self._run_blocking(self._manager.tear_down)
-        await self._conclude(lab.lab_id, str(answer.detail))
+        await self._conclude(lab.lab_id, outcome)
         raise answer from error
+
+    def _stopped(self) -> HTTPException:
+        codes = {
+            SESSION_ENDED: status.HTTP_404_NOT_FOUND,
+            DESTROYED: status.HTTP_409_CONFLICT,
+            SERVER_ENDED: status.HTTP_503_SERVICE_UNAVAILABLE,
+        }
+        detail = f"the lab's start was stopped: {self._stopped_for}"
+        return HTTPException(codes[self._stopped_for], detail=detail, headers=self._later())
 
     async def _take_down(self, outcome: str) -> None:
         lab = self._live()
@@ -245,17 +259,28 @@ class LabService:
         self._lab = replace(lab, state="stopping")
         await self._run_blocking(self._manager.tear_down)
         await self._conclude(lab.lab_id, outcome)
-        await self._sweep(folders=False)
+        if self._stuck_since is None:
+            await self._sweep()
 
-    async def open(self, *, rebooted: bool) -> None:
-        """Take over what an earlier server has left, in the background; acquires wait for the end of that."""
+    async def open(self, *, rebooted: bool, quarantined: str | None) -> None:
+        """Take over what an earlier server has left, in the background; calls on the lab wait for the end of that."""
         self._lab = await self._store.live_lab()
-        self._operate(self._recover(rebooted=rebooted))
+        # Listed before any upload can arrive: those must not be taken for something left behind.
+        folders: list[Path] = await self._run_blocking(workspace.folders_below, self._settings.work_dir)
+        self._operate(self._open(folders, rebooted=rebooted, quarantined=quarantined))
+
+    async def _open(self, folders: list[Path], *, rebooted: bool, quarantined: str | None) -> None:
+        try:
+            await self._recover(rebooted=rebooted)
+            await self._sweep(folders)
+            if self._stuck_since is None and quarantined and quarantined.startswith(LEFT_BEHIND):
+                await self._quarantine(None)
+        finally:
+            self._recovered.set()
 
     async def _recover(self, *, rebooted: bool) -> None:
         if (lab := self._lab) is not None:
             await self._take_over(lab, rebooted=rebooted)
-        await self._sweep(folders=True)
 
     async def _take_over(self, lab: Lab, *, rebooted: bool) -> None:
         """Go on with the lab that the database names, or remove what is left of it."""
@@ -270,18 +295,19 @@ class LabService:
         await self._run_blocking(self._manager.tear_down)
         await self._conclude(lab.lab_id, f"lost: {lost}" if self._is_active(lab.session_id) else SESSION_ENDED)
 
-    async def _sweep(self, *, folders: bool) -> None:
-        if left := await self._run_blocking(lambda: self._manager.sweep(folders=folders)):
-            self._stuck_since = self._clock.monotonic()
-            await self._quarantine(f"{', '.join(left)} of an earlier lab could not be removed")
+    async def _sweep(self, folders: Sequence[Path] = ()) -> None:
+        if left := await self._run_blocking(self._manager.sweep, folders):
+            await self._stuck(f"{', '.join(left)} of an earlier lab")
+
+    async def _stuck(self, what: str) -> None:
+        self._stuck_since = self._clock.monotonic()
+        logger.error("quarantined: %s could not be removed", what)
+        await self._quarantine(f"{LEFT_BEHIND}{what} could not be removed")
 
     async def _conclude(self, lab_id: str, outcome: str) -> None:
         held = self._manager.current
         if held and held.workspace.lab_id == lab_id:
-            self._stuck_since = self._clock.monotonic()
-            reason = f"{', '.join(held.left)} of lab {lab_id} could not be removed"
-            logger.error("quarantined: %s", reason)
-            await self._quarantine(reason)
+            await self._stuck(f"{', '.join(held.left)} of lab {lab_id}")
             return
         await self._store.ended(lab_id, outcome, self._clock.now())
         self._lab = None
@@ -292,7 +318,7 @@ class LabService:
         if self._lab:
             await self._take_down("lost: it could be removed only later")
         else:
-            await self._sweep(folders=False)
+            await self._sweep()
         if self._stuck_since is None:
             await self._quarantine(None)
 
@@ -302,9 +328,13 @@ class LabService:
         Raises:
             HTTPException: 404 no lab is running.
         """
+        await self._recovered.wait()
         async with self._decisions:
-            if key and (known := await self._store.reference_by_key(session_id, key)) and not known[1]:
+            known = await self._store.reference_by_key(session_id, key) if key else None
+            if known and not known[1]:
                 return  # a repeated release: the first one was answered, or would have been
+            if key and not known:
+                raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no acquire had this Idempotency-Key")
             lab = await self._running(session_id)
             left = await self._store.release_reference(lab.lab_id, key, self._clock.now())
             self._manager.set_references(left)
@@ -317,6 +347,7 @@ class LabService:
         Raises:
             HTTPException: 409 it is in use and `force` is false.
         """
+        await self._recovered.wait()
         async with self._decisions:
             if self._lab is None or self._lab.session_id != session_id:
                 return False
@@ -327,7 +358,7 @@ class LabService:
                 detail = "the lab is in use: release its references first, or send force=true"
                 raise HTTPException(status.HTTP_409_CONFLICT, detail=detail)
             if starting:
-                self._manager.interrupt()
+                self.stop_starting(DESTROYED)
             else:
                 self._operate(self._take_down(DESTROYED))
             return True
@@ -339,8 +370,14 @@ class LabService:
                 return
             if self._operation is None and self._stuck_since is None:
                 self._operate(self._take_down(SESSION_ENDED))
-            elif self._operation and self._operation.starts_for:
-                self._manager.interrupt()
+            else:
+                self.stop_starting(SESSION_ENDED)
+
+    def stop_starting(self, reason: str) -> None:
+        """End a start that runs, if there is one: it fails, and cleans up after itself."""
+        if self._operation and self._operation.starts_for:
+            self._stopped_for = reason
+            self._manager.interrupt()
 
     async def tick(self, *, quarantined: bool) -> None:
         """Do what is due: end a lab without a session, and try again what has failed."""
@@ -357,6 +394,7 @@ class LabService:
 
     async def status(self, session_id: str) -> LabStatusDto:
         """The session's lab, and why it has none if that was not its wish."""
+        await self._recovered.wait()
         if self._lab is None or self._lab.session_id != session_id:
             return LabStatusDto(running=False, error=await self._unexpected_end(session_id))
         found = self._manager.status()
@@ -371,14 +409,15 @@ class LabService:
         return self._devices()
 
     async def close(self, *, keep: bool) -> None:
-        """End what runs; keep a lab that is up for the next server, or tear it down."""
+        """End what runs; keep a lab that is up for the next server, or tear it down.
+
+        Cancelled when its time is over: what is left then is the next server's to remove.
+        """
+        self._manager.keep()  # from here on it is this method's business, not that of the end of the process
+        self.stop_starting(SERVER_ENDED)
         if self._operation:
-            if self._operation.starts_for:
-                self._manager.interrupt()
             await asyncio.wait([self._operation.task])
-        if keep:
-            self._manager.keep()
-        elif self._lab and self._stuck_since is None:
+        if not keep and self._lab and self._stuck_since is None:
             await asyncio.wait([self._operate(self._take_down(SERVER_ENDED)).task])
         await asyncio.gather(*self._background, return_exceptions=True)
 
@@ -387,6 +426,7 @@ class LabService:
         return await self._store.prune(self._clock.now() - timedelta(days=self._settings.history_days))
 
     async def _running(self, session_id: str) -> Lab:
+        await self._recovered.wait()
         if self._lab and self._lab.session_id == session_id and self._lab.state == "running":
             return self._lab
         reason = await self._unexpected_end(session_id)
@@ -420,8 +460,11 @@ class LabService:
         return HTTPException(
             status.HTTP_423_LOCKED,
             detail=detail,
-            headers={"Retry-After": str(self._settings.retry_after)},
+            headers=self._later(),
         )
+
+    def _later(self) -> dict[str, str]:
+        return {"Retry-After": str(self._settings.retry_after)}
 
     async def _discard(self, upload: Upload) -> None:
         await self._run_blocking(workspace.remove, upload.workspace.base)
@@ -473,8 +516,6 @@ def _answer(error: Exception) -> HTTPException:
             return HTTPException(
                 status.HTTP_423_LOCKED, detail=f"the lab is busy: {error}", headers={"Retry-After": "2"}
             )
-        case InterruptedError():
-            return HTTPException(status.HTTP_423_LOCKED, detail="the lab's start was stopped: its session ended")
         case FileNotFoundError():
             detail = "netlab cannot be run on the lab host: install it there, or name it with --netlab"
             return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)

@@ -187,7 +187,8 @@ class SessionQueue:
 
     async def quarantine(self, reason: str | None) -> None:
         """Make nobody active any more, for a reason; or lift that with None and go on."""
-        await self._store.set_quarantine(reason, self._clock.now())
+        if reason != self.quarantined:
+            await self._store.set_quarantine(reason, self._clock.now())
         self.quarantined = reason
         self._promoted(await self._store.promote(self._clock.now()))
 

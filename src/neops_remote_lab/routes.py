@@ -50,12 +50,7 @@ _FALSE: Final = frozenset({"false", "0", "no", "off"})
 async def create_session(request: Request) -> Response:
     """POST /session."""
     services = _services(request)
-    if services.queue.draining:
-        raise HTTPException(
-            status.HTTP_503_SERVICE_UNAVAILABLE,
-            detail="the server is about to end: try again when it is back",
-            headers={"Retry-After": str(services.settings.retry_after)},
-        )
+    _refuse_while_draining(services)
     wish = _parse(CreateSessionRequestDto, await _body(request))
     place = await services.queue.join(client=wish.client, purpose=wish.purpose, key=_key(request))
     answer = CreateSessionResponseDto(session_id=place.session.session_id, position=place.position)
@@ -112,6 +107,7 @@ async def heartbeat(request: Request) -> Response:
 async def acquire_lab(request: Request) -> Response:
     """POST /lab."""
     services, session_id = await _active_caller(request)
+    _refuse_while_draining(services)
     key = _key(request)
     with services.queue.open_call(session_id):
         upload = await uploads.receive(
@@ -205,6 +201,15 @@ async def debug_health(request: Request) -> Response:
 def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
+
+
+def _refuse_while_draining(services: Services) -> None:
+    if services.queue.draining:
+        raise HTTPException(
+            status.HTTP_503_SERVICE_UNAVAILABLE,
+            detail="the server is about to end: try again when it is back",
+            headers={"Retry-After": str(services.settings.retry_after)},
+        )
 
 
 def _json(model: BaseModel, code: int = status.HTTP_200_OK, headers: dict[str, str] | None = None) -> Response:

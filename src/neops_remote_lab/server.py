@@ -1,5 +1,6 @@
 """The HTTP service: routes, errors, and the lifespan."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -18,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from neops_remote_lab import __version__, openapi, routes
 from neops_remote_lab.clock import Clock
-from neops_remote_lab.services import Keeper, build_services
+from neops_remote_lab.services import Keeper, Services, build_services
 from neops_remote_lab.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,9 @@ def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
         try:
             yield
         finally:
-            services.queue.drain()
+            services.drain()
             await keeper.stop()
-            await services.labs.close(keep=settings.on_exit == "keep")
+            await _close_lab(services)
             await services.database.close()
 
     return Starlette(
@@ -53,6 +54,15 @@ def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
             Exception: _unexpected,
         },
     )
+
+
+async def _close_lab(services: Services) -> None:
+    seconds = services.settings.exit_timeout
+    try:
+        async with asyncio.timeout(seconds):
+            await services.labs.close(keep=services.settings.on_exit == "keep")
+    except TimeoutError:
+        logger.error("the lab is not down after %g s (--exit-timeout): the next server removes it", seconds)  # noqa: TRY400
 
 
 def _routes() -> list[BaseRoute]:

@@ -14,7 +14,7 @@ import psutil
 from sqlalchemy.exc import DBAPIError
 
 from neops_remote_lab.clock import Clock
-from neops_remote_lab.labs import LabService
+from neops_remote_lab.labs import SERVER_ENDED, LabService
 from neops_remote_lab.netlab.lab_manager import LabManager
 from neops_remote_lab.queue import SessionQueue
 from neops_remote_lab.settings import Settings
@@ -38,6 +38,11 @@ class Services:
     run_blocking: Callable[..., Awaitable[Any]]
     started: float
     """Monotonic seconds."""
+
+    def drain(self) -> None:
+        """Take nothing new and let go of every call that is open, because the server is about to end."""
+        self.queue.drain()
+        self.labs.stop_starting(SERVER_ENDED)
 
 
 def build_services(settings: Settings, clock: Clock) -> Services:
@@ -80,7 +85,8 @@ class Keeper:
         before = await services.queue.register_host(boot)
         self._data_version = await services.database.data_version()
         await services.queue.load()
-        await services.labs.open(rebooted=before is not None and before != boot)
+        rebooted = before is not None and before != boot
+        await services.labs.open(rebooted=rebooted, quarantined=services.queue.quarantined)
         self._task = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
@@ -103,6 +109,9 @@ class Keeper:
                         "the database cannot be used: %s. The queue goes on once that is mended", _cause(error)
                     )
                 self._failing = True
+            except Exception:
+                # Without the keeper no session would ever end by itself: no single failure may end it.
+                logger.exception("keeping house failed")
             else:
                 if self._failing:
                     logger.info("the database can be used again")

@@ -306,14 +306,13 @@ class LabManager:
             logger.warning("lab %s: it cannot be told whether it runs: %s", made.lab_id, failure(error))
             return False
 
-    def sweep(self, *, folders: bool) -> list[str]:
+    def sweep(self, folders: Sequence[Path] = ()) -> list[str]:
         """Remove what crashes have left below the work folder, apart from the lab that is held; what resists.
 
-        Args:
-            folders: look for work folders too; not while uploads may be arriving.
+        Containers and netlab's instances are looked for; work folders are those that are named.
         """
         root = self._settings.work_dir
-        stale = {found.base for found in workspace.find(root)} if folders else set()
+        stale = set(folders)
         try:
             if traces.docker_is_installed(self._settings.docker):
                 stale |= {root / found.lab_folder(root) for found in traces.containers_below(root, self._docker)}

@@ -103,9 +103,9 @@ def left_in(base: Path) -> Workspace:
     return Workspace(base.name, base, snapshots[0].parent.name if snapshots else "lab", Identity(""))
 
 
-def find(root: Path) -> list[Workspace]:
-    """All labs that have a work folder below `root`."""
-    return [left_in(base) for base in sorted(root.iterdir()) if base.is_dir()] if root.is_dir() else []
+def folders_below(root: Path) -> list[Path]:
+    """All work folders below `root`."""
+    return [base for base in sorted(root.iterdir()) if base.is_dir()] if root.is_dir() else []
 
 
 def remove(base: Path) -> None:

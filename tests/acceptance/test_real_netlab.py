@@ -1,0 +1,195 @@
+"""The server over the real netlab: three FRR routers in containers where the machine has what that needs."""
+
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import wait_until
+from tests.server import LabServer, running_real_server
+
+ROUTERS = """\
+provider: clab
+defaults.device: frr
+module: [ospf]
+nodes: [r1, r2, r3]
+links: [r1-r2, r2-r3, r1-r3]
+validate:
+  adjacency:
+    description: r1 sees r2 as an OSPF neighbor
+    wait: 60
+    nodes: [r1]
+    plugin: ospf_neighbor(nodes.r2.ospf.router_id)
+"""
+HALF_WAY = """\
+provider: clab
+defaults.device: frr
+nodes:
+  r1:
+  r2:
+    clab.cmd: /no/such/program
+links: [r1-r2]
+"""
+HOSTS = """\
+provider: external
+defaults.device: linux
+nodes: [h1, h2]
+links: [h1-h2]
+"""
+
+
+def _missing(*programs: str) -> str:
+    absent = [program for program in programs if shutil.which(program) is None]
+    if absent:
+        return f"this machine lacks {', '.join(absent)}"
+    if "docker" in programs and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
+        return "the Docker engine of this machine does not run"
+    return ""
+
+
+NO_LAB_HOST = _missing("netlab", "docker", "containerlab")
+NO_NETLAB = _missing("netlab")
+on_lab_host = pytest.mark.skipif(bool(NO_LAB_HOST), reason=NO_LAB_HOST)
+with_netlab = pytest.mark.skipif(bool(NO_NETLAB), reason=NO_NETLAB)
+
+
+@pytest.fixture
+def lab_host(tmp_path: Path) -> Iterator[LabServer]:
+    with running_real_server(tmp_path) as server:
+        yield server
+        server.close()
+        assert server.fake.leftovers() == []
+        assert server.work_folders() == []
+
+
+def _neighbors(device: dict[str, Any]) -> int:
+    shown = subprocess.run(
+        ["docker", "exec", device["raw"]["ansible_host"], "vtysh", "-c", "show ip ospf neighbor json"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    neighbors = json.loads(shown.stdout)["neighbors"]
+    return sum(peer["nbrState"].startswith("Full") for peers in neighbors.values() for peer in peers)
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_three_routers_come_up_and_speak_ospf(lab_host: LabServer) -> None:
+    session = lab_host.join()
+    answer = lab_host.acquire(session, ROUTERS, "ospf.yml")
+    assert answer.status_code == 200, answer.text
+    devices = answer.json()["devices"]
+    assert [device["name"] for device in devices] == ["r1", "r2", "r3"]
+    wait_until(lambda: all(_neighbors(device) == 2 for device in devices), 60, "no OSPF adjacency")
+
+    again = lab_host.acquire(session, ROUTERS, "same-bytes.yml")
+    assert again.json() == {"reused": True, "devices": devices}
+    folder = next(lab_host.work_dir.glob("*/ospf"))
+    validated = subprocess.run(["netlab", "validate"], cwd=folder, capture_output=True, text=True, check=False)
+    assert validated.returncode == 0, validated.stdout
+
+    with lab_host.client(session) as client:
+        assert client.get("/lab").json()["netlab_status"] == "started"
+        assert "OK: Lab devices configured" in client.get("/lab/log").text
+        assert client.post("/lab/release").status_code == 204
+        assert client.post("/lab/release").status_code == 204
+    wait_until(lab_host.is_clean, 60, "the lab is not torn down")
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_devices_are_what_netlab_inspect_says_of_each_node(lab_host: LabServer) -> None:
+    session = lab_host.join()
+    devices = lab_host.acquire(session, ROUTERS, "ospf.yml").json()["devices"]
+    folder = next(lab_host.work_dir.glob("*/ospf"))
+    for device in devices:
+        command = ["netlab", "inspect", "--node", device["name"], "--format", "json"]
+        shown = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+        assert device["raw"] == json.loads(shown)
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_a_start_that_fails_half_way_leaves_nothing_behind(lab_host: LabServer) -> None:
+    session = lab_host.join()
+    answer = lab_host.acquire(session, HALF_WAY, "half.yml")
+    assert answer.status_code == 500, answer.text
+    assert "exit status 1" in answer.json()["detail"]
+    assert lab_host.is_clean()
+    assert lab_host.acquire(session, ROUTERS, "ospf.yml").status_code == 200
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_the_same_routers_serve_the_session_after_a_kill(lab_host: LabServer) -> None:
+    session = lab_host.join()
+    devices = lab_host.acquire(session, ROUTERS, "ospf.yml").json()["devices"]
+    before = lab_host.fake.containers()
+    assert len(before) == 3
+    lab_host.restart()
+    with lab_host.client(session) as client:
+        assert client.get("/lab/devices").json() == devices
+        assert client.get("/lab").json()["ref_count"] == 1
+    assert lab_host.fake.containers() == before
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_a_kill_in_the_middle_of_a_start_leaves_a_host_that_works(lab_host: LabServer) -> None:
+    session = lab_host.join()
+    with lab_host.client(session) as client:
+        client.post("/lab", files={"topology": ("ospf.yml", ROUTERS)}, headers={"Prefer": "respond-async"})
+    wait_until(lambda: len(lab_host.fake.containers()) > 0, 60, "no router starts")
+    lab_host.restart()
+    assert lab_host.acquire(session, ROUTERS, "ospf.yml").status_code == 200
+    assert len(lab_host.fake.containers()) == 3
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_two_sessions_get_the_real_lab_one_after_the_other(lab_host: LabServer) -> None:
+    first, second = lab_host.join(client="first"), lab_host.join(client="second")
+    assert lab_host.acquire(first, ROUTERS, "ospf.yml").status_code == 200
+    held: list[dict[str, Any]] = []
+    waiter = threading.Thread(target=lambda: held.append(lab_host.place(second, wait=60)))
+    waiter.start()
+    assert "first holds the lab with ospf.yml" in lab_host.place(second)["waiting_for"]
+    with lab_host.client() as client:
+        assert client.delete(f"/session/{first}").status_code == 204
+    waiter.join(60)
+    assert held[0]["status"] == "active"
+    assert lab_host.acquire(second, ROUTERS, "ospf.yml").status_code == 200
+
+
+@pytest.mark.external
+@with_netlab
+def test_the_external_provider_needs_neither_root_nor_docker(tmp_path: Path) -> None:
+    with running_real_server(tmp_path, netlab_up_args="--no-config") as server:
+        session = server.join()
+        answer = server.acquire(session, HOSTS, "hosts.yml")
+        assert answer.status_code == 200, answer.text
+        assert [device["name"] for device in answer.json()["devices"]] == ["h1", "h2"]
+        assert answer.json()["devices"][0]["raw"]["ansible_user"] == "vagrant"
+        server.restart()
+        with server.client(session) as client:
+            assert client.get("/lab").json()["state"] == "running"
+            assert client.post("/lab/release").status_code == 204
+        wait_until(server.is_clean, 60, "the lab is not torn down")
+
+
+@pytest.mark.external
+@with_netlab
+def test_a_topology_that_netlab_rejects_is_answered_with_its_own_words(tmp_path: Path) -> None:
+    with running_real_server(tmp_path) as server:
+        session = server.join()
+        answer = server.acquire(session, "provider: clab\nnodes: [a]\n", "broken.yml")
+        assert answer.status_code == 422
+        assert "No device type specified for node a" in answer.json()["detail"]
+        assert str(tmp_path) not in answer.text
+        assert server.is_clean()
