@@ -178,8 +178,8 @@ def running_real_server(root: Path, **settings: str) -> Iterator[LabServer]:
     flags = {name.replace("_", "-"): value for name, value in settings.items()}
     with FileLock(REAL_NETLAB_LOCK):
         server = LabServer(root, RealNetlab(), flags)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.close()
@@ -190,8 +190,8 @@ def running_server(root: Path, **settings: str) -> Iterator[LabServer]:
     """A server in a folder of its own; settings by flag, with `_` for `-`."""
     flags = {name.replace("_", "-"): value for name, value in settings.items()}
     server = LabServer(root, install_fake_netlab(root / "fake"), flags)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.close()
