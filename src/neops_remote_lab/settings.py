@@ -16,6 +16,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 ENVIRONMENT_PREFIX = "NEOPS_REMOTE_LAB_"
 STATE = user_state_path("neops-remote-lab")
 
+RUN_LOCK = Path("/run/lock")
+
+
+def shared_lock_dir() -> Path:
+    """A folder that every user of the host can write to: /run/lock, which no clean-up sweeps, or the temporary one."""
+    shared = RUN_LOCK.is_dir() and RUN_LOCK.stat().st_mode & 0o002
+    return (RUN_LOCK if shared else Path(tempfile.gettempdir())) / "neops-remote-lab"
+
+
 Seconds = Annotated[float, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Arguments = Annotated[
@@ -51,7 +60,7 @@ class Settings(BaseModel):
     )
     work_dir: Path = Field(STATE / "labs", description="folder in which each lab gets a work folder")
     lock_dir: Path = Field(
-        Path(tempfile.gettempdir()) / "neops-remote-lab",
+        default_factory=shared_lock_dir,
         description="folder of the host's lock files: the same for every user of the host",
     )
     on_exit: Literal["teardown", "keep"] = Field("teardown", description="what becomes of the lab when the server ends")

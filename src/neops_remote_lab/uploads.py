@@ -17,7 +17,7 @@ from starlette import status
 from starlette.exceptions import HTTPException
 
 from neops_remote_lab.netlab import workspace
-from neops_remote_lab.netlab.topology import check_topology, collision, relative_name, topology_name
+from neops_remote_lab.netlab.topology import GENERATED, check_topology, collision, relative_name, topology_name
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.settings import Settings
 
@@ -169,6 +169,8 @@ class UploadReceiver:
             self._topology = part
         elif part.name == "extra_files":
             relative = relative_name(filename)
+            if str(relative).lower() in GENERATED:
+                raise ValueError(f"the file name {filename!r} is one that netlab writes itself: name the file otherwise")
             if len(self._extra) >= self._settings.max_extra_files:
                 limit = self._settings.max_extra_files
                 raise _refuse(status.HTTP_413_CONTENT_TOO_LARGE, f"there are more than {limit} extra files")

@@ -14,6 +14,9 @@ NAME_DEPTH: Final = 16
 # netlab unpickles the first and obeys the others; dot files are read by shells and tools.
 RESERVED: Final = frozenset({"netlab.snapshot.pickle", "netlab.snapshot.yml", "netlab.lock", "ansible.cfg"})
 
+GENERATED: Final = frozenset({"hosts.yml", "clab.yml"})
+"""Files that netlab writes beside the topology, over whatever is there."""
+
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"^[A-Za-z]:")
@@ -30,7 +33,8 @@ def topology_name(uploaded: str) -> str:
         raise ValueError(f"the topology's file name {uploaded!r} must not name a folder")
     if name.suffix.lower() not in SUFFIXES:
         raise ValueError(f"the topology's file name {uploaded!r} must end in .yml or .yaml")
-    return f"{name.stem}.yml"
+    stored = f"{name.stem}.yml"
+    return f"topology-{stored}" if stored.lower() in GENERATED else stored
 
 
 def relative_name(uploaded: str) -> PurePosixPath:

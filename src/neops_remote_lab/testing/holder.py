@@ -69,7 +69,7 @@ class LabHolder:
 
     def _acquire(self, spec: LabSpec) -> list[DeviceInfoDto]:
         if spec.path in self._rejected:
-            pytest.fail(f"remote lab {spec.name}: netlab rejects the topology: {self._rejected[spec.path]}", False)
+            pytest.fail(f"remote lab {spec.name}: {self._rejected[spec.path]}", False)
         try:
             return self._client.acquire(spec.path, spec.reuse_lab)
         except (httpx.HTTPError, TimeoutError) as error:

@@ -1,0 +1,72 @@
+# `make demo` shows the main job, `make check` is what CI runs. Needs Python 3.11+ only: the first target builds .venv.
+
+PYTHON ?= python3
+EXTRAS ?= netlab,fast
+AUDIT  ?= optional
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+READY := $(VENV)/.ready
+# netlab and its Ansible are in the venv, and the programs that they start look for each other on PATH.
+RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
+CODE := src $(foreach folder,tests bench examples,$(if $(wildcard $(folder)/*),$(folder)))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv check format format-check lint types audit test demo bench bench-full chaos clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do printf '%-14s%s\n' "$$name" "$$text"; done
+
+venv: $(READY)  ## build .venv with the project, its extras and the tools
+
+# The minimum of pip is the first one with --group.
+$(READY): pyproject.toml
+	@rm -rf $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed and $(PYTHON) is not: name one with 'make PYTHON=python3.12 …'" >&2; exit 1; }
+	@echo "building $(VENV) (once, and again when pyproject.toml changes)"
+	@$(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); echo "No venv could be made. Debian keeps that module apart: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' --group dev
+	@touch $@
+
+check: format-check lint types audit test  ## everything that must pass before a merge
+
+format: $(READY)  ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+format-check: $(READY)  ## the formatter's word, nothing changed
+	$(BIN)/ruff format --check .
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+
+# By package bases, so that two folders may hold a conftest.py each.
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy --explicit-package-bases $(CODE)
+
+audit: $(READY)  ## known vulnerabilities of the dependencies; AUDIT=required fails where none can be looked up
+	$(BIN)/python .ci/audit.py --mode $(AUDIT) $(AUDIT_IGNORE:%=--ignore=%)
+
+test: $(READY)  ## all tests, with coverage; PYTEST_ARGS="-k queue -x" is passed on
+	$(RUN) $(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+demo: $(READY)  ## two test runs share one lab host, from start to finish; DEMO=hosts needs no Docker
+	$(RUN) $(BIN)/python examples/demo.py $(if $(DEMO),--lab $(DEMO))
+
+bench: $(READY)  ## short measurements
+	$(RUN) $(BIN)/python -m bench
+
+bench-full: $(READY)  ## all measurements, long
+	$(RUN) $(BIN)/python -m bench --full
+
+chaos: $(READY)  ## long tests that kill, cut off and fill up
+	$(RUN) $(BIN)/python -m pytest tests/chaos -m chaos $(PYTEST_ARGS)
+
+clean:  ## remove all that these targets have made
+	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

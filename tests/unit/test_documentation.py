@@ -1,0 +1,25 @@
+"""What the documentation must not lack."""
+
+from pathlib import Path
+
+import pytest
+
+from neops_remote_lab.openapi import OPERATIONS
+from neops_remote_lab.settings import Settings, flag, variable
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_every_setting_is_documented_with_its_flag_and_its_variable(field: str) -> None:
+    rows = [row for row in (DOCS / "settings.md").read_text().splitlines() if f"| `{flag(field)}` |" in row]
+    assert len(rows) == 1
+    assert f"`{variable(field)}`" in rows[0]
+    assert Settings.model_fields[field].description is not None
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")
+def test_every_call_is_documented(operation: object) -> None:
+    method, path = getattr(operation, "method", ""), getattr(operation, "path", "")
+    text = (DOCS / "http.md").read_text()
+    assert f"{method.upper()} {path.replace('{session_id}', '{id}')}" in text
