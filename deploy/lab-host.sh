@@ -67,7 +67,6 @@ fi
 "$PREFIX/bin/python" -m pip install --quiet --upgrade "$what"
 
 say "service"
-install -m 644 neops-remote-lab.tmpfiles.conf /etc/tmpfiles.d/neops-remote-lab.conf
 install -m 644 neops-remote-lab.service /etc/systemd/system/neops-remote-lab.service
 systemctl daemon-reload
 systemctl enable --quiet neops-remote-lab

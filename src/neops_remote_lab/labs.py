@@ -20,7 +20,8 @@ from starlette.exceptions import HTTPException
 from neops_remote_lab.clock import Clock
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab import workspace
-from neops_remote_lab.netlab.lab_manager import LabManager, Verdict, failure
+from neops_remote_lab.netlab.commands import failure
+from neops_remote_lab.netlab.lab_manager import LabManager, Verdict
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings
 from neops_remote_lab.store import Lab, LabStore
@@ -72,8 +73,14 @@ class LabService:
         run_blocking: RunBlocking,
         is_active: Callable[[str], bool],
         quarantine: Callable[[str | None], Awaitable[None]],
+        prepared: Callable[[str, Identity], Awaitable[Workspace | None]],
     ) -> None:
-        """`quarantine` is told why the host takes no labs any more, and None when it does again."""
+        """Put the service together with what it asks and tells.
+
+        Args:
+            quarantine: is told why the host takes no labs any more, and None when it does again.
+            prepared: gives the folder in which a session's topology was prepared, if there is one.
+        """
         self._store = store
         self._manager = manager
         self._settings = settings
@@ -81,6 +88,7 @@ class LabService:
         self._run_blocking = run_blocking
         self._is_active = is_active
         self._quarantine = quarantine
+        self._prepared = prepared
         self._lab: Lab | None = None
         self._operation: Operation | None = None
         self._decisions = asyncio.Lock()
@@ -215,8 +223,9 @@ class LabService:
         return AcquireResponseDto(reused=acquire.upload.reuse or not unclaimed, devices=self._devices())
 
     async def _bring_up(self, acquire: Acquire) -> None:
-        made = acquire.upload.workspace
-        self._lab = lab = _row(acquire)
+        uploaded = acquire.upload.workspace
+        made = await self._prepared(acquire.session_id, uploaded.identity) or uploaded
+        self._lab = lab = _row(acquire.session_id, made)
         try:
             await self._store.starting(lab, self._clock.now())
             devices = await self._run_blocking(self._start, made)
@@ -488,11 +497,10 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def _row(acquire: Acquire) -> Lab:
-    made: Workspace = acquire.upload.workspace
+def _row(session_id: str, made: Workspace) -> Lab:
     return Lab(
         lab_id=made.lab_id,
-        session_id=acquire.session_id,
+        session_id=session_id,
         state="starting",
         topology=made.topology,
         topology_sha256=made.identity.topology,

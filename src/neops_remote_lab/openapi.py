@@ -176,6 +176,20 @@ OPERATIONS: Final = (
         _NOT_ACTIVE | _HEADER_MISSING,
         (SESSION_HEADER, _header("Idempotency-Key", "the key of the acquire that is undone")),
     ),
+    Operation(
+        "post",
+        "/topology/check",
+        "Let netlab check a topology, and prepare it for this session's acquire",
+        {200: TopologyCheckDto},
+        {
+            400: "a file name is not allowed",
+            404: "unknown session",
+            413: "the upload is too large",
+            422: "the form is wrong, or netlab rejects the topology",
+        },
+        (SESSION_HEADER,),
+        "upload",
+    ),
     Operation("get", "/queue", "The queue", {200: QueueDto}, {}),
     Operation("get", "/healthz", "Whether the server answers", {204: None}, {}),
     Operation(

@@ -82,7 +82,7 @@ async def end_session(request: Request) -> Response:
     services, session_id = _services(request), request.path_params["session_id"]
     if not await services.queue.end(session_id):
         raise await _not_live(services, session_id)
-    await services.labs.settle()
+    await services.settle()
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
@@ -153,6 +153,19 @@ async def destroy_lab(request: Request) -> Response:
     services, session_id = await _active_caller(request)
     begun = await services.labs.destroy(session_id, force=_boolean(request, "force", default=True))
     return Response(status_code=status.HTTP_202_ACCEPTED if begun else status.HTTP_204_NO_CONTENT)
+
+
+async def check_topology(request: Request) -> Response:
+    """POST /topology/check."""
+    services, session_id = _services(request), _session_header(request)
+    if services.queue.place(session_id) is None:
+        raise await _not_live(services, session_id)
+    _refuse_while_draining(services)
+    with services.queue.open_call(session_id):
+        upload = await uploads.receive(
+            request.headers.get("Content-Type", ""), request.stream(), services.settings, services.run_blocking
+        )
+        return _json(await services.preparations.check(session_id, upload))
 
 
 async def get_queue(request: Request) -> Response:

@@ -41,6 +41,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
         finally:
             services.drain()
             await keeper.stop()
+            await services.preparations.close()
             await _close_lab(services)
             await services.database.close()
 
@@ -78,6 +79,7 @@ def _routes() -> list[BaseRoute]:
         Route("/lab/devices", routes.list_devices, methods=["GET"]),
         Route("/lab/log", routes.get_log, methods=["GET"]),
         Route("/lab/release", routes.release_lab, methods=["POST"]),
+        Route("/topology/check", routes.check_topology, methods=["POST"]),
         Route("/queue", routes.get_queue, methods=["GET"]),
         Route("/healthz", routes.healthz, methods=["GET"]),
         Route("/readyz", routes.readyz, methods=["GET"]),

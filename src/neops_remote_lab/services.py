@@ -15,7 +15,9 @@ from sqlalchemy.exc import DBAPIError
 
 from neops_remote_lab.clock import Clock
 from neops_remote_lab.labs import SERVER_ENDED, LabService
+from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.lab_manager import LabManager
+from neops_remote_lab.preparations import Preparations
 from neops_remote_lab.queue import SessionQueue
 from neops_remote_lab.settings import Settings
 from neops_remote_lab.store import Database, LabStore, SessionStore
@@ -35,9 +37,15 @@ class Services:
     database: Database
     queue: SessionQueue
     labs: LabService
+    preparations: Preparations
     run_blocking: Callable[..., Awaitable[Any]]
     started: float
     """Monotonic seconds."""
+
+    async def settle(self) -> None:
+        """Remove what belongs to sessions that have ended. To be called whenever one may have."""
+        await self.labs.settle()
+        await self.preparations.settle()
 
     def drain(self) -> None:
         """Take nothing new and let go of every call that is open, because the server is about to end."""
@@ -55,6 +63,12 @@ def build_services(settings: Settings, clock: Clock) -> Services:
 
     database = Database(settings.database, synchronous=settings.synchronous, busy_timeout=settings.busy_timeout)
     queue = SessionQueue(SessionStore(database, settings.lab_host), settings, clock)
+    preparations = Preparations(
+        NetlabCommands(settings),
+        settings,
+        run_blocking=run_blocking,
+        is_live=lambda session_id: queue.place(session_id) is not None,
+    )
     labs = LabService(
         LabStore(database, settings.lab_host),
         LabManager(settings),
@@ -63,8 +77,9 @@ def build_services(settings: Settings, clock: Clock) -> Services:
         run_blocking=run_blocking,
         is_active=queue.is_active,
         quarantine=queue.quarantine,
+        prepared=preparations.take,
     )
-    return Services(settings, clock, database, queue, labs, run_blocking, clock.monotonic())
+    return Services(settings, clock, database, queue, labs, preparations, run_blocking, clock.monotonic())
 
 
 class Keeper:
@@ -125,6 +140,7 @@ class Keeper:
         for session_id in await services.queue.expire():
             logger.info("session %.8s was ended by the server", session_id)
         await services.labs.tick(quarantined=services.queue.quarantined is not None)
+        await services.preparations.settle()
         if now >= self._contacts_due:
             self._contacts_due = now + services.settings.contact_write
             await services.queue.write_contacts()

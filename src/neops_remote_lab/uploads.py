@@ -170,7 +170,9 @@ class UploadReceiver:
         elif part.name == "extra_files":
             relative = relative_name(filename)
             if str(relative).lower() in GENERATED:
-                raise ValueError(f"the file name {filename!r} is one that netlab writes itself: name the file otherwise")
+                raise ValueError(
+                    f"the file name {filename!r} is one that netlab writes itself: name the file otherwise"
+                )
             if len(self._extra) >= self._settings.max_extra_files:
                 limit = self._settings.max_extra_files
                 raise _refuse(status.HTTP_413_CONTENT_TOO_LARGE, f"there are more than {limit} extra files")

@@ -62,6 +62,7 @@ def run_netlab(
     answer: str = "",
     kill_grace: float = 5,
     memory: int | None = None,
+    niceness: int = 0,
     lab_id: str = "",
     interrupt: Interrupt | None = None,
 ) -> str:
@@ -73,6 +74,7 @@ def run_netlab(
         answer: what standard input says before it is closed.
         kill_grace: seconds between SIGTERM and SIGKILL.
         memory: most address space, in bytes (Linux only).
+        niceness: how much less of the processors it takes than others, 0 to 19.
         interrupt: ends the command early.
 
     Raises:
@@ -98,7 +100,7 @@ def run_netlab(
             stderr=errors,
             start_new_session=True,
         )
-        _limit_memory(process, memory)
+        _limit(process, memory, niceness)
         status = _watch(process, answer, timeout, kill_grace, interrupt)
         if status:
             raise subprocess.CalledProcessError(status, words, stderr=_last_lines(errors, start))
@@ -156,10 +158,12 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         os.killpg(process.pid, number)
 
 
-def _limit_memory(process: subprocess.Popen[bytes], memory: int | None) -> None:
-    if memory is not None and sys.platform == "linux":
-        with suppress(ProcessLookupError):
+def _limit(process: subprocess.Popen[bytes], memory: int | None, niceness: int) -> None:
+    with suppress(ProcessLookupError):
+        if memory is not None and sys.platform == "linux":
             resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
+        if niceness:
+            os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
 
 
 def _read(file: IO[bytes]) -> str:

@@ -14,7 +14,7 @@ _RAW: Final = (
     f"type(nodes)(list({_ADJUST}(d, defaults, None, None, True).items()) + [('_netlab_version', _netlab_version)])"
 )
 ALL_DEVICES: Final = f"type(nodes)([(n, {_RAW}) for n, d in nodes.items()])"
-COUNTS: Final = "[len(nodes), len(links)]"
+LINKS: Final = "type(nodes)([('links', len(links))])"
 
 Inspect = Callable[[Sequence[str]], str]
 """Runs `netlab inspect` with these arguments in the lab's work folder, and returns what it prints."""
@@ -34,10 +34,9 @@ def read_devices(inspect: Inspect) -> list[DeviceInfoDto]:
     return [DeviceInfoDto(name=name, raw=raw) for name, raw in nodes.items()]
 
 
-def count(inspect: Inspect) -> tuple[int, int]:
-    """The numbers of nodes and links."""
-    nodes, links = json.loads(inspect(["--format", "json", COUNTS]))
-    return int(nodes), int(links)
+def read_links(inspect: Inspect) -> int:
+    """The number of links. Raises what `read_devices` raises."""
+    return int(_object(inspect(["--format", "json", LINKS]))["links"])
 
 
 def _names(inspect: Inspect) -> list[str]:

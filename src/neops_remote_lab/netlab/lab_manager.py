@@ -5,9 +5,7 @@ thread.
 """
 
 import atexit
-import json
 import logging
-import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,18 +16,11 @@ from filelock import FileLock, Timeout
 
 from neops_remote_lab.models.lab import DeviceInfoDto, LabState, LabStatusDto
 from neops_remote_lab.netlab import traces, workspace
-from neops_remote_lab.netlab.connector import Interrupt, run_docker, run_netlab
-from neops_remote_lab.netlab.inventory import read_devices
+from neops_remote_lab.netlab.cleaner import Cleaner
+from neops_remote_lab.netlab.commands import NetlabCommands
+from neops_remote_lab.netlab.connector import Interrupt
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings, read_settings
-
-logger = logging.getLogger(__name__)
-
-REJECTED_UNTIL = "Checking virtualization provider installation"
-"""netlab prints this once it has accepted the topology; nothing is started or registered before."""
-
-DEFAULT_NETWORK = "netlab_mgmt"
-"""netlab's own name for the management network, where a crash has taken the file that names it."""
 
 Verdict = Literal["start", "reuse", "replace", "wait", "busy"]
 
@@ -76,6 +67,8 @@ class LabManager:
         self._guard = threading.Lock()
         self._changed = threading.Event()
         self._lab: HeldLab | None = None
+        self._netlab = NetlabCommands(self._settings)
+        self._cleaner = Cleaner(self._netlab, self._settings)
         self._lock = host_lock(self._settings.lock_dir)
         self._keep = False
         atexit.register(self._clean_up_at_exit)
@@ -149,20 +142,7 @@ class LabManager:
 
     def _start(self, lab: HeldLab) -> list[DeviceInfoDto]:
         try:
-            self._netlab(
-                lab.workspace,
-                ["up", lab.workspace.topology, *self._settings.netlab_up_args],
-                timeout=self._settings.up_timeout,
-                answer="y\n",  # the external provider asks whether the cabling is right
-                interrupt=lab.interrupt,
-            )
-            lab.devices = read_devices(lambda arguments: self._inspect(lab.workspace, arguments))
-        except subprocess.CalledProcessError as error:
-            rejected = _was_rejected(lab.workspace.log)
-            self.tear_down()
-            if rejected:
-                raise ValueError(error.stderr) from None
-            raise
+            lab.devices = self._netlab.up(lab.workspace, lab.interrupt)
         except BaseException:
             self.tear_down()
             raise
@@ -209,53 +189,13 @@ class LabManager:
             if lab is None:
                 return []
             lab.state = "stopping"
-        lab.left = left = self.take_away(lab.workspace)
+        lab.left = left = self._cleaner.take_away(lab.workspace)
         if not left:
             with self._guard:
                 self._lab = None
                 self._lock.release()
             self._changed.set()
         return left
-
-    def take_away(self, made: Workspace) -> list[str]:
-        """Remove all that there is of a lab; what is left after the retries."""
-        network = traces.management_network(made.folder) or DEFAULT_NETWORK
-        left: list[str] = []
-        for attempt in range(self._settings.teardown_retries + 1):
-            by_netlab = made.snapshot.exists()
-            if by_netlab:
-                self._down(made, force=attempt > 0)
-            left = self._remove_traces(made.base, network, by_force=attempt > 0 or not by_netlab)
-            if not left:
-                workspace.remove(made.base)
-                break
-            logger.warning("lab %s: %s left after attempt %d", made.lab_id, ", ".join(left), attempt + 1)
-        return left
-
-    def _down(self, made: Workspace, *, force: bool) -> None:
-        arguments = ["down", "--cleanup", *(["--force"] if force else [])]
-        try:
-            self._netlab(made, arguments, timeout=self._settings.down_timeout)
-        except (subprocess.SubprocessError, OSError) as error:
-            logger.warning("lab %s: netlab down failed: %s", made.lab_id, failure(error))
-
-    def _remove_traces(self, base: Path, network: str, *, by_force: bool) -> list[str]:
-        try:
-            return self._left_below(base, network, by_force=by_force)
-        except (subprocess.SubprocessError, OSError, ValueError) as error:
-            return [f"it cannot be told what ({failure(error)})"]
-
-    def _left_below(self, base: Path, network: str, *, by_force: bool) -> list[str]:
-        left: list[str] = []
-        if traces.docker_is_installed(self._settings.docker):
-            if by_force:
-                traces.remove_containers(traces.containers_below(base, self._docker), self._docker)
-            left += [f"container {found.name}" for found in traces.containers_below(base, self._docker)]
-            if not left and traces.network_is_empty(network, self._docker):
-                traces.remove_network(network, self._docker)
-        if by_force and not left:
-            traces.forget_instances(base)
-        return left + [f"netlab instance {name}" for name in traces.instances_below(base)]
 
     def status(self) -> LabStatusDto:
         """The lab as this process knows it."""
@@ -282,7 +222,7 @@ class LabManager:
         Raises:
             BlockingIOError: another process holds this host's lab.
         """
-        traces.end_processes(traces.processes_of(made.lab_id), self._settings.kill_grace)
+        self._cleaner.end_processes(made.lab_id)
         with self._guard:
             if self._lab is not None or not self._take_lock():
                 raise BlockingIOError("another process of this host holds its lab")
@@ -290,43 +230,17 @@ class LabManager:
 
     def resume(self) -> bool:
         """Go on with a lab taken over, if netlab and the provider say that all of it runs; whether that is so."""
-        if (lab := self._lab) is None or not self._runs(lab.workspace):
+        if (lab := self._lab) is None or not self._netlab.runs(lab.workspace):
             return False
         lab.state = "running"
         return True
-
-    def _runs(self, made: Workspace) -> bool:
-        try:
-            status = json.loads(self._ask(made, ["status", "--format", "json"]))
-            nodes = [node for node in status["nodes"].values() if node.get("provider") != "external"]
-            # The external provider has no word on its nodes: that the instance is registered is all there is to know.
-            up = [str(node.get("status", "")).lower().startswith(("up", "running")) for node in nodes]
-            return status["status"] == "started" and all(up)
-        except (subprocess.SubprocessError, OSError, ValueError, LookupError, AttributeError) as error:
-            logger.warning("lab %s: it cannot be told whether it runs: %s", made.lab_id, failure(error))
-            return False
 
     def sweep(self, folders: Sequence[Path] = ()) -> list[str]:
         """Remove what crashes have left below the work folder, apart from the lab that is held; what resists.
 
         Containers and netlab's instances are looked for; work folders are those that are named.
         """
-        root = self._settings.work_dir
-        stale = set(folders)
-        try:
-            if traces.docker_is_installed(self._settings.docker):
-                stale |= {root / found.lab_folder(root) for found in traces.containers_below(root, self._docker)}
-            stale |= {root / name for name in traces.instance_folders(root)}
-        except (subprocess.SubprocessError, OSError, ValueError) as error:
-            return [f"it cannot be told what ({failure(error)})"]
-        if held := self._lab:
-            stale.discard(held.workspace.base)
-        left: list[str] = []
-        for base in sorted(stale):
-            logger.warning("sweep: %s was left by an earlier server", base)
-            traces.end_processes(traces.processes_of(base.name), self._settings.kill_grace)
-            left += self.take_away(workspace.left_in(base))
-        return left
+        return self._cleaner.sweep(folders, self._lab.workspace.base if self._lab else None)
 
     def keep(self) -> None:
         """Leave the lab alone at the end of this process: the next server adopts it."""
@@ -342,43 +256,6 @@ class LabManager:
             logging.disable()  # the handlers' streams may be closed by now
             self.cleanup()
 
-    def _netlab(
-        self,
-        made: Workspace,
-        arguments: list[str],
-        *,
-        timeout: float,
-        answer: str = "",
-        interrupt: Interrupt | None = None,
-    ) -> None:
-        run_netlab(
-            arguments,
-            folder=made.folder,
-            timeout=timeout,
-            command=self._settings.netlab,
-            log=made.log,
-            answer=answer,
-            kill_grace=self._settings.kill_grace,
-            lab_id=made.lab_id,
-            interrupt=interrupt,
-        )
-
-    def _inspect(self, made: Workspace, arguments: Sequence[str]) -> str:
-        return self._ask(made, ["inspect", *arguments])
-
-    def _ask(self, made: Workspace, arguments: list[str]) -> str:
-        return run_netlab(
-            arguments,
-            folder=made.folder,
-            timeout=self._settings.command_timeout,
-            command=self._settings.netlab,
-            kill_grace=self._settings.kill_grace,
-            lab_id=made.lab_id,
-        )
-
-    def _docker(self, arguments: Sequence[str]) -> str:
-        return run_docker(arguments, command=self._settings.docker, timeout=self._settings.command_timeout)
-
 
 def host_lock(lock_dir: Path) -> FileLock:
     """The lock on this host's lab. Made to be opened by every user, and let go of by another thread than took it."""
@@ -392,16 +269,3 @@ def open_lock(path: Path) -> FileLock:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o777)
     return FileLock(path, thread_local=False, mode=0o666)
-
-
-def _was_rejected(log: Path) -> bool:
-    return REJECTED_UNTIL not in log.read_text(errors="replace")
-
-
-def failure(error: BaseException) -> str:
-    """What a command's failure was, for a person."""
-    if isinstance(error, subprocess.CalledProcessError):
-        return f"exit status {error.returncode}: {error.stderr or 'it printed nothing'}"
-    if isinstance(error, subprocess.TimeoutExpired):
-        return f"it took longer than {error.timeout:g} s and was ended"
-    return str(error)

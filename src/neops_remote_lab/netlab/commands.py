@@ -1,0 +1,177 @@
+"""The netlab and Docker commands that a lab needs, with this host's limits."""
+
+import json
+import logging
+import os
+import subprocess
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+from neops_remote_lab.models.lab import DeviceInfoDto
+from neops_remote_lab.netlab.connector import Interrupt, run_docker, run_netlab
+from neops_remote_lab.netlab.inventory import read_devices, read_links
+from neops_remote_lab.netlab.workspace import Workspace
+from neops_remote_lab.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+ACCEPTED: Final = "Checking virtualization provider installation"
+"""netlab prints this once it has accepted the topology; nothing is started or registered before."""
+LOOK_EVERY: Final = 0.02
+"""Seconds between two looks whether netlab has accepted the topology."""
+
+
+class Prepared(NamedTuple):
+    """What `netlab create` made of a topology."""
+
+    devices: list[DeviceInfoDto]
+    links: int
+
+
+class NetlabCommands:
+    """Runs netlab in labs' work folders. All methods block."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def create(self, made: Workspace, interrupt: Interrupt) -> Prepared:
+        """Make a lab's configuration files and start nothing, at low priority and in bounded memory and time.
+
+        Raises:
+            ValueError: netlab rejects the topology; the message is netlab's own.
+            What `run_netlab` raises otherwise.
+        """
+        try:
+            run_netlab(
+                ["create", made.topology],
+                folder=made.folder,
+                timeout=self._settings.create_timeout,
+                command=self._settings.netlab,
+                log=made.log,
+                kill_grace=self._settings.kill_grace,
+                memory=self._settings.max_create_bytes,
+                niceness=self._settings.create_niceness,
+                lab_id=made.lab_id,
+                interrupt=interrupt,
+            )
+        except subprocess.CalledProcessError as error:
+            raise ValueError(error.stderr) from None
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"netlab took longer than {error.timeout:g} s to make its files") from None
+        return Prepared(self.devices(made), read_links(lambda arguments: self._inspect(made, arguments)))
+
+    def up(self, made: Workspace, interrupt: Interrupt) -> list[DeviceInfoDto]:
+        """Start a lab, from its prepared files where it has them, and tell its devices.
+
+        The devices are read while netlab starts the nodes: all that is to be known of them is known by then.
+
+        Raises:
+            ValueError: netlab rejects the topology; the message is netlab's own.
+            What `run_netlab` raises otherwise.
+        """
+        prepared = made.snapshot.exists()
+        start = made.log.stat().st_size if made.log.exists() else 0
+        ended = threading.Event()
+        with ThreadPoolExecutor(1) as reader:
+            devices: Future[list[DeviceInfoDto] | None] = reader.submit(self._devices_once_accepted, made, start, ended)
+            try:
+                self._run_up(made, ["--snapshot"] if prepared else [made.topology], interrupt)
+            except subprocess.CalledProcessError as error:
+                if not prepared and not _accepted(made, start):
+                    raise ValueError(error.stderr) from None
+                raise
+            finally:
+                ended.set()
+        return devices.result() or self.devices(made)
+
+    def _run_up(self, made: Workspace, what: list[str], interrupt: Interrupt) -> None:
+        run_netlab(
+            ["up", *what, *self._settings.netlab_up_args],
+            folder=made.folder,
+            timeout=self._settings.up_timeout,
+            command=self._settings.netlab,
+            log=made.log,
+            answer="y\n",  # the external provider asks whether the cabling is right
+            kill_grace=self._settings.kill_grace,
+            lab_id=made.lab_id,
+            interrupt=interrupt,
+        )
+
+    def _devices_once_accepted(self, made: Workspace, start: int, ended: threading.Event) -> list[DeviceInfoDto] | None:
+        while not ended.wait(LOOK_EVERY):
+            if _accepted(made, start):
+                try:
+                    return self.devices(made)
+                except (subprocess.SubprocessError, OSError, ValueError) as error:
+                    logger.info("lab %s: its devices are read again at the end: %s", made.lab_id, failure(error))
+                    return None
+        return None
+
+    def down(self, made: Workspace, *, force: bool) -> None:
+        """Take a lab down. That it is gone is not believed: the caller looks."""
+        # Twice: netlab then asks nothing where its instance is registered for another folder.
+        arguments = ["down", "--cleanup", *(["--force", "--force"] if force else [])]
+        try:
+            run_netlab(
+                arguments,
+                folder=made.folder,
+                timeout=self._settings.down_timeout,
+                command=self._settings.netlab,
+                log=made.log,
+                kill_grace=self._settings.kill_grace,
+                lab_id=made.lab_id,
+            )
+        except (subprocess.SubprocessError, OSError) as error:
+            logger.warning("lab %s: netlab down failed: %s", made.lab_id, failure(error))
+
+    def devices(self, made: Workspace) -> list[DeviceInfoDto]:
+        """All nodes of a lab. Raises what `run_netlab` raises, and ValueError where netlab prints nonsense."""
+        return read_devices(lambda arguments: self._inspect(made, arguments))
+
+    def runs(self, made: Workspace) -> bool:
+        """Whether netlab and the provider say that all of a lab runs."""
+        try:
+            status = json.loads(self._ask(made, ["status", "--format", "json"]))
+            nodes = [node for node in status["nodes"].values() if node.get("provider") != "external"]
+            # The external provider has no word on its nodes: that the instance is registered is all there is to know.
+            up = [str(node.get("status", "")).lower().startswith(("up", "running")) for node in nodes]
+            return status["status"] == "started" and all(up)
+        except (subprocess.SubprocessError, OSError, ValueError, LookupError, AttributeError) as error:
+            logger.warning("lab %s: it cannot be told whether it runs: %s", made.lab_id, failure(error))
+            return False
+
+    def docker(self, arguments: Sequence[str]) -> str:
+        """What `docker ARGUMENTS` prints. Raises what `run_netlab` raises."""
+        return run_docker(arguments, command=self._settings.docker, timeout=self._settings.command_timeout)
+
+    def _inspect(self, made: Workspace, arguments: Sequence[str]) -> str:
+        return self._ask(made, ["inspect", *arguments])
+
+    def _ask(self, made: Workspace, arguments: list[str]) -> str:
+        return run_netlab(
+            arguments,
+            folder=made.folder,
+            timeout=self._settings.command_timeout,
+            command=self._settings.netlab,
+            kill_grace=self._settings.kill_grace,
+            lab_id=made.lab_id,
+        )
+
+
+def _accepted(made: Workspace, start: int) -> bool:
+    if not made.snapshot.exists():  # spares reading the log again and again: netlab writes this just before
+        return False
+    with made.log.open("rb") as log:
+        log.seek(start, os.SEEK_SET)
+        return ACCEPTED.encode() in log.read()
+
+
+def failure(error: BaseException) -> str:
+    """What a command's failure was, for a person."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"exit status {error.returncode}: {error.stderr or 'it printed nothing'}"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"it took longer than {error.timeout:g} s and was ended"
+    return str(error)
