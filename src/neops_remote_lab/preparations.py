@@ -47,12 +47,13 @@ class Preparations:
         self._is_live = is_live
         self._turn = asyncio.Lock()
         self._prepared: dict[str, dict[Identity, Preparation]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def check(self, session_id: str, upload: Upload) -> TopologyCheckDto:
         """Let netlab make the configuration files of a topology, and keep them for the session's acquire.
 
         Raises:
-            HTTPException: 422 netlab rejects the topology, 404 the session has ended meanwhile.
+            HTTPException: 422 netlab rejects the topology, 404 the session has ended, 409 its turn has come.
         """
         made = upload.workspace
         known = self._prepared.setdefault(session_id, {})
@@ -61,36 +62,44 @@ class Preparations:
             return await asyncio.shield(earlier.outcome)
         preparation = Preparation(made, asyncio.get_running_loop().create_future())
         known[made.identity] = preparation
-        preparation.outcome.add_done_callback(lambda outcome: outcome.cancelled() or outcome.exception())
+        preparation.outcome.add_done_callback(_retrieve)
         task = asyncio.create_task(self._check(session_id, preparation))
-        return await asyncio.shield(_outcome_of(task, preparation))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(preparation.outcome)
 
     async def _check(self, session_id: str, preparation: Preparation) -> None:
         made, outcome = preparation.workspace, preparation.outcome
         try:
             async with self._turn:
-                if not self._is_live(session_id) or preparation.interrupt.requested:
-                    raise InterruptedError  # noqa: TRY301 - as if it had been stopped a moment later
-                preparation.begun = True
-                found: Prepared = await self._run_blocking(self._netlab.create, made, preparation.interrupt)
-        except ValueError as error:
-            detail = f"netlab rejects the topology: {error}"
-            outcome.set_exception(HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail))
-        except InterruptedError:
-            detail = "the check was stopped: its session has ended, or starts the lab itself"
-            outcome.set_exception(HTTPException(status.HTTP_404_NOT_FOUND, detail=detail))
+                found = await self._create(session_id, preparation)
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-            logger.warning("checking a topology failed: %s", failure(error))
-            detail = f"netlab could not check the topology: {failure(error)}"
-            outcome.set_exception(HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail))
-        else:
-            outcome.set_result(TopologyCheckDto(nodes=len(found.devices), links=found.links))
-        if outcome.exception() or self._has_enough(session_id) or not self._is_live(session_id):
             await self._run_blocking(workspace.remove, made.base)
+            if not outcome.done():
+                outcome.set_exception(_answer(error))
+            return
+        if self._has_enough(session_id) or not self._is_live(session_id):
+            await self._run_blocking(workspace.remove, made.base)
+        outcome.set_result(TopologyCheckDto(nodes=len(found.devices), links=found.links))
+
+    async def _create(self, session_id: str, preparation: Preparation) -> Prepared:
+        if not self._is_live(session_id) or preparation.interrupt.requested:
+            raise InterruptedError
+        preparation.begun = True
+        found: Prepared = await self._run_blocking(self._netlab.create, preparation.workspace, preparation.interrupt)
+        return found
 
     def _has_enough(self, session_id: str) -> bool:
         kept = [other for other in self._prepared.get(session_id, {}).values() if other.workspace.snapshot.exists()]
         return len(kept) > self._settings.max_prepared
+
+    def give_up(self, session_id: str) -> None:
+        """Give up what a session has asked for and what has not begun."""
+        for preparation in self._prepared.get(session_id, {}).values():
+            if not preparation.begun and not preparation.outcome.done():
+                preparation.interrupt.request()
+                detail = "the session is active now: POST /lab checks the topology too"
+                preparation.outcome.set_exception(HTTPException(status.HTTP_409_CONFLICT, detail=detail))
 
     async def take(self, session_id: str, identity: Identity) -> Workspace | None:
         """The prepared folder of a topology, which is the caller's from now on; None where there is none.
@@ -100,9 +109,7 @@ class Preparations:
         preparation = self._prepared.get(session_id, {}).get(identity)
         if preparation is None or preparation.taken:
             return None
-        if not preparation.outcome.done() and not preparation.begun:
-            preparation.interrupt.request()
-            return None
+        self.give_up(session_id)
         await asyncio.wait([preparation.outcome])
         if preparation.taken or preparation.outcome.exception() or not preparation.workspace.snapshot.exists():
             return None
@@ -120,15 +127,26 @@ class Preparations:
     async def close(self) -> None:
         """Stop the check that runs, and remove everything that is prepared."""
         everything = [one for known in self._prepared.values() for one in known.values()]
-        self._prepared.clear()
         for preparation in everything:
             preparation.interrupt.request()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for preparation in everything:
-            await asyncio.wait([preparation.outcome])
             if not preparation.taken:
                 await self._run_blocking(workspace.remove, preparation.workspace.base)
 
 
-async def _outcome_of(task: asyncio.Task[None], preparation: Preparation) -> TopologyCheckDto:
-    await task
-    return preparation.outcome.result()
+def _answer(error: Exception) -> HTTPException:
+    if isinstance(error, ValueError):
+        detail = f"netlab rejects the topology: {error}"
+        return HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+    if isinstance(error, InterruptedError):
+        return HTTPException(status.HTTP_404_NOT_FOUND, detail="the check was stopped, for its session has ended")
+    logger.warning("checking a topology failed: %s", failure(error))
+    detail = f"netlab could not check the topology: {failure(error)}"
+    return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
+
+
+def _retrieve(outcome: asyncio.Future[TopologyCheckDto]) -> None:
+    """Mark a failure as seen, since nobody may wait for it any more."""
+    if not outcome.cancelled():
+        outcome.exception()

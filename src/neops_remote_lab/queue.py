@@ -4,6 +4,7 @@ The store is the truth and is written first; the roster mirrors it, so that aski
 """
 
 import asyncio
+import math
 import secrets
 from collections import defaultdict
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ class SessionQueue:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters[session_id].add(waiter)
         try:
-            await asyncio.wait([waiter], timeout=seconds)
+            await asyncio.wait([waiter], timeout=None if seconds == math.inf else seconds)
         finally:
             self._waiters[session_id].discard(waiter)
             if not self._waiters[session_id]:

@@ -165,7 +165,14 @@ async def check_topology(request: Request) -> Response:
         upload = await uploads.receive(
             request.headers.get("Content-Type", ""), request.stream(), services.settings, services.run_blocking
         )
-        return _json(await services.preparations.check(session_id, upload))
+        check = asyncio.ensure_future(services.preparations.check(session_id, upload))
+        if not services.queue.is_active(session_id):
+            # A session whose turn has come needs its lab, not its place among those who wait for a check.
+            turn = asyncio.ensure_future(services.queue.wait_until_active(session_id, math.inf))
+            await asyncio.wait([check, turn], return_when=asyncio.FIRST_COMPLETED)
+            turn.cancel()
+            services.preparations.give_up(session_id)
+        return _json(await check)
 
 
 async def get_queue(request: Request) -> Response:

@@ -1,0 +1,591 @@
+"""`RemoteLabClient` against a server that answers as it is told, on a clock that only pauses move."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from neops_remote_lab.client import LONGEST_POLL, RemoteLabClient, default_label
+from neops_remote_lab.clock import Clock
+from neops_remote_lab.connection import UNREACHABLE_TOLERANCE, ServerConnection
+from neops_remote_lab.models import DeviceInfoDto
+
+Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
+
+JOIN, POLL, END = "POST /session", "GET /session/s1", "DELETE /session/s1"
+BEAT, CHECK = "POST /session/heartbeat", "POST /topology/check"
+ACQUIRE, RELEASE, DESTROY = "POST /lab", "POST /lab/release", "DELETE /lab"
+DEVICES = [{"name": "r1", "raw": {"ansible_user": "admin"}}]
+CUT = httpx.ReadError("connection reset")
+
+
+class PausedClock(Clock):
+    """Stands still but for pauses and for what the server takes its time for."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def pause(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class ScriptedServer:
+    """Answers as a free lab host does, but for the calls that have a script; the last answer of a script stays."""
+
+    def __init__(self, clock: PausedClock) -> None:
+        self.clock = clock
+        self.down_until = 0.0
+        self.requests: list[httpx.Request] = []
+        self.times: list[float] = []
+        self._scripts: dict[str, deque[Answer]] = {
+            JOIN: deque([httpx.Response(201, json={"session_id": "s1", "position": 0})]),
+            POLL: deque([active]),
+            END: deque([httpx.Response(204)]),
+            BEAT: deque([httpx.Response(204)]),
+            ACQUIRE: deque([httpx.Response(200, json={"reused": False, "devices": DEVICES})]),
+            RELEASE: deque([httpx.Response(204)]),
+            DESTROY: deque([httpx.Response(202)]),
+        }
+
+    def script(self, call: str, *answers: Answer) -> None:
+        self._scripts[call] = deque(answers)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.requests.append(request)
+        self.times.append(self.clock.seconds)
+        if self.clock.seconds < self.down_until:
+            raise httpx.ConnectError("connection refused", request=request)
+        script = self._scripts.get(name_of(request)) or deque([httpx.Response(404, json={"detail": "Not Found"})])
+        answer = script.popleft() if len(script) > 1 else script[0]
+        if isinstance(answer, httpx.Response):
+            return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(request)
+
+    def of(self, call: str) -> list[httpx.Request]:
+        return [request for request in self.requests if name_of(request) == call]
+
+    def keys(self, call: str) -> list[str | None]:
+        return [request.headers.get("Idempotency-Key") for request in self.of(call)]
+
+    def moments(self, call: str) -> list[float]:
+        """Seconds since the start at which the call came in."""
+        return [
+            time - 1000 for request, time in zip(self.requests, self.times, strict=True) if name_of(request) == call
+        ]
+
+
+def name_of(request: httpx.Request) -> str:
+    return f"{request.method} {request.url.path}"
+
+
+def active(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, json={"status": "active", "position": 0, "eta_seconds": None, "waiting_for": None})
+
+
+def waiting(position: int, waiting_for: str | None = None) -> httpx.Response:
+    """An answer at once, as an older server gives it."""
+    return httpx.Response(200, json={"status": "waiting", "position": position, "waiting_for": waiting_for})
+
+
+def refusal(status: int, detail: str, **headers: str) -> httpx.Response:
+    return httpx.Response(status, json={"detail": detail}, headers=headers)
+
+
+@pytest.fixture
+def clock() -> PausedClock:
+    return PausedClock()
+
+
+@pytest.fixture
+def server(clock: PausedClock) -> ScriptedServer:
+    return ScriptedServer(clock)
+
+
+@pytest.fixture
+def connect(server: ScriptedServer, clock: PausedClock) -> Callable[..., RemoteLabClient]:
+    def connect(**options: Any) -> RemoteLabClient:
+        transport = httpx.MockTransport(server)
+        usual: dict[str, Any] = {"transport": transport, "clock": clock, "pause": clock.pause}
+        return RemoteLabClient("http://lab", **usual | {"heartbeat_interval": 3600} | options)
+
+    return connect
+
+
+@pytest.fixture
+def topology(tmp_path: Path) -> Path:
+    path = tmp_path / "triangle.yml"
+    path.write_text("nodes: [r1]\n")
+    return path
+
+
+Connect = Callable[..., RemoteLabClient]
+
+
+# Joining
+
+
+def test_joins_and_ends_one_session(server: ScriptedServer, connect: Connect) -> None:
+    with connect() as client:
+        assert client.session_id == "s1"
+        assert not server.of(END)
+    assert [name_of(request) for request in server.requests] == [JOIN, POLL, END]
+
+
+def test_says_who_asks(server: ScriptedServer, connect: Connect) -> None:
+    connect(purpose="x" * 500).close()
+    connect(client="ci", purpose="job 7").close()
+    first, second = server.of(JOIN)
+    assert default_label().encode() in first.content
+    assert b"x" * 200 in first.content
+    assert b"x" * 201 not in first.content
+    assert second.content == b'{"client":"ci","purpose":"job 7"}'
+
+
+def test_repeats_a_join_with_the_same_key(server: ScriptedServer, connect: Connect) -> None:
+    joined = httpx.Response(201, json={"session_id": "s1", "position": 0})
+    server.script(JOIN, CUT, refusal(503, "draining"), joined)
+    connect().close()
+    assert len(server.keys(JOIN)) == 3
+    assert len(set(server.keys(JOIN))) == 1
+    assert server.keys(JOIN)[0]
+
+
+def test_joins_with_the_key_that_it_is_given(server: ScriptedServer, connect: Connect) -> None:
+    connect(session_key="run-1").close()
+    assert server.keys(JOIN) == ["run-1"]
+
+
+def test_gives_up_on_an_address_where_nobody_answers(server: ScriptedServer, connect: Connect) -> None:
+    server.script(JOIN, httpx.ConnectError("connection refused"))
+    with pytest.raises(httpx.ConnectError, match="no answer from http://lab in 120 s: connection refused"):
+        connect(session_timeout=600)
+
+
+def test_gives_up_at_once_on_an_address_without_scheme() -> None:
+    with pytest.raises(httpx.UnsupportedProtocol):
+        RemoteLabClient("lab-host/8000")
+
+
+def test_says_why_the_server_refuses_a_session(server: ScriptedServer, connect: Connect) -> None:
+    server.script(JOIN, refusal(422, "purpose: too long"))
+    with pytest.raises(httpx.HTTPStatusError, match="422: purpose: too long"):
+        connect()
+
+
+# Waiting
+
+
+def test_waits_by_polls_that_the_server_holds(server: ScriptedServer, connect: Connect, clock: PausedClock) -> None:
+    def held(request: httpx.Request) -> httpx.Response:
+        clock.pause(float(request.url.params["wait"]))
+        return waiting(1)
+
+    server.script(POLL, waiting(1), held, held, active)
+    connect().close()
+    waits = [int(request.url.params["wait"]) for request in server.of(POLL)]
+    assert waits == [0, LONGEST_POLL - 1, LONGEST_POLL - 1, LONGEST_POLL - 1]  # 80 % of the request time-out
+    assert server.moments(POLL) == [0, 1, 25, 49]
+
+
+def test_asks_a_server_that_does_not_hold_its_answer_once_a_second(server: ScriptedServer, connect: Connect) -> None:
+    server.script(POLL, *[waiting(1)] * 5, active)
+    connect().close()
+    assert server.moments(POLL) == [0, 1, 2, 3, 4, 5]
+
+
+def test_never_asks_for_a_longer_hold_than_the_request_timeout(server: ScriptedServer, connect: Connect) -> None:
+    server.script(POLL, waiting(1), waiting(1), active)
+    connect(request_timeout=5).close()
+    assert [request.url.params["wait"] for request in server.of(POLL)] == ["0", "4", "4"]
+
+
+def test_tells_each_change_of_the_position(server: ScriptedServer, connect: Connect) -> None:
+    seen: list[tuple[int, str | None]] = []
+    server.script(POLL, waiting(2, "ann holds the lab"), waiting(2, "ann holds the lab"), waiting(1, "bob"), active)
+    connect(on_progress=lambda *change: seen.append(change)).close()
+    assert seen == [(2, "ann holds the lab"), (1, "bob"), (0, None)]
+
+
+def test_tells_nothing_when_it_need_not_wait(connect: Connect) -> None:
+    seen: list[tuple[int, str | None]] = []
+    connect(on_progress=lambda *change: seen.append(change)).close()
+    assert seen == []
+
+
+def test_leaves_the_queue_when_the_wait_is_over(server: ScriptedServer, connect: Connect) -> None:
+    server.script(POLL, waiting(3, "ann holds the lab"))
+    with pytest.raises(TimeoutError, match=r"not active within 20 s: position 3 in the queue \(ann holds the lab\)"):
+        connect(session_timeout=20)
+    assert server.moments(END) == [20]
+
+
+def test_survives_a_restart_of_the_server_while_it_waits(
+    server: ScriptedServer, connect: Connect, clock: PausedClock
+) -> None:
+    def goes_down(_: httpx.Request) -> httpx.Response:
+        server.down_until = clock.seconds + 300
+        raise CUT
+
+    server.script(POLL, waiting(1), goes_down, refusal(502, "bad gateway"), active)
+    connect().close()
+    assert server.moments(POLL)[-1] >= 300
+
+
+def test_a_server_that_stays_away_does_not_prolong_the_wait(server: ScriptedServer, connect: Connect) -> None:
+    server.script(POLL, waiting(1), refusal(503, "draining"))
+    with pytest.raises(TimeoutError, match="not active within 30 s: draining"):
+        connect(session_timeout=30)
+    server.script(POLL, waiting(1), CUT)
+    with pytest.raises(TimeoutError, match=r"not active within 30 s: no answer .*connection reset"):
+        connect(session_timeout=30)
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_says_why_the_server_has_ended_a_waiting_session(server: ScriptedServer, connect: Connect, status: int) -> None:
+    server.script(POLL, waiting(1), refusal(status, "ended by an operator"))
+    with pytest.raises(RuntimeError, match="the session was ended by the server: ended by an operator"):
+        connect()
+    assert not server.of(END)
+
+
+# Checking topologies while waiting
+
+
+def test_checks_each_topology_once_while_it_waits(server: ScriptedServer, connect: Connect, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yml", tmp_path / "bad.yml"
+    for path in good, bad:
+        path.write_text(path.stem)
+    accepted = httpx.Response(200, json={"nodes": 1, "links": 0})
+    server.script(POLL, *[waiting(1)] * 4, active)
+    server.script(CHECK, accepted, refusal(422, "unknown attribute"))
+    with connect(topologies=[good, bad]) as client:
+        assert client.rejected == {bad: "unknown attribute"}
+    assert [b'filename="good.yml"' in request.content for request in server.of(CHECK)] == [True, False]
+
+
+def test_checks_nothing_when_its_turn_is_now(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    connect(topologies=[topology]).close()
+    assert not server.of(CHECK)
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_server_without_checks_is_asked_once(
+    server: ScriptedServer, connect: Connect, topology: Path, status: int
+) -> None:
+    server.script(POLL, *[waiting(1)] * 4, active)
+    server.script(CHECK, refusal(status, "no"))
+    with connect(topologies=[topology, topology]) as client:
+        assert client.rejected == {}
+    assert len(server.of(CHECK)) == 1
+
+
+def test_trouble_with_a_check_is_left_to_the_acquire(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    server.script(POLL, *[waiting(1)] * 2, active)
+    server.script(CHECK, CUT)
+    with connect(topologies=[topology]) as client:
+        assert client.rejected == {}
+
+
+def test_leaves_the_queue_when_no_topology_is_left(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    server.script(POLL, waiting(5))
+    server.script(CHECK, refusal(422, "unknown attribute"))
+    client = connect(topologies=[topology])
+    assert client.rejected == {topology: "unknown attribute"}
+    assert server.of(END)
+    with pytest.raises(RuntimeError, match="the session is closed"):
+        client.acquire(topology)
+
+
+# Acquiring and releasing
+
+
+def test_acquires_the_devices_of_a_topology(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    with connect() as client:
+        devices = client.acquire(topology, reuse=False)
+    assert devices == [DeviceInfoDto(name="r1", raw={"ansible_user": "admin"})]
+    (request,) = server.of(ACQUIRE)
+    assert request.headers["X-Session-ID"] == "s1"
+    assert b'name="topology"; filename="triangle.yml"' in request.content
+    assert b"nodes: [r1]\n" in request.content
+    assert b'name="reuse"\r\n\r\nfalse' in request.content
+
+
+def test_repeats_an_acquire_with_the_same_key(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    acquired = httpx.Response(200, json={"reused": True, "devices": []})
+    server.script(ACQUIRE, CUT, refusal(504, "gateway timeout"), refusal(423, "lab busy"), acquired)
+    with connect() as client:
+        client.acquire(topology)
+        assert client.references == (server.keys(ACQUIRE)[0],)
+    assert len(server.keys(ACQUIRE)) == 4
+    assert len(set(server.keys(ACQUIRE))) == 1
+    assert all(b"nodes: [r1]\n" in request.content for request in server.of(ACQUIRE))
+
+
+def test_waits_for_a_busy_lab_as_long_as_the_server_says(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
+    busy = [
+        refusal(423, "busy"),
+        refusal(423, "busy", **{"Retry-After": "4"}),
+        refusal(423, "busy", **{"Retry-After": "900"}),
+    ]
+    server.script(ACQUIRE, *busy, httpx.Response(200, json={"reused": True, "devices": []}))
+    with connect() as client:
+        client.acquire(topology)
+    assert server.moments(ACQUIRE) == [0, 1, 5, 15]
+
+
+def test_gives_up_on_a_lab_that_stays_busy(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    server.script(ACQUIRE, refusal(423, "ring.yml is in use"))
+    with connect(lab_acquisition_timeout=10) as client:
+        with pytest.raises(TimeoutError, match=r"no lab for triangle.yml in 10 s: ring.yml is in use"):
+            client.acquire(topology)
+        assert client.references == ()
+
+
+def test_gives_up_on_a_server_that_does_not_come_back(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    server.script(ACQUIRE, CUT)
+    with connect(lab_acquisition_timeout=10) as client, pytest.raises(TimeoutError, match="connection reset"):
+        client.acquire(topology)
+
+
+def test_says_why_the_server_refuses_a_topology(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    server.script(ACQUIRE, refusal(422, "netlab: unknown attribute"))
+    with connect() as client, pytest.raises(httpx.HTTPStatusError, match="POST /lab: 422: netlab: unknown attribute"):
+        client.acquire(topology)
+
+
+def test_the_answer_to_an_acquire_may_take_longer_than_others(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
+    with connect(request_timeout=5, lab_acquisition_timeout=300) as client:
+        client.acquire(topology)
+        client.release()
+    timeouts = [server.of(call)[0].extensions["timeout"] for call in (ACQUIRE, RELEASE)]
+    assert [(timeout["connect"], timeout["read"]) for timeout in timeouts] == [(5, 300), (5, 5)]
+
+
+def test_releases_the_very_references_that_it_holds(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    server.script(RELEASE, CUT, httpx.Response(204))
+    with connect() as client:
+        client.acquire(topology)
+        client.acquire(topology)
+        client.release()
+        client.release()
+        assert client.references == ()
+    first, second = server.keys(ACQUIRE)
+    assert first != second
+    assert server.keys(RELEASE) == [second, second, first]
+
+
+def test_keeps_a_reference_when_the_server_cannot_be_told(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
+    server.script(RELEASE, CUT)
+    with connect() as client:
+        client.acquire(topology)
+        with pytest.raises(httpx.ReadError):
+            client.release()
+        assert client.references == tuple(server.keys(ACQUIRE))
+
+
+def test_release_without_a_lab_is_not_the_end_of_the_session(server: ScriptedServer, connect: Connect) -> None:
+    server.script(RELEASE, refusal(404, "no lab is running"))
+    with connect() as client:
+        with pytest.raises(httpx.HTTPStatusError, match="no lab is running"):
+            client.release()
+        assert client.lost_reason is None
+
+
+def test_destroys_the_lab(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    with connect() as client:
+        client.acquire(topology)
+        client.destroy(force=False)
+        assert client.references == ()
+    assert [request.url.params["force"] for request in server.of(DESTROY)] == ["false"]
+
+
+def test_survives_a_restart_of_the_server_between_calls(
+    server: ScriptedServer, connect: Connect, clock: PausedClock, topology: Path
+) -> None:
+    with connect() as client:
+        for call in (lambda: client.acquire(topology), client.release, client.destroy):
+            server.down_until = clock.seconds + UNREACHABLE_TOLERANCE - 1
+            call()
+
+
+def test_gives_up_when_the_server_does_not_come_back(server: ScriptedServer, connect: Connect) -> None:
+    client = connect()
+    server.script(DESTROY, CUT)
+    with pytest.raises(httpx.ReadError, match="no answer from http://lab in 120 s: connection reset"):
+        client.destroy()
+    client.close()
+
+
+def test_waits_between_two_attempts_and_longer_each_time(server: ScriptedServer, connect: Connect) -> None:
+    client = connect()
+    server.script(DESTROY, *[CUT] * 7, refusal(503, "draining", **{"Retry-After": "3"}), httpx.Response(204))
+    client.destroy()
+    client.close()
+    moments = server.moments(DESTROY)
+    pauses = [round(later - sooner, 1) for sooner, later in pairwise(moments)]
+    assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 3]
+
+
+# The end of a session
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_every_call_says_that_the_session_is_over(
+    server: ScriptedServer, connect: Connect, topology: Path, status: int
+) -> None:
+    gone = refusal(status, "held for too long")
+    for call in (ACQUIRE, RELEASE, DESTROY):
+        client = connect()
+        for path in (call, POLL):
+            server.script(path, gone)
+        actions = {
+            ACQUIRE: lambda c: c.acquire(topology),
+            RELEASE: RemoteLabClient.release,
+            DESTROY: RemoteLabClient.destroy,
+        }
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="the session was ended by the server: held for too long"):
+                actions[call](client)
+        assert client.lost_reason == "held for too long"
+        client.close()
+        server.script(POLL, active)
+    assert not server.of(END)
+
+
+def test_close_may_be_called_again(server: ScriptedServer, connect: Connect) -> None:
+    client = connect()
+    client.close()
+    client.close()
+    assert len(server.of(END)) == 1
+
+
+@pytest.mark.parametrize("trouble", [CUT, refusal(500, "bug"), refusal(503, "draining"), refusal(404, "unknown")])
+def test_close_does_not_raise(server: ScriptedServer, connect: Connect, trouble: Answer) -> None:
+    client = connect()
+    server.script(END, trouble)
+    client.close()
+
+
+def test_close_survives_a_restart_of_the_server(server: ScriptedServer, connect: Connect, clock: PausedClock) -> None:
+    client = connect()
+    server.down_until = clock.seconds + 10
+    client.close()
+    assert server.moments(END)[-1] >= 10
+
+
+def test_detach_leaves_the_session_to_others(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    client = connect()
+    client.detach()
+    client.close()
+    assert not server.of(END)
+    with pytest.raises(RuntimeError, match="the session is closed"):
+        client.acquire(topology)
+
+
+def test_an_interrupted_wait_ends_the_session(server: ScriptedServer, connect: Connect) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    server.script(POLL, waiting(1))
+    with pytest.raises(KeyboardInterrupt):
+        connect(on_progress=interrupt)
+    assert server.of(END)
+
+
+# Heartbeats; these run on a thread of their own, in real time
+
+
+def test_heartbeats_go_on_while_the_session_waits(server: ScriptedServer, connect: Connect) -> None:
+    seen = threading.Event()
+
+    def beat(request: httpx.Request) -> httpx.Response:
+        assert request.headers["X-Session-ID"] == "s1"
+        seen.set()
+        return httpx.Response(204)
+
+    def first_wait(_: httpx.Request) -> httpx.Response:
+        assert seen.wait(10)
+        return active(_)
+
+    server.script(BEAT, beat)
+    server.script(POLL, first_wait)
+    connect(heartbeat_interval=0.001).close()
+
+
+def test_heartbeats_go_on_after_trouble(server: ScriptedServer, connect: Connect) -> None:
+    seen = threading.Event()
+
+    def beat(_: httpx.Request) -> httpx.Response:
+        seen.set()
+        return httpx.Response(204)
+
+    server.script(BEAT, *[CUT] * 20, refusal(500, "bug"), beat)
+    with connect(heartbeat_interval=0.001):
+        assert seen.wait(10)
+
+
+def test_heartbeats_stop_with_the_session(server: ScriptedServer, connect: Connect) -> None:
+    client = connect(heartbeat_interval=0.001)
+    client.close()
+    assert "remote-lab-heartbeat" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_lost_session_is_told_once(server: ScriptedServer, connect: Connect, status: int) -> None:
+    reasons: list[str] = []
+    lost = threading.Event()
+
+    def on_lost(reason: str) -> None:
+        reasons.append(reason)
+        lost.set()
+
+    server.script(BEAT, httpx.Response(204), refusal(status, "ended by an operator"))
+    with connect(heartbeat_interval=0.001, on_lost=on_lost) as client:
+        assert lost.wait(10)
+        assert client.lost_reason == "ended by an operator"
+        with pytest.raises(RuntimeError, match="ended by an operator"):
+            client.release()
+    assert reasons == ["ended by an operator"]
+    assert not server.of(END)
+
+
+# The connection, as the controller of a pytest-xdist run uses it
+
+
+def test_a_connection_finds_a_session_by_its_key(server: ScriptedServer, clock: PausedClock) -> None:
+    with ServerConnection("http://lab/prefix/", transport=httpx.MockTransport(server), clock=clock) as connection:
+        server.script("POST /prefix/session", httpx.Response(201, json={"session_id": "s7", "position": 3}))
+        assert connection.join({}, "run-1", connection.now()) == "s7"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (httpx.Response(500, text="plain words"), "plain words"),
+        (httpx.Response(500, json=["no", "object"]), r'\["no","object"\]'),
+        (httpx.Response(500), "Internal Server Error"),
+    ],
+)
+def test_an_answer_of_any_form_is_told(server: ScriptedServer, connect: Connect, answer: Answer, text: str) -> None:
+    server.script(DESTROY, answer)
+    with connect() as client, pytest.raises(httpx.HTTPStatusError, match=f"DELETE /lab: 500: {text}"):
+        client.destroy()
