@@ -8,7 +8,7 @@ never run netlab themselves, so a client that goes away leaves nothing half done
 import asyncio
 import logging
 import subprocess
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from starlette import status
 from starlette.exceptions import HTTPException
 
 from neops_remote_lab.clock import Clock
+from neops_remote_lab.metrics import Metrics, Outcome
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab import workspace
 from neops_remote_lab.netlab.commands import failure
@@ -74,6 +75,7 @@ class LabService:
         is_active: Callable[[str], bool],
         quarantine: Callable[[str | None], Awaitable[None]],
         prepared: Callable[[str, Identity], Awaitable[Workspace | None]],
+        metrics: Metrics,
     ) -> None:
         """Put the service together with what it asks and tells.
 
@@ -89,6 +91,7 @@ class LabService:
         self._is_active = is_active
         self._quarantine = quarantine
         self._prepared = prepared
+        self._metrics = metrics
         self._lab: Lab | None = None
         self._operation: Operation | None = None
         self._decisions = asyncio.Lock()
@@ -96,12 +99,18 @@ class LabService:
         self._stuck_since: float | None = None
         self._stopped_for = SESSION_ENDED
         self._recovered = asyncio.Event()
+        self._left_folders: list[Path] = []
         self._background: set[asyncio.Task[Any]] = set()
 
     @property
     def lab(self) -> Lab | None:
         """The live lab."""
         return self._lab
+
+    @property
+    def references(self) -> int:
+        """Acquires that were not yet released."""
+        return self._manager.status().ref_count
 
     def log(self, session_id: str) -> Path | None:
         """Where netlab's output of the session's lab is written."""
@@ -142,6 +151,7 @@ class LabService:
 
     async def _acquire(self, acquire: Acquire) -> AcquireResponseDto:
         try:
+            await self._recovered.wait()
             if (answer := await self._answered_before(acquire)) is not None:
                 return answer
             return await self._start_or_reuse(acquire)
@@ -187,6 +197,8 @@ class LabService:
         if self._lab and self._lab.session_id != acquire.session_id and self._stuck_since is None:
             return self._operate(self._take_down(SESSION_ENDED))
         verdict = self._verdict(acquire)
+        if verdict == "start" and self._stuck_since is not None:
+            raise self._busy()  # beside what could not be removed nothing may run
         if verdict == "start":
             return self._operate(self._bring_up(acquire), starts_for=acquire)
         if verdict == "replace":
@@ -226,6 +238,8 @@ class LabService:
         uploaded = acquire.upload.workspace
         made = await self._prepared(acquire.session_id, uploaded.identity) or uploaded
         self._lab = lab = _row(acquire.session_id, made)
+        began = self._clock.monotonic()
+        outcome: Outcome = "failed"
         try:
             await self._store.starting(lab, self._clock.now())
             devices = await self._run_blocking(self._start, made)
@@ -236,8 +250,12 @@ class LabService:
                 await self._store.add_reference(lab.lab_id, acquire.session_id, acquire.key, self._clock.now())
             else:
                 self._manager.set_references(0)
+            outcome = "up"
         except Exception as error:  # noqa: BLE001 - whatever it was, its lab must go and its waiters must hear of it
+            outcome = _outcome(error)
             await self._failed(lab, error)
+        finally:
+            self._metrics.lab_started(self._clock.monotonic() - began, outcome)
 
     def _start(self, made: Workspace) -> list[DeviceInfoDto]:
         if (devices := self._manager.try_acquire(made)) is None:
@@ -264,9 +282,11 @@ class LabService:
 
     async def _take_down(self, outcome: str) -> None:
         lab = self._live()
+        self._lab = replace(lab, state="stopping")  # first: another release must not begin a second tear-down
         await self._store.stopping(lab.lab_id)
-        self._lab = replace(lab, state="stopping")
+        began = self._clock.monotonic()
         await self._run_blocking(self._manager.tear_down)
+        self._metrics.lab_torn_down(self._clock.monotonic() - began)
         await self._conclude(lab.lab_id, outcome)
         if self._stuck_since is None:
             await self._sweep()
@@ -275,17 +295,16 @@ class LabService:
         """Take over what an earlier server has left, in the background; calls on the lab wait for the end of that."""
         self._lab = await self._store.live_lab()
         # Listed before any upload can arrive: those must not be taken for something left behind.
-        folders: list[Path] = await self._run_blocking(workspace.folders_below, self._settings.work_dir)
-        self._operate(self._open(folders, rebooted=rebooted, quarantined=quarantined))
+        self._left_folders = await self._run_blocking(workspace.folders_below, self._settings.work_dir)
+        opening = self._operate(self._open(rebooted=rebooted, quarantined=quarantined))
+        # After the operation has been struck off: whoever waited would take it for one that is in the way.
+        opening.task.add_done_callback(lambda _: self._recovered.set())
 
-    async def _open(self, folders: list[Path], *, rebooted: bool, quarantined: str | None) -> None:
-        try:
-            await self._recover(rebooted=rebooted)
-            await self._sweep(folders)
-            if self._stuck_since is None and quarantined and quarantined.startswith(LEFT_BEHIND):
-                await self._quarantine(None)
-        finally:
-            self._recovered.set()
+    async def _open(self, *, rebooted: bool, quarantined: str | None) -> None:
+        await self._recover(rebooted=rebooted)
+        await self._sweep()
+        if self._stuck_since is None and quarantined and quarantined.startswith(LEFT_BEHIND):
+            await self._quarantine(None)
 
     async def _recover(self, *, rebooted: bool) -> None:
         if (lab := self._lab) is not None:
@@ -304,9 +323,11 @@ class LabService:
         await self._run_blocking(self._manager.tear_down)
         await self._conclude(lab.lab_id, f"lost: {lost}" if self._is_active(lab.session_id) else SESSION_ENDED)
 
-    async def _sweep(self, folders: Sequence[Path] = ()) -> None:
-        if left := await self._run_blocking(self._manager.sweep, folders):
+    async def _sweep(self) -> None:
+        if left := await self._run_blocking(self._manager.sweep, self._left_folders):
             await self._stuck(f"{', '.join(left)} of an earlier lab")
+        else:
+            self._left_folders = []
 
     async def _stuck(self, what: str) -> None:
         self._stuck_since = self._clock.monotonic()
@@ -398,6 +419,8 @@ class LabService:
                 self._operate(self._clean_up())
         elif self._lab and self._manager.current is None:
             self._operate(self._recover(rebooted=False))  # its end could not be written down
+        elif self._lab and self._lab.state == "stopping":
+            self._operate(self._take_down(RELEASED))  # it could not be written down that it began
         else:
             await self.settle()
 
@@ -513,6 +536,12 @@ def _row(session_id: str, made: Workspace) -> Lab:
 def _workspace(lab: Lab) -> Workspace:
     identity = Identity(lab.topology_sha256, lab.extra_sha256)
     return Workspace(lab.lab_id, Path(lab.work_dir), lab.topology, identity)
+
+
+def _outcome(error: Exception) -> Outcome:
+    if isinstance(error, ValueError):
+        return "rejected"
+    return "stopped" if isinstance(error, InterruptedError) else "failed"
 
 
 def _answer(error: Exception) -> HTTPException:

@@ -195,6 +195,7 @@ OPERATIONS: Final = (
     Operation(
         "get", "/readyz", "Whether the host can take a lab", {200: ReadyDto}, {503: "it cannot; what is missing"}
     ),
+    Operation("get", "/metrics", "Numbers for Prometheus", {200: "text/plain"}, {}),
     Operation("get", "/debug/health", "The server's numbers", {200: DebugHealthDto}, {}),
 )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from neops_remote_lab.clock import Clock
+from neops_remote_lab.metrics import Metrics
 from neops_remote_lab.roster import HoldHistory, Roster
 from neops_remote_lab.settings import Settings
 from neops_remote_lab.store import Session, SessionStore
@@ -33,10 +34,12 @@ class Place:
 class SessionQueue:
     """The queue of one lab host."""
 
-    def __init__(self, store: SessionStore, settings: Settings, clock: Clock) -> None:
+    def __init__(self, store: SessionStore, settings: Settings, clock: Clock, metrics: Metrics | None = None) -> None:
+        """Without `metrics` nobody looks at what is counted."""
         self._store = store
         self._settings = settings
         self._clock = clock
+        self._metrics = metrics or Metrics()
         self._roster = Roster()
         self._holds = HoldHistory()
         self._waiters: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
@@ -77,6 +80,7 @@ class SessionQueue:
             self._roster.renew(session.session_id, self._clock.monotonic())
         else:
             self._roster.put(session, self._clock.monotonic())
+            self._metrics.joined()
         return self._place(session)
 
     def place(self, session_id: str) -> Place | None:
@@ -149,13 +153,15 @@ class SessionQueue:
     async def _end(self, session_ids: list[str], reason: str) -> tuple[str, ...]:
         ending = await self._store.end(session_ids, reason=reason, now=self._clock.now())
         for session_id in session_ids:
-            self._forget(session_id)
+            self._forget(session_id, reason)
         self._promoted(ending.promoted)
         return ending.ended
 
-    def _forget(self, session_id: str) -> None:
-        if self.is_active(session_id):
-            self._holds.add(self._roster.held_for(self._clock.monotonic()))
+    def _forget(self, session_id: str, reason: str) -> None:
+        held = self._roster.held_for(self._clock.monotonic()) if self.is_active(session_id) else None
+        if held is not None:
+            self._holds.add(held)
+        self._metrics.ended(reason, held)
         self._roster.drop(session_id)
         self._unwritten.pop(session_id, None)
         self._wake(session_id)
@@ -163,6 +169,9 @@ class SessionQueue:
     def _promoted(self, session: Session | None) -> None:
         if session:
             self._roster.put(session, self._clock.monotonic())
+            self._metrics.became_active(
+                ((session.activated_at or session.created_at) - session.created_at).total_seconds()
+            )
             self._wake(session.session_id)
 
     async def expire(self) -> tuple[str, ...]:
@@ -184,6 +193,8 @@ class SessionQueue:
         difference = self._roster.reload(await self._store.live_sessions(), self._clock.monotonic())
         for session_id in difference.vanished | difference.changed:
             self._wake(session_id)
+        for _ in difference.vanished:
+            self._metrics.ended(ENDED_BY_OPERATOR, None)
         self._promoted(await self._store.promote(self._clock.now()))
 
     async def quarantine(self, reason: str | None) -> None:

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final, TypeVar
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette import status
 from starlette.exceptions import HTTPException
@@ -203,6 +204,11 @@ async def readyz(request: Request) -> Response:
     if missing:
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail="; ".join(missing))
     return _json(ReadyDto())
+
+
+async def get_metrics(request: Request) -> Response:
+    """GET /metrics."""
+    return Response(generate_latest(_services(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def debug_health(request: Request) -> Response:

@@ -84,6 +84,7 @@ def _routes() -> list[BaseRoute]:
         Route("/healthz", routes.healthz, methods=["GET"]),
         Route("/readyz", routes.readyz, methods=["GET"]),
         Route("/debug/health", routes.debug_health, methods=["GET"]),
+        Route("/metrics", routes.get_metrics, methods=["GET"]),
         Route("/openapi.json", _openapi, methods=["GET"]),
         Route("/docs", _docs, methods=["GET"]),
         Mount("/docs", StaticFiles(directory=_STATIC / "swagger-ui")),

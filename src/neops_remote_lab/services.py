@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from neops_remote_lab.clock import Clock
 from neops_remote_lab.labs import SERVER_ENDED, LabService
+from neops_remote_lab.metrics import Metrics, Snapshot, StateCollector
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.lab_manager import LabManager
 from neops_remote_lab.preparations import Preparations
@@ -38,6 +39,7 @@ class Services:
     queue: SessionQueue
     labs: LabService
     preparations: Preparations
+    metrics: Metrics
     run_blocking: Callable[..., Awaitable[Any]]
     started: float
     """Monotonic seconds."""
@@ -62,7 +64,8 @@ def build_services(settings: Settings, clock: Clock) -> Services:
         return await anyio.to_thread.run_sync(function, *arguments, limiter=limiter)
 
     database = Database(settings.database, synchronous=settings.synchronous, busy_timeout=settings.busy_timeout)
-    queue = SessionQueue(SessionStore(database, settings.lab_host), settings, clock)
+    metrics = Metrics()
+    queue = SessionQueue(SessionStore(database, settings.lab_host), settings, clock, metrics)
     preparations = Preparations(
         NetlabCommands(settings),
         settings,
@@ -78,8 +81,20 @@ def build_services(settings: Settings, clock: Clock) -> Services:
         is_active=queue.is_active,
         quarantine=queue.quarantine,
         prepared=preparations.take,
+        metrics=metrics,
     )
-    return Services(settings, clock, database, queue, labs, preparations, run_blocking, clock.monotonic())
+    metrics.registry.register(StateCollector(lambda: _look_at(queue, labs)))
+    return Services(settings, clock, database, queue, labs, preparations, metrics, run_blocking, clock.monotonic())
+
+
+def _look_at(queue: SessionQueue, labs: LabService) -> Snapshot:
+    return Snapshot(
+        waiting=queue.waiting,
+        active=len(queue) - queue.waiting,
+        lab_state=labs.lab.state if labs.lab else "none",
+        references=labs.references,
+        quarantined=queue.quarantined is not None,
+    )
 
 
 class Keeper:

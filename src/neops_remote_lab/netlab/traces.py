@@ -34,7 +34,7 @@ class Container(NamedTuple):
 
     def lab_folder(self, root: Path) -> str:
         """The name of the work folder below `root` that it belongs to."""
-        return self.topology_file.relative_to(root).parts[0]
+        return self.topology_file.relative_to(root.resolve()).parts[0]
 
 
 def docker_is_installed(command: str) -> bool:
@@ -47,7 +47,8 @@ def containers_below(folder: Path, docker: Docker) -> list[Container]:
     printed = docker(["ps", "--all", "--no-trunc", "--filter", "label=clab-topo-file", "--format", "{{json .}}"])
     rows = [json.loads(line) for line in printed.splitlines() if line.strip()]
     found = [Container(row["ID"], row["Names"], _topology_file(row["Labels"])) for row in rows]
-    return [container for container in found if container.topology_file.is_relative_to(folder)]
+    real = folder.resolve()  # what netlab and containerlab write down has no symbolic links in it
+    return [container for container in found if container.topology_file.is_relative_to(real)]
 
 
 def _topology_file(labels: str) -> Path:
@@ -95,7 +96,7 @@ def instances_below(folder: Path) -> list[str]:
 def instance_folders(root: Path) -> list[str]:
     """The names of the work folders below `root` that netlab has instances in."""
     folders = [Path(instance["dir"]) for instance in _instances().values() if _is_below(instance, root)]
-    return [folder.relative_to(root).parts[0] for folder in folders if folder != root]
+    return [folder.relative_to(root.resolve()).parts[0] for folder in folders if folder != root.resolve()]
 
 
 def instance_status(folder: Path) -> str | None:
@@ -134,7 +135,7 @@ def _read(path: Path) -> dict[Any, Any]:
 
 
 def _is_below(instance: Any, folder: Path) -> bool:
-    return isinstance(instance, dict) and Path(str(instance.get("dir", "/"))).is_relative_to(folder)
+    return isinstance(instance, dict) and Path(str(instance.get("dir", "/"))).is_relative_to(folder.resolve())
 
 
 def processes_of(lab_id: str) -> list[psutil.Process]:
