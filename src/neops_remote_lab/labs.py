@@ -9,7 +9,7 @@ import asyncio
 import logging
 import subprocess
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,6 +58,8 @@ class Acquire:
     key: str | None
     present: int = 0
     """Requests that wait for the answer. Without any the lab is not counted as held."""
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the start of the lab is written down."""
     task: asyncio.Task[AcquireResponseDto] | None = None
 
 
@@ -114,8 +116,8 @@ class LabService:
 
     def log(self, session_id: str) -> Path | None:
         """Where netlab's output of the session's lab is written."""
-        lab, held = self._lab, self._manager.current
-        return held.workspace.log if held and lab and lab.session_id == session_id else None
+        lab = self._lab
+        return Path(lab.work_dir) / workspace.LOG_NAME if lab and lab.session_id == session_id else None
 
     async def acquire(self, session_id: str, upload: Upload, key: str | None) -> AcquireResponseDto:
         """Get the lab for a session, and count one reference more.
@@ -133,9 +135,14 @@ class LabService:
             acquire.present -= 1
 
     async def acquire_in_background(self, session_id: str, upload: Upload, key: str | None) -> None:
-        """As `acquire`, but only begin it; how it went is told by `status`."""
+        """As `acquire`, but return once the start is written down; how it goes on is told by `status`."""
         acquire = await self._begin_acquire(session_id, upload, key)
         acquire.present += 1
+        begun = asyncio.ensure_future(acquire.begun.wait())
+        await asyncio.wait([begun, _task(acquire)], return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
+        if _task(acquire).done():
+            _task(acquire).result()
 
     async def _begin_acquire(self, session_id: str, upload: Upload, key: str | None) -> Acquire:
         if key and (running := self._acquires.get((session_id, key))):
@@ -242,6 +249,7 @@ class LabService:
         outcome: Outcome = "failed"
         try:
             await self._store.starting(lab, self._clock.now())
+            acquire.begun.set()
             devices = await self._run_blocking(self._start, made)
             raw = [device.model_dump() for device in devices]
             await self._store.running(lab.lab_id, raw, self._clock.now())

@@ -3,10 +3,9 @@
 import asyncio
 import math
 import shutil
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from datetime import datetime
 from http import HTTPStatus
-from pathlib import Path
 from typing import Final, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -14,9 +13,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette import status
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from neops_remote_lab import uploads
+from neops_remote_lab.log_stream import follow, read_log
 from neops_remote_lab.models import (
     ActiveSessionResponseDto,
     CreateSessionRequestDto,
@@ -28,7 +28,6 @@ from neops_remote_lab.models import (
     ReadyDto,
     SessionStatusResponseDto,
 )
-from neops_remote_lab.netlab.connector import scrub
 from neops_remote_lab.queue import ENDED_BY_CLIENT, Place
 from neops_remote_lab.services import Services
 from neops_remote_lab.store import Session
@@ -39,7 +38,6 @@ SHOWN_ID: Final = 8
 """So many characters of another session's id are shown."""
 KEY_LENGTH: Final = 200
 MAX_JSON_BYTES: Final = 64 * 1024
-MAX_LOG_BYTES: Final = 8 << 20
 QUEUE_SHOWN: Final = 1000
 """Sessions that GET /queue lists unless ?limit= says otherwise."""
 
@@ -139,7 +137,18 @@ async def get_log(request: Request) -> Response:
     services, session_id = await _active_caller(request)
     if (log := services.labs.log(session_id)) is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no lab is running, so there is no log")
-    return PlainTextResponse(await services.run_blocking(_read_log, log))
+    if "text/event-stream" not in request.headers.get("Accept", ""):
+        return PlainTextResponse(await services.run_blocking(read_log, log))
+
+    def lives() -> bool:
+        return services.labs.log(session_id) == log and not services.queue.draining
+
+    async def events() -> AsyncIterator[str]:
+        with services.queue.open_call(session_id):
+            async for event in follow(log, services.run_blocking, lives):
+                yield event
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 async def release_lab(request: Request) -> Response:
@@ -375,12 +384,3 @@ def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto
         last_seen_seconds=services.queue.silent_for(session.session_id),
         topology=_topology(services, session),
     )
-
-
-def _read_log(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - MAX_LOG_BYTES))
-            return scrub(file.read().decode(errors="replace"))
-    except FileNotFoundError:
-        return ""
