@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 T = TypeVar("T")
+
+_WRITES: Final = {"remote_lab_writes": True}
+"""Execution options of a unit of work that writes."""
 
 
 class Database:
@@ -34,13 +37,12 @@ class Database:
         return await asyncio.shield(task)
 
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with self._lock, self._engine.begin() as connection:
+        async with self._lock, self._engine.execution_options(**_WRITES).begin() as connection:
             return await work(connection)
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `work` outside a transaction. It must not write."""
+        """Run `work` outside a transaction: one statement, which must not write."""
         async with self._lock, self._engine.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
             return await work(connection)
 
     async def data_version(self) -> int:
@@ -76,7 +78,7 @@ def _create_engine(url: str, synchronous: str, busy_timeout: float) -> AsyncEngi
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Any) -> None:
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        if connection.get_execution_options().items() >= _WRITES.items():
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
