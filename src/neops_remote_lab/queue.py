@@ -16,7 +16,7 @@ from neops_remote_lab.clock import Clock
 from neops_remote_lab.metrics import Metrics
 from neops_remote_lab.roster import HoldHistory, Roster
 from neops_remote_lab.settings import Settings
-from neops_remote_lab.store import Session, SessionStore
+from neops_remote_lab.store import Joining, Session, SessionStore
 
 ENDED_BY_CLIENT = "ended by its client"
 ENDED_BY_OPERATOR = "ended by an operator"
@@ -74,8 +74,8 @@ class SessionQueue:
 
     async def join(self, *, client: str | None, purpose: str | None, key: str | None) -> Place:
         """Append a session; with the `key` of a live session, that session again. Durable when this returns."""
-        session_id = secrets.token_hex(16)
-        session = await self._store.join(session_id, client=client, purpose=purpose, key=key, now=self._clock.now())
+        joining = Joining(secrets.token_hex(16), client, purpose, key, self._clock.now())
+        session = await self._store.join(joining, promote=self.active is None)
         if session.session_id in self._roster:
             self._roster.renew(session.session_id, self._clock.monotonic())
         else:

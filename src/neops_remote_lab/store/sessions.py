@@ -1,10 +1,13 @@
 """Statements on sessions and on the host that they queue for."""
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import partial
+from typing import Any
 
-from sqlalchemy import RowMapping, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Row, RowMapping, bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,8 +21,8 @@ _OF_HOST = SESSION.c.host == bindparam("of_host")
 _QUARANTINED = (LAB_HOST.c.name == bindparam("of_host")) & LAB_HOST.c.quarantine_reason.is_not(None)
 
 _LIVE_SESSIONS = select(*_COLUMNS).where(_OF_HOST, _LIVE).order_by(SESSION.c.number)
-_BY_KEY = select(*_COLUMNS).where(_OF_HOST, _LIVE, SESSION.c.idempotency_key == bindparam("key"))
 _NEXT = select(SESSION.c.number).where(_OF_HOST, SESSION.c.state == "waiting").order_by(SESSION.c.number).limit(1)
+_INSERT = insert(SESSION).returning(*_COLUMNS, SESSION.c.idempotency_key)
 _ACTIVE = SESSION.alias("active")
 _PROMOTE = (
     update(SESSION)
@@ -43,6 +46,17 @@ _RECORD_CONTACT = (
 
 
 @dataclass(frozen=True, slots=True)
+class Joining:
+    """Somebody who joins the queue."""
+
+    session_id: str
+    client: str | None
+    purpose: str | None
+    key: str | None
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """What an ending changed: who ended, and who became active in the same transaction."""
 
@@ -56,6 +70,9 @@ class SessionStore:
     def __init__(self, database: Database, host: str) -> None:
         self._database = database
         self._host = host
+        self._joining: list[tuple[Joining, asyncio.Future[Session]]] = []
+        self._promote_joined = False
+        self._flush: asyncio.Task[None] | None = None
 
     async def register_host(self, boot_id: str) -> str | None:
         """Note that this host serves; the identity of the boot that it served in before, if any."""
@@ -78,30 +95,64 @@ class SessionStore:
 
         return await self._database.read(work)
 
-    async def join(
-        self, session_id: str, *, client: str | None, purpose: str | None, key: str | None, now: datetime
-    ) -> Session:
-        """Append a session, active at once where nobody is. A `key` of a live session gives that session instead."""
+    async def join(self, joining: Joining, *, promote: bool) -> Session:
+        """Append a session. A key of a live session gives that session instead. Durable when this returns.
 
-        async def work(connection: AsyncConnection) -> Session:
-            known = key and (await connection.execute(_BY_KEY, {"of_host": self._host, "key": key})).one_or_none()
-            if known:
-                return Session(*known)
-            row = {
-                "session_id": session_id,
-                "host": self._host,
-                "state": "waiting",
-                "client": client,
-                "purpose": purpose,
-                "idempotency_key": key,
-                "created_at": now,
-                "last_seen_at": now,
-            }
-            joined = (await connection.execute(insert(SESSION).returning(*_COLUMNS), row)).one()
-            promoted = await self._promote(connection, now)
-            return promoted if promoted and promoted.session_id == session_id else Session(*joined)
+        Those who join while a transaction is being written share the next one, so that they share its way to the disk.
 
-        return await self._database.write(work)
+        Args:
+            joining: who joins.
+            promote: make the head of the queue active, where nobody is.
+        """
+        answer: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        self._joining.append((joining, answer))
+        self._promote_joined |= promote
+        if self._flush is None or self._flush.done():
+            self._flush = asyncio.create_task(self._write_joining())
+        return await asyncio.shield(answer)
+
+    async def _write_joining(self) -> None:
+        while self._joining:
+            batch, self._joining = self._joining, []
+            promote, self._promote_joined = self._promote_joined, False
+            try:
+                sessions = await self._database.write(partial(self._append, [one for one, _ in batch], promote))
+            except Exception as error:  # noqa: BLE001 - it is raised where each of them waits
+                for _, answer in batch:
+                    answer.set_exception(error)
+            else:
+                for (_, answer), session in zip(batch, sessions, strict=True):
+                    answer.set_result(session)
+
+    async def _append(self, batch: list[Joining], promote: bool, connection: AsyncConnection) -> list[Session]:
+        known = await self._by_key(connection, [one.key for one in batch if one.key])
+        new = {one.key or one.session_id: one for one in reversed(batch) if one.key not in known}
+        rows = [self._new_row(one) for one in batch if new.get(one.key or one.session_id) is one]
+        if rows:
+            known |= {one.idempotency_key or one.session_id: _session(one) for one in await _insert(connection, rows)}
+        if promote and (promoted := await self._promote(connection, batch[-1].now)):
+            known = {key: promoted if promoted.number == one.number else one for key, one in known.items()}
+        return [known[one.key or one.session_id] for one in batch]
+
+    async def _by_key(self, connection: AsyncConnection, keys: list[str]) -> dict[str | None, Session]:
+        if not keys:
+            return {}
+        query = select(*_COLUMNS, SESSION.c.idempotency_key).where(
+            SESSION.c.host == self._host, _LIVE, SESSION.c.idempotency_key.in_(keys)
+        )
+        return {row.idempotency_key: _session(row) for row in await connection.execute(query)}
+
+    def _new_row(self, one: Joining) -> dict[str, Any]:
+        return {
+            "session_id": one.session_id,
+            "host": self._host,
+            "state": "waiting",
+            "client": one.client,
+            "purpose": one.purpose,
+            "idempotency_key": one.key,
+            "created_at": one.now,
+            "last_seen_at": one.now,
+        }
 
     async def end(self, session_ids: Iterable[str], *, reason: str, now: datetime) -> Ending:
         """End live sessions and make the next one active, in one transaction."""
@@ -182,3 +233,11 @@ class SessionStore:
             return (await connection.execute(old)).rowcount
 
         return await self._database.write(work)
+
+
+async def _insert(connection: AsyncConnection, rows: list[dict[str, Any]]) -> Sequence[Row[*tuple[Any, ...]]]:
+    return (await connection.execute(_INSERT, rows if len(rows) > 1 else rows[0])).all()
+
+
+def _session(row: Row[*tuple[Any, ...]]) -> Session:
+    return Session(*row[: len(_COLUMNS)])
