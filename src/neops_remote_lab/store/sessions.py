@@ -1,19 +1,19 @@
 """Statements on sessions and on the host that they queue for."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Row, RowMapping, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import RowMapping, bindparam, delete, exists, func, select, text, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.store.database import Database
 from neops_remote_lab.store.rows import Session
-from neops_remote_lab.store.tables import LAB_HOST, SESSION
+from neops_remote_lab.store.tables import LAB_HOST, SESSION, read, written
 
 _COLUMNS = tuple(SESSION.c[field.name] for field in fields(Session))
 _LIVE = SESSION.c.state.in_(("waiting", "active"))
@@ -22,7 +22,19 @@ _QUARANTINED = (LAB_HOST.c.name == bindparam("of_host")) & LAB_HOST.c.quarantine
 
 _LIVE_SESSIONS = select(*_COLUMNS).where(_OF_HOST, _LIVE).order_by(SESSION.c.number)
 _NEXT = select(SESSION.c.number).where(_OF_HOST, SESSION.c.state == "waiting").order_by(SESSION.c.number).limit(1)
-_INSERT = insert(SESSION).returning(*_COLUMNS, SESSION.c.idempotency_key)
+_JOINING = sqlite_insert(SESSION)
+_JOIN = _JOINING.on_conflict_do_update(
+    index_elements=[SESSION.c.host, SESSION.c.idempotency_key],
+    index_where=text("state IN ('waiting', 'active')"),
+    set_={"last_seen_at": _JOINING.excluded.last_seen_at},
+).returning(*_COLUMNS, SESSION.c.idempotency_key)
+_JOIN_ALONE = """
+    INSERT INTO session (session_id, host, state, client, purpose, idempotency_key, created_at, last_seen_at)
+    VALUES (:session_id, :host, :state, :client, :purpose, :idempotency_key, :created_at, :last_seen_at)
+    ON CONFLICT (host, idempotency_key) WHERE state IN ('waiting', 'active')
+    DO UPDATE SET last_seen_at = excluded.last_seen_at
+    RETURNING number, session_id, state, client, purpose, created_at, activated_at
+"""
 _ACTIVE = SESSION.alias("active")
 _PROMOTE = (
     update(SESSION)
@@ -116,7 +128,11 @@ class SessionStore:
             batch, self._joining = self._joining, []
             promote, self._promote_joined = self._promote_joined, False
             try:
-                sessions = await self._database.write(partial(self._append, [one for one, _ in batch], promote))
+                joining = [one for one, _ in batch]
+                if len(joining) == 1 and not promote:
+                    sessions = [await self._append_one(joining[0])]
+                else:
+                    sessions = await self._database.write(partial(self._append, joining, promote))
             except Exception as error:  # noqa: BLE001 - it is raised where each of them waits
                 for _, answer in batch:
                     answer.set_exception(error)
@@ -125,22 +141,20 @@ class SessionStore:
                     answer.set_result(session)
 
     async def _append(self, batch: list[Joining], promote: bool, connection: AsyncConnection) -> list[Session]:
-        known = await self._by_key(connection, [one.key for one in batch if one.key])
-        new = {one.key or one.session_id: one for one in reversed(batch) if one.key not in known}
-        rows = [self._new_row(one) for one in batch if new.get(one.key or one.session_id) is one]
-        if rows:
-            known |= {one.idempotency_key or one.session_id: _session(one) for one in await _insert(connection, rows)}
+        rows = [self._new_row(one) for one in batch]
+        added = await connection.execute(_JOIN, rows)
+        by_key = {row.idempotency_key or row.session_id: Session(*row[:-1]) for row in added}
         if promote and (promoted := await self._promote(connection, batch[-1].now)):
-            known = {key: promoted if promoted.number == one.number else one for key, one in known.items()}
-        return [known[one.key or one.session_id] for one in batch]
+            by_key = {key: promoted if promoted.number == one.number else one for key, one in by_key.items()}
+        return [by_key[one.key or one.session_id] for one in batch]
 
-    async def _by_key(self, connection: AsyncConnection, keys: list[str]) -> dict[str | None, Session]:
-        if not keys:
-            return {}
-        query = select(*_COLUMNS, SESSION.c.idempotency_key).where(
-            SESSION.c.host == self._host, _LIVE, SESSION.c.idempotency_key.in_(keys)
-        )
-        return {row.idempotency_key: _session(row) for row in await connection.execute(query)}
+    async def _append_one(self, one: Joining) -> Session:
+        """As `_append`, for somebody who joins alone, and waits."""
+        row = self._new_row(one) | {"created_at": written(one.now), "last_seen_at": written(one.now)}
+        (found,) = await self._database.write_statement(_JOIN_ALONE, row)
+        number, session_id, state, client, purpose, created_at, activated_at = found
+        since = read(activated_at) if activated_at else None
+        return Session(number, session_id, state, client, purpose, read(created_at), since)
 
     def _new_row(self, one: Joining) -> dict[str, Any]:
         return {
@@ -233,11 +247,3 @@ class SessionStore:
             return (await connection.execute(old)).rowcount
 
         return await self._database.write(work)
-
-
-async def _insert(connection: AsyncConnection, rows: list[dict[str, Any]]) -> Sequence[Row[*tuple[Any, ...]]]:
-    return (await connection.execute(_INSERT, rows if len(rows) > 1 else rows[0])).all()
-
-
-def _session(row: Row[*tuple[Any, ...]]) -> Session:
-    return Session(*row[: len(_COLUMNS)])

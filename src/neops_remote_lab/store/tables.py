@@ -48,6 +48,16 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value else None
 
 
+def written(time: datetime) -> str:
+    """A time as the database has it."""
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def read(text: str) -> datetime:
+    """A time of the database."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
 def _time(name: str, *, nullable: bool = True) -> Column[datetime]:
     return Column(name, UtcDateTime, nullable=nullable)
 
