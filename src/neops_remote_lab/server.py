@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -51,6 +52,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
         exception_handlers={
             HTTPException: _explain,
             DBAPIError: _database_fails,
+            sqlite3.Error: _database_fails,
             ClientDisconnect: _nobody_there,
             Exception: _unexpected,
         },

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -133,7 +134,7 @@ class Keeper:
             await asyncio.sleep(self._services.settings.sql_poll)
             try:
                 await self._look_around()
-            except (DBAPIError, OSError) as error:
+            except (DBAPIError, sqlite3.Error, OSError) as error:
                 if not self._failing:
                     logger.error(  # noqa: TRY400 - the cause is all that helps
                         "the database cannot be used: %s. The queue goes on once that is mended", _cause(error)
