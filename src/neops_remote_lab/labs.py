@@ -22,6 +22,7 @@ from neops_remote_lab.metrics import Metrics, Outcome
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab import workspace
 from neops_remote_lab.netlab.commands import failure
+from neops_remote_lab.netlab.connector import Interrupt
 from neops_remote_lab.netlab.lab_manager import LabManager, Verdict
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings
@@ -58,6 +59,7 @@ class Acquire:
     key: str | None
     present: int = 0
     """Requests that wait for the answer. Without any the lab is not counted as held."""
+    interrupt: Interrupt = field(default_factory=Interrupt)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the start of the lab is written down."""
     task: asyncio.Task[AcquireResponseDto] | None = None
@@ -187,8 +189,10 @@ class LabService:
                 operation = self._operation or self._make_room(acquire)
                 joined = self._joins(operation, acquire)
             await asyncio.wait([operation.task])
-            if joined:
-                operation.task.result()  # a start that failed has failed for all who waited for it
+            error = operation.task.exception()
+            # A start that failed has failed for all who waited for it; a trouble of the host's concerns everybody.
+            if error and (joined or not isinstance(error, HTTPException)):
+                raise error
             if operation.starts_for is acquire:
                 return AcquireResponseDto(reused=False, devices=self._devices())
 
@@ -203,6 +207,8 @@ class LabService:
         """Begin what an acquire needs first: the end of another lab, or the start of its own."""
         if self._lab and self._lab.session_id != acquire.session_id and self._stuck_since is None:
             return self._operate(self._take_down(SESSION_ENDED))
+        if self._lab and self._manager.current is None:
+            return self._operate(self._recover(rebooted=False))  # its end could not be written down
         verdict = self._verdict(acquire)
         if verdict == "start" and self._stuck_since is not None:
             raise self._busy()  # beside what could not be removed nothing may run
@@ -250,7 +256,7 @@ class LabService:
         try:
             await self._store.starting(lab, self._clock.now())
             acquire.begun.set()
-            devices = await self._run_blocking(self._start, made)
+            devices = await self._run_blocking(self._start, made, acquire.interrupt)
             raw = [device.model_dump() for device in devices]
             await self._store.running(lab.lab_id, raw, self._clock.now())
             self._lab = replace(lab, state="running", devices=raw)
@@ -265,8 +271,8 @@ class LabService:
         finally:
             self._metrics.lab_started(self._clock.monotonic() - began, outcome)
 
-    def _start(self, made: Workspace) -> list[DeviceInfoDto]:
-        if (devices := self._manager.try_acquire(made)) is None:
+    def _start(self, made: Workspace, interrupt: Interrupt) -> list[DeviceInfoDto]:
+        if (devices := self._manager.try_acquire(made, interrupt=interrupt)) is None:
             raise BlockingIOError("another process of this host holds its lab")
         return devices
 
@@ -415,7 +421,7 @@ class LabService:
         """End a start that runs, if there is one: it fails, and cleans up after itself."""
         if self._operation and self._operation.starts_for:
             self._stopped_for = reason
-            self._manager.interrupt()
+            self._operation.starts_for.interrupt.request()
 
     async def tick(self, *, quarantined: bool) -> None:
         """Do what is due: end a lab without a session, and try again what has failed."""

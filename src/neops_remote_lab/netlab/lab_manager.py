@@ -92,14 +92,20 @@ class LabManager:
             self._changed.clear()
         return devices
 
-    def try_acquire(self, topology: Path | Workspace, *, reuse: bool = True) -> list[DeviceInfoDto] | None:
+    def try_acquire(
+        self, topology: Path | Workspace, *, reuse: bool = True, interrupt: Interrupt | None = None
+    ) -> list[DeviceInfoDto] | None:
         """As `acquire`, but None at once when the host is busy.
 
-        A `Workspace` is taken over: it becomes the lab's folder, or is removed when an equal lab runs already.
+        Args:
+            topology: a file, or a `Workspace`, which is taken over: it becomes the lab's folder, or is removed when an
+                equal lab runs already.
+            reuse: share the lab when it runs this topology already.
+            interrupt: ends the start early; InterruptedError is raised then, and nothing is left.
         """
         made = topology if isinstance(topology, Workspace) else self._copy(Path(topology))
         try:
-            lab = self._claim(made, reuse=reuse)
+            lab = self._claim(made, interrupt or Interrupt(), reuse=reuse)
         except BaseException:
             workspace.remove(made.base)
             raise
@@ -117,7 +123,7 @@ class LabManager:
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
         return workspace.copy_topology(topology, self._settings.work_dir)
 
-    def _claim(self, made: Workspace, *, reuse: bool) -> HeldLab | None:
+    def _claim(self, made: Workspace, interrupt: Interrupt, *, reuse: bool) -> HeldLab | None:
         with self._guard:
             verdict = self.verdict(made.identity, reuse=reuse)
             if verdict == "reuse" and self._lab:
@@ -130,7 +136,7 @@ class LabManager:
         with self._guard:
             if self._lab is not None or not self._take_lock():
                 return None
-            self._lab = HeldLab(made)
+            self._lab = HeldLab(made, interrupt=interrupt)
             return self._lab
 
     def _take_lock(self) -> bool:

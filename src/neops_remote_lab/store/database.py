@@ -50,7 +50,8 @@ class Database:
     async def write_statement(self, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Run one SQL statement that is a transaction of its own; its rows, once it is on disk.
 
-        Raises sqlite3.Error where `write` raises SQLAlchemy's. In one trip to the driver's thread, where a transaction of one statement takes seven: for the hot path.
+        In one trip to the driver's thread, where a transaction of one statement takes seven: for the hot path.
+        Raises sqlite3.Error where `write` raises SQLAlchemy's.
         """
 
         async def execute(connections: _Connections) -> list[tuple[Any, ...]]:
