@@ -7,9 +7,8 @@ never run netlab themselves, so a client that goes away leaves nothing half done
 
 import asyncio
 import logging
-import subprocess
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,11 +16,23 @@ from typing import Any, NoReturn
 from starlette import status
 from starlette.exceptions import HTTPException
 
+from neops_remote_lab.acquires import (
+    DESTROYED,
+    EXPECTED,
+    RELEASED,
+    REPLACED,
+    SERVER_ENDED,
+    SESSION_ENDED,
+    Acquire,
+    Operation,
+    answer_to,
+    outcome_of,
+    stopped,
+)
 from neops_remote_lab.clock import Clock
 from neops_remote_lab.metrics import Metrics, Outcome
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab import workspace
-from neops_remote_lab.netlab.commands import failure
 from neops_remote_lab.netlab.connector import Interrupt
 from neops_remote_lab.netlab.lab_manager import LabManager, Verdict
 from neops_remote_lab.netlab.workspace import Identity, Workspace
@@ -31,38 +42,8 @@ from neops_remote_lab.uploads import RunBlocking, Upload
 
 logger = logging.getLogger(__name__)
 
-RELEASED = "released"
-DESTROYED = "destroyed by its session"
-SESSION_ENDED = "its session ended"
-REPLACED = "replaced by another topology"
-SERVER_ENDED = "the server ended, and was told to tear the lab down"
 LEFT_BEHIND = "left behind: "
 """How the reason of a quarantine begins that a clean sweep ends; others are the operator's."""
-_EXPECTED = frozenset({RELEASED, DESTROYED, SESSION_ENDED, REPLACED})
-
-
-@dataclass(eq=False)
-class Operation:
-    """What is being done to the lab."""
-
-    task: asyncio.Task[None]
-    starts_for: "Acquire | None" = None
-    """The acquire whose lab is brought up; None when a lab is taken down or recovered."""
-
-
-@dataclass(eq=False)
-class Acquire:
-    """One acquire, from its first request to its answer. Retries with the same key share it."""
-
-    session_id: str
-    upload: Upload
-    key: str | None
-    present: int = 0
-    """Requests that wait for the answer. Without any the lab is not counted as held."""
-    interrupt: Interrupt = field(default_factory=Interrupt)
-    begun: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the start of the lab is written down."""
-    task: asyncio.Task[AcquireResponseDto] | None = None
 
 
 class LabService:
@@ -266,7 +247,7 @@ class LabService:
                 self._manager.set_references(0)
             outcome = "up"
         except Exception as error:  # noqa: BLE001 - whatever it was, its lab must go and its waiters must hear of it
-            outcome = _outcome(error)
+            outcome = outcome_of(error)
             await self._failed(lab, error)
         finally:
             self._metrics.lab_started(self._clock.monotonic() - began, outcome)
@@ -278,21 +259,16 @@ class LabService:
 
     async def _failed(self, lab: Lab, error: Exception) -> NoReturn:
         """Write down how an `up` failed, and say so to whoever waits for it. The lab manager has cleaned up."""
-        answer = self._stopped() if isinstance(error, InterruptedError) else _answer(error)
+        answer = (
+            stopped(self._stopped_for, self._settings.retry_after)
+            if isinstance(error, InterruptedError)
+            else answer_to(error)
+        )
         outcome = self._stopped_for if isinstance(error, InterruptedError) else str(answer.detail)
         if self._manager.current and not self._manager.current.left:
             await self._run_blocking(self._manager.tear_down)
         await self._conclude(lab.lab_id, outcome)
         raise answer from error
-
-    def _stopped(self) -> HTTPException:
-        codes = {
-            SESSION_ENDED: status.HTTP_404_NOT_FOUND,
-            DESTROYED: status.HTTP_409_CONFLICT,
-            SERVER_ENDED: status.HTTP_503_SERVICE_UNAVAILABLE,
-        }
-        detail = f"the lab's start was stopped: {self._stopped_for}"
-        return HTTPException(codes[self._stopped_for], detail=detail, headers=self._later())
 
     async def _take_down(self, outcome: str) -> None:
         lab = self._live()
@@ -483,7 +459,7 @@ class LabService:
 
     async def _unexpected_end(self, session_id: str) -> str | None:
         outcome = await self._store.last_outcome(session_id)
-        return None if outcome in _EXPECTED else outcome
+        return None if outcome in EXPECTED else outcome
 
     def _live(self) -> Lab:
         if self._lab is None:
@@ -550,30 +526,3 @@ def _row(session_id: str, made: Workspace) -> Lab:
 def _workspace(lab: Lab) -> Workspace:
     identity = Identity(lab.topology_sha256, lab.extra_sha256)
     return Workspace(lab.lab_id, Path(lab.work_dir), lab.topology, identity)
-
-
-def _outcome(error: Exception) -> Outcome:
-    if isinstance(error, ValueError):
-        return "rejected"
-    return "stopped" if isinstance(error, InterruptedError) else "failed"
-
-
-def _answer(error: Exception) -> HTTPException:
-    match error:
-        case ValueError():
-            detail = f"netlab rejects the topology: {error}"
-            return HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
-        case BlockingIOError():
-            return HTTPException(
-                status.HTTP_423_LOCKED, detail=f"the lab is busy: {error}", headers={"Retry-After": "2"}
-            )
-        case FileNotFoundError():
-            detail = "netlab cannot be run on the lab host: install it there, or name it with --netlab"
-            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
-        case subprocess.SubprocessError():
-            detail = f"netlab failed to start the lab: {failure(error)}"
-            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
-        case _:
-            logger.error("the lab's start failed", exc_info=error)
-            detail = f"the lab could not be started ({type(error).__name__}); the server's log says why"
-            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)

@@ -14,8 +14,9 @@ import anyio.to_thread
 import psutil
 from sqlalchemy.exc import DBAPIError
 
+from neops_remote_lab.acquires import SERVER_ENDED
 from neops_remote_lab.clock import Clock
-from neops_remote_lab.labs import SERVER_ENDED, LabService
+from neops_remote_lab.labs import LabService
 from neops_remote_lab.metrics import Metrics, Snapshot, StateCollector
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.lab_manager import LabManager

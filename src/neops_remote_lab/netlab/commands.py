@@ -127,8 +127,11 @@ class NetlabCommands:
             logger.warning("lab %s: netlab down failed: %s", made.lab_id, failure(error))
 
     def devices(self, made: Workspace) -> list[DeviceInfoDto]:
-        """All nodes of a lab. Raises what `run_netlab` raises, and ValueError where netlab prints nonsense."""
-        return read_devices(lambda arguments: self._inspect(made, arguments))
+        """All nodes of a lab. Raises what `run_netlab` raises, and SubprocessError where netlab prints nonsense."""
+        try:
+            return read_devices(lambda arguments: self._inspect(made, arguments))
+        except ValueError:  # it would be taken for a topology that netlab rejects
+            raise subprocess.SubprocessError("netlab printed something else than the devices as JSON") from None
 
     def runs(self, made: Workspace) -> bool:
         """Whether netlab and the provider say that all of a lab runs."""

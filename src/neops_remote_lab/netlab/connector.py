@@ -132,7 +132,7 @@ def _watch(
     finally:
         timer.cancel()
         interrupt.watch(None)
-    if interrupt.requested or expired.is_set():
+    if process.returncode or interrupt.requested or expired.is_set():
         _signal_group(process, signal.SIGKILL)  # what the leader has left of its group
     if interrupt.requested:
         raise InterruptedError("the command was stopped before its end")

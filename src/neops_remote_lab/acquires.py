@@ -1,0 +1,91 @@
+"""One acquire on its way, and what its failures mean to whoever waits for it."""
+
+import asyncio
+import logging
+import subprocess
+from dataclasses import dataclass, field
+from typing import Final
+
+from starlette import status
+from starlette.exceptions import HTTPException
+
+from neops_remote_lab.metrics import Outcome
+from neops_remote_lab.models import AcquireResponseDto
+from neops_remote_lab.netlab.commands import failure
+from neops_remote_lab.netlab.connector import Interrupt
+from neops_remote_lab.uploads import Upload
+
+logger = logging.getLogger(__name__)
+
+RELEASED: Final = "released"
+DESTROYED: Final = "destroyed by its session"
+SESSION_ENDED: Final = "its session ended"
+REPLACED: Final = "replaced by another topology"
+SERVER_ENDED: Final = "the server ended, and was told to tear the lab down"
+EXPECTED: Final = frozenset({RELEASED, DESTROYED, SESSION_ENDED, REPLACED})
+"""How labs end that end as their session wanted it."""
+
+_STOPPED: Final = {
+    SESSION_ENDED: status.HTTP_404_NOT_FOUND,
+    DESTROYED: status.HTTP_409_CONFLICT,
+    SERVER_ENDED: status.HTTP_503_SERVICE_UNAVAILABLE,
+}
+
+
+@dataclass(eq=False)
+class Operation:
+    """What is being done to the lab."""
+
+    task: asyncio.Task[None]
+    starts_for: "Acquire | None" = None
+    """The acquire whose lab is brought up; None when a lab is taken down or recovered."""
+
+
+@dataclass(eq=False)
+class Acquire:
+    """One acquire, from its first request to its answer. Retries with the same key share it."""
+
+    session_id: str
+    upload: Upload
+    key: str | None
+    present: int = 0
+    """Requests that wait for the answer. Without any the lab is not counted as held."""
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the start of the lab is written down."""
+    task: asyncio.Task[AcquireResponseDto] | None = None
+
+
+def stopped(reason: str, retry_after: int) -> HTTPException:
+    """The answer to an acquire whose start was stopped."""
+    headers = {"Retry-After": str(retry_after)}
+    return HTTPException(_STOPPED[reason], detail=f"the lab's start was stopped: {reason}", headers=headers)
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """How a start ended, for the metrics."""
+    if isinstance(error, ValueError):
+        return "rejected"
+    return "stopped" if isinstance(error, InterruptedError) else "failed"
+
+
+def answer_to(error: Exception) -> HTTPException:
+    """The answer to an acquire whose start failed."""
+    match error:
+        case ValueError():
+            detail = f"netlab rejects the topology: {error}"
+            return HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+        case BlockingIOError():
+            return HTTPException(
+                status.HTTP_423_LOCKED, detail=f"the lab is busy: {error}", headers={"Retry-After": "2"}
+            )
+        case FileNotFoundError():
+            detail = "netlab cannot be run on the lab host: install it there, or name it with --netlab"
+            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
+        case subprocess.SubprocessError():
+            detail = f"netlab failed to start the lab: {failure(error)}"
+            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
+        case _:
+            logger.error("the lab's start failed", exc_info=error)
+            detail = f"the lab could not be started ({type(error).__name__}); the server's log says why"
+            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
