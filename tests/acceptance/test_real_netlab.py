@@ -3,8 +3,10 @@
 import json
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from tests.fakes import wait_until
 from tests.server import LabServer, running_real_server
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 ROUTERS = """\
 provider: clab
 defaults.device: frr
@@ -50,6 +53,10 @@ def _missing(*programs: str) -> str:
     if "docker" in programs and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
         return "the Docker engine of this machine does not run"
     return ""
+
+
+def _is_installed() -> bool:
+    return bool(metadata.entry_points(group="pytest11", name="neops-remote-lab"))
 
 
 NO_LAB_HOST = _missing("netlab", "docker", "containerlab")
@@ -165,6 +172,30 @@ def test_two_sessions_get_the_real_lab_one_after_the_other(lab_host: LabServer) 
     waiter.join(60)
     assert held[0]["status"] == "active"
     assert lab_host.acquire(second, ROUTERS, "ospf.yml").status_code == 200
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_two_pytest_runs_at_once_both_get_their_own_lab(lab_host: LabServer) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-k", "three_routers"]
+    loaded = [] if _is_installed() else ["-p", "neops_remote_lab.testing.plugin"]
+    runs = [
+        subprocess.Popen(
+            [*command, *loaded],
+            cwd=EXAMPLES / "ospf",
+            env={**lab_host.fake.environment(), "REMOTE_LAB_URL": lab_host.url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    printed = [run.communicate(timeout=170)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], printed
+    waited = [text for text in printed if "position 1 in the queue" in text]
+    assert len(waited) == 1
+    assert "holds the lab" in waited[0]
+    wait_until(lambda: not lab_host.fake.leftovers(), 60, "the labs are not torn down")
 
 
 @pytest.mark.external
