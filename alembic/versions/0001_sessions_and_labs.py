@@ -7,6 +7,11 @@ revision = "0001"
 down_revision = None
 
 TIME = sa.DateTime()
+# To the second, so that SQLite's rounding of fractions cannot refuse a time that is right.
+IS_A_TIME = (
+    "{0} IS NULL OR (substr(datetime(substr({0}, 1, 19), '+0 days'), 1, length(substr({0}, 1, 19)))"
+    " IS replace(substr({0}, 1, 19), 'T', ' ') AND substr({0}, 20) NOT GLOB '*[^0-9.+:]*')"
+)
 
 VIEWS = {
     "waiting": """
@@ -39,9 +44,10 @@ VIEWS = {
     "session_history": """
         SELECT substr(session_id, 1, 8) AS session, client, purpose, datetime(created_at) AS joined,
                datetime(activated_at) AS became_active, datetime(ended_at) AS ended, end_reason,
-               CAST((julianday(coalesce(activated_at, ended_at)) - julianday(created_at)) * 86400 AS INTEGER)
+               CAST(round((julianday(coalesce(activated_at, ended_at)) - julianday(created_at)) * 86400) AS INTEGER)
                    AS waited_seconds,
-               CAST((julianday(ended_at) - julianday(activated_at)) * 86400 AS INTEGER) AS held_seconds, host, session_id
+               CAST(round((julianday(ended_at) - julianday(activated_at)) * 86400) AS INTEGER) AS held_seconds,
+               host, session_id
         FROM session WHERE state = 'ended' ORDER BY ended_at DESC
     """,
     "lab_history": """
@@ -69,10 +75,7 @@ ENDED_BY_HAND = """
 
 
 def _is_a_time(table: str, *columns: str) -> list[sa.CheckConstraint]:
-    return [
-        sa.CheckConstraint(f"{name} IS NULL OR datetime({name}) IS NOT NULL", name=f"ck_{table}_{name}_is_a_time")
-        for name in columns
-    ]
+    return [sa.CheckConstraint(IS_A_TIME.format(name), name=op.f(f"ck_{table}_{name}_is_a_time")) for name in columns]
 
 
 def upgrade() -> None:
@@ -101,7 +104,7 @@ def upgrade() -> None:
         sa.Column("end_reason", sa.Text),
         sa.PrimaryKeyConstraint("number", name="pk_session"),
         sa.UniqueConstraint("session_id", name="uq_session_session_id"),
-        sa.CheckConstraint("state IN ('waiting', 'active', 'ended')", name="ck_session_state"),
+        sa.CheckConstraint("state IN ('waiting', 'active', 'ended')", name=op.f("ck_session_state")),
         *_is_a_time("session", "created_at", "activated_at", "last_seen_at", "ended_at"),
         sqlite_autoincrement=True,
     )
@@ -129,7 +132,7 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Text),
         sa.PrimaryKeyConstraint("number", name="pk_lab"),
         sa.UniqueConstraint("lab_id", name="uq_lab_lab_id"),
-        sa.CheckConstraint("state IN ('starting', 'running', 'stopping', 'ended')", name="ck_lab_state"),
+        sa.CheckConstraint("state IN ('starting', 'running', 'stopping', 'ended')", name=op.f("ck_lab_state")),
         *_is_a_time("lab", "started_at", "running_at", "ended_at"),
         sqlite_autoincrement=True,
     )

@@ -81,7 +81,13 @@ class SessionQueue:
         else:
             self._roster.put(session, self._clock.monotonic())
             self._metrics.joined()
-        return self._place(session)
+        await self.promote_if_idle()  # the holder may have left while this one was being written down
+        return self._place(self._roster.get(session.session_id) or session)
+
+    async def promote_if_idle(self) -> None:
+        """Make the head of the queue active when nobody is."""
+        if self.active is None and self.waiting and not self.quarantined:
+            self._promoted(await self._store.promote(self._clock.now()))
 
     def place(self, session_id: str) -> Place | None:
         """Where a live session stands; None when it is not live."""

@@ -156,6 +156,7 @@ class Keeper:
             self._data_version = version
         for session_id in await services.queue.expire():
             logger.info("session %.8s was ended by the server", session_id)
+        await services.queue.promote_if_idle()
         await services.labs.tick(quarantined=services.queue.quarantined is not None)
         await services.preparations.settle()
         if now >= self._contacts_due:

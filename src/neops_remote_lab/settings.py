@@ -25,8 +25,8 @@ def shared_lock_dir() -> Path:
     return (RUN_LOCK if shared else Path(tempfile.gettempdir())) / "neops-remote-lab"
 
 
-Seconds = Annotated[float, Field(ge=0)]
-PositiveSeconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Arguments = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: shlex.split(value) if isinstance(value, str) else value)
 ]
@@ -53,7 +53,7 @@ class Settings(BaseModel):
     )
     busy_timeout: Seconds = Field(5, description="seconds to wait for a database that another program has locked")
     sql_poll: PositiveSeconds = Field(0.5, description="seconds between two looks for changes made with plain SQL")
-    history_days: float = Field(30, ge=0, description="days for which ended sessions and labs are kept")
+    history_days: Seconds = Field(30, description="days for which ended sessions and labs are kept")
 
     lab_host: str = Field(
         default_factory=socket.gethostname, description="this host's name in the database (default: its host name)"

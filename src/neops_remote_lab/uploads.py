@@ -43,7 +43,8 @@ class Upload:
 
 
 def _refuse(code: int, detail: str) -> HTTPException:
-    return HTTPException(code, detail=detail)
+    # The connection is closed, or the rest of the body would still be read, and thrown away.
+    return HTTPException(code, detail=detail, headers={"Connection": "close"})
 
 
 @dataclass

@@ -10,6 +10,8 @@ import yaml
 SUFFIXES: Final = (".yml", ".yaml")
 NAME_LENGTH: Final = 255
 NAME_DEPTH: Final = 16
+MAX_DEPTH: Final = 64
+"""Deepest nesting of a topology; netlab's own reader recurses."""
 
 # netlab unpickles the first and obeys the others; dot files are read by shells and tools.
 RESERVED: Final = frozenset({"netlab.snapshot.pickle", "netlab.snapshot.yml", "netlab.lock", "ansible.cfg"})
@@ -79,37 +81,53 @@ def check_topology(content: bytes, *, max_nodes: int) -> None:
         raise ValueError(f"the topology is not UTF-8 text (byte {error.start})") from None
     if not text.strip():
         raise ValueError("the topology is empty")
+    tree = _Tree()
     try:
-        root = yaml.compose(text, Loader=_Loader)
-        count = _expanded_nodes(root)
+        for event in yaml.parse(text, Loader=_Loader):
+            tree.take(event)
     except yaml.YAMLError as error:
         raise ValueError(f"the topology is not valid YAML: {error}") from None
-    except RecursionError:
-        raise ValueError("the topology is nested too deeply") from None
-    if not isinstance(root, yaml.MappingNode):
+    if not isinstance(tree.root, yaml.MappingStartEvent):
         raise ValueError("the topology must be a YAML mapping, with nodes and links")
-    if count > max_nodes:
+    if tree.size > max_nodes:
         raise ValueError(f"the topology has more than {max_nodes} YAML nodes once its aliases are expanded")
 
 
-def _expanded_nodes(root: yaml.Node | None) -> int:
-    sizes: dict[int, int] = {}
-    open_nodes: set[int] = set()
+class _Tree:
+    """Counts the nodes of a YAML document event by event: nothing is built, and nothing recurses."""
 
-    def size(node: yaml.Node) -> int:
-        key = id(node)
-        if key in open_nodes:
+    def __init__(self) -> None:
+        self.root: yaml.Event | None = None
+        self.size = 0
+        self._open: list[tuple[str | None, int]] = []
+        self._anchors: dict[str, int | None] = {}
+
+    def take(self, event: yaml.Event) -> None:
+        """Count one event. Raises ValueError for what no topology has."""
+        if isinstance(event, yaml.AliasEvent):
+            self.size += self._size_of(event.anchor or "")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = self._open.pop()
+            if anchor:
+                self._anchors[anchor] = self.size - before
+        elif isinstance(event, yaml.NodeEvent):
+            self._begin(event)
+        elif isinstance(event, yaml.DocumentStartEvent) and self.root:
+            raise ValueError("the topology is not valid YAML: it holds more than one document")
+
+    def _size_of(self, anchor: str) -> int:
+        if anchor not in self._anchors:
+            raise ValueError(f"the topology is not valid YAML: there is nothing for its alias *{anchor}")
+        if (size := self._anchors[anchor]) is None:
             raise ValueError("the topology has an alias that contains itself")
-        if key not in sizes:
-            open_nodes.add(key)
-            sizes[key] = 1 + sum(size(child) for child in _children(node))
-            open_nodes.discard(key)
-        return sizes[key]
+        return size
 
-    return size(root) if root else 0
-
-
-def _children(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+    def _begin(self, event: yaml.NodeEvent) -> None:
+        self.root = self.root or event
+        if isinstance(event, yaml.CollectionStartEvent):
+            self._open.append((event.anchor, self.size))
+            if len(self._open) > MAX_DEPTH:
+                raise ValueError(f"the topology is nested too deeply: more than {MAX_DEPTH} levels")
+        if event.anchor:
+            self._anchors[event.anchor] = None if isinstance(event, yaml.CollectionStartEvent) else 1
+        self.size += 1

@@ -61,12 +61,14 @@ class Database:
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` outside a transaction: one statement, which must not write."""
-        async with self._lock:
-            reader = (await self._connections()).reader
+
+        async def ask(connections: _Connections) -> T:
             try:
-                return await work(reader)
+                return await work(connections.reader)
             finally:
-                await reader.rollback()
+                await connections.reader.rollback()
+
+        return await self._shielded(ask)
 
     async def data_version(self) -> int:
         """A number that changes when another program has changed the database."""

@@ -58,13 +58,19 @@ def read(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
+_IS_A_TIME = (
+    "{0} IS NULL OR (substr(datetime(substr({0}, 1, 19), '+0 days'), 1, length(substr({0}, 1, 19)))"
+    " IS replace(substr({0}, 1, 19), 'T', ' ') AND substr({0}, 20) NOT GLOB '*[^0-9.+:]*')"
+)
+
+
 def _time(name: str, *, nullable: bool = True) -> Column[datetime]:
     return Column(name, UtcDateTime, nullable=nullable)
 
 
 def _readable(*columns: str) -> list[CheckConstraint]:
-    """A time that SQLite cannot read is refused where it is written, not found out when it is read."""
-    return [CheckConstraint(f"{name} IS NULL OR datetime({name}) IS NOT NULL", f"{name}_is_a_time") for name in columns]
+    """A time that cannot be read is refused where it is written, not found out when it is read."""
+    return [CheckConstraint(_IS_A_TIME.format(name), f"{name}_is_a_time") for name in columns]
 
 
 LAB_HOST = Table(

@@ -1,0 +1,265 @@
+"""Every statement of docs/sql.md, run beside a server at work as an operator runs it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.chaos.shell import SQL_TAKES_EFFECT, ask, fake, in_background, is_active, lab, queue, sql
+from tests.fakes import topology_text, wait_until
+from tests.server import LabServer, running_server
+
+COOKBOOK = Path(__file__).parents[2] / "docs" / "sql.md"
+SESSION, CLIENT = "1a2b3c4d", "ann@laptop"
+"""Whom the cookbook's examples are about."""
+TOPOLOGY = topology_text(nodes=2)
+
+
+def recipes() -> dict[str, list[str]]:
+    """The cookbook's statements, by the heading that they stand under."""
+    found: dict[str, list[str]] = {}
+    for section in re.split(r"^## ", COOKBOOK.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        heading = section.partition("\n")[0]
+        found[heading] = re.findall(r"^```sql\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    return {heading: statements for heading, statements in found.items() if statements}
+
+
+RECIPES = recipes()
+
+
+def recipe(heading: str, number: int = 0, session_id: str = "") -> str:
+    """One statement, about the session and the client that a test has."""
+    statement = RECIPES[heading][number]
+    return statement.replace(SESSION, session_id[: len(SESSION)]) if session_id else statement
+
+
+@pytest.fixture(scope="module")
+def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    with running_server(tmp_path_factory.mktemp("server"), sql_poll="0.5") as server:
+        yield server
+
+
+@pytest.fixture
+def server(long_lived: LabServer) -> Iterator[LabServer]:
+    """A server with the poll that it has by default, and an empty queue before and after."""
+    yield long_lived
+    sql(long_lived.database, "UPDATE lab_host SET quarantine_reason = NULL")
+    sql(long_lived.database, "UPDATE session SET state = 'ended' WHERE state <> 'ended'")
+    wait_until(lambda: queue(long_lived)["length"] == 0 and long_lived.is_clean(), 20)
+
+
+def takes_effect(condition: object) -> None:
+    wait_until(condition, SQL_TAKES_EFFECT)  # type: ignore[arg-type]
+
+
+def test_views_answer_who_waits_and_who_holds_what(server: LabServer) -> None:
+    holder = server.join(client="bob", purpose="nightly")
+    waiting = [server.join(client=CLIENT), server.join()]
+    assert server.acquire(holder, TOPOLOGY).status_code == 200
+    rows = [sql(server.database, recipe("Who waits, who holds the lab", number)) for number in range(5)]
+    assert [(row[0], row[1], row[2]) for row in rows[0]] == [
+        (1, waiting[0][:8], CLIENT),
+        (2, waiting[1][:8], None),
+    ]
+    assert [row[:3] for row in rows[1]] == [(holder[:8], "bob", "nightly")]
+    assert [(row[0], row[1], row[3], row[5], row[6]) for row in rows[2]] == [
+        ("topology.yml", "running", holder[:8], 1, 2)
+    ]
+    assert [row[:3] for row in rows[3]] == [("topology.yml", holder[:8], "bob")]
+    assert rows[4] == []
+    for when in (rows[0][0][4], rows[0][0][5], rows[1][0][3], rows[2][0][2], rows[3][0][3]):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", when)
+
+
+@pytest.mark.parametrize(
+    ("heading", "number", "status", "reason"),
+    [
+        ("End a session", 0, 410, "ended by an operator"),
+        ("End a session", 1, 410, "needed for a demo"),
+        ("End a session", 2, 410, "ended by an operator"),
+        ("End a session", 4, 404, "unknown session"),
+    ],
+)
+def test_the_end_of_the_active_session_takes_effect(
+    server: LabServer, heading: str, number: int, status: int, reason: str
+) -> None:
+    holder, waiting = server.join(client=CLIENT), server.join()
+    assert server.acquire(holder, TOPOLOGY).status_code == 200
+    with in_background(server.place, waiting, 30) as held:
+        sql(server.database, recipe(heading, number, holder))
+        assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
+    answer = httpx.get(f"{server.url}/session/{holder}")
+    assert answer.status_code == status
+    assert reason in answer.json()["detail"]
+    assert ask(server, holder, "GET", "/lab").status_code == 404
+    wait_until(server.is_clean)
+    assert server.acquire(waiting, TOPOLOGY).status_code == 200
+    assert fake(server).violations() == []
+
+
+def test_the_end_of_an_active_session_stops_the_start_of_its_lab(server: LabServer) -> None:
+    holder, waiting = server.join(), server.join()
+    with in_background(server.acquire, holder, topology_text(nodes=2, hang="start")) as call:
+        wait_until(lambda: fake(server).containers())
+        sql(server.database, recipe("End a session", 0, holder))
+        takes_effect(lambda: is_active(server, waiting))
+        assert call.result().status_code == 404
+    wait_until(server.is_clean)
+
+
+def test_the_end_of_one_who_waits_takes_effect(server: LabServer) -> None:
+    server.join()
+    first, second = server.join(), server.join()
+    with in_background(httpx.get, f"{server.url}/session/{first}?wait=30", timeout=60) as held:
+        sql(server.database, recipe("End a session", 0, first))
+        answer = held.result(SQL_TAKES_EFFECT)
+    assert answer.status_code == 410
+    assert "operator" in answer.json()["detail"]
+    assert server.place(second)["position"] == 1
+    rows = sql(server.database, "SELECT ended, end_reason FROM session_history WHERE session_id = ?", first)
+    assert rows[0][0] is not None
+    assert rows[0][1] == "ended by an operator"
+
+
+def test_everybody_of_a_client_is_ended_and_nobody_else(server: LabServer) -> None:
+    others = [server.join(client="bob"), server.join()]
+    theirs = [server.join(client=CLIENT) for _ in range(3)]
+    sql(server.database, recipe("End a session", 2))
+    takes_effect(lambda: queue(server)["length"] == len(others))
+    assert all(httpx.get(f"{server.url}/session/{session_id}").status_code == 410 for session_id in theirs)
+    assert [server.place(session_id)["position"] for session_id in others] == [0, 1]
+
+
+def test_only_those_who_wait_for_long_are_ended(server: LabServer) -> None:
+    holder, old, young = (server.join() for _ in range(3))
+    sql(
+        server.database, "UPDATE session SET created_at = '2020-01-01 00:00:00' WHERE session_id IN (?, ?)", holder, old
+    )
+    sql(server.database, recipe("End a session", 3))
+    takes_effect(lambda: httpx.get(f"{server.url}/session/{old}").status_code == 410)
+    assert is_active(server, holder)
+    assert server.place(young)["position"] == 1
+
+
+def test_the_order_is_changed(server: LabServer) -> None:
+    holder, *waiting = (server.join() for _ in range(4))
+
+    def order() -> list[str]:
+        return sorted(waiting, key=lambda session_id: int(server.place(session_id)["position"]))
+
+    first, second, third = waiting
+    sql(server.database, recipe("Change the order", 0, third))
+    takes_effect(lambda: order() == [third, first, second])
+    sql(server.database, recipe("Change the order", 1, first))
+    takes_effect(lambda: order() == [third, second, first])
+    late = server.join()
+    assert server.place(late)["position"] == 4
+    assert is_active(server, holder)
+    server.restart()
+    assert order() == [third, second, first]
+    ask(server, holder, "DELETE", f"/session/{holder}")
+    assert is_active(server, third)
+
+
+def test_the_queue_is_stopped_and_goes_on(server: LabServer) -> None:
+    holder, waiting = server.join(), server.join()
+    sql(server.database, recipe("Stop and go on", 0))
+    takes_effect(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+    assert queue(server)["quarantined"] == "maintenance until noon"
+    assert server.acquire(holder, TOPOLOGY).status_code == 200  # whoever is active goes on
+    assert ask(server, holder, "DELETE", f"/session/{holder}").status_code == 204
+    wait_until(server.is_clean)
+    assert "maintenance" in server.place(waiting)["waiting_for"]
+    with in_background(server.place, waiting, 30) as held:
+        sql(server.database, recipe("Stop and go on", 1))
+        assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_history_and_statistics(server: LabServer) -> None:
+    for client in (CLIENT, CLIENT, "bob"):
+        session_id = server.join(client=client)
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+        assert ask(server, session_id, "DELETE", f"/session/{session_id}").status_code == 204
+        wait_until(server.is_clean)
+    failing = server.join(client="bob")
+    assert server.acquire(failing, topology_text(fail="start"), name="broken.yml").status_code == 500
+    assert ask(server, failing, "DELETE", f"/session/{failing}").status_code == 204
+    sessions, labs, users, days, topologies, failures = (
+        sql(server.database, recipe("History and statistics", number)) for number in range(6)
+    )
+    assert [row[1] for row in sessions[:4]] == ["bob", "bob", CLIENT, CLIENT]
+    assert {row[6] for row in sessions[:4]} == {"ended by its client"}
+    assert [row[0] for row in labs[:2]] == ["broken.yml", "topology.yml"]
+    assert {CLIENT, "bob"} <= {row[0] for row in users}
+    assert days[0][1] >= 4
+    assert topologies[0][0] == "topology.yml"
+    assert "exit status 1" in failures[0][3]
+
+
+@pytest.mark.parametrize("number", range(len(RECIPES["What is refused"])))
+def test_what_breaks_a_promise_is_refused(server: LabServer, number: int) -> None:
+    sessions = [server.join() for _ in range(3)]
+    with pytest.raises(sqlite3.IntegrityError, match="constraint failed"):
+        sql(server.database, recipe("What is refused", number))
+    assert [server.place(session_id)["position"] for session_id in sessions] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("time", ["", "noon", "12:00", "2026-02-30 10:00:00", "2026-01-01 24:00:00", 2460000.5, 0])
+def test_a_time_that_cannot_be_read_is_refused(server: LabServer, time: object) -> None:
+    session_id = server.join()
+    with pytest.raises(sqlite3.IntegrityError, match="constraint failed"):
+        sql(server.database, "UPDATE session SET created_at = ? WHERE session_id = ?", time, session_id)
+
+
+@pytest.mark.parametrize(
+    "time", ["2026-01-01", "2026-01-01 10:00", "2026-01-01 10:00:00", "2026-01-01T10:00:00.123456"]
+)
+def test_a_time_that_a_person_writes_is_read(server: LabServer, time: str) -> None:
+    session_id = server.join()
+    sql(server.database, "UPDATE session SET created_at = ? WHERE session_id = ?", time, session_id)
+    takes_effect(lambda: queue(server)["sessions"][0]["age_seconds"] > 3600)
+    assert is_active(server, session_id)
+
+
+def test_many_operators_at_once_do_no_harm(server: LabServer) -> None:
+    holder = server.join()
+    waiting = [server.join() for _ in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for session_id in waiting[:6]:
+            pool.submit(sql, server.database, recipe("End a session", 0, session_id)).result()
+            pool.submit(sql, server.database, recipe("Change the order", 0, waiting[7])).result()
+    takes_effect(lambda: queue(server)["length"] == 3)
+    assert [server.place(name)["position"] for name in (holder, waiting[7], waiting[6])] == [0, 1, 2]
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the sqlite3 shell is not installed")
+def test_a_backup_of_a_running_server_is_whole(server: LabServer, tmp_path: Path) -> None:
+    session_id = server.join()
+    copy = tmp_path / "copy.sqlite3"
+    subprocess.run(["sqlite3", str(server.database), f".backup '{copy}'"], check=True)
+    with closing(sqlite3.connect(copy)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert database.execute("SELECT session_id FROM active").fetchall() == [(session_id,)]
+    assert is_active(server, session_id)
+    assert lab(server, session_id)["state"] == "none"
+
+
+def test_every_recipe_has_a_test_above() -> None:
+    assert {heading: len(statements) for heading, statements in RECIPES.items()} == {
+        "Who waits, who holds the lab": 5,
+        "End a session": 5,
+        "Change the order": 2,
+        "Stop and go on": 2,
+        "History and statistics": 6,
+        "What is refused": 4,
+    }

@@ -1,0 +1,410 @@
+"""Bad uploads: each is refused with a sentence, and leaves neither files nor a changed queue behind."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.chaos.shell import fake, lab, sql
+from tests.fakes import topology_text, wait_until
+from tests.server import LabServer, running_server
+
+TOPOLOGY = topology_text(1)
+MAX_TOPOLOGY = 50_000
+MAX_EXTRA = 200_000
+BOUNDARY = "gc0p4Jq0M2Yt08jU534c0p"
+
+Files = list[tuple[str, tuple[str, bytes | str]]]
+
+
+@pytest.fixture(scope="module")
+def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    limits = {"max_topology_bytes": str(MAX_TOPOLOGY), "max_extra_bytes": str(MAX_EXTRA), "max_extra_files": "3"}
+    with running_server(tmp_path_factory.mktemp("server"), **limits) as server:
+        yield server
+
+
+@pytest.fixture
+def server(long_lived: LabServer) -> Iterator[LabServer]:
+    """A server with an empty queue and small limits; afterwards nothing may be left of any lab."""
+    (fake(long_lived).state / "log").unlink(missing_ok=True)
+    yield long_lived
+    for (session_id,) in sql(long_lived.database, "SELECT session_id FROM session WHERE state <> 'ended'"):
+        httpx.delete(f"{long_lived.url}/session/{session_id}")
+    wait_until(lambda: not sql(long_lived.database, "SELECT 1 FROM lab WHERE state <> 'ended'"), 20)
+    wait_until(long_lived.is_clean, 20)
+
+
+@pytest.fixture
+def holder(server: LabServer) -> str:
+    return server.join()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_of_what_was_refused(server: LabServer, holder: str) -> Iterator[None]:
+    waiter = server.join()
+    yield
+    assert server.place(holder)["position"] == 0
+    assert server.place(waiter)["position"] == 1
+    if lab(server, holder)["state"] == "none":
+        wait_until(lambda: server.work_folders() == [], message="files of a refused upload are left")
+        assert server.is_clean()
+
+
+def upload(server: LabServer, session_id: str, files: Files, data: Mapping[str, str] | None = None) -> httpx.Response:
+    headers = {"X-Session-ID": session_id}
+    return httpx.post(f"{server.url}/lab", headers=headers, files=files, data=data, timeout=60)
+
+
+def topology(content: str | bytes = TOPOLOGY, name: str = "topology.yml") -> tuple[str, tuple[str, bytes | str]]:
+    return ("topology", (name, content))
+
+
+def extra(name: str, content: str | bytes = "x") -> tuple[str, tuple[str, bytes | str]]:
+    return ("extra_files", (name, content))
+
+
+def form(*parts: bytes, end: bytes = b"--\r\n") -> bytes:
+    """A multipart body from parts as they are, headers included."""
+    return b"".join(b"--%s\r\n%s\r\n" % (BOUNDARY.encode(), part) for part in parts) + b"--" + BOUNDARY.encode() + end
+
+
+def part(disposition: str, content: bytes | str = TOPOLOGY) -> bytes:
+    text = content.encode() if isinstance(content, str) else content
+    return b"Content-Disposition: form-data; " + disposition.encode() + b"\r\n\r\n" + text
+
+
+def send(server: LabServer, session_id: str, body: bytes, content_type: str | None = None) -> httpx.Response:
+    kind = content_type or f"multipart/form-data; boundary={BOUNDARY}"
+    headers = {"X-Session-ID": session_id, "Content-Type": kind}
+    return httpx.post(f"{server.url}/lab", headers=headers, content=body, timeout=60)
+
+
+def assert_refused(server: LabServer, answer: httpx.Response, code: int, sentence: str) -> None:
+    assert (answer.status_code, answer.headers["Content-Type"]) == (code, "application/json"), answer.text
+    assert answer.json().keys() == {"detail"}
+    assert re.search(sentence, answer.json()["detail"]), answer.text
+    assert str(server.root) not in answer.text
+    assert not fake(server).invocations()
+
+
+# What is accepted
+
+
+def test_extra_files_lie_beside_the_topology_as_they_were_sent(server: LabServer, holder: str) -> None:
+    binary = bytes(range(256)) * 100
+    files = [topology(), extra("vars.yml", "a: 1"), extra("templates/frr/ospf.j2", binary), extra("empty", b"")]
+    assert upload(server, holder, files).status_code == 200
+    (folder,) = [Path(entry["dir"]) for entry in fake(server).instances().values()]
+    assert (folder / "topology.yml").read_text() == TOPOLOGY
+    assert (folder / "vars.yml").read_text() == "a: 1"
+    assert (folder / "templates/frr/ospf.j2").read_bytes() == binary
+    assert (folder / "empty").read_bytes() == b""
+
+
+def test_extra_files_are_part_of_what_is_reused(server: LabServer, holder: str) -> None:
+    files = [topology(), extra("a.yml", "a: 1"), extra("b.yml", "b: 1")]
+    assert upload(server, holder, files).json()["reused"] is False
+    assert upload(server, holder, [files[0], files[2], files[1]]).json()["reused"] is True
+    for other in ([topology()], [topology(), extra("a.yml", "a: 2"), extra("b.yml", "b: 1")]):
+        assert upload(server, holder, other).status_code == 423
+    assert lab(server, holder)["ref_count"] == 2
+
+
+def test_the_parts_of_the_form_may_come_in_any_order(server: LabServer, holder: str) -> None:
+    parts = [
+        part('name="extra_files"; filename="a.yml"', "a: 1"),
+        part('name="reuse"', "true"),
+        part('name="topology"; filename="topology.yml"'),
+    ]
+    assert send(server, holder, form(*parts)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["topology.yaml", "TOPOLOGY.YAML", "über topo.yml", "a;b.yml", 'quo"te.yml'])
+def test_a_topology_may_have_any_plain_name(server: LabServer, holder: str, name: str) -> None:
+    assert upload(server, holder, [topology(name=name)]).status_code == 200
+    shown = lab(server, holder)["topology"]
+    assert shown.endswith(".yml")
+    assert shown[:-4].lower() == name.rsplit(".", 1)[0].replace('"', "%22").lower()
+
+
+@pytest.mark.parametrize(("value", "code"), [("false", 423), ("0", 423), ("no", 423), ("true", 200), ("1", 200)])
+def test_reuse_is_a_boolean_in_the_usual_spellings(server: LabServer, holder: str, value: str, code: int) -> None:
+    upload(server, holder, [topology()])
+    assert upload(server, holder, [topology()], {"reuse": value}).status_code == code
+
+
+def test_reuse_is_the_default(server: LabServer, holder: str) -> None:
+    upload(server, holder, [topology()])
+    assert upload(server, holder, [topology()]).json()["reused"] is True
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["topology.txt", "topology", "topology.yml.gz", "folder/topology.yml", "../x.yml"])
+def test_a_topology_with_a_wrong_name_is_refused(server: LabServer, holder: str, name: str) -> None:
+    assert_refused(server, upload(server, holder, [topology(name=name)]), 400, "file name")
+
+
+NAMES = {
+    "absolute": "/etc/cron.d/x",
+    "parent": "../x.yml",
+    "parent inside": "a/../../x.yml",
+    "parent with backslash": "..\\x.yml",
+    "backslash": "a\\b.yml",
+    "drive": "C:/x.yml",
+    "drive, relative": "C:x.yml",
+    "network share": "//host/x.yml",
+    "dot file": ".bashrc",
+    "dot folder": ".ssh/authorized_keys",
+    "folder": "a/",
+    "too long": "x" * 300,
+    "snapshot": "netlab.snapshot.pickle",
+    "snapshot in a folder": "a/netlab.snapshot.pickle",
+    "lock": "netlab.lock",
+    "ansible": "ansible.cfg",
+    "what netlab writes": "clab.yml",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
+def test_an_extra_file_with_a_dangerous_name_is_refused(server: LabServer, holder: str, name: str) -> None:
+    assert_refused(server, upload(server, holder, [topology(), extra(name)]), 400, "file name")
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        'name="extra_files"; filename="a\0b.yml"',
+        'name="extra_files"; filename="a.yml\0.txt"',
+        "name=\"extra_files\"; filename*=UTF-8''%2e%2e%2fx.yml",
+        "name=\"extra_files\"; filename*=UTF-8''%2Fetc%2Fpasswd",
+        'name="extra_files"; filename=""',
+    ],
+    ids=["NUL", "NUL before the suffix", "encoded parent", "encoded absolute", "empty"],
+)
+def test_a_dangerous_name_is_refused_however_it_is_spelt(server: LabServer, holder: str, disposition: str) -> None:
+    body = form(part('name="topology"; filename="topology.yml"'), part(disposition, "x"))
+    answer = send(server, holder, body)
+    assert answer.status_code in (400, 422), answer.text
+    assert answer.json()["detail"]
+    assert not fake(server).invocations()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["a.yml", "a.yml"], id="each other"),
+        pytest.param(["a.yml", "A.yml"], id="but for the case"),
+        pytest.param(["a", "a/b.yml"], id="a file and a folder"),
+        pytest.param(["a/b.yml", "a"], id="a folder and a file"),
+        pytest.param(["topology.yml"], id="the topology"),
+        pytest.param(["Topology.yml"], id="the topology but for the case"),
+        pytest.param(["topology.yml/x"], id="the topology as a folder"),
+    ],
+)
+def test_names_that_collide_are_refused(server: LabServer, holder: str, names: Sequence[str]) -> None:
+    files = [topology(name="topology.yaml"), *(extra(name) for name in names)]
+    assert_refused(server, upload(server, holder, files), 400, "taken by another file")
+    assert_refused(server, upload(server, holder, [*files[1:], files[0]]), 400, "taken by another file")
+
+
+# Sizes
+
+
+def stream(server: LabServer, session_id: str, head: bytes, size: int) -> tuple[int, bytes]:
+    """Send a part of so many bytes for as long as the server takes them: how many it took, and its answer."""
+    chunk = b"# " + b"x" * 65_533 + b"\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        request = (
+            f"POST /lab HTTP/1.1\r\nHost: lab\r\nX-Session-ID: {session_id}\r\n"
+            f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {size}\r\n\r\n"
+        )
+        connection.sendall(request.encode() + head)
+        connection.settimeout(5)
+        sent = 0
+        with suppress(OSError):
+            while sent < size:
+                sent += connection.send(chunk[: size - sent])
+        answer = b""
+        with suppress(OSError):
+            while piece := connection.recv(65_536):
+                answer += piece
+    return sent, answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(form(end=b"\r\n") + part('name="topology"; filename="topology.yml"', ""), id="topology"),
+        pytest.param(form(end=b"\r\n") + part('name="extra_files"; filename="big"', ""), id="extra file"),
+    ],
+)
+def test_an_upload_that_is_too_large_is_stopped_and_not_read_to_its_end(
+    server: LabServer, holder: str, head: bytes
+) -> None:
+    size = 256 << 20
+    sent, answer = stream(server, holder, head, size)
+    assert sent < size // 4
+    if answer:  # the kernel may drop it when the connection is closed with unread bytes
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"larger than" in answer
+    assert httpx.get(f"{server.url}/healthz").status_code == 204
+
+
+def test_a_topology_over_the_limit_is_refused(server: LabServer, holder: str) -> None:
+    fits = TOPOLOGY + "#" * (MAX_TOPOLOGY - len(TOPOLOGY))
+    assert_refused(server, upload(server, holder, [topology(fits + "#")]), 413, "topology is larger than")
+    assert upload(server, holder, [topology(fits)]).status_code == 200
+
+
+def test_extra_files_over_the_limit_together_are_refused(server: LabServer, holder: str) -> None:
+    halves = [extra("a", b"a" * (MAX_EXTRA // 2)), extra("b", b"b" * (MAX_EXTRA // 2))]
+    assert_refused(server, upload(server, holder, [topology(), *halves, extra("c", b"c")]), 413, "extra files together")
+    assert upload(server, holder, [topology(), *halves]).status_code == 200
+
+
+def test_too_many_extra_files_are_refused(server: LabServer, holder: str) -> None:
+    files = [extra(f"{number}.yml") for number in range(4)]
+    assert_refused(server, upload(server, holder, [topology(), *files]), 413, "more than 3 extra files")
+
+
+def test_too_many_parts_are_refused(server: LabServer, holder: str) -> None:
+    body = form(*[part('name="reuse"', "true")] * 100)
+    assert_refused(server, send(server, holder, body), 413, "too many parts")
+
+
+# Contents
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        pytest.param(b"", "empty", id="empty"),
+        pytest.param(b"name: \xff\xfe\n", "not UTF-8", id="not UTF-8"),
+        pytest.param(b"- r1\n", "mapping", id="a list"),
+        pytest.param(b"just words\n", "mapping", id="words"),
+        pytest.param(b"a: [\n", "not valid YAML", id="no YAML"),
+        pytest.param(b"a: &a [*a]\n", "contains itself", id="recursive alias"),
+        pytest.param(
+            b"a: &a [" + b"x, " * 20 + b"]\n"
+            b"b: &b [" + b"*a, " * 20 + b"]\n"
+            b"c: &c [" + b"*b, " * 20 + b"]\n"
+            b"d: [" + b"*c, " * 20 + b"]\n",
+            "aliases are expanded",
+            id="alias bomb",
+        ),
+        pytest.param(b"a: " + b"[" * 5000 + b"]" * 5000, "nested too deeply", id="deep nesting"),
+    ],
+)
+def test_what_is_no_topology_is_refused_before_netlab_sees_it(
+    server: LabServer, holder: str, content: bytes, sentence: str
+) -> None:
+    assert_refused(server, upload(server, holder, [topology(content)]), 422, sentence)
+
+
+def test_a_topology_nested_without_measure_does_not_end_the_server(lab_server: LabServer) -> None:
+    session_id = lab_server.join()
+    answer = upload(lab_server, session_id, [topology(b"a: " + b"[" * 1_000_000)])
+    assert_refused(lab_server, answer, 422, "nested|not valid")
+    assert lab_server.place(session_id)["position"] == 0
+
+
+# Forms
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/json", b'{"topology": "nodes: [r1]"}'),
+        ("application/x-www-form-urlencoded", b"topology=x"),
+        ("text/plain", TOPOLOGY.encode()),
+        ("multipart/form-data", b"--x--\r\n"),
+        ("multipart/mixed; boundary=x", b"--x--\r\n"),
+        ("multipart/form-data; boundary=", b"----\r\n"),
+        ("nonsense", b""),
+    ],
+)
+def test_a_body_that_is_no_form_is_refused(server: LabServer, holder: str, content_type: str, body: bytes) -> None:
+    assert_refused(server, send(server, holder, body, content_type), 422, "form")
+
+
+TOPOLOGY_PART = part('name="topology"; filename="topology.yml"')
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        pytest.param(b"", "ends before", id="no body"),
+        pytest.param(b"garbage" * 100, "cannot be read", id="garbage"),
+        pytest.param(form(TOPOLOGY_PART)[:-20], "ends before", id="cut off in the last boundary"),
+        pytest.param(form(TOPOLOGY_PART)[:120], "ends before", id="cut off in the topology"),
+        pytest.param(form(end=b"\r\n") + b"Content-Disp", "ends before", id="cut off in a header"),
+        pytest.param(form(part('name="reuse"', "true")), "lacks the file field 'topology'", id="no topology"),
+        pytest.param(form(part('name="topology"')), "must be a file", id="a topology without a file name"),
+        pytest.param(
+            form(TOPOLOGY_PART, part('name="extra_files"', "x")), "must be a file", id="an extra file without a name"
+        ),
+        pytest.param(form(TOPOLOGY_PART, TOPOLOGY_PART), "more than one 'topology'", id="two topologies"),
+        pytest.param(
+            form(TOPOLOGY_PART, part('name="colour"; filename="x.yml"')),
+            "unknown file field 'colour'",
+            id="a wrong field",
+        ),
+        pytest.param(form(TOPOLOGY_PART, part('name="reuse"', "maybe")), "must be true or false", id="a wrong boolean"),
+        pytest.param(form(TOPOLOGY_PART, part('name="reuse"', "")), "must be true or false", id="an empty boolean"),
+        pytest.param(form(TOPOLOGY_PART, part('name="reuse"', "x" * 2000)), "too long", id="a long field"),
+        pytest.param(form(TOPOLOGY_PART, part('filename="x"', "x")), "has no name", id="a part without a name"),
+        pytest.param(form(TOPOLOGY_PART, b"\r\nx"), "has no name", id="a part without headers"),
+        pytest.param(
+            form(TOPOLOGY_PART, b"X-Long: " + b"x" * 20_000 + b"\r\n\r\nx"),
+            "[Hh]eader",
+            id="header",
+        ),
+        pytest.param(form(b"no colon\r\n\r\nx"), "cannot be read", id="a header without a colon"),
+    ],
+)
+def test_a_form_that_is_wrong_is_refused(server: LabServer, holder: str, body: bytes, sentence: str) -> None:
+    assert_refused(server, send(server, holder, body), 422, sentence)
+
+
+def test_a_client_that_goes_away_during_its_upload_leaves_nothing(server: LabServer, holder: str) -> None:
+    head = (
+        f"POST /lab HTTP/1.1\r\nHost: lab\r\nX-Session-ID: {holder}\r\nContent-Length: 100000\r\n"
+        f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n"
+    )
+    body = form(part('name="extra_files"; filename="a"', b"x" * 40_000))
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + body[:30_000])
+    wait_until(lambda: server.work_folders() == [])
+    assert lab(server, holder)["state"] == "none"
+
+
+def test_a_session_that_may_not_have_the_lab_is_refused_before_its_upload_is_written(
+    server: LabServer, holder: str
+) -> None:
+    answer = upload(server, server.join(), [topology()])
+    assert_refused(server, answer, 423, "not active")
+    assert server.work_folders() == []
+
+
+def test_a_full_disk_is_the_hosts_trouble_and_not_the_clients(tmp_path: Path, server: LabServer, holder: str) -> None:
+    """The work folder cannot be written to: as good as a full disk, and it does not need one."""
+    server.work_dir.rename(server.root / "away")
+    server.work_dir.write_text("in the way")
+    try:
+        answer = upload(server, holder, [topology()])
+        assert answer.status_code == 507
+        assert "lab host" in answer.json()["detail"]
+        assert str(server.root) not in answer.text
+    finally:
+        server.work_dir.unlink()
+        (server.root / "away").rename(server.work_dir)
+    assert upload(server, holder, [topology()]).status_code == 200

@@ -1,0 +1,124 @@
+"""Who imports whom: data flows one way, and nothing below imports anything above it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import neops_remote_lab
+
+PACKAGE = Path(neops_remote_lab.__path__[0])
+NAME = neops_remote_lab.__name__
+
+SERVER = (
+    {"__main__"},
+    {"server"},
+    {"routes"},
+    {"services"},
+    {"labs", "preparations", "queue"},
+    {"acquires", "log_stream", "roster"},
+    {"uploads"},
+    {"netlab", "store"},
+    {"metrics", "openapi"},
+    {"clock", "models", "settings"},
+)
+"""The server's modules, the highest first. Those of one layer do not know each other."""
+
+CLIENT = ({"testing"}, {"client"}, {"connection"}, {"clock", "models"})
+"""The same for the client and the pytest plugin, which share nothing with the server but what lies at the bottom."""
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name without the package's own: path of its file."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The top-level parts of this package that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            names = [f"{node.module}.{alias.name}" if node.module == NAME else str(node.module) for alias in node.names]
+        for name in names:
+            if name.startswith(f"{NAME}.") and not name.endswith(".__version__"):
+                yield name.split(".")[1]
+
+
+def violations(layers: tuple[set[str], ...]) -> list[str]:
+    wrong = []
+    for name, path in modules().items():
+        part = name.split(".")[0]
+        own = next((number for number, layer in enumerate(layers) if part in layer), None)
+        if own is None:
+            continue
+        below = set().union(*layers[own + 1 :]) | {part}
+        wrong += [f"{name} imports {other}" for other in imported(path) if other not in below]
+    return wrong
+
+
+@pytest.mark.parametrize("layers", [SERVER, CLIENT], ids=["server", "client"])
+def test_nothing_imports_anything_above_or_beside_it(layers: tuple[set[str], ...]) -> None:
+    assert violations(layers) == []
+
+
+def test_every_module_has_a_place_in_a_layer() -> None:
+    known = set().union(*SERVER, *CLIENT)
+    assert {name.split(".")[0] for name in modules()} - known - {""} == set()
+
+
+def test_netlab_knows_nothing_of_http_and_the_database() -> None:
+    for name, path in modules().items():
+        if name.startswith(("netlab", "roster", "models")):
+            text = path.read_text(encoding="utf-8")
+            assert not {"starlette", "sqlalchemy", "httpx"} & {
+                part.split(".")[0]
+                for node in ast.walk(ast.parse(text))
+                for part in (
+                    [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
+            }, name
+
+
+def calls(path: Path) -> Iterator[tuple[str, str]]:
+    """`module.function` of each call by such a name."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
+            yield node.func.value.id, node.func.attr
+
+
+def test_programs_are_started_in_one_place_and_never_through_a_shell() -> None:
+    starters = {("subprocess", "run"), ("subprocess", "Popen"), ("subprocess", "check_output"), ("os", "system")}
+    found = {name for name, path in modules().items() if starters & set(calls(path))}
+    assert found == {"netlab.connector"}
+    assert "shell=True" not in modules()["netlab.connector"].read_text(encoding="utf-8")
+
+
+def test_the_environment_is_read_in_one_place_a_program() -> None:
+    readers = {
+        name
+        for name, path in modules().items()
+        if any(
+            isinstance(node, ast.Attribute) and ast.unparse(node) in {"os.environ", "os.getenv"}
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        )
+    }
+    # the connector hands it on, the plugin reads its own, and the fakes are programs of their own
+    assert readers - {name for name in readers if name.startswith("testing.")} == {"netlab.connector", "settings"}

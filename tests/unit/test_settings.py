@@ -1,0 +1,129 @@
+"""Settings: flags, environment, defaults, and what is said of a wrong value."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from neops_remote_lab.settings import Settings, add_flags, flag, parse_settings, read_settings, variable
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="neops-remote-lab")
+    add_flags(made)
+    return made
+
+
+def test_defaults_count_where_nothing_is_given() -> None:
+    settings = read_settings({}, {})
+    assert (settings.port, settings.log_level, settings.debug) == (8000, "INFO", False)
+    assert (settings.on_exit, settings.max_hold, settings.max_wait) == ("teardown", 0, 60)
+    assert (settings.max_topology_bytes, settings.max_extra_bytes, settings.max_extra_files) == (1 << 20, 64 << 20, 200)
+
+
+def test_the_environment_wins_over_the_defaults_and_a_flag_over_both() -> None:
+    environment = {"NEOPS_REMOTE_LAB_PORT": "9000", "NEOPS_REMOTE_LAB_HOST": "::1"}
+    settings = read_settings({"port": "9001"}, environment)
+    assert (settings.port, settings.host) == (9001, "::1")
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    assert read_settings({}, {"NEOPS_REMOTE_LAB_PORT": ""}).port == 8000
+
+
+def test_variables_of_other_programs_are_ignored() -> None:
+    assert read_settings({}, {"PORT": "1", "NEOPS_REMOTE_LAB_COLOUR": "red", "REMOTE_LAB_URL": "http://x"}).port == 8000
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_has_a_flag_a_variable_and_a_description(name: str) -> None:
+    field = Settings.model_fields[name]
+    assert field.description
+    assert flag(name) in parser().format_help()
+    assert flag(name) == f"--{name.replace('_', '-')}"
+    assert variable(name) == f"NEOPS_REMOTE_LAB_{name.upper()}"
+
+
+def test_every_setting_can_be_given_by_flag_and_by_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "host": "::1", "port": 9000, "debug": True, "log_level": "WARNING", "log_config": tmp_path / "log.yaml",
+        "database": "sqlite+aiosqlite:///x", "synchronous": "EXTRA", "lab_host": "rack-7", "work_dir": tmp_path,
+        "lock_dir": tmp_path, "on_exit": "keep", "netlab": "/opt/netlab", "netlab_up_args": ("--no-config", "-v v"),
+        "docker": "podman",
+    }  # fmt: skip
+    for name in Settings.model_fields.keys() - values.keys():
+        values[name] = 3_000_000 if name == "max_create_bytes" else 7
+    texts = {name: str(value) for name, value in values.items()} | {"netlab_up_args": "--no-config '-v v'"}
+    by_variable = read_settings({}, {variable(name): text for name, text in texts.items()})
+    for name in Settings.model_fields:
+        monkeypatch.delenv(variable(name), raising=False)
+    words = [word for name, text in texts.items() if name != "debug" for word in [f"{flag(name)}={text}"]]
+    by_flag = parse_settings(parser(), [*words, "--debug"])
+    assert by_flag == by_variable == Settings.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "http"),
+        ("port", "65536"),
+        ("port", "-1"),
+        ("log_level", "LOUD"),
+        ("on_exit", "burn"),
+        ("synchronous", "OFF"),
+        ("waiting_timeout", "0"),
+        ("waiting_timeout", "soon"),
+        ("max_hold", "-1"),
+        ("sql_poll", "0"),
+        ("lab_threads", "1"),
+        ("max_topology_bytes", "1.5"),
+        ("debug", "perhaps"),
+    ],
+)
+def test_a_wrong_value_is_refused_and_the_message_names_where_it_came_from(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{flag(name)}: .*{value}"):
+        read_settings({name: value}, {variable(name): "also wrong"})
+    with pytest.raises(ValueError, match=f"{variable(name)}: .*{value}"):
+        read_settings({}, {variable(name): value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("waiting_timeout", "nan"), ("max_hold", "-inf"), ("sql_poll", "inf"), ("up_timeout", "inf")],
+)
+def test_a_time_is_a_finite_number_of_seconds(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=flag(name)):
+        read_settings({name: value}, {})
+
+
+def test_several_wrong_values_are_told_together() -> None:
+    with pytest.raises(ValueError, match="--port") as refusal:
+        read_settings({"port": "x"}, {"NEOPS_REMOTE_LAB_ON_EXIT": "burn"})
+    assert "NEOPS_REMOTE_LAB_ON_EXIT" in str(refusal.value)
+
+
+def test_a_wrong_command_line_ends_the_program_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_settings(parser(), ["--port", "http"])
+    assert end.value.code == 2
+    assert "--port" in capsys.readouterr().err
+
+
+def test_settings_cannot_be_changed_once_they_are_read() -> None:
+    settings = read_settings({}, {})
+    with pytest.raises(ValidationError):
+        settings.port = 1
+
+
+def test_arguments_for_netlab_are_split_as_a_shell_does() -> None:
+    assert read_settings({"netlab_up_args": "--no-config -d 'two words'"}, {}).netlab_up_args == (
+        "--no-config",
+        "-d",
+        "two words",
+    )
+    with pytest.raises(ValueError, match="--netlab-up-args"):
+        read_settings({"netlab_up_args": "'not closed"}, {})

@@ -1,0 +1,193 @@
+"""Names that an upload may bring, and contents that no netlab should see."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neops_remote_lab.netlab.topology import check_topology, collision, relative_name, topology_name
+
+BOMB = b"a: &a [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
+    b"%c: &%c [%s]\n" % (name, name, b", ".join([b"*%c" % (name - 1)] * 10)) for name in b"bcdefghi"
+)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("uploaded", "stored"),
+    [
+        ("topology.yml", "topology.yml"),
+        ("topology.yaml", "topology.yml"),
+        ("Topology.YAML", "Topology.yml"),
+        ("two words.yml", "two words.yml"),
+        ("über.yml", "über.yml"),
+        ("a.b.yml", "a.b.yml"),
+    ],
+)
+def test_a_topology_is_stored_as_yml(uploaded: str, stored: str) -> None:
+    assert topology_name(uploaded) == stored
+
+
+@pytest.mark.parametrize(
+    "uploaded",
+    ["topology.txt", "topology", "topology.yml.exe", ".yml", "yml", "", "folder/topology.yml", "topology.json"],
+)
+def test_a_topology_of_another_kind_or_in_a_folder_is_refused(uploaded: str) -> None:
+    with pytest.raises(ValueError, match=r"file name"):
+        topology_name(uploaded)
+
+
+@pytest.mark.parametrize("uploaded", ["vars.yml", "templates/frr/ospf.j2", "a/b/c/d", "netlab.locks", "name..txt"])
+def test_extra_files_may_be_in_folders(uploaded: str) -> None:
+    assert relative_name(uploaded) == PurePosixPath(uploaded)
+
+
+LEAVING = {
+    "absolute": "/etc/passwd",
+    "absolute, twice": "//etc/passwd",
+    "parent": "../x",
+    "parent inside": "a/../../x",
+    "parent that stays": "a/../b",
+    "parent at the end": "a/..",
+    "dot": "./x",
+    "empty part": "a//b",
+    "a folder": "a/",
+    "backslash": "..\\x",
+    "backslash inside": "a\\b",
+    "drive": "C:/x",
+    "drive, relative": "c:x",
+    "network share": "\\\\host\\share",
+    "NUL": "a\0b",
+    "NUL before the suffix": "a.yml\0.txt",
+    "new line": "a\nb",
+    "delete": "a\x7fb",
+    "empty": "",
+    "too long": "x" * 256,
+    "too long in UTF-8": "ü" * 128,
+    "too deep": "a/" * 20 + "b",
+    "dot file": ".bashrc",
+    "dot folder": ".git/config",
+    "dot file below": "a/.env",
+    "snapshot": "netlab.snapshot.pickle",
+    "snapshot below": "a/netlab.snapshot.pickle",
+    "snapshot in capitals": "NETLAB.snapshot.PICKLE",
+    "lock": "netlab.lock",
+    "ansible": "ansible.cfg",
+}
+
+
+@pytest.mark.parametrize("uploaded", LEAVING.values(), ids=LEAVING.keys())
+def test_a_name_that_leaves_the_folder_or_would_be_obeyed_is_refused(uploaded: str) -> None:
+    with pytest.raises(ValueError, match=r"file name"):
+        relative_name(uploaded)
+
+
+@given(st.text(alphabet=st.sampled_from("aA./\\:\0~ %.."), max_size=12))
+def test_no_accepted_name_leads_out_of_its_folder(uploaded: str) -> None:
+    try:
+        name = relative_name(uploaded)
+    except ValueError:
+        return
+    assert not name.is_absolute()
+    assert ".." not in name.parts
+    assert "\\" not in str(name)
+    assert "\0" not in str(name)
+
+
+@pytest.mark.parametrize(
+    ("known", "name"),
+    [("a.yml", "a.yml"), ("a.yml", "A.YML"), ("a", "a/b"), ("a/b", "a"), ("A/b", "a/B/c"), ("straße", "STRASSE")],
+)
+def test_names_collide_as_on_a_file_system_that_ignores_case(known: str, name: str) -> None:
+    assert collision([PurePosixPath("other"), PurePosixPath(known)], PurePosixPath(name))
+
+
+@pytest.mark.parametrize(("known", "name"), [("a.yml", "b.yml"), ("a/b", "a/c"), ("a", "ab"), ("a/b", "ab")])
+def test_different_names_do_not_collide(known: str, name: str) -> None:
+    assert not collision([PurePosixPath(known)], PurePosixPath(name))
+
+
+# Contents
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"nodes: [r1]\n",
+        b"\xef\xbb\xbfnodes: [r1]\n",
+        "name: \u00fcbung\n".encode(),
+        b"# a comment\n{}\n",
+        b"a: &x [1, 2]\nb: *x\nc: *x\n",
+        b"base: &x {a: 1}\nb: {<<: *x}\n",
+    ],
+)
+def test_a_mapping_in_utf_8_passes(content: bytes) -> None:
+    check_topology(content, max_nodes=1000)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        pytest.param(b"", "is empty", id="no bytes"),
+        pytest.param(b" \n\t\n", "is empty", id="only white space"),
+        pytest.param(b"\xef\xbb\xbf", "is empty", id="only a byte order mark"),
+        pytest.param(b"# nothing else\n", "must be a YAML mapping", id="only a comment"),
+        pytest.param(b"name: \xff\n", "is not UTF-8 text", id="Latin-1"),
+        pytest.param("name: x\n".encode("utf-16"), "is not UTF-8 text", id="UTF-16"),
+        pytest.param(b"- r1\n- r2\n", "must be a YAML mapping", id="a list"),
+        pytest.param(b"r1\n", "must be a YAML mapping", id="a word"),
+        pytest.param(b"a: [1\n", "is not valid YAML", id="not closed"),
+        pytest.param(b"a: *nowhere\n", "is not valid YAML", id="unknown alias"),
+        pytest.param(b"a: 1\n---\nb: 2\n", "is not valid YAML", id="two documents"),
+        pytest.param(b"a: \0\n", "is not valid YAML", id="NUL"),
+        pytest.param(b"a: &x [*x]\n", "an alias that contains itself", id="recursive alias"),
+        pytest.param(b"a: &x {b: {c: *x}}\n", "an alias that contains itself", id="recursive mapping"),
+        pytest.param(BOMB, "more than 1000 YAML nodes", id="alias bomb"),
+        pytest.param(b"a: " + b"[" * 600 + b"]" * 600, "nested too deeply", id="deep list"),
+    ],
+)
+def test_what_cannot_be_a_topology_is_refused_in_a_sentence(content: bytes, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        check_topology(content, max_nodes=1000)
+
+
+def test_aliases_are_counted_and_not_expanded() -> None:
+    levels = b"".join(b"k%d: &k%d [*k%d, *k%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 200))
+    with pytest.raises(ValueError, match="YAML nodes"):  # 2 ** 200 of them
+        check_topology(b"k0: &k0 x\n" + levels, max_nodes=10**9)
+
+
+def test_the_limit_counts_each_use_of_an_alias() -> None:
+    content = b"a: &x [1, 2, 3]\nb: *x\n"  # 1 mapping, 2 keys, twice a list of 3
+    check_topology(content, max_nodes=11)
+    with pytest.raises(ValueError, match="more than 10 YAML nodes"):
+        check_topology(content, max_nodes=10)
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
+def test_nesting_of_any_depth_is_refused_and_kills_nobody(opening: str) -> None:
+    # In a process of its own: a parser that runs out of stack takes the whole process with it.
+    script = f"""
+import threading
+from neops_remote_lab.netlab.topology import check_topology
+
+def check():
+    try:
+        check_topology(b"a:\\n " + {opening!r}.encode() * 250_000, max_nodes=100_000)
+    except ValueError as error:
+        print(str(error)[:80])
+
+thread = threading.Thread(target=check)
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout.startswith("the topology is n")  # nested too deeply, or not valid YAML
