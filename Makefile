@@ -4,6 +4,7 @@ PYTHON ?= python3
 EXTRAS ?= netlab,fast
 AUDIT  ?= optional
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -58,11 +59,11 @@ test: $(READY)  ## all tests, with coverage; PYTEST_ARGS="-k queue -x" is passed
 demo: $(READY)  ## two test runs share one lab host, from start to finish; DEMO=hosts needs no Docker
 	$(RUN) $(BIN)/python examples/demo.py $(if $(DEMO),--lab $(DEMO))
 
-bench: $(READY)  ## short measurements
-	$(RUN) $(BIN)/python -m bench
+bench: $(READY)  ## short measurements side by side, 4 minutes; BENCH_ARGS="--only start joining" is passed on
+	$(RUN) $(BIN)/python -m bench $(BENCH_ARGS)
 
-bench-full: $(READY)  ## all measurements, long
-	$(RUN) $(BIN)/python -m bench --full
+bench-full: $(READY)  ## the same with more rounds, and a whole run on the real netlab, 20 minutes
+	$(RUN) $(BIN)/python -m bench --full $(BENCH_ARGS)
 
 chaos: $(READY)  ## long tests that kill, cut off and fill up
 	$(RUN) $(BIN)/python -m pytest tests/chaos -m chaos $(PYTEST_ARGS)

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from filelock import FileLock
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, wait_until
 
 START_TIMEOUT = 30.0
+TLS = ssl.create_default_context()
+"""Made once: each client would otherwise load the certificates anew, for servers that speak no TLS."""
 
 
 def free_port() -> int:
@@ -55,11 +58,18 @@ class LabServer:
     """One server: its files, its process and a client for it."""
 
     root: Path
-    fake: FakeNetlab | RealNetlab
+    netlab: FakeNetlab | RealNetlab
     settings: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def fake(self) -> FakeNetlab:
+        """The fake netlab behind the server."""
+        if not isinstance(self.netlab, FakeNetlab):
+            raise TypeError("this server runs the real netlab")
+        return self.netlab
 
     @property
     def url(self) -> str:
@@ -98,7 +108,7 @@ class LabServer:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(),
-                env={**self.fake.environment(), **self.environment},
+                env={**self.netlab.environment(), **self.environment},
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -113,7 +123,7 @@ class LabServer:
         if self.process is None or self.process.poll() is not None:
             raise AssertionError(f"the server ended: {self.log.read_text()[-4000:]}")
         try:
-            return httpx.get(f"{self.url}/healthz").status_code == 204
+            return httpx.get(f"{self.url}/healthz", verify=TLS).status_code == 204
         except httpx.TransportError:
             return False
 
@@ -147,16 +157,18 @@ class LabServer:
 
     def client(self, session_id: str | None = None, **options: Any) -> httpx.Client:
         headers = {"X-Session-ID": session_id} if session_id else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, verify=TLS, **options)
 
     def join(self, **body: str) -> str:
         """A new session's id."""
-        answer = httpx.post(f"{self.url}/session", json=body or None)
+        answer = httpx.post(f"{self.url}/session", json=body or None, verify=TLS)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["session_id"])
 
     def place(self, session_id: str, wait: float | None = None) -> dict[str, Any]:
-        answer = httpx.get(f"{self.url}/session/{session_id}", params={"wait": wait} if wait else {}, timeout=90)
+        answer = httpx.get(
+            f"{self.url}/session/{session_id}", params={"wait": wait} if wait else {}, timeout=90, verify=TLS
+        )
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
@@ -166,7 +178,7 @@ class LabServer:
 
     def is_clean(self) -> bool:
         """Nothing of any lab is left on the host."""
-        return not self.fake.leftovers() and not self.work_folders()
+        return not self.netlab.leftovers() and not self.work_folders()
 
     def work_folders(self) -> list[str]:
         return sorted(path.name for path in self.work_dir.iterdir()) if self.work_dir.exists() else []

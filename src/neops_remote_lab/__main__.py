@@ -18,6 +18,7 @@ from typing import Any, Final
 import uvicorn
 from filelock import FileLock, Timeout
 from starlette.applications import Starlette
+from yaml import YAMLError
 
 from neops_remote_lab import __version__
 from neops_remote_lab.netlab.lab_manager import open_lock
@@ -65,14 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def hold_host(settings: Settings) -> FileLock:
     """Be the one server of this host, or end the program with a sentence that names the other one."""
-    lock = open_lock(settings.lock_dir / "server.lock")
     note = settings.lock_dir / "server.json"
     try:
+        lock = open_lock(settings.lock_dir / "server.lock")
         lock.acquire(blocking=False)
     except Timeout:
         refuse(f"another server runs on this host: {_holder(note)}. Stop that one first")
     except OSError as error:
-        refuse(f"the lock {lock.lock_file} cannot be taken: {error.strerror}. Name another folder with --lock-dir")
+        refuse(f"no lock can be taken in {settings.lock_dir}: {error.strerror}. Name another folder with --lock-dir")
     # Beside the lock, not in it: who holds the lock may write here, and a contender never does.
     note.unlink(missing_ok=True)
     note.write_text(json.dumps(_identity(settings)))
@@ -106,23 +107,37 @@ def serve(settings: Settings) -> None:
         refuse(str(error))
     except (sqlite3.Error, OSError) as error:
         refuse(f"the database {settings.database} cannot be used: {error}. Mend it, or name another with --database")
+    try:
+        settings.work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(f"the work folder {settings.work_dir} cannot be made: {error.strerror}. Name another with --work-dir")
     level = "DEBUG" if settings.debug else settings.log_level
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level=level.lower(),
-        log_config=str(settings.log_config) if settings.log_config else None,
-        access_log=settings.debug,
-        workers=1,  # uvicorn would obey $WEB_CONCURRENCY, and two servers cannot share one lab
-        timeout_graceful_shutdown=CONNECTIONS_TIMEOUT,
-        lifespan="on",
-    )
-    server = Server(config)
+    server = Server(_uvicorn_config(settings, level))
     server.run()
     if not server.started:
         refuse(f"the server could not start on {settings.host}:{settings.port}; the lines above say why")
+
+
+def _uvicorn_config(settings: Settings, level: str) -> uvicorn.Config:
+    try:
+        return uvicorn.Config(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            log_level=level.lower(),
+            log_config=str(settings.log_config) if settings.log_config else None,
+            access_log=settings.debug,
+            workers=1,  # uvicorn would obey $WEB_CONCURRENCY, and two servers cannot share one lab
+            timeout_graceful_shutdown=CONNECTIONS_TIMEOUT,
+            lifespan="on",
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, YAMLError) as error:
+        if settings.log_config is None:
+            raise
+        refuse(
+            f"the logging configuration {settings.log_config} cannot be used: {error}. Mend it, or omit --log-config"
+        )
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ class RemoteLabClient:
                     self.close()
                     return
                 continue
-            self._keep_pace(began, until, status)
+            self._keep_pace(held, began, until, status)
             held = self._longest_hold(until)
 
     def _poll(self, held: int, until: float) -> SessionStatusResponseDto:
@@ -256,14 +256,14 @@ class RemoteLabClient:
         if self._on_progress is not None:
             self._on_progress(status.position, status.waiting_for)
 
-    def _keep_pace(self, began: float, until: float, status: SessionStatusResponseDto) -> None:
+    def _keep_pace(self, held: int, began: float, until: float, status: SessionStatusResponseDto) -> None:
         now = self._server.now()
         if now >= until:
             behind = f" ({status.waiting_for})" if status.waiting_for else ""
             raise TimeoutError(
                 f"not active within {self._session_timeout:g} s: position {status.position} in the queue{behind}"
             )
-        if began + POLL_INTERVAL > now:  # an older server, or one that is about to restart, answers at once
+        if held and began + POLL_INTERVAL > now:  # an older server, or one that is about to restart, answers at once
             self._server.pause(min(began + POLL_INTERVAL, until) - now)
 
     def _longest_hold(self, until: float) -> int:

@@ -204,6 +204,8 @@ class LabService:
         started = operation.starts_for
         if started is None or started.session_id != acquire.session_id:
             return False
+        if started is not acquire and not started.present:
+            return False  # its client has gone away: nobody is going to hold that lab
         same = started.upload.workspace.identity == acquire.upload.workspace.identity
         if started is not acquire and not (same and acquire.upload.reuse):
             raise self._busy()

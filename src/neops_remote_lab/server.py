@@ -36,15 +36,14 @@ def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         services = app.state.services = build_services(settings, clock)
         keeper = Keeper(services)
-        await keeper.start()
-        try:
+        async with contextlib.AsyncExitStack() as ends:  # each end is tried, whatever became of the others
+            ends.push_async_callback(services.database.close)
+            ends.push_async_callback(_close_lab, services)
+            ends.push_async_callback(services.preparations.close)
+            ends.push_async_callback(keeper.stop)
+            ends.callback(services.drain)
+            await keeper.start()
             yield
-        finally:
-            services.drain()
-            await keeper.stop()
-            await services.preparations.close()
-            await _close_lab(services)
-            await services.database.close()
 
     return Starlette(
         routes=_routes(),

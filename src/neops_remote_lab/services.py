@@ -127,7 +127,7 @@ class Keeper:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        with suppress(DBAPIError):  # the contacts are for the eye alone
+        with suppress(DBAPIError, sqlite3.Error):  # the contacts are for the eye alone
             await self._services.queue.write_contacts()
 
     async def _keep(self) -> None:

@@ -137,13 +137,13 @@ def test_a_start_that_fails_half_way_leaves_nothing_behind(lab_host: LabServer) 
 def test_the_same_routers_serve_the_session_after_a_kill(lab_host: LabServer) -> None:
     session = lab_host.join()
     devices = lab_host.acquire(session, ROUTERS, "ospf.yml").json()["devices"]
-    before = lab_host.fake.containers()
+    before = lab_host.netlab.containers()
     assert len(before) == 3
     lab_host.restart()
     with lab_host.client(session) as client:
         assert client.get("/lab/devices").json() == devices
         assert client.get("/lab").json()["ref_count"] == 1
-    assert lab_host.fake.containers() == before
+    assert lab_host.netlab.containers() == before
 
 
 @pytest.mark.netlab
@@ -152,10 +152,10 @@ def test_a_kill_in_the_middle_of_a_start_leaves_a_host_that_works(lab_host: LabS
     session = lab_host.join()
     with lab_host.client(session) as client:
         client.post("/lab", files={"topology": ("ospf.yml", ROUTERS)}, headers={"Prefer": "respond-async"})
-    wait_until(lambda: len(lab_host.fake.containers()) > 0, 60, "no router starts")
+    wait_until(lambda: len(lab_host.netlab.containers()) > 0, 60, "no router starts")
     lab_host.restart()
     assert lab_host.acquire(session, ROUTERS, "ospf.yml").status_code == 200
-    assert len(lab_host.fake.containers()) == 3
+    assert len(lab_host.netlab.containers()) == 3
 
 
 @pytest.mark.netlab
@@ -183,7 +183,7 @@ def test_two_pytest_runs_at_once_both_get_their_own_lab(lab_host: LabServer) -> 
         subprocess.Popen(
             [*command, *loaded],
             cwd=EXAMPLES / "ospf",
-            env={**lab_host.fake.environment(), "REMOTE_LAB_URL": lab_host.url},
+            env={**lab_host.netlab.environment(), "REMOTE_LAB_URL": lab_host.url},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -195,7 +195,7 @@ def test_two_pytest_runs_at_once_both_get_their_own_lab(lab_host: LabServer) -> 
     waited = [text for text in printed if "position 1 in the queue" in text]
     assert len(waited) == 1
     assert "holds the lab" in waited[0]
-    wait_until(lambda: not lab_host.fake.leftovers(), 60, "the labs are not torn down")
+    wait_until(lambda: not lab_host.netlab.leftovers(), 60, "the labs are not torn down")
 
 
 @pytest.mark.external

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
+
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, topology_text, wait_until
 
 PHASES = [

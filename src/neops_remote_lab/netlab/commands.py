@@ -60,7 +60,8 @@ class NetlabCommands:
             raise ValueError(error.stderr) from None
         except subprocess.TimeoutExpired as error:
             raise ValueError(f"netlab took longer than {error.timeout:g} s to make its files") from None
-        return Prepared(self.devices(made), read_links(lambda arguments: self._inspect(made, arguments)))
+        links = read_links(lambda arguments: self._inspect(made, arguments, interrupt))
+        return Prepared(self.devices(made, interrupt), links)
 
     def up(self, made: Workspace, interrupt: Interrupt) -> list[DeviceInfoDto]:
         """Start a lab, from its prepared files where it has them, and tell its devices.
@@ -75,7 +76,9 @@ class NetlabCommands:
         start = made.log.stat().st_size if made.log.exists() else 0
         ended = threading.Event()
         with ThreadPoolExecutor(1) as reader:
-            devices: Future[list[DeviceInfoDto] | None] = reader.submit(self._devices_once_accepted, made, start, ended)
+            devices: Future[list[DeviceInfoDto] | None] = reader.submit(
+                self._devices_once_accepted, made, start, ended, interrupt
+            )
             try:
                 self._run_up(made, ["--snapshot"] if prepared else [made.topology], interrupt)
             except subprocess.CalledProcessError as error:
@@ -84,7 +87,10 @@ class NetlabCommands:
                 raise
             finally:
                 ended.set()
-        return devices.result() or self.devices(made)
+        known = devices.result() or self.devices(made, interrupt)
+        if interrupt.requested:  # a moment too late for any command
+            raise InterruptedError("the start was stopped")
+        return known
 
     def _run_up(self, made: Workspace, what: list[str], interrupt: Interrupt) -> None:
         run_netlab(
@@ -99,11 +105,13 @@ class NetlabCommands:
             interrupt=interrupt,
         )
 
-    def _devices_once_accepted(self, made: Workspace, start: int, ended: threading.Event) -> list[DeviceInfoDto] | None:
+    def _devices_once_accepted(
+        self, made: Workspace, start: int, ended: threading.Event, interrupt: Interrupt
+    ) -> list[DeviceInfoDto] | None:
         while not ended.wait(LOOK_EVERY):
             if _accepted(made, start):
                 try:
-                    return self.devices(made)
+                    return self.devices(made, interrupt)
                 except (subprocess.SubprocessError, OSError, ValueError) as error:
                     logger.info("lab %s: its devices are read again at the end: %s", made.lab_id, failure(error))
                     return None
@@ -126,10 +134,10 @@ class NetlabCommands:
         except (subprocess.SubprocessError, OSError) as error:
             logger.warning("lab %s: netlab down failed: %s", made.lab_id, failure(error))
 
-    def devices(self, made: Workspace) -> list[DeviceInfoDto]:
+    def devices(self, made: Workspace, interrupt: Interrupt) -> list[DeviceInfoDto]:
         """All nodes of a lab. Raises what `run_netlab` raises, and SubprocessError where netlab prints nonsense."""
         try:
-            return read_devices(lambda arguments: self._inspect(made, arguments))
+            return read_devices(lambda arguments: self._inspect(made, arguments, interrupt))
         except ValueError:  # it would be taken for a topology that netlab rejects
             raise subprocess.SubprocessError("netlab printed something else than the devices as JSON") from None
 
@@ -149,10 +157,10 @@ class NetlabCommands:
         """What `docker ARGUMENTS` prints. Raises what `run_netlab` raises."""
         return run_docker(arguments, command=self._settings.docker, timeout=self._settings.command_timeout)
 
-    def _inspect(self, made: Workspace, arguments: Sequence[str]) -> str:
-        return self._ask(made, ["inspect", *arguments])
+    def _inspect(self, made: Workspace, arguments: Sequence[str], interrupt: Interrupt) -> str:
+        return self._ask(made, ["inspect", *arguments], interrupt)
 
-    def _ask(self, made: Workspace, arguments: list[str]) -> str:
+    def _ask(self, made: Workspace, arguments: list[str], interrupt: Interrupt | None = None) -> str:
         return run_netlab(
             arguments,
             folder=made.folder,
@@ -160,6 +168,7 @@ class NetlabCommands:
             command=self._settings.netlab,
             kill_grace=self._settings.kill_grace,
             lab_id=made.lab_id,
+            interrupt=interrupt,
         )
 
 

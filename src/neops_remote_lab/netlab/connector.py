@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Final
@@ -29,27 +29,32 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w/.:])/(?:[\w.@+~-]+/)+([\w.@+~-]*)")
 
 
 class Interrupt:
-    """Ends a command from another thread: the one that runs now, or the next that is started with it."""
+    """Ends commands from another thread: those that run now, and any that is started with it later."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._grace = 0.0
+        self._running: dict[subprocess.Popen[bytes], float] = {}
         self.requested = False
 
     def request(self) -> None:
-        """End the command, with all the processes that it has started."""
+        """End the commands, with all the processes that they have started."""
         with self._lock:
             self.requested = True
-            if self._process:
-                _stop(self._process, self._grace)
-
-    def watch(self, process: subprocess.Popen[bytes] | None, grace: float = 0) -> None:
-        """Name the process that a request ends, and the seconds between its polite and its final signal."""
-        with self._lock:
-            self._process, self._grace = process, grace
-            if process and self.requested:
+            for process, grace in self._running.items():
                 _stop(process, grace)
+
+    @contextmanager
+    def watching(self, process: subprocess.Popen[bytes], grace: float) -> Iterator[None]:
+        """End this process too on request; `grace` are the seconds between its polite and its final signal."""
+        with self._lock:
+            self._running[process] = grace
+            if self.requested:
+                _stop(process, grace)
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._running[process]
 
 
 def run_netlab(
@@ -125,13 +130,11 @@ def _watch(
     timer = threading.Timer(timeout, expire)
     timer.daemon = True
     timer.start()
-    interrupt.watch(process, kill_grace)
     try:
-        with suppress(BrokenPipeError):
+        with interrupt.watching(process, kill_grace), suppress(BrokenPipeError):
             process.communicate(answer.encode())
     finally:
         timer.cancel()
-        interrupt.watch(None)
     if process.returncode or interrupt.requested or expired.is_set():
         _signal_group(process, signal.SIGKILL)  # what the leader has left of its group
     if interrupt.requested:

@@ -13,7 +13,8 @@ _ADJUST: Final = "__import__('netsim.outputs.common', None, None, ['x']).adjust_
 _RAW: Final = (
     f"type(nodes)(list({_ADJUST}(d, defaults, None, None, True).items()) + [('_netlab_version', _netlab_version)])"
 )
-ALL_DEVICES: Final = f"type(nodes)([(n, {_RAW}) for n, d in nodes.items()])"
+# Pairs in a list keep the topology's order; the keys of what netlab prints are sorted.
+ALL_DEVICES: Final = f"type(nodes)([('devices', [[n, {_RAW}] for n, d in nodes.items()])])"
 
 Inspect = Callable[[Sequence[str]], str]
 """Runs `netlab inspect` with these arguments in the lab's work folder, and returns what it prints."""
@@ -27,8 +28,8 @@ def read_devices(inspect: Inspect) -> list[DeviceInfoDto]:
         Whatever `inspect` raises.
     """
     try:
-        nodes = _object(inspect(["--format", "json", ALL_DEVICES]))
-    except (subprocess.CalledProcessError, ValueError):
+        nodes = dict(_object(inspect(["--format", "json", ALL_DEVICES]))["devices"])
+    except (subprocess.CalledProcessError, ValueError, LookupError):
         nodes = {name: _object(inspect(["--node", name, "--format", "json"])) for name in _names(inspect)}
     return [DeviceInfoDto(name=name, raw=raw) for name, raw in nodes.items()]
 

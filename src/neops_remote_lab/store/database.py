@@ -7,7 +7,8 @@ from typing import Any, Final, TypeVar
 
 import aiosqlite
 from sqlalchemy import StaticPool, event
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 T = TypeVar("T")
@@ -109,11 +110,21 @@ class Database:
         return self._open
 
 
+def database_url(text: str) -> URL:
+    """The URL of a database that this program can use. Raises ValueError for any other."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ValueError(
+            f"--database must be a URL like sqlite+aiosqlite:////folder/file.sqlite3, not {text}"
+        ) from None
+    if url.drivername != "sqlite+aiosqlite" or not url.database:
+        raise ValueError(f"--database must begin with sqlite+aiosqlite:// and name a file, not {text}")
+    return url
+
+
 def _create_engine(url: str, synchronous: str, busy_timeout: float) -> AsyncEngine:
-    parsed = make_url(url)
-    if parsed.drivername != "sqlite+aiosqlite":
-        raise ValueError(f"the database URL must begin with sqlite+aiosqlite://, not {parsed.drivername}://")
-    engine = create_async_engine(parsed, poolclass=StaticPool, connect_args={"timeout": busy_timeout})
+    engine = create_async_engine(database_url(url), poolclass=StaticPool, connect_args={"timeout": busy_timeout})
 
     # SQLite's driver would begin transactions on its own, and deferred ones: a read followed by a write could then
     # fail with SQLITE_BUSY_SNAPSHOT at once, whatever the busy time-out.

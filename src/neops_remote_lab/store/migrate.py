@@ -4,7 +4,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
+
+from neops_remote_lab.store.database import database_url
 
 HEAD = "0001"
 """The newest revision in `alembic/versions`; a test compares the two."""
@@ -14,12 +16,12 @@ def migrate(url: str) -> None:
     """Create or upgrade the database behind an SQLAlchemy URL.
 
     Raises:
+        ValueError: it is no URL of an SQLite file.
         RuntimeError: the database is newer than this version, or is no database of this program.
         sqlite3.Error: the file cannot be opened, read or written.
     """
-    parsed = make_url(url)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    parsed = database_url(url)
+    Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
     revision = _revision(parsed)
     if revision == HEAD:
         return  # spares every start the import of alembic

@@ -1101,7 +1101,9 @@ def run_inspect(run: Run, args: list[str]) -> None:
             )
         # netlab puts its version into what it prints, not into each node of it: an expression must ask for that
         extra = {"_netlab_version": VERSION} if "_netlab_version" in expression else {}
-        devices = {name: {**inventory_host(topology, name), **extra} for name in topology["nodes"]}
+        devices: Any = {name: {**inventory_host(topology, name), **extra} for name in topology["nodes"]}
+        if "'devices'" in expression:  # asked for as a list, which keeps the order
+            devices = {"devices": [list(pair) for pair in devices.items()]}
         print_value(devices, options.get("--format", "yaml"))
     else:
         print_value(select(topology, expression), options.get("--format", "yaml"))

@@ -1,23 +1,22 @@
 """The pytest plugin: puts the tests in the order of their labs and gives each the lab that it asks for.
 
-Every pytest run loads this module, and few use a lab: what is slow to import is imported when a lab is used.
+Every pytest run loads this module, and few use a lab: anything else is imported once a conftest file has declared one.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from neops_remote_lab.testing import xdist
-from neops_remote_lab.testing.labs import in_order_of_labs, labs_of, refuse_several_labs, topologies_of
-
 if TYPE_CHECKING:
     from neops_remote_lab.client import RemoteLabClient
     from neops_remote_lab.testing.holder import LabHolder
+    from neops_remote_lab.testing.labs import LabSpec
 
 MARKER = "remote_lab"
 _CLIENT_FIXTURE = "remote_lab_client"
@@ -28,18 +27,26 @@ _client = pytest.StashKey["RemoteLabClient"]()
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known, and what pytest-xdist needs."""
     config.addinivalue_line("markers", f"{MARKER}: uses a remote lab; set by the plugin, for `-m`")
-    xdist.register(config)
+    if hasattr(config, "workerinput") or config.pluginmanager.has_plugin("xdist"):
+        from neops_remote_lab.testing import xdist  # noqa: PLC0415 - of no use to other runs
+
+        xdist.register(config)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark the test if it uses a lab: here rather than later, when `-m` has chosen already."""
-    if labs_of(item):
+    if _labs_of(item):
         item.add_marker(MARKER)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the tests of one lab next to each other; last, since other plugins sort as well."""
+    if not _labs_are_declared():
+        return
+    from neops_remote_lab.testing import xdist  # noqa: PLC0415 - only needed with a lab
+    from neops_remote_lab.testing.labs import in_order_of_labs, refuse_several_labs  # noqa: PLC0415
+
     try:
         refuse_several_labs(items)
     except pytest.UsageError as error:
@@ -56,7 +63,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     finally:
         holder = item.config.stash.get(_holder, None)
         if holder is not None and nextitem is not None:
-            holder.keep_only(labs_of(nextitem))
+            holder.keep_only(_labs_of(nextitem))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -91,5 +98,19 @@ def _remote_lab_holder(request: pytest.FixtureRequest, remote_lab_client: Remote
 
 def _topologies(session: pytest.Session) -> list[Path]:
     """The labs of the run, unless a test needs the client alone: then a session without any of them has a use."""
+    from neops_remote_lab.testing.labs import topologies_of  # noqa: PLC0415 - only needed with a lab
+
     items = [item for item in session.items if _CLIENT_FIXTURE in getattr(item, "fixturenames", ())]
-    return topologies_of(items) if all(map(labs_of, items)) else []
+    return topologies_of(items) if all(map(_labs_of, items)) else []
+
+
+def _labs_are_declared() -> bool:
+    return "neops_remote_lab.testing.labs" in sys.modules  # which the first declaration imports
+
+
+def _labs_of(item: pytest.Item) -> tuple[LabSpec, ...]:
+    if not _labs_are_declared():
+        return ()
+    from neops_remote_lab.testing.labs import labs_of  # noqa: PLC0415 - has been imported with the declaration
+
+    return labs_of(item)

@@ -25,10 +25,10 @@ _FAREWELL = "remote_lab_farewell"
 
 
 def register(config: pytest.Config) -> None:
-    """Add the hooks that this process needs, if the run can have workers at all."""
+    """Add the hooks that this process of a run with workers needs."""
     if is_worker(config):
         config.pluginmanager.register(Worker(), "remote-lab-worker")
-    elif config.pluginmanager.has_plugin("xdist"):
+    else:
         config.pluginmanager.register(Controller(), "remote-lab-controller")
 
 

@@ -1,0 +1,121 @@
+"""The lab host of a measurement: the fake netlab with the times of a real one, for whichever server runs on it."""
+
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from tests.fakes import FakeNetlab, install_fake_netlab, wait_until
+from tests.server import RealNetlab
+
+import neops_remote_lab.testing
+from bench.measure import BenchError, require
+
+TIMES: Final = {
+    "create_seconds": 0.9,
+    "probe_seconds": 0.1,
+    "node_seconds": 0.2,
+    "config_seconds": 0.4,
+    "inspect_seconds": 0.1,
+    "down_seconds": 0.4,
+}
+"""Knobs of the fake, as a small container lab takes them; on top, each netlab process takes `START_UP` seconds."""
+START_UP: Final = 0.6
+
+# Version 1.4.0 asks `netlab inspect` for an expression that the fake does not know.
+PROGRAM = """\
+#!{python} -IS
+import sys
+import time
+time.sleep({start_up})
+sys.path += [{modules!r}, {packages!r}]
+import fake_netlab
+known = fake_netlab.select
+def select(data, expression):
+    return list(data["nodes"]) if expression == "list(nodes.keys())" else known(data, expression)
+fake_netlab.select = select
+fake_netlab.main()
+"""
+
+
+def install(root: Path, start_up: float = START_UP, **knobs: object) -> FakeNetlab:
+    """A lab host below `root`; knobs add to `TIMES`."""
+    fake = install_fake_netlab(root)
+    text = PROGRAM.format(
+        python=sys.executable,
+        start_up=start_up,
+        modules=str(Path(neops_remote_lab.testing.__path__[0])),
+        packages=str(Path(yaml.__file__).parent.parent),
+    )
+    (fake.bin / "netlab").write_text(text, encoding="utf-8")
+    fake.control(**{**TIMES, **knobs})
+    return fake
+
+
+def real_netlab_is_here() -> str:
+    """What the real netlab lacks on this machine; nothing where it can start containers."""
+    absent = [program for program in ("netlab", "docker", "containerlab") if shutil.which(program) is None]
+    if absent:
+        return f"this machine lacks {', '.join(absent)}"
+    docker = str(shutil.which("docker"))
+    engine = subprocess.run([docker, "info"], capture_output=True, check=False, timeout=60)
+    return "the Docker engine does not run" if engine.returncode else ""
+
+
+@dataclass(frozen=True)
+class Since:
+    """What the fake netlab has logged since a moment."""
+
+    fake: FakeNetlab
+    start: int
+
+    @classmethod
+    def now(cls, fake: FakeNetlab) -> "Since":
+        return cls(fake, len(fake.log()))
+
+    def started(self) -> list[list[str]]:
+        """The arguments of each netlab that was started."""
+        return [line["argv"][1:] for line in self.fake.log()[self.start :] if line["event"] == "start"]
+
+    def ups(self) -> int:
+        return sum(argv[:1] == ["up"] for argv in self.started())
+
+
+def require_order(fake: FakeNetlab) -> None:
+    """Raise `BenchError` where two labs were alive at the same time."""
+    require(not fake.violations(), f"two labs at the same time: {fake.violations()}")
+
+
+def wait_clean(host: FakeNetlab | RealNetlab, timeout: float = 60) -> None:
+    """Wait until nothing of any lab is left."""
+    try:
+        wait_until(lambda: not host.leftovers(), timeout)
+    except AssertionError:
+        raise BenchError(f"the lab was not torn down: {host.leftovers()}") from None
+
+
+def netlab(host: FakeNetlab | RealNetlab, folder: Path, *arguments: str) -> float:
+    """Run the bare netlab in a folder; its seconds."""
+    environment: dict[str, Any] = host.environment()
+    program = shutil.which("netlab", path=environment["PATH"])
+    require(program, "netlab is not on PATH")
+    with (folder / "output.txt").open("ab") as output:
+        began = time.perf_counter()
+        done = subprocess.run(
+            [str(program), *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+            timeout=300,
+        )
+        took = time.perf_counter() - began
+    shown = (folder / "output.txt").read_text(errors="replace")[-2000:]
+    require(done.returncode == 0, f"netlab {' '.join(arguments)} failed: {shown}")
+    return took

@@ -1,0 +1,111 @@
+"""Numbers, rows of the table, and what is thrown when a measurement did not happen."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+PEER: Final = "peer 1.4.0"
+
+
+class BenchError(Exception):
+    """What was to be measured did not happen: the numbers would mean nothing."""
+
+
+def require(condition: object, message: str) -> None:
+    """Raise `BenchError` unless the condition holds."""
+    if not condition:
+        raise BenchError(message)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was measured again and again."""
+
+    values: Sequence[float]
+
+    def __post_init__(self) -> None:
+        require(self.values, "nothing was measured")
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def p99(self) -> float:
+        """The smallest value that 99 % are not above: the largest one of fewer than 100."""
+        return sorted(self.values)[math.ceil(0.99 * len(self.values)) - 1]
+
+    def scaled(self, factor: float) -> "Sample":
+        return Sample([factor * value for value in self.values])
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a row should show.
+
+    Attributes:
+        ratio: limit of ours / reference.
+        sense: whether the ratio should be at most or at least that.
+        of: which number of both samples the ratio is made of.
+        ceiling: limit of our own p99, in the row's unit.
+        excess: limit of our median minus the reference's, in the row's unit.
+    """
+
+    ratio: float | None = None
+    sense: Literal["≤", "≥"] = "≤"
+    of: Literal["median", "p99"] = "median"
+    ceiling: float | None = None
+    excess: float | None = None
+
+    def describe(self, unit: str) -> str:
+        """The target in a few signs."""
+        parts = [] if self.ratio is None else [f"{self.sense} {self.ratio:g}{' of p99' if self.of == 'p99' else ''}"]
+        parts += [] if self.ceiling is None else [f"p99 ≤ {self.ceiling:g} {unit}"]
+        parts += [] if self.excess is None else [f"≤ {self.excess:g} {unit} more"]
+        return ", ".join(parts) or "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `chart`, `line` and `x` put it into a picture as well."""
+
+    name: str
+    case: str
+    unit: str
+    ours: Sample | None
+    reference_name: str
+    reference: Sample | None = None
+    target: Target = field(default_factory=Target)
+    given_ratio: float | None = None
+    note: str = ""
+    chart: str = ""
+    line: str = ""
+    x: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours / reference; of rates where the row gives them, else of the numbers that the target names."""
+        if self.given_ratio is not None:
+            return self.given_ratio
+        if self.ours is None or self.reference is None:
+            return None
+        ours, reference = getattr(self.ours, self.target.of), getattr(self.reference, self.target.of)
+        return float(ours / reference) if reference else None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None where there is none, or where what it needs is missing."""
+        goal, verdicts = self.target, list[bool]()
+        if goal.ratio is not None:
+            if self.ratio is None:
+                return None
+            # Two decimals, as shown: a limit of 1.00 does not fail by the timer's noise.
+            shown = round(self.ratio, 2)
+            verdicts.append(shown <= goal.ratio if goal.sense == "≤" else shown >= goal.ratio)
+        if goal.ceiling is not None and self.ours:
+            verdicts.append(self.ours.p99 <= goal.ceiling)
+        if goal.excess is not None and self.ours and self.reference:
+            verdicts.append(self.ours.median - self.reference.median <= goal.excess)
+        return all(verdicts) if verdicts else None

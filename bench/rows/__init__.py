@@ -1,0 +1,23 @@
+"""The rows of the table, by the name that `--only` takes."""
+
+from collections.abc import Callable
+from typing import Final
+
+from bench.measure import Row
+from bench.rows import acquire, calls, handover, held, joining, loop, plugin, queue, start, wholerun
+from bench.servers import Bench
+
+ROWS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
+    "hand-over": handover.measure,
+    "acquire": acquire.measure,
+    "acquire-real": acquire.measure_real,
+    "whole-run": wholerun.measure,
+    "whole-run-real": wholerun.measure_real,
+    "requests": calls.measure,
+    "long-queue": queue.measure,
+    "held-calls": held.measure,
+    "joining": joining.measure,
+    "loop": loop.measure,
+    "start": start.measure,
+    "plugin-cost": plugin.measure,
+}

@@ -1,0 +1,130 @@
+"""How long a lab takes to come up, cold and prepared, against bare `netlab up`."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.fakes import FakeNetlab, topology_text
+from tests.server import LabServer, RealNetlab
+
+from bench import host
+from bench.host import Since
+from bench.measure import Row, Sample, Target, require
+from bench.servers import Bench, call, end, form, joined, real_host
+
+SIZES = (1, 3, 10, 30)
+REAL_SIZE = 3
+COLD, PREPARED = Target(ratio=1.0), Target(ratio=0.8)
+BARE = "bare netlab up"
+
+
+@dataclass
+class Times:
+    """Seconds of one topology, by how it was started, and netlab processes up to the answer."""
+
+    bare: list[float] = field(default_factory=list)
+    cold: list[float] = field(default_factory=list)
+    prepared: list[float] = field(default_factory=list)
+    processes: list[int] = field(default_factory=list)
+
+
+def measure(bench: Bench) -> list[Row]:
+    """The rows of both ways."""
+    rounds = bench.choose(1, 3)
+    fake = host.install(bench.folder("host"))
+    times = {nodes: Times() for nodes in SIZES}
+    with bench.ours(fake) as server:
+        _bare(bench, fake, topology_text(1))  # the first netlab of all reads its files from the disk
+        for turn in range(rounds):
+            for place, (nodes, into) in enumerate(times.items()):
+                _one_of_each(bench, server, fake, nodes, into, bare_first=(turn + place) % 2 == 0)
+    host.require_order(fake)
+    rows = [
+        row
+        for nodes, found in times.items()
+        for row in _rows(f"{nodes} node{'s' if nodes > 1 else ''}, fake", found, nodes)
+    ]
+    return sorted([*rows, _processes(times)], key=lambda row: row.name)
+
+
+def measure_real(bench: Bench) -> list[Row]:
+    """The same on the real netlab of this machine."""
+    if missing := host.real_netlab_is_here():
+        return [Row("acquire, cold", f"{REAL_SIZE} FRR routers", "s", None, BARE, note=f"skipped: {missing}")]
+    found = Times()
+    with real_host() as lab_host, bench.ours(lab_host) as server:
+        _bare(bench, lab_host, topology_text(REAL_SIZE))
+        for turn in range(bench.choose(1, 4)):
+            _one_of_each(bench, server, lab_host, REAL_SIZE, found, bare_first=turn % 2 == 0)
+        server.close()
+        host.wait_clean(lab_host)
+    return _rows(f"{REAL_SIZE} FRR routers", found)
+
+
+def _one_of_each(
+    bench: Bench, server: LabServer, lab_host: FakeNetlab | RealNetlab, nodes: int, into: Times, *, bare_first: bool
+) -> None:
+    topology = topology_text(nodes)
+    if bare_first:
+        into.bare.append(_bare(bench, lab_host, topology))
+    session = joined(server)
+    took, started = _acquire(server, lab_host, session, topology, nodes)
+    into.cold.append(took)
+    into.processes += [] if started is None else [started]
+    second = joined(server)
+    body, kind = form(topology)
+    # The check runs while the first session still holds the lab, as it would in a queue.
+    checked = call(server, "POST", "/topology/check", 200, second, body=body, content_type=kind)
+    require(checked["nodes"] == nodes, f"the check counted {checked} instead of {nodes} nodes")
+    end(server, session)
+    host.wait_clean(lab_host)
+    into.prepared.append(_acquire(server, lab_host, second, topology, nodes)[0])
+    end(server, second)
+    host.wait_clean(lab_host)
+    if not bare_first:
+        into.bare.append(_bare(bench, lab_host, topology))
+
+
+def _bare(bench: Bench, lab_host: FakeNetlab | RealNetlab, topology: str) -> float:
+    folder = bench.folder("bare") / "topology"
+    folder.mkdir()
+    (folder / "topology.yml").write_text(topology)
+    took = host.netlab(lab_host, folder, "up", "topology.yml")
+    host.netlab(lab_host, folder, "down", "--cleanup")
+    host.wait_clean(lab_host)
+    return took
+
+
+def _acquire(
+    server: LabServer, lab_host: FakeNetlab | RealNetlab, session: str, topology: str, nodes: int
+) -> tuple[float, int | None]:
+    body, kind = form(topology)
+    since = Since.now(lab_host) if isinstance(lab_host, FakeNetlab) else None
+    began = time.perf_counter()
+    answer: dict[str, Any] = call(server, "POST", "/lab", 200, session, body=body, content_type=kind, timeout=300)
+    took = time.perf_counter() - began
+    names = {device["name"] for device in answer["devices"] if device["raw"]["mgmt"]["ipv4"]}
+    require(names == {f"r{number}" for number in range(1, nodes + 1)}, f"the devices are {sorted(names)}")
+    require(not answer["reused"], "the lab was not started but reused")
+    if since is None:
+        require(len(lab_host.containers()) == nodes, "the routers do not run")
+        return took, None
+    require(since.ups() == 1, f"netlab up was started {since.ups()} times")
+    return took, len(since.started())
+
+
+def _rows(case: str, found: Times, nodes: float | None = None) -> list[Row]:
+    bare = Sample(found.bare)
+    chart = "" if nodes is None else "acquire"
+    return [
+        Row(f"acquire, {name}", case, "s", Sample(took), BARE, bare, target, chart=chart, line=name, x=nodes)
+        for name, took, target in (("cold", found.cold, COLD), ("prepared", found.prepared, PREPARED))
+    ]
+
+
+def _processes(times: dict[int, Times]) -> Row:
+    """The number of netlab processes up to the answer: the largest topology against the smallest."""
+    few, many = times[min(times)].processes, times[max(times)].processes
+    note = ", ".join(f"{max(found.processes)} for {nodes}" for nodes, found in times.items())
+    case = f"netlab processes, {max(times)} nodes"
+    return Row("acquire, cold", case, "", Sample(many), "1 node", Sample(few), Target(ratio=1.0), note=note)

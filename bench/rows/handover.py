@@ -1,0 +1,126 @@
+"""From the end of one session to the next client's constructor."""
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fakes import wait_until
+
+import bench.waiter
+from bench.measure import PEER, BenchError, Row, Sample, Target, require
+from bench.servers import Bench, Server, call, end, guarded, joined, sessions
+
+LANES = 5
+RHYTHM = 5.0
+"""Seconds over which the ends are spread: longer than the interval of any client's polls."""
+
+
+class Waiter:
+    """A process with a `RemoteLabClient` that queues when it is told to."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+        self._said: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        for line in self._process.stdout or ():
+            if line.startswith("@"):
+                self._said.put(line[1:].strip())
+
+    def tell(self, word: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+
+    def hear(self, word: str, timeout: float = 60) -> str:
+        """What follows the word that the client says next."""
+        try:
+            said, _, rest = self._said.get(timeout=timeout).partition(" ")
+        except queue.Empty:
+            raise BenchError(f"a waiting client said nothing for {timeout:g} s instead of {word!r}") from None
+        require(said == word, f"a waiting client said {said!r} instead of {word!r}")
+        return rest
+
+
+@contextmanager
+def waiting_client(command: list[str], server: Server) -> Iterator[Waiter]:
+    """A process of that Python, which waits with its own client."""
+    process = subprocess.Popen(
+        guarded([*command, str(Path(bench.waiter.__file__)), server.url]),
+        env=os.environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=server.root,
+    )
+    try:
+        yield Waiter(process)
+    finally:
+        process.terminate()
+        process.wait(10)
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                stream.close()
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A server and a client of its own."""
+
+    server: Server
+    client: Waiter
+
+
+def measure(bench: Bench) -> list[Row]:
+    """The row.
+
+    Clients that poll do so in their own rhythm, so the end comes at another point of it in each round, and most of the
+    time is spent waiting for that. Hence several pairs of server and client go through it at the same time; pairs of
+    the two versions take turns.
+    """
+    turns = bench.choose(3, 10)
+    took: dict[str, list[float]] = {"ours": [], "peer": []}
+    ours: list[Server] = [bench.our_server() for _ in range(LANES)]
+    theirs: list[Server] = [server for _ in range(LANES) if (server := bench.peer_server())]
+    with bench.several([*ours, *theirs]), ExitStack() as stack, ThreadPoolExecutor(LANES) as pool:
+        lanes = {"ours": [Lane(one, stack.enter_context(waiting_client([sys.executable], one))) for one in ours]}
+        if bench.peer:
+            command = [bench.peer.python, "-I"]
+            lanes["peer"] = [Lane(one, stack.enter_context(waiting_client(command, one))) for one in theirs]
+        for turn in range(turns):
+            for name, some in lanes.items():
+                numbers = range(turn * LANES, (turn + 1) * LANES)
+                took[name] += pool.map(_hand_over, some, numbers)
+    peer = Sample(took["peer"]) if took["peer"] else None
+    note = bench.no_peer or f"{turns * LANES} rounds"
+    target = Target(ratio=1 / 50, ceiling=50)
+    return [Row("hand-over", "DELETE to constructor", "ms", Sample(took["ours"]), PEER, peer, target, note=note)]
+
+
+def _hand_over(lane: Lane, number: int) -> float:
+    """Milliseconds of a round."""
+    server, client = lane.server, lane.client
+    holder = joined(server)
+    place = call(server, "GET", f"/session/{holder}", 200)
+    require(place["position"] == 0, f"the holder is not active: {place}")
+    client.tell("go")
+    wait_until(lambda: sessions(server) == 2, 30, "the client did not join")
+    time.sleep(0.2 + RHYTHM * (0.618 * number % 1))
+    began = time.monotonic()
+    end(server, holder)
+    active = float(client.hear("active"))
+    require(active > began, "a client was active before the holder's session ended")
+    client.tell("close")
+    client.hear("closed")
+    wait_until(lambda: sessions(server) == 0, 30, "the client's session did not end")
+    return 1000 * (active - began)

@@ -1,0 +1,185 @@
+"""One pytest suite from start to finish: with our plugin and server, with the peer's, and with a script by hand."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from tests.fakes import FakeNetlab, topology_text, wait_until
+from tests.server import RealNetlab
+
+from bench import host
+from bench.host import Since
+from bench.measure import PEER, Row, Sample, Target, require
+from bench.servers import Bench, Server, guarded, real_host, sessions
+
+LABS = ("one", "two", "three")
+LAB_TESTS, OTHERS = 4, 100
+PLUGIN_NAME = "neops-remote-lab"
+"""The entry point of both versions."""
+
+FIXTURES = """\
+from pathlib import Path
+from neops_remote_lab.testing.fixture import remote_lab_fixture
+here = Path(__file__).parent
+"""
+BY_HAND = """\
+from pathlib import Path
+import pytest
+"""
+ONE_FIXTURE = '{lab} = remote_lab_fixture(here / "{lab}.yml", name="{lab}", reuse_lab=True)\n'
+ONE_BY_HAND = """
+@pytest.fixture
+def {lab}():
+    return sorted(path.name for path in Path("{folder}/host_vars").iterdir())
+"""
+LAB_TEST = """\
+import pytest
+@pytest.mark.parametrize("number", range({count}))
+def test_{lab}(number, {lab}):
+    assert len({lab}) == 3
+"""
+OTHER_TEST = """\
+import pytest
+@pytest.mark.parametrize("number", range({count}))
+def test_other(number):
+    assert number >= 0
+"""
+
+
+class Suite:
+    """The files of the suite, and the lab folders of the script."""
+
+    def __init__(self, folder: Path, *, by_hand: bool) -> None:
+        self.folder = folder
+        conftest = BY_HAND if by_hand else FIXTURES
+        for lab in LABS:
+            (self.lab_folder(lab)).mkdir()
+            conftest += (ONE_BY_HAND if by_hand else ONE_FIXTURE).format(lab=lab, folder=self.lab_folder(lab))
+            topology = topology_text(3, name=f"lab{lab}")
+            (folder / f"{lab}.yml").write_text(topology)
+            (self.lab_folder(lab) / "topology.yml").write_text(topology)
+            (folder / f"test_{lab}.py").write_text(LAB_TEST.format(lab=lab, count=LAB_TESTS))
+        (folder / "conftest.py").write_text(conftest)
+        (folder / "test_others.py").write_text(OTHER_TEST.format(count=OTHERS))
+
+    def lab_folder(self, lab: str) -> Path:
+        return self.folder / f"lab-{lab}"
+
+    def pytest(self, python: str, plugin: list[str], url: str, expect: int, *files: str) -> None:
+        """Run it, or only these files, with one plugin and no other."""
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("REMOTE_LAB_")},
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTEST_ADDOPTS": "",
+            **({"REMOTE_LAB_URL": url} if url else {}),
+        }
+        if python == sys.executable:
+            environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        else:
+            environment.pop("PYTHONPATH", None)
+        done = subprocess.run(
+            guarded([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, *files]),
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        passed = done.returncode == 0 and f"{expect} passed" in done.stdout
+        require(passed, f"the suite failed: {done.stdout[-3000:]}{done.stderr[-1000:]}")
+
+
+def measure(bench: Bench) -> list[Row]:
+    """The rows."""
+    fake = host.install(bench.folder("host"))
+    rows = _on(bench, fake, "3 labs, fake", bench.choose(1, 3))
+    host.require_order(fake)
+    return rows
+
+
+def measure_real(bench: Bench) -> list[Row]:
+    """The same on the real netlab of this machine; some minutes, so in a full run only."""
+    why = host.real_netlab_is_here() or ("" if bench.full else "in a full run only")
+    if why:
+        return [Row("whole run", "3 labs, real", "s", None, PEER, note=f"skipped: {why}")]
+    with real_host() as lab_host:
+        return _on(bench, lab_host, "3 labs, real", 1)
+
+
+def _on(bench: Bench, lab_host: FakeNetlab | RealNetlab, case: str, rounds: int) -> list[Row]:
+    took: dict[str, list[float]] = {"ours": [], "peer": [], "script": []}
+    ways: dict[str, Callable[[], float]] = {
+        "ours": lambda: _ours(bench, lab_host),
+        "script": lambda: _script(bench, lab_host),
+    }
+    if bench.peer:
+        ways["peer"] = lambda: _theirs(bench, lab_host)
+    for _ in range(rounds):
+        for name, way in ways.items():
+            took[name].append(way())
+    ours, script = Sample(took["ours"]), Sample(took["script"])
+    peer = Sample(took["peer"]) if took["peer"] else None
+    return [
+        Row("whole run", case, "s", ours, PEER, peer, Target(ratio=0.99), note=bench.no_peer),
+        Row("whole run", case, "s", ours, "script by hand", script, Target(ratio=1.05)),
+    ]
+
+
+def _ours(bench: Bench, lab_host: FakeNetlab | RealNetlab) -> float:
+    with bench.ours(lab_host) as server:
+        installed = entry_points(group="pytest11", name=PLUGIN_NAME)
+        plugin = ["-p", PLUGIN_NAME if installed else "neops_remote_lab.testing.plugin"]
+        return _with_server(bench, server, lab_host, sys.executable, plugin)
+
+
+def _theirs(bench: Bench, lab_host: FakeNetlab | RealNetlab) -> float:
+    with bench.theirs(lab_host) as server:
+        assert server is not None
+        assert bench.peer is not None
+        return _with_server(bench, server, lab_host, bench.peer.python, ["-p", PLUGIN_NAME])
+
+
+def _with_server(
+    bench: Bench, server: Server, lab_host: FakeNetlab | RealNetlab, python: str, plugin: list[str]
+) -> float:
+    suite = Suite(bench.folder("suite"), by_hand=False)
+    with _three_ups(lab_host):
+        began = time.perf_counter()
+        suite.pytest(python, plugin, server.url, len(LABS) * LAB_TESTS + OTHERS)
+        took = time.perf_counter() - began
+        wait_until(lambda: sessions(server) == 0, 30, "the run left its session behind")
+    host.wait_clean(lab_host)
+    return took
+
+
+def _script(bench: Bench, lab_host: FakeNetlab | RealNetlab) -> float:
+    """`netlab up`, pytest, `netlab down` for each lab; the tests without a lab go with the last one."""
+    suite = Suite(bench.folder("script"), by_hand=True)
+    with _three_ups(lab_host):
+        began = time.perf_counter()
+        for lab in LABS:
+            folder = suite.lab_folder(lab)
+            host.netlab(lab_host, folder, "up", "topology.yml")
+            last = lab == LABS[-1]
+            files = [f"test_{lab}.py", *(["test_others.py"] if last else [])]
+            suite.pytest(sys.executable, [], "", LAB_TESTS + (OTHERS if last else 0), *files)
+            host.netlab(lab_host, folder, "down", "--cleanup")
+        took = time.perf_counter() - began
+    host.wait_clean(lab_host)
+    return took
+
+
+@contextmanager
+def _three_ups(lab_host: FakeNetlab | RealNetlab) -> Iterator[None]:
+    """Raise `BenchError` unless netlab started as many labs as there are."""
+    since = Since.now(lab_host) if isinstance(lab_host, FakeNetlab) else None
+    yield
+    if since is not None:
+        require(since.ups() == len(LABS), f"netlab up was started {since.ups()} times instead of {len(LABS)}")

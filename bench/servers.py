@@ -1,0 +1,297 @@
+"""The two servers, and what the rows of the table share."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+import httpx
+import psutil
+from filelock import FileLock
+from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, wait_until
+from tests.server import START_TIMEOUT, LabServer, RealNetlab, free_port
+
+from bench import host
+from bench.measure import BenchError, require
+from bench.peer import Peer
+from neops_remote_lab.store import migrate
+
+T = TypeVar("T")
+
+LAB_HOST: Final = "test-host"
+"""What tests/server.py calls the lab host."""
+NEVER: Final = "86400"
+"""A time-out, in seconds, that no measurement sees."""
+
+REAL_HOST_TIMEOUT: Final = 120.0
+"""Seconds to wait until nobody else uses the real netlab."""
+
+
+class Server(Protocol):
+    """What both servers can do."""
+
+    root: Path
+    port: int
+    process: subprocess.Popen[bytes] | None
+
+    @property
+    def url(self) -> str: ...
+
+    def launch(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    def serves(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class PeerServer:
+    """A server process of version 1.4.0."""
+
+    root: Path
+    fake: FakeNetlab | RealNetlab
+    peer: Peer
+    environment: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def launch(self) -> None:
+        """Start the process, and do not wait for it."""
+        with (self.root / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                guarded(self.peer.command(self.port)),
+                cwd=self.root,
+                env=self.peer.without_ours({**self.fake.environment(), **self.environment}),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def start(self) -> None:
+        """Start the process, and wait until it serves."""
+        self.launch()
+        wait_until(self.serves, START_TIMEOUT, f"version 1.4.0 does not start: {self._log()}")
+
+    def serves(self) -> bool:
+        require(self.process and self.process.poll() is None, f"version 1.4.0 ended: {self._log()}")
+        try:
+            return httpx.get(f"{self.url}/healthz").status_code == 204
+        except httpx.TransportError:
+            return False
+
+    def _log(self) -> str:
+        log = self.root / "server.log"
+        return re.sub(r"\x1b\[\d+m", "", log.read_text(errors="replace")[-3000:]) if log.exists() else ""
+
+    def close(self) -> None:
+        """SIGTERM; SIGKILL where that does not help in time."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+
+
+def guarded(command: Sequence[str]) -> list[str]:
+    """A command that ends when the bench does, where the system can arrange that."""
+    guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    return [*guard, *command]
+
+
+@dataclass
+class Bench:
+    """One run of the bench: how long it may take, where its files are, and whom to compare with."""
+
+    full: bool
+    root: Path
+    peer: Peer | None
+    no_peer: str
+    """Why there is no peer."""
+    _numbers: Iterator[int] = field(default_factory=lambda: count(1))
+
+    def choose(self, short: T, full: T) -> T:
+        return full if self.full else short
+
+    def folder(self, name: str) -> Path:
+        """A new, empty folder."""
+        made = self.root / f"{next(self._numbers)}-{name}"
+        made.mkdir(parents=True)
+        return made
+
+    @contextmanager
+    def ours(self, lab_host: FakeNetlab | RealNetlab | None = None, **settings: str) -> Iterator[LabServer]:
+        """Our server with its own defaults, on a lab host of its own unless one is given."""
+        server = self.our_server(lab_host, **settings)
+        try:
+            start(server)
+            yield server
+        finally:
+            server.close()
+
+    def our_server(self, lab_host: FakeNetlab | RealNetlab | None = None, **settings: str) -> LabServer:
+        """The same, not started."""
+        root = self.folder("ours")
+        flags = {"sql-poll": "0.5", **{name.replace("_", "-"): value for name, value in settings.items()}}
+        return LabServer(root, lab_host or host.install(root / "host"), flags, _temporary(root))
+
+    @contextmanager
+    def theirs(self, lab_host: FakeNetlab | RealNetlab | None = None) -> Iterator[PeerServer | None]:
+        """The peer's server with its own defaults; None where there is no peer."""
+        if (server := self.peer_server(lab_host)) is None:
+            yield None
+            return
+        try:
+            start(server)
+            yield server
+        finally:
+            server.close()
+
+    def peer_server(self, lab_host: FakeNetlab | RealNetlab | None = None) -> PeerServer | None:
+        """The same, not started."""
+        if self.peer is None:
+            return None
+        root = self.folder("peer")
+        return PeerServer(root, lab_host or host.install(root / "host"), self.peer, _temporary(root))
+
+    @contextmanager
+    def both(self) -> Iterator[tuple[LabServer, PeerServer | None]]:
+        """One server of each, on lab hosts of their own."""
+        with self.ours() as ours, self.theirs() as theirs:
+            yield ours, theirs
+
+    @contextmanager
+    def several(self, servers: Sequence[Server]) -> Iterator[None]:
+        """Start these servers at the same time, and end them."""
+        with ExitStack() as stack:
+            for server in servers:
+                stack.callback(server.close)
+                server.launch()
+            for server in servers:
+                wait_until(server.serves, START_TIMEOUT, f"a server does not start: {server.root}")
+            yield
+
+
+def start(server: Server) -> None:
+    """Start a server; raises `BenchError` where it does not come up."""
+    try:
+        server.start()
+    except AssertionError as error:
+        raise BenchError(str(error)) from None
+
+
+def _temporary(root: Path) -> dict[str, str]:
+    """A temporary folder of its own, for whatever a server leaves or locks there."""
+    folder = root / "tmp"
+    folder.mkdir(exist_ok=True)
+    return {"TMPDIR": str(folder)}
+
+
+@contextmanager
+def real_host() -> Iterator[RealNetlab]:
+    """This machine as the lab host, which only one program at a time may use."""
+    with FileLock(REAL_NETLAB_LOCK, timeout=REAL_HOST_TIMEOUT):
+        lab_host = RealNetlab()
+        host.wait_clean(lab_host, REAL_HOST_TIMEOUT)  # a lab may run whose owner does not know of the lock
+        yield lab_host
+
+
+def call(
+    server: Server,
+    method: str,
+    path: str,
+    expect: int,
+    session: str = "",
+    *,
+    body: bytes = b"",
+    content_type: str = "application/json",
+    timeout: float = 120,
+) -> Any:
+    """One call on a new connection; the JSON of its answer. Raises `BenchError` on another status."""
+    headers = {"X-Session-ID": session} if session else {}
+    headers |= {"Content-Type": content_type} if body else {}
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)) as connection:
+        connection.request(method, path, body or None, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+    if answer.status != expect:
+        raise BenchError(f"{method} {path}: {answer.status} instead of {expect}: {content[:500]!r}")
+    return json.loads(content) if content else None
+
+
+def joined(server: Server) -> str:
+    """A new session's id."""
+    return str(call(server, "POST", "/session", 201)["session_id"])
+
+
+def end(server: Server, session: str) -> None:
+    call(server, "DELETE", f"/session/{session}", 204, session)
+
+
+def sessions(server: Server) -> int:
+    """How many sessions there are, the active one included."""
+    return int(call(server, "GET", "/debug/health", 200)["sessions"])
+
+
+def form(topology: str, name: str = "topology.yml") -> tuple[bytes, str]:
+    """The body of `POST /lab` and its content type."""
+    boundary = "a-boundary-that-no-topology-holds"
+    parts = [
+        f'Content-Disposition: form-data; name="topology"; filename="{name}"\r\n'
+        f"Content-Type: application/yaml\r\n\r\n{topology}",
+        'Content-Disposition: form-data; name="reuse"\r\n\r\ntrue',
+    ]
+    text = "".join(f"--{boundary}\r\n{part}\r\n" for part in parts) + f"--{boundary}--\r\n"
+    return text.encode(), f"multipart/form-data; boundary={boundary}"
+
+
+def fill(database: Path, waiting: int) -> list[str]:
+    """A database with one active and so many waiting sessions, as after a restart; their ids in FIFO order."""
+    migrate(f"sqlite+aiosqlite:///{database}")
+    ids = [os.urandom(16).hex() for _ in range(waiting + 1)]
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    rows = [
+        (session, LAB_HOST, "waiting" if place else "active", now, None if place else now, now)
+        for place, session in enumerate(ids)
+    ]
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.executemany(
+            "INSERT INTO session (session_id, host, state, created_at, activated_at, last_seen_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+    return ids
+
+
+def process_of(server: Server) -> psutil.Process:
+    """The server's process. `setpriv` replaces itself by it, so the pid is right."""
+    require(server.process, "the server was not started")
+    assert server.process is not None
+    return psutil.Process(server.process.pid)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for everything that servers write; removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)

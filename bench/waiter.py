@@ -1,0 +1,31 @@
+"""A client that waits for its turn: one `RemoteLabClient` for each line that it is sent.
+
+Run by the bench with the Python that has the client to be measured, so it imports nothing of the bench. `go` makes a
+client, whose return is reported as `@active SECONDS` (monotonic, the same clock for all processes); `close` ends it.
+"""
+
+import sys
+import time
+
+from neops_remote_lab.client import RemoteLabClient
+
+
+def main(url: str) -> None:
+    """Obey until standard input ends."""
+    client = None
+    for line in sys.stdin:
+        if line.strip() == "go":
+            client = RemoteLabClient(url)
+            _say(f"@active {time.monotonic()!r}")
+        elif client is not None:
+            client.close()
+            _say("@closed")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,334 @@
+"""The program as an operator starts and ends it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+import neops_remote_lab
+from tests.chaos.shell import ask, container_ids, fake, in_background, lab, locked, wait_for_event
+from tests.fakes import install_fake_netlab, topology_text, wait_until
+from tests.server import LabServer, running_server
+
+TOPOLOGY = topology_text(2)
+
+
+@pytest.fixture
+def idle(tmp_path: Path) -> LabServer:
+    """A server that was not started."""
+    return LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
+
+
+def run(
+    *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The program, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "neops_remote_lab", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(neops_remote_lab.__path__[0]).parent), **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def refusal(server: LabServer) -> str:
+    """What a server says that does not start."""
+    server.launch()
+    assert server.wait(30) not in (0, None)
+    words = server.log.read_text()
+    assert "Traceback" not in words
+    return words
+
+
+def wait_until_gone(server: LabServer) -> int:
+    return server.wait(20)
+
+
+# Flags
+
+
+def test_the_version_is_told() -> None:
+    told = run("--version")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("neops-remote-lab ")
+
+
+def test_the_help_names_every_flag_that_scripts_use() -> None:
+    told = run("--help")
+    assert told.returncode == 0
+    for flag in ("--host", "--port", "--debug", "--log-level", "--log-config", "--version", "--on-exit", "--max-hold"):
+        assert flag in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (["--port", "http"], {}, "--port"),
+        (["--port", "70000"], {}, "--port"),
+        (["--on-exit", "burn"], {}, "--on-exit"),
+        (["--colour", "red"], {}, "--colour"),
+        (["--waiting-timeout", "-5"], {}, "--waiting-timeout"),
+        ([], {"NEOPS_REMOTE_LAB_PORT": "http"}, "NEOPS_REMOTE_LAB_PORT"),
+        ([], {"NEOPS_REMOTE_LAB_LOG_LEVEL": "LOUD"}, "NEOPS_REMOTE_LAB_LOG_LEVEL"),
+    ],
+)
+def test_a_wrong_value_ends_the_program_and_names_the_flag_or_the_variable(
+    arguments: list[str], environment: dict[str, str], named: str
+) -> None:
+    done = run(*arguments, environment=environment)
+    assert done.returncode not in (0, None)
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_flag_wins_over_its_variable(idle: LabServer) -> None:
+    idle.environment = {"NEOPS_REMOTE_LAB_PORT": "1", "NEOPS_REMOTE_LAB_WAITING_TIMEOUT": "0.3"}
+    idle.settings = {"active-timeout": "60"}
+    idle.start()
+    try:
+        idle.join()
+        waiter = idle.join()
+        wait_until(lambda: httpx.get(f"{idle.url}/queue").json()["length"] == 1)
+        assert httpx.get(f"{idle.url}/session/{waiter}").status_code == 410
+    finally:
+        idle.close()
+
+
+def test_workers_that_others_ask_uvicorn_for_are_not_started(idle: LabServer) -> None:
+    idle.environment = {"WEB_CONCURRENCY": "4"}
+    idle.start()
+    try:
+        assert idle.place(idle.join())["position"] == 0
+        assert "Started parent process" not in idle.log.read_text()
+    finally:
+        idle.close()
+
+
+def test_a_free_port_can_be_asked_for_and_is_logged(idle: LabServer) -> None:
+    idle.settings = {"port": "0"}
+    idle.launch()
+    try:
+        wait_until(lambda: "Uvicorn running on http://127.0.0.1:" in idle.log.read_text(), 30)
+        port = idle.log.read_text().split("Uvicorn running on http://127.0.0.1:")[1].split()[0]
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 204
+    finally:
+        idle.close()
+
+
+def test_a_log_configuration_is_obeyed(idle: LabServer, tmp_path: Path) -> None:
+    target = tmp_path / "target.log"
+    handler = {"class": "logging.FileHandler", "filename": str(target), "formatter": "own"}
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"own": {"format": "OWN %(message)s"}},
+        "handlers": {"file": handler},
+        "root": {"handlers": ["file"], "level": "INFO"},
+    }
+    (tmp_path / "log.json").write_text(json.dumps(config))
+    idle.settings = {"log-config": str(tmp_path / "log.json")}
+    idle.start()
+    idle.close()
+    assert "OWN Started server process" in target.read_text()
+
+
+@pytest.mark.parametrize("content", ["{", '{"version": 7}', None])
+def test_a_log_configuration_that_cannot_be_used_ends_the_program(
+    idle: LabServer, tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "log.json").write_text(content)
+    idle.settings = {"log-config": str(tmp_path / "log.json")}
+    assert "log" in refusal(idle)
+
+
+# One server a host
+
+
+def test_a_second_server_ends_at_once_and_names_the_first(lab_server: LabServer) -> None:
+    assert lab_server.process
+    second = LabServer(lab_server.root / "second", lab_server.fake, {"lock-dir": str(lab_server.root / "locks")})
+    second.root.mkdir()
+    words = refusal(second)
+    for named in (f"pid {lab_server.process.pid}", getpass.getuser(), socket.gethostname(), str(lab_server.port)):
+        assert named in words
+    started = datetime.fromisoformat(words.split("started ")[1].split()[0].rstrip("."))
+    assert timedelta(0) <= datetime.now(UTC) - started < timedelta(minutes=2)
+    assert not second.database.exists()
+    assert lab_server.place(lab_server.join())["position"] == 0
+
+
+def test_a_second_server_is_refused_even_when_nobody_can_tell_who_the_first_is(lab_server: LabServer) -> None:
+    (lab_server.root / "locks" / "server.json").write_text("{")
+    second = LabServer(lab_server.root / "second", lab_server.fake, {"lock-dir": str(lab_server.root / "locks")})
+    second.root.mkdir()
+    assert "another server runs on this host" in refusal(second)
+
+
+def test_the_locks_can_be_taken_by_other_users_of_the_host(lab_server: LabServer) -> None:
+    locks = lab_server.root / "locks"
+    assert locks.stat().st_mode & 0o777 == 0o777
+    acquired = lab_server.acquire(lab_server.join(), TOPOLOGY)
+    assert acquired.status_code == 200
+    for name in ("server.lock", "lab.lock"):
+        assert (locks / name).stat().st_mode & 0o666 == 0o666, name
+
+
+def test_lock_files_that_a_server_leaves_behind_are_in_nobodys_way(lab_server: LabServer) -> None:
+    lab_server.acquire(lab_server.join(), TOPOLOGY)
+    lab_server.kill()
+    assert {"server.lock", "lab.lock"} <= {path.name for path in (lab_server.root / "locks").iterdir()}
+    lab_server.start()
+
+
+# Starting in a bad place
+
+
+def test_a_port_in_use_ends_the_program_with_the_reason(idle: LabServer) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", idle.port))
+        listener.listen()
+        words = refusal(idle)
+    assert "address already in use" in words
+    assert f"127.0.0.1:{idle.port}" in words or str(idle.port) in words
+
+
+def test_the_database_of_a_newer_version_is_refused_and_left_alone(idle: LabServer) -> None:
+    with closing(sqlite3.connect(idle.database)) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('9999')")
+    before = idle.database.read_bytes()
+    words = refusal(idle)
+    assert "schema 9999" in words
+    assert "newer" in words
+    assert idle.database.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["another program's", "no database", "a folder"])
+def test_a_file_that_is_no_database_of_ours_is_refused_and_left_alone(idle: LabServer, kind: str) -> None:
+    if kind == "another program's":
+        with closing(sqlite3.connect(idle.database)) as database:
+            database.execute("CREATE TABLE recipes (name TEXT)")
+    elif kind == "no database":
+        idle.database.write_text("dear diary, " * 1000)
+    else:
+        idle.database.mkdir()
+    before = idle.database.read_bytes() if idle.database.is_file() else b""
+    words = refusal(idle)
+    assert str(idle.database) in words
+    assert "--database" in words
+    assert before == (idle.database.read_bytes() if idle.database.is_file() else b"")
+
+
+@pytest.mark.parametrize("url", ["postgresql://db/labs", "sqlite:///labs.db", "labs.db"])
+def test_a_database_of_another_kind_is_refused(tmp_path: Path, url: str) -> None:
+    done = run("--database", url, "--lock-dir", str(tmp_path / "locks"), "--port", "0", cwd=tmp_path)
+    assert done.returncode not in (0, None)
+    assert "Traceback" not in done.stderr
+    assert "sqlite+aiosqlite" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["locks"]  # no file of that name was made
+
+
+def test_a_folder_for_locks_that_cannot_be_made_is_refused(idle: LabServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    idle.settings = {"lock-dir": str(tmp_path / "file" / "locks")}
+    assert "--lock-dir" in refusal(idle)
+
+
+def test_a_work_folder_that_cannot_be_made_is_refused(idle: LabServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    idle.settings = {"work-dir": str(tmp_path / "file" / "labs")}
+    assert "--work-dir" in refusal(idle)
+
+
+# The end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_of_a_server_that_was_told_to_end(lab_server: LabServer, number: signal.Signals) -> None:
+    session_id = lab_server.join()
+    lab_server.acquire(session_id, TOPOLOGY)
+    lab_server.signal(number)
+    assert wait_until_gone(lab_server) == 0
+    assert lab_server.is_clean()
+    lab_server.start()
+    assert lab_server.place(session_id)["position"] == 0
+    assert lab(lab_server, session_id)["state"] == "none"
+
+
+def test_a_lab_that_is_kept_is_there_for_the_next_server(tmp_path: Path) -> None:
+    with running_server(tmp_path, on_exit="keep") as server:
+        session_id = server.join()
+        server.acquire(session_id, TOPOLOGY)
+        before = container_ids(fake(server))
+        assert server.stop() == 0
+        assert container_ids(fake(server)) == before
+        server.start()
+        assert [device["name"] for device in lab(server, session_id)["devices"]] == ["r1", "r2"]
+        assert len(fake(server).invocations("up")) == 1
+        assert ask(server, session_id, "POST", "/lab/release").status_code == 204
+        wait_until(server.is_clean, 20)
+
+
+def test_a_lab_is_kept_although_somebody_has_locked_the_database(tmp_path: Path) -> None:
+    with running_server(tmp_path, on_exit="keep", busy_timeout="0.2") as server:
+        session_id = server.join()
+        server.acquire(session_id, TOPOLOGY)
+        before = container_ids(fake(server))
+        with locked(server.database):
+            server.signal(signal.SIGTERM)
+            wait_until_gone(server)
+        assert container_ids(fake(server)) == before
+        server.start()
+        assert lab(server, session_id)["state"] == "running"
+
+
+def test_a_signal_answers_a_held_call_at_once(lab_server: LabServer) -> None:
+    lab_server.join()
+    waiter = lab_server.join()
+    with in_background(lab_server.place, waiter, 60) as held:
+        entry = f"{lab_server.url}/queue"
+        wait_until(lambda: httpx.get(entry).json()["sessions"][1]["last_seen_seconds"] == 0)
+        lab_server.signal(signal.SIGTERM)
+        assert held.result(5)["status"] == "waiting"
+    assert wait_until_gone(lab_server) == 0
+
+
+def test_a_signal_ends_a_start_and_leaves_nothing(tmp_path: Path) -> None:
+    with running_server(tmp_path, kill_grace="0.2") as server:
+        session_id = server.join()
+        fake(server).control(hang="start")
+        with in_background(server.acquire, session_id, TOPOLOGY) as answer:
+            wait_for_event(fake(server), "hang")
+            fake(server).control()
+            server.signal(signal.SIGTERM)
+            assert wait_until_gone(server) == 0
+            assert answer.exception() or answer.result().status_code == 503
+        assert server.is_clean()
+
+
+def test_a_second_signal_ends_the_server_at_once(lab_server: LabServer) -> None:
+    lab_server.acquire(lab_server.join(), topology_text(1, hang="down"))
+    lab_server.signal(signal.SIGTERM)
+    wait_for_event(fake(lab_server), "hang")
+    assert lab_server.process
+    assert lab_server.process.poll() is None
+    lab_server.signal(signal.SIGTERM)
+    assert lab_server.wait(5) == 128 + signal.SIGTERM
+    for line in wait_for_event(fake(lab_server), "hang"):
+        os.kill(line["pid"], signal.SIGKILL)

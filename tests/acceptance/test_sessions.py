@@ -1,0 +1,541 @@
+"""The queue over HTTP: joining, waiting, being promoted, falling silent, ending."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.chaos.shell import sql
+from tests.fakes import topology_text, wait_until
+from tests.server import LabServer, running_server
+
+UNKNOWN = "0" * 32
+
+
+@pytest.fixture(scope="module")
+def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    with running_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(long_lived: LabServer) -> Iterator[LabServer]:
+    """A server with an empty queue, which is emptied again afterwards."""
+    yield long_lived
+    end_everybody(long_lived)
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[LabServer]:
+    """A server that ends whoever is silent for a second."""
+    with running_server(tmp_path, waiting_timeout="1", active_timeout="1") as server:
+        yield server
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+def end_everybody(server: LabServer) -> None:
+    for (session_id,) in sql(
+        server.database, "SELECT session_id FROM session WHERE state <> 'ended' ORDER BY number DESC"
+    ):
+        httpx.delete(f"{server.url}/session/{session_id}")
+    wait_until(lambda: not sql(server.database, "SELECT 1 FROM lab WHERE state <> 'ended'"), 20, "a lab is left")
+
+
+def get(server: LabServer, path: str, **options: Any) -> httpx.Response:
+    return httpx.get(server.url + path, timeout=90, **options)
+
+
+def post(server: LabServer, path: str, **options: Any) -> httpx.Response:
+    return httpx.post(server.url + path, timeout=90, **options)
+
+
+def end(server: LabServer, session_id: str) -> httpx.Response:
+    return httpx.delete(f"{server.url}/session/{session_id}", timeout=90)
+
+
+def heartbeat(server: LabServer, session_id: str) -> httpx.Response:
+    return post(server, "/session/heartbeat", headers={"X-Session-ID": session_id})
+
+
+def queue(server: LabServer) -> list[dict[str, Any]]:
+    sessions: list[dict[str, Any]] = get(server, "/queue").json()["sessions"]
+    return sessions
+
+
+def held_call(server: LabServer, background: ThreadPoolExecutor, session_id: str) -> Future[httpx.Response]:
+    """A call of GET /session?wait= that the server is holding."""
+    call = background.submit(get, server, f"/session/{session_id}?wait=60")
+    # the server has it once its contact is newer than the latest that anybody could have made before
+    wait_until(lambda: any(e["session_id"] == session_id[:8] and e["last_seen_seconds"] == 0 for e in queue(server)))
+    return call
+
+
+def keep_alive(server: LabServer, session_id: str, over: threading.Event) -> None:
+    while not over.wait(0.2):
+        heartbeat(server, session_id)
+
+
+# Joining
+
+
+def test_the_first_to_join_is_active_and_the_others_wait_in_order(server: LabServer) -> None:
+    answers = [post(server, "/session") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [201, 201, 201]
+    assert [answer.json()["position"] for answer in answers] == [0, 1, 2]
+    ids = [answer.json()["session_id"] for answer in answers]
+    assert len(set(ids)) == 3
+    assert [server.place(session_id)["status"] for session_id in ids] == ["active", "waiting", "waiting"]
+
+
+def test_a_join_is_in_the_database_before_it_is_answered(server: LabServer) -> None:
+    session_id = server.join(client="ann@office")
+    query = "SELECT state, client FROM session WHERE session_id = ?"
+    assert sql(server.database, query, session_id) == [("active", "ann@office")]
+
+
+def test_many_who_join_at_once_get_different_places_and_one_of_them_the_lab(
+    server: LabServer, background: ThreadPoolExecutor
+) -> None:
+    answers = [call.result().json() for call in [background.submit(post, server, "/session") for _ in range(24)]]
+    assert len({answer["session_id"] for answer in answers}) == 24
+    places = [server.place(answer["session_id"]) for answer in answers]
+    assert sorted(place["position"] for place in places) == list(range(24))
+    assert [place["status"] for place in places].count("active") == 1
+
+
+def test_a_repeated_join_with_the_same_key_is_the_same_session(server: LabServer) -> None:
+    server.join()
+    headers = {"Idempotency-Key": "build-17"}
+    first, again = (post(server, "/session", headers=headers) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.json() == again.json()
+    assert post(server, "/session", headers={"Idempotency-Key": "build-18"}).json() != first.json()
+    assert len(queue(server)) == 3
+
+
+def test_repeated_joins_that_arrive_together_are_one_session(server: LabServer, background: ThreadPoolExecutor) -> None:
+    headers = {"Idempotency-Key": "build-19"}
+    calls = [background.submit(post, server, "/session", headers=headers) for _ in range(12)]
+    assert {call.result().status_code for call in calls} == {201}
+    assert len({call.result().json()["session_id"] for call in calls}) == 1
+    assert len(queue(server)) == 1
+
+
+def test_the_key_of_a_session_that_has_ended_joins_anew(server: LabServer) -> None:
+    headers = {"Idempotency-Key": "build-20"}
+    first = post(server, "/session", headers=headers).json()["session_id"]
+    end(server, first)
+    assert post(server, "/session", headers=headers).json()["session_id"] != first
+
+
+def test_labels_that_go_to_their_limit_are_shown_to_all(server: LabServer) -> None:
+    label = "ü" * 200
+    server.join(client=label, purpose='<script>"x"</script>')
+    (entry,) = queue(server)
+    assert (entry["client"], entry["purpose"]) == (label, '<script>"x"</script>')
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"{", id="not closed"),
+        pytest.param(b"hello", id="no JSON"),
+        pytest.param(b"\xff\xfe", id="no UTF-8"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"[]", id="a list"),
+        pytest.param(b'{"client": 1}', id="a number for a text"),
+        pytest.param(b'{"client": "\\ud800"}', id="half a character"),
+        pytest.param(b'{"client": "ann", "colour": "red"}', id="unknown field"),
+        pytest.param(json.dumps({"client": "x" * 201}).encode(), id="too long a label"),
+        pytest.param(b"[" * 60_000, id="deep nesting"),
+        pytest.param(b'{"client": ' + b"[" * 30_000 + b"]" * 30_000 + b"}", id="deep nesting in a field"),
+    ],
+)
+def test_a_wrong_body_is_refused_and_joins_nothing(server: LabServer, body: bytes) -> None:
+    answer = post(server, "/session", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json().keys() == {"detail"}
+    assert answer.json()["detail"]
+    assert queue(server) == []
+
+
+def test_a_body_without_end_is_refused_and_joins_nothing(server: LabServer) -> None:
+    answer = post(server, "/session", content=b"{" + b" " * 1_000_000)
+    assert answer.status_code == 413
+    assert queue(server) == []
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201])
+def test_a_key_of_a_wrong_length_is_refused(server: LabServer, key: str) -> None:
+    answer = post(server, "/session", headers={"Idempotency-Key": key})
+    assert answer.status_code == 422
+    assert "Idempotency-Key" in answer.json()["detail"]
+    assert queue(server) == []
+
+
+# Places
+
+
+def test_positions_move_up_when_somebody_in_the_middle_leaves(server: LabServer) -> None:
+    ids = [server.join() for _ in range(4)]
+    assert end(server, ids[1]).status_code == 204
+    assert [server.place(session_id)["position"] for session_id in (ids[0], ids[2], ids[3])] == [0, 1, 2]
+
+
+def test_the_lab_is_given_in_the_order_in_which_sessions_joined(server: LabServer) -> None:
+    ids = [server.join() for _ in range(6)]
+    served = []
+    for _ in ids:
+        (current,) = [s for s in ids if s not in served and server.place(s)["position"] == 0]
+        served.append(current)
+        end(server, current)
+    assert served == ids
+
+
+def test_who_waits_is_told_who_holds_the_lab_with_what_and_since_when(server: LabServer) -> None:
+    holder = server.join(client="ann@office", purpose="nightly")
+    waiter = server.join()
+    assert server.place(holder)["waiting_for"] is None
+    server.acquire(holder, topology_text(1), "ospf.yml")
+    sentence = server.place(waiter)["waiting_for"]
+    for part in ("ann@office", "nightly", "ospf.yml", time.strftime("%Y-", time.gmtime())):
+        assert part in sentence
+    assert holder not in sentence
+
+
+def test_the_expected_wait_comes_from_this_hosts_own_history(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        holder, waiter = server.join(), server.join()
+        assert server.place(waiter)["eta_seconds"] is None
+        end(server, holder)
+        last = server.join()
+        assert server.place(waiter)["eta_seconds"] is None  # it is active
+        assert server.place(last)["eta_seconds"] >= 0
+        server.restart()
+        assert server.place(last)["eta_seconds"] >= 0
+
+
+def test_the_queue_shows_everybody_without_giving_an_id_away(server: LabServer) -> None:
+    holder, waiter = server.join(client="ann", purpose="nightly"), server.join()
+    server.acquire(holder, topology_text(1), "ospf.yml")
+    answer = get(server, "/queue")
+    assert (answer.status_code, answer.json()["length"]) == (200, 2)
+    first, second = answer.json()["sessions"]
+    assert (first["session_id"], second["session_id"]) == (holder[:8], waiter[:8])
+    assert (first["position"], first["status"], second["position"], second["status"]) == (0, "active", 1, "waiting")
+    assert (first["client"], first["purpose"], first["topology"]) == ("ann", "nightly", "ospf.yml")
+    assert (second["client"], second["topology"], second["active_seconds"]) == (None, None, None)
+    assert min(first["age_seconds"], first["active_seconds"], first["last_seen_seconds"]) >= 0
+    assert holder not in answer.text
+    assert waiter not in answer.text
+
+
+def test_the_queue_can_be_asked_for_its_head_alone(server: LabServer) -> None:
+    for _ in range(3):
+        server.join()
+    answer = get(server, "/queue?limit=2").json()
+    assert (answer["length"], len(answer["sessions"])) == (3, 2)
+    assert get(server, "/queue?limit=0").json()["sessions"] == []
+    assert len(get(server, "/queue?limit=1e300").json()["sessions"]) == 3
+
+
+def test_the_active_session_is_named_whole_only_to_its_owner(server: LabServer) -> None:
+    assert get(server, "/active-session").status_code == 404
+    holder, waiter = server.join(), server.join()
+    own = get(server, "/active-session", headers={"X-Session-ID": holder})
+    assert (own.status_code, own.json()) == (200, {"session_id": holder, "status": "active", "position": 0})
+    for headers in ({}, {"X-Session-ID": waiter}, {"X-Session-ID": holder[:8]}):
+        other = get(server, "/active-session", headers=headers)
+        assert other.json() == {"session_id": holder[:8], "status": "active", "position": 0}
+
+
+# Waiting
+
+
+def test_a_held_call_is_answered_when_the_session_becomes_active(
+    server: LabServer, background: ThreadPoolExecutor
+) -> None:
+    holder, waiter = server.join(), server.join()
+    call = held_call(server, background, waiter)
+    assert not call.done()
+    end(server, holder)
+    answer = call.result(10)
+    assert (answer.status_code, answer.json()["status"], answer.json()["position"]) == (200, "active", 0)
+
+
+def test_a_held_call_is_answered_when_its_session_ends(server: LabServer, background: ThreadPoolExecutor) -> None:
+    server.join()
+    waiter = server.join()
+    call = held_call(server, background, waiter)
+    end(server, waiter)
+    assert call.result(10).status_code == 404
+
+
+def test_a_held_call_is_answered_when_an_operator_ends_its_session_with_sql(
+    server: LabServer, background: ThreadPoolExecutor
+) -> None:
+    server.join()
+    waiter = server.join()
+    call = held_call(server, background, waiter)
+    sql(server.database, "UPDATE session SET state = 'ended' WHERE session_id = ?", waiter)
+    answer = call.result(10)
+    assert answer.status_code == 410
+    assert "ended by an operator" in answer.json()["detail"]
+
+
+def test_a_held_call_is_answered_when_its_time_is_over(server: LabServer) -> None:
+    server.join()
+    waiter = server.join()
+    assert server.place(waiter, wait=0.05)["status"] == "waiting"
+
+
+def test_several_held_calls_of_one_session_are_all_answered(server: LabServer, background: ThreadPoolExecutor) -> None:
+    holder, waiter = server.join(), server.join()
+    calls = [held_call(server, background, waiter) for _ in range(4)]
+    end(server, holder)
+    assert [call.result(10).json()["position"] for call in calls] == [0] * 4
+
+
+def test_waiting_when_already_active_is_answered_at_once(server: LabServer) -> None:
+    holder = server.join()
+    assert server.place(holder, wait=60)["status"] == "active"  # well within the client's time-out
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "-inf", "1e999", "", "1,5", "0x10", "%00", "\u0661x"])
+@pytest.mark.parametrize("path", ["/session/{session_id}?wait=", "/queue?limit="])
+def test_a_query_parameter_that_is_no_number_is_refused(server: LabServer, path: str, value: str) -> None:
+    answer = get(server, path.format(session_id=server.join()) + value)
+    assert answer.status_code == 422, answer.text
+    assert ("wait" if "wait" in path else "limit") in answer.json()["detail"]
+    assert len(queue(server)) == 1
+
+
+# Ending
+
+
+def test_an_ended_session_makes_room_for_the_next_without_waiting_for_the_teardown(server: LabServer) -> None:
+    holder, waiter = server.join(), server.join()
+    assert server.acquire(holder, topology_text(1, down_seconds=2)).status_code == 200
+    assert end(server, holder).status_code == 204
+    assert server.place(waiter)["status"] == "active"
+    assert not server.is_clean()
+    wait_until(server.is_clean, 20)
+
+
+def test_an_ended_session_is_unknown_from_then_on(server: LabServer) -> None:
+    session_id = server.join()
+    assert end(server, session_id).status_code == 204
+    assert end(server, session_id).status_code == 404
+    assert get(server, f"/session/{session_id}").status_code == 404
+    assert heartbeat(server, session_id).status_code == 404
+    assert server.acquire(session_id, topology_text(1)).status_code == 404
+
+
+@pytest.mark.parametrize("session_id", [UNKNOWN, "x", "..", "%00", "%ff", "a" * 5000, "' OR 1=1 --"])
+def test_an_unknown_session_is_not_found(server: LabServer, session_id: str) -> None:
+    for method in ("GET", "DELETE"):
+        answer = httpx.request(method, f"{server.url}/session/{session_id}")
+        assert answer.status_code == 404
+        assert answer.json().keys() == {"detail"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/session/heartbeat"),
+        ("POST", "/lab"),
+        ("GET", "/lab"),
+        ("GET", "/lab/devices"),
+        ("GET", "/lab/log"),
+        ("POST", "/lab/release"),
+        ("DELETE", "/lab"),
+    ],
+)
+def test_a_call_of_a_session_needs_the_header_and_a_session_that_lives_and_is_active(
+    server: LabServer, method: str, path: str
+) -> None:
+    def call(**headers: str) -> httpx.Response:
+        return httpx.request(method, server.url + path, headers=headers)
+
+    missing = call()
+    assert missing.status_code == 422
+    assert "X-Session-ID" in missing.json()["detail"]
+    assert call(**{"X-Session-ID": UNKNOWN}).status_code == 404
+    assert call(**{"X-Session-ID": "x" * 10_000}).status_code == 404
+    server.join()
+    waiter = call(**{"X-Session-ID": server.join()})
+    if path == "/session/heartbeat":
+        assert waiter.status_code == 204
+    else:
+        assert waiter.status_code == 423
+        assert int(waiter.headers["Retry-After"]) >= 1
+    assert server.is_clean()
+
+
+def test_who_is_silent_is_ended_and_told_why(impatient: LabServer) -> None:
+    holder = impatient.join()
+    over = threading.Event()
+    alive = threading.Thread(target=keep_alive, args=(impatient, holder, over))
+    alive.start()
+    try:
+        waiter = impatient.join()
+        wait_until(lambda: len(queue(impatient)) == 1)
+        answer = get(impatient, f"/session/{waiter}")
+        assert answer.status_code == 410
+        assert "time-out" in answer.json()["detail"]
+        assert end(impatient, waiter).status_code == 404
+        assert impatient.place(holder)["status"] == "active"
+    finally:
+        over.set()
+        alive.join()
+    wait_until(lambda: queue(impatient) == [])
+    assert get(impatient, f"/session/{holder}").status_code == 410
+
+
+def test_a_silent_holder_loses_the_lab_to_the_next(impatient: LabServer, background: ThreadPoolExecutor) -> None:
+    holder, waiter = impatient.join(), impatient.join()
+    assert impatient.acquire(holder, topology_text(1)).status_code == 200
+    answer = background.submit(get, impatient, f"/session/{waiter}?wait=30").result()
+    assert answer.json()["status"] == "active"
+    assert get(impatient, f"/session/{holder}").status_code == 410
+    wait_until(impatient.is_clean, 20)
+
+
+def test_an_open_call_keeps_a_session_alive_for_as_long_as_it_lasts(
+    impatient: LabServer, background: ThreadPoolExecutor
+) -> None:
+    holder = impatient.join()
+    acquire = background.submit(impatient.acquire, holder, topology_text(1, start_seconds=3))
+    waiter = impatient.join()
+    held = background.submit(get, impatient, f"/session/{waiter}?wait=2.5")
+    assert held.result().json()["status"] == "waiting"
+    assert acquire.result().status_code == 200
+
+
+def test_asking_for_ones_place_keeps_a_session_alive(impatient: LabServer) -> None:
+    session_id = impatient.join()
+    began = time.monotonic()
+    wait_until(lambda: impatient.place(session_id)["position"] == 0 and time.monotonic() - began > 2)
+    assert impatient.place(session_id)["status"] == "active"
+
+
+def test_asking_who_is_active_keeps_nobody_alive(impatient: LabServer) -> None:
+    session_id = impatient.join()
+
+    def is_gone() -> bool:
+        return get(impatient, "/active-session", headers={"X-Session-ID": session_id}).status_code == 404
+
+    wait_until(is_gone)
+
+
+def test_who_holds_for_too_long_is_ended_although_it_calls(tmp_path: Path) -> None:
+    with running_server(tmp_path, max_hold="1") as server:
+        holder, waiter = server.join(), server.join()
+        over = threading.Event()
+        alive = threading.Thread(target=keep_alive, args=(server, holder, over))
+        alive.start()
+        try:
+            assert server.place(waiter, wait=30)["status"] == "active"
+        finally:
+            over.set()
+            alive.join()
+        answer = get(server, f"/session/{holder}")
+        assert answer.status_code == 410
+        assert "maximum hold" in answer.json()["detail"]
+
+
+def test_an_operator_moves_the_queue_with_sql(server: LabServer) -> None:
+    holder, first, second = (server.join() for _ in range(3))
+    swap = "UPDATE session SET number = ? WHERE session_id = ?"
+    numbers = dict(sql(server.database, "SELECT session_id, number FROM session WHERE state = 'waiting'"))
+    for number, session_id in ((-1, first), (numbers[first], second), (numbers[second], first)):
+        sql(server.database, swap, number, session_id)
+    wait_until(lambda: server.place(second)["position"] == 1, 5)
+    assert server.place(first)["position"] == 2
+    sql(server.database, "UPDATE session SET state = 'ended', end_reason = 'lunch' WHERE session_id = ?", holder)
+    wait_until(lambda: server.place(second)["position"] == 0, 5)
+    assert "lunch" in get(server, f"/session/{holder}").json()["detail"]
+
+
+# Other calls
+
+
+def test_health_touches_nothing(server: LabServer) -> None:
+    server.join()
+    before = sql(server.database, "SELECT * FROM session ORDER BY number")
+    answer = get(server, "/healthz")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert get(server, "/debug/health").status_code == 200
+    assert sql(server.database, "SELECT * FROM session ORDER BY number") == before
+
+
+def test_the_numbers_of_the_server_count_sessions(server: LabServer) -> None:
+    for _ in range(3):
+        server.join()
+    numbers = get(server, "/debug/health").json()
+    assert numbers.keys() >= {"status", "timestamp", "uptime", "sessions", "queue_length"}
+    assert (numbers["sessions"], numbers["queue_length"]) == (3, 2)
+    assert numbers["uptime"] > 0
+
+
+def test_the_server_is_ready_when_netlab_can_be_run(server: LabServer) -> None:
+    assert get(server, "/readyz").status_code == 200
+
+
+def test_without_netlab_the_server_is_not_ready_and_says_why(tmp_path: Path) -> None:
+    with running_server(tmp_path, netlab="no-such-netlab") as server:
+        answer = get(server, "/readyz")
+        assert answer.status_code == 503
+        assert "netlab" in answer.json()["detail"]
+        acquired = server.acquire(server.join(), topology_text(1))
+        assert acquired.status_code == 500
+        assert "netlab cannot be run" in acquired.json()["detail"]
+        assert server.is_clean()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
+        ("POST", "/lab/nothing", 404),
+        ("PUT", "/session/a/b", 404),
+        ("GET", "/docs/none", 404),
+        ("GET", "/session", 405),
+        ("PATCH", "/session/a", 405),
+        ("DELETE", "/healthz", 405),
+        ("PUT", "/lab", 405),
+        ("GET", "/lab/release", 405),
+        ("POST", "/docs/none", 405),
+    ],
+)
+def test_an_unknown_path_or_method_is_answered_like_any_other_error(
+    server: LabServer, method: str, path: str, code: int
+) -> None:
+    answer = httpx.request(method, server.url + path)
+    assert answer.status_code == code
+    assert answer.json().keys() == {"detail"}
+    assert answer.json()["detail"]
+
+
+def test_headers_without_end_do_not_stop_the_server(server: LabServer) -> None:
+    try:
+        answer = httpx.get(f"{server.url}/lab", headers={"X-Session-ID": "x" * 1_000_000})
+    except httpx.TransportError:
+        pass
+    else:
+        assert 400 <= answer.status_code < 500
+    assert get(server, "/healthz").status_code == 204

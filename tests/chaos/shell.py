@@ -1,0 +1,107 @@
+"""What a person at the lab host does: plain SQL from another program, a look at who runs, a walk to the server room."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.fakes import FakeNetlab, wait_until
+from tests.server import LabServer
+
+SQL_TAKES_EFFECT = 2.0
+"""Seconds within which the server acts on what was written into its database."""
+
+
+def sql(database: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    """Run one statement as the `sqlite3` shell does: at once, foreign keys off; its rows."""
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=10)) as connection:
+        return connection.execute(statement, values).fetchall()
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Hold the database as somebody does who forgot to commit."""
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=10)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
+def in_background(call: Any, *arguments: Any, **options: Any) -> Iterator[Future[Any]]:
+    """Begin a call that takes long; whoever asks for the result waits for it."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(call, *arguments, **options)
+
+
+def fake(server: LabServer) -> FakeNetlab:
+    """The fake lab host behind a server."""
+    assert isinstance(server.fake, FakeNetlab)
+    return server.fake
+
+
+def wait_for_event(host: FakeNetlab, event: str, count: int = 1, **fields: object) -> list[dict[str, Any]]:
+    """Wait until the fake netlab has logged so many of these events; the lines."""
+    found: list[dict[str, Any]] = []
+
+    def happened() -> bool:
+        found[:] = [
+            line
+            for line in host.log()
+            if line["event"] == event and all(line.get(name) == value for name, value in fields.items())
+        ]
+        return len(found) >= count
+
+    wait_until(happened, 30, f"no {event} {fields} in the log of the fake netlab")
+    return found
+
+
+def phase(host: FakeNetlab, name: str, count: int = 1) -> list[dict[str, Any]]:
+    """Wait until netlab has begun a phase so many times."""
+    return wait_for_event(host, "phase", count, phase=name)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and not only its body."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def lab(server: LabServer, session_id: str) -> dict[str, Any]:
+    """What the server says of a session's lab."""
+    with server.client(session_id) as client:
+        answer = client.get("/lab")
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def ask(server: LabServer, session_id: str, method: str, path: str, **options: Any) -> httpx.Response:
+    """One call of a session."""
+    with server.client(session_id) as client:
+        return client.request(method, path, **options)
+
+
+def queue(server: LabServer) -> dict[str, Any]:
+    """What everybody may see."""
+    answer = httpx.get(f"{server.url}/queue")
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def is_active(server: LabServer, session_id: str) -> bool:
+    """Whether a session holds the lab host."""
+    return bool(server.place(session_id)["position"] == 0)
+
+
+def container_ids(host: FakeNetlab) -> list[str]:
+    """Which containers there are: one that was made anew has another id."""
+    return sorted(str(container["full_id"]) for container in host.containers())

@@ -1,0 +1,488 @@
+"""The lab without a server: started, shared, locked against other processes, and gone without a trace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import neops_remote_lab
+from neops_remote_lab.netlab.lab_manager import LabManager
+from neops_remote_lab.settings import Settings, read_settings
+from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
+
+Manage = Callable[..., LabManager]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNetlab:
+    """A lab host of this process's own."""
+    fake = install_fake_netlab(tmp_path / "host")
+    for name in ("PATH", "HOME", "FAKE_NETLAB_STATE"):
+        monkeypatch.setenv(name, fake.environment()[name])
+    return fake
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "work_dir": tmp_path / "labs",
+        "lock_dir": tmp_path / "locks",
+        "acquire_poll": 0.05,
+        "kill_grace": 0.2,
+        "teardown_retries": 1,
+    }
+
+
+@pytest.fixture
+def new_manager(host: FakeNetlab, settings: dict[str, Any]) -> Iterator[Manage]:
+    made: list[LabManager] = []
+
+    def make(**changes: object) -> LabManager:
+        made.append(LabManager(Settings.model_validate({**settings, **changes})))
+        return made[-1]
+
+    yield make
+    host.control()
+    for manager in made:
+        manager.cleanup()
+
+
+@pytest.fixture
+def manager(new_manager: Manage) -> LabManager:
+    return new_manager()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """A topology file."""
+
+    def make(name: str = "routers.yml", text: str | None = None, **knobs: Any) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text or topology_text(2, **knobs))
+        return path
+
+    return make
+
+
+def folders(settings: dict[str, Any]) -> list[Path]:
+    return list(settings["work_dir"].iterdir()) if settings["work_dir"].exists() else []
+
+
+def names(devices: list[Any] | None) -> list[str] | None:
+    return None if devices is None else [device.name for device in devices]
+
+
+def python(script: str, host: FakeNetlab, settings: dict[str, Any], *arguments: object) -> subprocess.Popen[str]:
+    """A process of its own with a lab manager `manager` on the same host."""
+    flags = {name: str(value) for name, value in settings.items()}
+    head = (
+        "import sys, logging; from pathlib import Path\n"
+        "from neops_remote_lab.netlab.lab_manager import LabManager\n"
+        "from neops_remote_lab.settings import read_settings\n"
+        f"manager = LabManager(read_settings({flags!r}))\n"
+    )
+    environment = host.environment() | {"PYTHONPATH": str(Path(neops_remote_lab.__path__[0]).parent)}
+    return subprocess.Popen(
+        [sys.executable, "-c", head + script, *map(str, arguments)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# Acquire and release
+
+
+def test_a_lab_lives_from_its_first_acquire_to_its_last_release(
+    manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    topology = write()
+    assert names(manager.acquire(topology)) == ["r1", "r2"]
+    assert names(manager.try_acquire(topology)) == ["r1", "r2"]
+    assert (manager.status().ref_count, manager.status().state) == (2, "running")
+    manager.release(topology)
+    assert (manager.status().ref_count, len(host.containers())) == (1, 2)
+    manager.release(topology)
+    assert (manager.status().running, manager.status().state) == (False, "none")
+    assert host.is_clean()
+    assert folders(settings) == []
+    assert [argv[0] for argv in host.invocations()] == ["up", "inspect", "down"]
+
+
+def test_the_same_bytes_under_another_name_are_the_same_lab(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    manager.acquire(write("one.yml"))
+    manager.acquire(write("elsewhere/two.yml"))
+    assert (manager.status().topology, manager.status().ref_count) == ("one.yml", 2)
+    manager.release(write("elsewhere/two.yml"))
+    manager.release(write("one.yml"))
+    assert host.is_clean()
+    assert len(host.invocations("up")) == 1
+
+
+def test_a_busy_host_is_told_at_once(manager: LabManager, settings: dict[str, Any], write: Callable[..., Path]) -> None:
+    topology = write()
+    manager.acquire(topology)
+    assert manager.try_acquire(topology, reuse=False) is None
+    assert manager.try_acquire(write("other.yml", topology_text(1))) is None
+    assert manager.status().ref_count == 1
+    assert len(folders(settings)) == 1
+
+
+def test_an_acquire_waits_until_the_host_is_free(manager: LabManager, write: Callable[..., Path]) -> None:
+    first, second = write("one.yml", down_seconds=0.2), write("two.yml", topology_text(1))
+    manager.acquire(first)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(manager.acquire, second)
+        assert manager.try_acquire(second) is None
+        manager.release(first)
+        assert names(waiting.result(20)) == ["r1"]
+    manager.release(second)
+
+
+def test_threads_that_want_the_same_lab_start_it_once(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    topology = write(start_seconds=0.3)
+    with ThreadPoolExecutor(5) as pool:
+        found = [pool.submit(manager.acquire, topology) for _ in range(5)]
+        assert [names(one.result(20)) for one in found] == [["r1", "r2"]] * 5
+    assert (manager.status().ref_count, len(host.invocations("up"))) == (5, 1)
+    for _ in range(5):
+        manager.release(topology)
+    assert host.is_clean()
+
+
+def test_threads_that_want_different_labs_get_them_one_after_the_other(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    def use(number: int) -> list[str] | None:
+        topology = write(f"t{number}.yml", topology_text(number))
+        found = names(manager.acquire(topology))
+        manager.release(topology)
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [len(found or []) for found in pool.map(use, (1, 2, 3))] == [1, 2, 3]
+    assert host.violations() == []
+    assert host.is_clean()
+
+
+def test_cleanup_takes_the_lab_from_whoever_holds_it(
+    manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    topology = write()
+    for _ in range(3):
+        manager.acquire(topology)
+    manager.cleanup()
+    assert host.is_clean()
+    assert folders(settings) == []
+    manager.cleanup()
+    with pytest.raises(RuntimeError, match="nothing to release"):
+        manager.release(topology)
+
+
+def test_only_the_topology_that_runs_can_be_released(manager: LabManager, write: Callable[..., Path]) -> None:
+    topology, other = write(), write("other.yml", topology_text(1))
+    manager.acquire(topology)
+    with pytest.raises(ValueError, match=r"other\.yml is not the topology that runs"):
+        manager.release(other)
+    assert manager.status().ref_count == 1
+
+
+@pytest.mark.parametrize("name", ["routers.yaml", "routers.txt", "routers"])
+def test_only_yml_files_are_taken(manager: LabManager, host: FakeNetlab, write: Callable[..., Path], name: str) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.yml"):
+        manager.acquire(write(name))
+    assert host.invocations() == []
+
+
+def test_a_missing_topology_is_told_as_such(manager: LabManager, settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        manager.acquire(tmp_path / "missing.yml")
+    assert folders(settings) == []
+
+
+def test_the_topology_may_change_while_its_lab_runs(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    manager.acquire(write())
+    assert manager.try_acquire(write(text=topology_text(3))) is None
+    manager.release(write())
+    assert names(manager.acquire(write(text=topology_text(3)))) == ["r1", "r2", "r3"]
+
+
+# Devices
+
+
+def test_devices_are_read_by_one_process_whatever_their_number(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    for nodes in (1, 4, 16):
+        topology = write(f"t{nodes}.yml", topology_text(nodes))
+        before = len(host.invocations())
+        assert len(manager.acquire(topology)) == nodes
+        manager.release(topology)
+        assert [argv[0] for argv in host.invocations()[before:]] == ["up", "inspect", "down"]
+
+
+def test_devices_are_read_one_by_one_where_netlab_cannot_give_them_together(
+    new_manager: Manage, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    together = new_manager()
+    topology = write()
+    expected = together.acquire(topology)
+    together.release(topology)
+    host.control(fail="expression")
+    one_by_one = new_manager()
+    assert one_by_one.acquire(topology) == expected
+    one_by_one.release(topology)
+
+
+def test_the_external_provider_is_answered(manager: LabManager, host: FakeNetlab, write: Callable[..., Path]) -> None:
+    topology = write(text=topology_text(2, provider="external"))
+    assert names(manager.acquire(topology)) == ["r1", "r2"]
+    manager.release(topology)
+    assert host.is_clean()
+
+
+def test_more_arguments_reach_netlab_up(new_manager: Manage, host: FakeNetlab, write: Callable[..., Path]) -> None:
+    new_manager(netlab_up_args=("--no-config", "-v")).acquire(write())
+    assert host.invocations("up") == [["up", "routers.yml", "--no-config", "-v"]]
+
+
+# Failure
+
+
+@pytest.mark.parametrize("phase", ["probe", "start", "config"])
+def test_a_start_that_fails_leaves_nothing_and_the_next_one_works(
+    manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path], phase: str
+) -> None:
+    host.control(fail=phase)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        manager.acquire(write())
+    assert failed.value.stderr
+    assert host.is_clean()
+    assert folders(settings) == []
+    assert manager.status().state == "none"
+    host.control()
+    assert names(manager.acquire(write())) == ["r1", "r2"]
+
+
+def test_a_topology_that_netlab_rejects_is_told_in_its_words(
+    manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    with pytest.raises(ValueError, match="Invalid topology attribute 'colour'"):
+        manager.acquire(write(text=topology_text(1) + "colour: red\n"))
+    assert host.is_clean()
+    assert folders(settings) == []
+
+
+def test_a_start_that_takes_too_long_leaves_nothing(
+    new_manager: Manage, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    host.control(hang="start", stubborn=True, hang_child=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        new_manager(up_timeout=1).acquire(write())
+    assert host.is_clean()
+    assert folders(settings) == []
+
+
+def test_without_netlab_the_lock_is_free_again(
+    new_manager: Manage, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        new_manager(netlab="no-such-netlab").acquire(write())
+    assert folders(settings) == []
+    assert names(new_manager().try_acquire(write())) == ["r1", "r2"]
+
+
+def test_an_interrupt_ends_a_start(manager: LabManager, host: FakeNetlab, write: Callable[..., Path]) -> None:
+    host.control(hang="start")
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(manager.acquire, write())
+        wait_until(lambda: any(line["event"] == "hang" for line in host.log()), 20)
+        host.control()
+        manager.interrupt()
+        with pytest.raises(InterruptedError):
+            starting.result(20)
+    assert host.is_clean()
+    assert manager.status().state == "none"
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"leak_containers": 1},
+        {"fail": "down"},
+        {"fail": "down_probe"},
+        {"fail": "down", "fail_times": 1},
+        {"hang": "down"},
+    ],
+    ids=["containers are left", "refused", "nothing done", "refused once", "never ends"],
+)
+def test_a_teardown_is_repeated_until_nothing_is_left(
+    new_manager: Manage, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path], knobs: dict[str, Any]
+) -> None:
+    manager, topology = new_manager(down_timeout=1), write()
+    manager.acquire(topology)
+    host.control(**knobs)
+    manager.release(topology)
+    assert host.is_clean()
+    assert folders(settings) == []
+
+
+def test_what_is_left_is_named_and_the_host_stays_taken(
+    manager: LabManager, new_manager: Manage, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    topology = write()
+    manager.acquire(topology)
+    host.control(leak_containers=1, docker_rm_fails=True)
+    with pytest.raises(RuntimeError, match=r"container clab-routers-r\d is left"):
+        manager.release(topology)
+    assert manager.status().state == "stopping"
+    assert new_manager().try_acquire(topology) is None
+    host.control()
+    assert manager.tear_down() == []
+    assert host.is_clean()
+    assert names(new_manager().try_acquire(topology)) == ["r1", "r2"]
+
+
+def test_a_host_that_cannot_be_looked_at_counts_as_not_clean(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    topology = write()
+    manager.acquire(topology)
+    host.control(docker_unreachable=True)
+    with pytest.raises(RuntimeError, match="cannot be told"):
+        manager.release(topology)
+    host.control()
+    assert manager.tear_down() == []
+
+
+# Other processes
+
+
+def test_another_process_is_kept_out_for_as_long_as_the_lab_lives(
+    manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    topology = write()
+    script = "print([d.name for d in manager.try_acquire(Path(sys.argv[1])) or []])\nmanager.cleanup()"
+
+    def other() -> str:
+        return python(script, host, settings, topology).communicate(timeout=60)[0]
+
+    manager.acquire(topology)
+    assert other() == "[]\n"
+    assert manager.status().running
+    manager.release(topology)
+    assert other() == "['r1', 'r2']\n"
+    assert host.is_clean()
+    assert host.violations() == []
+
+
+def test_another_process_waits_for_its_turn(
+    manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    topology = write()
+    manager.acquire(topology)
+    script = (
+        "print('waits', flush=True)\nprint([d.name for d in manager.acquire(Path(sys.argv[1]))])\nmanager.cleanup()"
+    )
+    with python(script, host, settings, topology) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "waits\n"
+        assert other.poll() is None
+        manager.release(topology)
+        assert other.communicate(timeout=60)[0] == "['r1', 'r2']\n"
+    assert host.violations() == []
+
+
+def test_a_process_that_was_killed_gives_the_host_free(
+    manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    topology = write()
+    script = "manager.acquire(Path(sys.argv[1]))\nprint('up', flush=True)\nsys.stdin.read()"
+    with python(script, host, settings, topology) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "up\n"
+        assert manager.try_acquire(topology) is None
+        other.kill()
+    assert manager.sweep(folders(settings)) == []
+    assert host.is_clean()
+    assert names(manager.try_acquire(topology)) == ["r1", "r2"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["", "sys.exit(3)", "raise SystemExit", "import threading; threading.Thread(target=lambda: None).start()"],
+    ids=["end", "exit", "SystemExit", "threads"],
+)
+def test_a_process_that_ends_without_a_release_leaves_nothing_and_says_nothing(
+    host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path], end: str
+) -> None:
+    script = "logging.basicConfig(level='DEBUG', stream=sys.stdout); logging.disable(); logging.disable(0)\n"
+    script += f"manager.acquire(Path(sys.argv[1]))\nlogging.getLogger().handlers[0].flush(); print('---')\n{end}"
+    out, err = python(script, host, settings, write()).communicate(timeout=60)
+    assert out.endswith("---\n")
+    assert err == ""
+    assert host.is_clean()
+    assert folders(settings) == []
+    assert len(host.invocations("down")) == 1
+
+
+def test_a_process_that_fails_shows_its_own_error_and_leaves_nothing(
+    host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    script = "manager.acquire(Path(sys.argv[1]))\nraise ValueError('mine')"
+    out, err = python(script, host, settings, write()).communicate(timeout=60)
+    assert out == ""
+    assert err.rstrip().endswith("ValueError: mine")
+    assert host.is_clean()
+
+
+# The rest
+
+
+def test_the_status_never_waits_for_netlab(manager: LabManager, host: FakeNetlab, write: Callable[..., Path]) -> None:
+    topology = write(start_seconds=1)
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(manager.acquire, topology)
+        wait_until(lambda: host.invocations("up"), 20)
+        assert (manager.status().state, manager.status().running) == ("starting", False)
+        assert not starting.done()
+        assert starting.result(20)
+    assert manager.netlab_status() == "started"
+    manager.release(topology)
+
+
+def test_no_thread_or_process_is_left_of_a_lab(manager: LabManager, write: Callable[..., Path]) -> None:
+    before = threading.active_count()
+    topology = write()
+    manager.acquire(topology)
+    manager.release(topology)
+    wait_until(lambda: threading.active_count() <= before)
+
+
+def test_without_settings_the_environment_counts(
+    host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("work_dir", "lock_dir"):
+        monkeypatch.setenv(f"NEOPS_REMOTE_LAB_{name.upper()}", str(settings[name]))
+    monkeypatch.setenv("NEOPS_REMOTE_LAB_NETLAB_UP_ARGS", "--no-config")
+    manager, topology = LabManager(), write()
+    assert read_settings({}).work_dir == settings["work_dir"]
+    manager.acquire(topology)
+    manager.release(topology)
+    assert host.invocations("up") == [["up", "routers.yml", "--no-config"]]
