@@ -4,6 +4,7 @@ PYTHON ?= python3
 EXTRAS ?= netlab,fast
 AUDIT  ?= optional
 PYTEST_ARGS ?=
+KILLS ?= 300
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -66,7 +67,7 @@ bench-full: $(READY)  ## the same with more rounds, and a whole run on the real 
 	$(RUN) $(BIN)/python -m bench --full $(BENCH_ARGS)
 
 chaos: $(READY)  ## long tests that kill, cut off and fill up
-	$(RUN) $(BIN)/python -m pytest tests/chaos -m chaos $(PYTEST_ARGS)
+	$(RUN) REMOTE_LAB_CHAOS_KILLS=$(KILLS) $(BIN)/python -m pytest tests/chaos -m chaos -s $(PYTEST_ARGS)
 
 clean:  ## remove all that these targets have made
 	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist

@@ -9,6 +9,7 @@ import os
 import socket
 import sqlite3
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 from starlette.applications import Starlette
 from yaml import YAMLError
 
-from neops_remote_lab import __version__
+from neops_remote_lab import __version__, show_queue
 from neops_remote_lab.netlab.lab_manager import open_lock
 from neops_remote_lab.server import create_app
 from neops_remote_lab.settings import Settings, add_flags, parse_settings, refuse
@@ -33,7 +34,12 @@ CONNECTIONS_TIMEOUT: Final = 5
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which begins to drain with the first signal and ends at once with the second."""
+    """uvicorn, which begins to drain with the first signal, and ends at once with the second, or when time is up."""
+
+    def __init__(self, config: uvicorn.Config, exit_timeout: float) -> None:
+        """`exit_timeout`: seconds that the end may take, from the first signal on."""
+        super().__init__(config)
+        self._exit_timeout = exit_timeout
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Called by the signal; uvicorn then waits for open calls, so those that are held must be woken now."""
@@ -41,22 +47,35 @@ class Server(uvicorn.Server):
             logger.warning("a second signal: the server ends at once")
             os._exit(128 + sig)
         self.should_exit = True
+        # A thread that waits for netlab would keep the process alive for as long as netlab hangs.
+        final = threading.Timer(self._exit_timeout, self._give_up)
+        final.daemon = True
+        final.start()
         app = self.config.app
         if isinstance(app, Starlette) and hasattr(app.state, "services"):
             # Not in the signal's own context, which may be in the middle of anything.
             asyncio.get_running_loop().call_soon_threadsafe(app.state.services.drain)
 
+    def _give_up(self) -> None:
+        seconds = self._exit_timeout
+        logger.error("the lab is not down after %g s (--exit-timeout): the next server removes it", seconds)
+        os._exit(1)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Start the server; the program's exit status is not 0 when it cannot."""
+    """Start the server, or run a sub-command; the program's exit status is not 0 when it cannot."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["queue"]:
+        show_queue.main(words[1:])
+        return
     parser = argparse.ArgumentParser(
         prog="neops-remote-lab",
-        description="Shares the netlab lab host that it runs on.",
+        description="Shares the netlab lab host that it runs on. `neops-remote-lab queue` shows who waits.",
         epilog="Every flag has an environment variable NEOPS_REMOTE_LAB_FLAG; the flag wins.",
     )
     parser.add_argument("--version", action="version", version=f"neops-remote-lab {__version__}")
     add_flags(parser)
-    settings = parse_settings(parser, arguments)
+    settings = parse_settings(parser, words)
     lock = hold_host(settings)
     try:
         serve(settings)
@@ -113,7 +132,7 @@ def serve(settings: Settings) -> None:
         refuse(f"the work folder {settings.work_dir} cannot be made: {error.strerror}. Name another with --work-dir")
     level = "DEBUG" if settings.debug else settings.log_level
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    server = Server(_uvicorn_config(settings, level))
+    server = Server(_uvicorn_config(settings, level), settings.exit_timeout)
     server.run()
     if not server.started:
         refuse(f"the server could not start on {settings.host}:{settings.port}; the lines above say why")

@@ -433,10 +433,7 @@ class LabService:
         return self._devices()
 
     async def close(self, *, keep: bool) -> None:
-        """End what runs; keep a lab that is up for the next server, or tear it down.
-
-        Cancelled when its time is over: what is left then is the next server's to remove.
-        """
+        """End what runs; keep a lab that is up for the next server, or tear it down."""
         self._manager.keep()  # from here on it is this method's business, not that of the end of the process
         self.stop_starting(SERVER_ENDED)
         if self._operation:

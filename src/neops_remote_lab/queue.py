@@ -102,6 +102,10 @@ class SessionQueue:
         """Whether a session holds the lab host."""
         return self.active is not None and self.active.session_id == session_id
 
+    def renew_all(self) -> None:
+        """Give every session its full time again."""
+        self._roster.renew_all(self._clock.monotonic())
+
     def renew(self, session_id: str) -> bool:
         """Note contact; whether the session is live."""
         if session_id not in self._roster:

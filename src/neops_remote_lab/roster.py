@@ -113,6 +113,11 @@ class Roster:
         self._contacts[session_id] = now
         self._contacts.move_to_end(session_id)
 
+    def renew_all(self, now: float) -> None:
+        """Note contact with everybody: time in which nobody could be heard counts against nobody."""
+        for session_id in self._contacts:
+            self._contacts[session_id] = now
+
     def call_opened(self, session_id: str) -> None:
         """A call of the session began: the session is not silent while it is open."""
         self._open_calls[session_id] += 1

@@ -63,7 +63,8 @@ async def get_session(request: Request) -> Response:
     if services.queue.place(session_id) is None:
         raise await _not_live(services, session_id, gone=True)
     with services.queue.open_call(session_id):
-        await services.queue.wait_until_active(session_id, seconds)
+        held = services.queue.wait_until_active(session_id, seconds)
+        await (_while_connected(request, held) if seconds else held)  # who has gone away is in contact no more
     if (place := services.queue.place(session_id)) is None:
         raise await _not_live(services, session_id, gone=True)
     answer = SessionStatusResponseDto(

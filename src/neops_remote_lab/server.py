@@ -1,6 +1,5 @@
 """The HTTP service: routes, errors, and the lifespan."""
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -20,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from neops_remote_lab import __version__, openapi, routes
 from neops_remote_lab.clock import Clock
-from neops_remote_lab.services import Keeper, Services, build_services
+from neops_remote_lab.services import Keeper, build_services
 from neops_remote_lab.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
         keeper = Keeper(services)
         async with contextlib.AsyncExitStack() as ends:  # each end is tried, whatever became of the others
             ends.push_async_callback(services.database.close)
-            ends.push_async_callback(_close_lab, services)
+            ends.push_async_callback(services.labs.close, keep=settings.on_exit == "keep")
             ends.push_async_callback(services.preparations.close)
             ends.push_async_callback(keeper.stop)
             ends.callback(services.drain)
@@ -56,15 +55,6 @@ def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
             Exception: _unexpected,
         },
     )
-
-
-async def _close_lab(services: Services) -> None:
-    seconds = services.settings.exit_timeout
-    try:
-        async with asyncio.timeout(seconds):
-            await services.labs.close(keep=services.settings.on_exit == "keep")
-    except TimeoutError:
-        logger.error("the lab is not down after %g s (--exit-timeout): the next server removes it", seconds)  # noqa: TRY400
 
 
 def _routes() -> list[BaseRoute]:

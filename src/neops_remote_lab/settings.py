@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from platformdirs import user_state_path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 ENVIRONMENT_PREFIX = "NEOPS_REMOTE_LAB_"
 STATE = user_state_path("neops-remote-lab")
@@ -58,7 +58,9 @@ class Settings(BaseModel):
     lab_host: str = Field(
         default_factory=socket.gethostname, description="this host's name in the database (default: its host name)"
     )
-    work_dir: Path = Field(STATE / "labs", description="folder in which each lab gets a work folder")
+    work_dir: Annotated[Path, AfterValidator(Path.absolute)] = Field(
+        STATE / "labs", description="folder in which each lab gets a work folder"
+    )
     lock_dir: Path = Field(
         default_factory=shared_lock_dir,
         description="folder of the host's lock files: the same for every user of the host",

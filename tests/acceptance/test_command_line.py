@@ -20,7 +20,7 @@ import pytest
 import neops_remote_lab
 from tests.chaos.shell import ask, container_ids, fake, in_background, lab, locked, wait_for_event
 from tests.fakes import install_fake_netlab, topology_text, wait_until
-from tests.server import LabServer, running_server
+from tests.server import LabServer, free_port, running_server
 
 TOPOLOGY = topology_text(2)
 
@@ -332,3 +332,34 @@ def test_a_second_signal_ends_the_server_at_once(lab_server: LabServer) -> None:
     assert lab_server.wait(5) == 128 + signal.SIGTERM
     for line in wait_for_event(fake(lab_server), "hang"):
         os.kill(line["pid"], signal.SIGKILL)
+
+
+def test_the_queue_is_shown_in_a_terminal(lab_server: LabServer) -> None:
+    holder = lab_server.join(client="ann@office", purpose="nightly")
+    lab_server.join(client="bob@office")
+    assert lab_server.acquire(holder, topology_text(1), "ospf.yml").status_code == 200
+    command = [sys.executable, "-m", "neops_remote_lab", "queue", "--url", lab_server.url]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert shown[0].split() == [
+        "position",
+        "session",
+        "state",
+        "since",
+        "last",
+        "seen",
+        "client",
+        "purpose",
+        "topology",
+    ]
+    assert shown[1].split()[:3] == ["0", holder[:8], "active"]
+    assert shown[1].split()[-3:] == ["ann@office", "nightly", "ospf.yml"]
+    assert shown[2].split()[0] == "1"
+    assert holder not in "".join(shown)
+
+
+def test_a_queue_that_cannot_be_asked_for_says_where_it_was_looked_for() -> None:
+    command = [sys.executable, "-m", "neops_remote_lab", "queue", "--url", f"http://127.0.0.1:{free_port()}"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 1
+    assert "Is the server running there? Name another address with --url" in shown.stderr
+    assert "Traceback" not in shown.stderr

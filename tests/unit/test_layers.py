@@ -15,7 +15,7 @@ NAME = neops_remote_lab.__name__
 
 SERVER = (
     {"__main__"},
-    {"server"},
+    {"server", "show_queue"},
     {"routes"},
     {"services"},
     {"labs", "preparations", "queue"},

@@ -51,12 +51,15 @@ class LabStore:
         await self._execute(_of(lab_id).where(LAB.c.state != "ended").values(state="stopping"))
 
     async def ended(self, lab_id: str, outcome: str, now: datetime) -> None:
-        """Note that nothing is left of a lab, and why it ended; its references end with it."""
+        """Note that nothing is left of a lab, and why it ended; its references end with it.
+
+        They lose their keys: an acquire whose answer was lost together with its lab is repeated as a new one.
+        """
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(_of(lab_id).values(state="ended", outcome=outcome, ended_at=now, devices=None))
             held = update(LAB_REFERENCE).where(LAB_REFERENCE.c.lab_id == lab_id, _HELD)
-            await connection.execute(held.values(released_at=now))
+            await connection.execute(held.values(released_at=now, idempotency_key=None))
 
         await self._database.write(work)
 

@@ -1,0 +1,52 @@
+"""`neops-remote-lab queue`: who holds the lab host, and who waits, in a terminal."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import httpx
+from pydantic import ValidationError
+
+from neops_remote_lab.models import QueueDto, QueueEntryDto
+from neops_remote_lab.settings import refuse
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+TIMEOUT = 10.0
+"""Seconds for the answer."""
+HEADINGS = ("position", "session", "state", "since", "last seen", "client", "purpose", "topology")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the queue of a server; the program's exit status is not 0 when it does not answer."""
+    parser = argparse.ArgumentParser(
+        prog="neops-remote-lab queue", description="Shows who holds the lab, and who waits."
+    )
+    parser.add_argument("--url", default=os.environ.get("REMOTE_LAB_URL", DEFAULT_URL), help="address of the server")
+    url = parser.parse_args(arguments).url
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/queue", timeout=TIMEOUT).raise_for_status()
+        queue = QueueDto.model_validate_json(answer.content)
+    except (httpx.HTTPError, httpx.InvalidURL, ValidationError) as error:
+        refuse(f"no queue at {url}: {error}. Is the server running there? Name another address with --url")
+    sys.stdout.write(table(queue))
+
+
+def table(queue: QueueDto) -> str:
+    """The queue as lines of text."""
+    if queue.quarantined:
+        note = f"quarantined, nobody is made active: {queue.quarantined}\n"
+    else:
+        note = "" if queue.sessions else "nobody waits, and nobody holds the lab\n"
+    rows = [HEADINGS, *map(_row, queue.sessions)] if queue.sessions else []
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    hidden = queue.length - len(queue.sessions)
+    return note + "".join(f"{line}\n" for line in lines) + (f"… and {hidden} more\n" if hidden else "")
+
+
+def _row(entry: QueueEntryDto) -> tuple[str, ...]:
+    since = entry.age_seconds if entry.active_seconds is None else entry.active_seconds
+    times = (f"{since:.0f} s", f"{entry.last_seen_seconds:.0f} s ago")
+    labels = (entry.client or "-", entry.purpose or "-", entry.topology or "-")
+    return (str(entry.position), entry.session_id, entry.status, *times, *labels)

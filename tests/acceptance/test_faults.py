@@ -1,0 +1,420 @@
+"""Trouble around the server: disk, database, netlab, clients, clock. Each has an outcome that says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from neops_remote_lab.clock import Clock
+from neops_remote_lab.server import create_app
+from neops_remote_lab.settings import read_settings
+from neops_remote_lab.store import migrate
+from tests.chaos.shell import ask, fake, in_background, is_active, is_running, lab, locked, queue, sql, wait_for_event
+from tests.fakes import install_fake_netlab, topology_text, wait_until
+from tests.server import LabServer, running_server
+
+TOPOLOGY = topology_text(nodes=2)
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={2 * MEGABYTE}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Leave no byte free; the file that takes the room."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 512):
+                pass
+        except OSError:
+            pass
+    return filler
+
+
+def is_refused_for_now(answer: httpx.Response, word: str) -> bool:
+    """Whether the answer says what is wrong with the database and that it is worth trying again."""
+    detail = answer.json()["detail"]
+    return answer.status_code == 503 and word in detail and "try again" in detail and "Retry-After" in answer.headers
+
+
+# The disk
+
+
+def test_a_full_disk_refuses_what_cannot_be_kept(tmp_path: Path, small_disk: Path) -> None:
+    database = small_disk / "remote-lab.sqlite3"
+    with running_server(tmp_path / "server", database=f"sqlite+aiosqlite:///{database}") as server:
+        sessions = [server.join() for _ in range(3)]
+        filler = fill(small_disk)
+        for _ in range(2000):  # there is room inside the files that SQLite has already
+            answer = httpx.post(f"{server.url}/session", json={"purpose": "x" * 200})
+            if answer.status_code != 201:
+                break
+            sessions.append(answer.json()["session_id"])
+        assert is_refused_for_now(answer, "full")
+        assert httpx.get(f"{server.url}/healthz").status_code == 204
+        assert server.place(sessions[1])["position"] == 1
+
+        filler.unlink()
+        sessions.append(server.join())
+        server.restart()
+        assert [server.place(session_id)["position"] for session_id in sessions] == list(range(len(sessions)))
+        assert ask(server, sessions[0], "DELETE", f"/session/{sessions[0]}").status_code == 204
+        assert is_active(server, sessions[1])
+
+
+def test_an_upload_to_a_full_disk_is_refused_and_leaves_nothing(tmp_path: Path, small_disk: Path) -> None:
+    with running_server(tmp_path / "server", work_dir=str(small_disk / "labs")) as server:
+        session_id = server.join()
+        large = [("topology", ("topology.yml", TOPOLOGY)), ("extra_files", ("large.bin", b"x" * 3 * MEGABYTE))]
+        answer = ask(server, session_id, "POST", "/lab", files=large)
+        assert answer.status_code == 507
+        assert "Free the disk" in answer.json()["detail"]
+        assert list((small_disk / "labs").iterdir()) == []
+
+        filler = fill(small_disk)
+        answer = server.acquire(session_id, TOPOLOGY)
+        assert answer.status_code in {500, 507}
+        assert list((small_disk / "labs").iterdir()) == []
+        filler.unlink()
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+
+
+# The database
+
+
+def test_a_locked_database_refuses_what_it_cannot_keep_and_goes_on(tmp_path: Path) -> None:
+    with running_server(tmp_path, busy_timeout="0.3", waiting_timeout="600") as server:
+        holder, waiting = server.join(), server.join()
+        with locked(server.database):
+            assert is_refused_for_now(httpx.post(f"{server.url}/session"), "locked")
+            assert is_refused_for_now(ask(server, holder, "DELETE", f"/session/{holder}"), "locked")
+            assert is_active(server, holder)
+            assert ask(server, waiting, "POST", "/session/heartbeat").status_code == 204
+            assert httpx.get(f"{server.url}/healthz").status_code == 204
+        assert ask(server, holder, "DELETE", f"/session/{holder}").status_code == 204
+        assert is_active(server, waiting)
+        assert server.join()
+
+
+def test_a_database_that_is_locked_while_a_lab_starts_leaves_nothing(tmp_path: Path) -> None:
+    with running_server(tmp_path, busy_timeout="0.3") as server:
+        fake(server).control(config_seconds=0.5)
+        session_id = server.join()
+        with in_background(server.acquire, session_id, TOPOLOGY) as call:
+            wait_for_event(fake(server), "phase", phase="config")
+            with locked(server.database):
+                assert is_refused_for_now(call.result(), "locked")
+        wait_until(lambda: sql(server.database, "SELECT count(*) FROM lab WHERE state <> 'ended'") == [(0,)])
+        wait_until(server.is_clean)
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+        with locked(server.database):
+            assert is_refused_for_now(ask(server, session_id, "POST", "/lab/release"), "locked")
+        assert lab(server, session_id)["ref_count"] == 1
+        assert ask(server, session_id, "POST", "/lab/release").status_code == 204
+        wait_until(server.is_clean)
+        assert fake(server).violations() == []
+
+
+def test_a_time_out_during_a_lock_is_made_up_for(tmp_path: Path) -> None:
+    with running_server(tmp_path, busy_timeout="0.1", waiting_timeout="1", active_timeout="1") as server:
+        silent = server.join()
+        with locked(server.database):
+            wait_until(lambda: "cannot be used" in server.log.read_text())
+            assert httpx.get(f"{server.url}/active-session").status_code == 200
+        wait_until(lambda: queue(server)["length"] == 0)
+        assert httpx.get(f"{server.url}/session/{silent}").status_code == 410
+        assert "can be used again" in server.log.read_text()
+
+
+def garbage(database: Path) -> None:
+    database.write_bytes(b"this is no database\n" * 500)
+
+
+def of_another_program(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE customer (name)")
+
+
+def of_a_newer_version(database: Path) -> None:
+    migrate(f"sqlite+aiosqlite:///{database}")
+    sql(database, "UPDATE alembic_version SET version_num = '9999'")
+
+
+def a_folder(database: Path) -> None:
+    database.mkdir()
+
+
+def damaged(database: Path) -> None:
+    migrate(f"sqlite+aiosqlite:///{database}")
+    with database.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (database.stat().st_size - 4096))
+
+
+@pytest.mark.parametrize("spoil", [garbage, of_another_program, of_a_newer_version, a_folder, damaged])
+def test_a_database_that_cannot_be_used_stops_the_start(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
+    spoil(server.database)
+    server.launch()
+    assert server.wait(30) == 1
+    message = server.log.read_text()
+    assert str(server.database) in message
+    assert "--database" in message
+    assert "Traceback" not in message
+
+
+def test_a_read_only_database_stops_the_start(tmp_path: Path, small_disk: Path) -> None:
+    server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
+    server.settings["database"] = f"sqlite+aiosqlite:///{small_disk / 'remote-lab.sqlite3'}"
+    try:
+        server.start()
+        session_id = server.join()
+        server.stop()
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        server.launch()
+        assert server.wait(30) != 0
+        assert "--database" in server.log.read_text()
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+        server.start()
+        assert is_active(server, session_id)
+    finally:
+        server.close()
+
+
+# netlab
+
+
+def test_a_netlab_that_is_missing_is_named_and_can_be_installed_later(tmp_path: Path) -> None:
+    netlab = tmp_path / "later" / "netlab"
+    with running_server(tmp_path, netlab=str(netlab)) as server:
+        ready = httpx.get(f"{server.url}/readyz")
+        assert ready.status_code == 503
+        assert "install it" in ready.json()["detail"]
+        session_id = server.join()
+        answer = server.acquire(session_id, TOPOLOGY)
+        assert answer.status_code == 500
+        assert "--netlab" in answer.json()["detail"]
+        wait_until(server.is_clean)
+        netlab.parent.mkdir()
+        netlab.symlink_to(fake(server).bin / "netlab")
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+
+
+@pytest.mark.parametrize("moment", ["create", "probe", "start", "config", "inspect"])
+def test_a_netlab_that_hangs_is_ended_with_its_children(tmp_path: Path, moment: str) -> None:
+    limits = {"up_timeout": "1", "command_timeout": "1", "create_timeout": "1", "kill_grace": "0.2"}
+    with running_server(tmp_path, **limits) as server:
+        session_id, waiting = server.join(), server.join()
+        fake(server).control(hang=moment, hang_child=True, stubborn=True)
+        with in_background(server.acquire, session_id, TOPOLOGY) as call:
+            wait_for_event(fake(server), "hang", 2)
+            assert server.place(waiting)["position"] == 1  # everybody else is served meanwhile
+            fake(server).control()
+            answer = call.result()
+        pids = [line["pid"] for line in fake(server).log() if line["event"] == "hang"]
+        assert answer.status_code in {200, 500}  # 200: what hung could be done in another way
+        if answer.status_code == 500:
+            assert "took longer than 1 s" in answer.json()["detail"]
+            wait_until(server.is_clean)
+        assert not any(is_running(pid) for pid in pids)
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+        assert fake(server).violations() == []
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_teardown_that_hangs_is_ended_and_done_by_force(tmp_path: Path, stubborn: bool) -> None:
+    with running_server(tmp_path, down_timeout="1", kill_grace="0.2") as server:
+        session_id, waiting = server.join(), server.join()
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+        fake(server).control(hang="down", hang_child=True, stubborn=stubborn)
+        assert ask(server, session_id, "DELETE", f"/session/{session_id}").status_code == 204
+        assert is_active(server, waiting)
+        answer = server.acquire(waiting, TOPOLOGY)  # every attempt hangs: the containers are removed one by one
+        assert answer.status_code == 200, answer.text
+        assert fake(server).violations() == []
+        assert len(server.work_folders()) == 1
+        assert not any(is_running(line["pid"]) for line in fake(server).log() if line["event"] == "hang")
+
+
+def test_a_netlab_that_is_killed_takes_its_children_along(lab_server: LabServer) -> None:
+    session_id = lab_server.join()
+    fake(lab_server).control(hang="start", hang_child=True)
+    with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
+        leader, child = sorted(wait_for_event(fake(lab_server), "hang", 2), key=lambda line: bool(line["child"]))
+        fake(lab_server).control()
+        os.kill(leader["pid"], signal.SIGKILL)  # as the kernel does when memory is short
+        answer = call.result()
+    assert answer.status_code == 500
+    assert "-9" in answer.json()["detail"]
+    wait_until(lambda: not is_running(child["pid"]), 5)
+    wait_until(lab_server.is_clean)
+
+
+def test_a_netlab_that_prints_megabytes_fills_no_answer(lab_server: LabServer) -> None:
+    session_id = lab_server.join()
+    fake(lab_server).control(spam_bytes=20 * MEGABYTE, config_seconds=1, fail="inspect")
+    with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
+        wait_for_event(fake(lab_server), "phase", phase="config")
+        fake(lab_server).control()  # the devices are read again at the end, and then nothing is in the way
+        answer = call.result()
+    assert answer.status_code == 200, answer.text
+    log = ask(lab_server, session_id, "GET", "/lab/log")
+    assert log.status_code == 200
+    assert len(log.content) <= 9 * MEGABYTE
+    assert ask(lab_server, session_id, "DELETE", "/lab").status_code == 202
+    wait_until(lab_server.is_clean)
+
+    fake(lab_server).control(spam_bytes=20 * MEGABYTE, fail="config")
+    answer = lab_server.acquire(session_id, TOPOLOGY)
+    assert answer.status_code == 500
+    assert len(answer.content) < 20_000
+    assert "netlab initial failed" in answer.json()["detail"]
+    wait_until(lab_server.is_clean)
+
+
+def test_devices_that_cannot_be_read_are_no_fault_of_the_topology(lab_server: LabServer) -> None:
+    session_id = lab_server.join()
+    fake(lab_server).control(spam_bytes=MEGABYTE)
+    answer = lab_server.acquire(session_id, TOPOLOGY)
+    assert answer.status_code == 500
+    assert "x" * 1000 not in answer.text
+    wait_until(lab_server.is_clean)
+    fake(lab_server).control()
+    assert lab_server.acquire(session_id, TOPOLOGY).status_code == 200
+
+
+@pytest.mark.parametrize("moment", ["create", "start", "inspect"])
+def test_a_netlab_that_dies_with_a_traceback_shows_none(lab_server: LabServer, moment: str) -> None:
+    session_id = lab_server.join()
+    fake(lab_server).control(traceback=moment)
+    answer = lab_server.acquire(session_id, TOPOLOGY)
+    assert answer.status_code in {422, 500}
+    assert "Traceback" not in answer.text
+    assert str(lab_server.root) not in answer.text
+    assert f"die in phase {moment}" in answer.text
+    wait_until(lab_server.is_clean)
+    fake(lab_server).control()
+    assert lab_server.acquire(session_id, TOPOLOGY).status_code == 200
+
+
+# Clients
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(lab_server: LabServer) -> None:
+    session_id = lab_server.join()
+    head = (
+        f"POST /lab HTTP/1.1\r\nHost: lab\r\nX-Session-ID: {session_id}\r\nContent-Length: 1000000\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+        '--b\r\nContent-Disposition: form-data; name="topology"; filename="topology.yml"\r\n\r\n'
+    )
+    with socket.create_connection(("127.0.0.1", lab_server.port)) as connection:
+        connection.sendall(head.encode() + b"#" * 600_000)
+        wait_until(lab_server.work_folders)
+    wait_until(lambda: not lab_server.work_folders())
+    assert fake(lab_server).invocations("up") == []
+    assert is_active(lab_server, session_id)
+    assert lab_server.acquire(session_id, TOPOLOGY).status_code == 200
+
+
+def test_a_lab_whose_client_went_away_stays_with_its_session(lab_server: LabServer) -> None:
+    session_id = lab_server.join()
+    fake(lab_server).control(config_seconds=1)
+    with lab_server.client(session_id) as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/lab", files={"topology": ("topology.yml", TOPOLOGY)}, timeout=0.5)
+    wait_until(lambda: lab(lab_server, session_id)["running"])
+    assert lab(lab_server, session_id)["ref_count"] == 0
+    answer = lab_server.acquire(session_id, TOPOLOGY)
+    assert answer.status_code == 200
+    assert lab(lab_server, session_id)["ref_count"] == 1
+    assert len(fake(lab_server).invocations("up")) == 1
+    assert ask(lab_server, session_id, "POST", "/lab/release").status_code == 204
+    wait_until(lab_server.is_clean)
+
+
+# The clock
+
+
+class JumpingClock(Clock):
+    """A wall clock that can be set wrong; durations go on as they do."""
+
+    def __init__(self) -> None:
+        self.wrong = timedelta()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.wrong
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_wall_clock_that_jumps_ends_nobody(tmp_path: Path, hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = f"sqlite+aiosqlite:///{tmp_path / 'remote-lab.sqlite3'}"
+    await asyncio.to_thread(migrate, url)
+    settings = read_settings(
+        {
+            "database": url,
+            "work_dir": tmp_path / "labs",
+            "lock_dir": tmp_path / "locks",
+            "docker": str(tmp_path / "no-docker"),
+            "sql_poll": 0.02,
+            "waiting_timeout": 60,
+            "active_timeout": 60,
+            "max_hold": 60,
+        },
+        {},
+    )
+    clock = JumpingClock()
+    app = create_app(settings, clock)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://lab") as client,
+    ):
+
+        async def join() -> str:
+            return str((await client.post("/session")).json()["session_id"])
+
+        async def positions(*sessions: str) -> list[int]:
+            return [(await client.get(f"/session/{name}")).json()["position"] for name in sessions]
+
+        async def looked_around() -> None:
+            """Wait until the server has had a look at everybody: it ends the one who is new, as it is told to."""
+            marker = await join()
+            statement = "UPDATE session SET state = 'ended' WHERE session_id = ?"
+            await asyncio.to_thread(sql, tmp_path / "remote-lab.sqlite3", statement, marker)
+            assert (await client.get(f"/session/{marker}", params={"wait": 10})).status_code == 410
+
+        first, second = await join(), await join()
+        clock.wrong = timedelta(hours=hours)
+        await looked_around()
+        third = await join()
+        assert await positions(first, second, third) == [0, 1, 2]
+        for entry in (await client.get("/queue")).json()["sessions"]:
+            assert entry["age_seconds"] >= 0
+            assert entry["last_seen_seconds"] < 60
+        assert (await client.delete(f"/session/{first}")).status_code == 204
+        clock.wrong = timedelta()
+        await looked_around()
+        assert await positions(second, third) == [0, 1]

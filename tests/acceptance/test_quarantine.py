@@ -1,0 +1,274 @@
+"""A lab that cannot be removed keeps everybody out until it is gone; what belongs to others is left alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.chaos.shell import SQL_TAKES_EFFECT, ask, fake, in_background, is_active, lab, queue, sql
+from tests.fakes import FakeNetlab, topology_text, wait_until
+from tests.server import LabServer, running_server
+
+TOPOLOGY = topology_text(nodes=2)
+STUCK = {"leak_containers": 1, "docker_rm_fails": True}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[LabServer]:
+    """A server that looks often whether a quarantined host is clean."""
+    with running_server(tmp_path, quarantine_retry="0.5", teardown_retries="1") as server:
+        yield server
+        fake(server).control()
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[LabServer]:
+    """A server that leaves a quarantined host to the operator, as far as a test is concerned."""
+    with running_server(tmp_path, quarantine_retry="600", teardown_retries="0") as server:
+        yield server
+        fake(server).control()
+
+
+def readiness(server: LabServer) -> httpx.Response:
+    return httpx.get(f"{server.url}/readyz")
+
+
+def quarantine(server: LabServer, **knobs: object) -> str:
+    """Let the tear-down of a lab fail; the session that waits for the host."""
+    holder, waiting = server.join(), server.join()
+    answer = server.acquire(holder, TOPOLOGY)
+    assert answer.status_code == 200, answer.text
+    fake(server).control(**knobs)
+    # Released, not ended: the next session becomes active without waiting for a tear-down.
+    assert ask(server, holder, "POST", "/lab/release").status_code == 204
+    wait_until(lambda: queue(server)["quarantined"], 20)
+    assert ask(server, holder, "DELETE", f"/session/{holder}").status_code == 204
+    return waiting
+
+
+def is_served(server: LabServer, session_id: str) -> None:
+    """The session becomes active, and gets a lab in an empty host."""
+    assert server.place(session_id, wait=30)["position"] == 0
+    assert readiness(server).status_code == 200
+    assert queue(server)["quarantined"] is None
+    answer = server.acquire(session_id, TOPOLOGY)
+    assert answer.status_code == 200, answer.text
+    assert len(fake(server).containers()) == 2
+    assert len(server.work_folders()) == 1
+    assert fake(server).violations() == []
+
+
+@pytest.mark.parametrize(
+    ("knobs", "word"),
+    [
+        pytest.param(STUCK, "container clab-", id="a container stays"),
+        pytest.param({"docker_unreachable": True}, "Docker daemon", id="nobody can tell"),
+        pytest.param({"fail": "down_probe", "docker_rm_fails": True}, "container clab-", id="down does nothing"),
+    ],
+)
+def test_nobody_is_made_active_while_something_is_left(server: LabServer, knobs: dict[str, Any], word: str) -> None:
+    waiting = quarantine(server, **knobs)
+    assert word in queue(server)["quarantined"]
+    answer = readiness(server)
+    assert answer.status_code == 503
+    assert word in answer.json()["detail"]
+    assert sql(server.database, "SELECT host FROM quarantine") == [("test-host",)]
+    later = server.join()
+    for session_id, position in ((waiting, 1), (later, 2)):
+        place = server.place(session_id)
+        assert (place["status"], place["position"]) == ("waiting", position)
+        assert word in place["waiting_for"]
+    assert httpx.get(f"{server.url}/healthz").status_code == 204
+
+    with in_background(server.place, waiting, 30) as held:
+        fake(server).control()
+        assert held.result()["status"] == "active"  # the next sweep has found the host clean
+    is_served(server, waiting)
+
+
+def test_a_quarantine_outlives_the_server_and_goes_with_its_cause(patient: LabServer) -> None:
+    waiting = quarantine(patient, **STUCK)
+    patient.restart()
+    wait_until(lambda: readiness(patient).status_code == 503)
+    assert not is_active(patient, waiting)
+    patient.kill()
+    fake(patient).control()
+    patient.start()
+    is_served(patient, waiting)
+
+
+def test_an_operator_lifts_a_quarantine(patient: LabServer) -> None:
+    waiting = quarantine(patient, **STUCK)
+    fake(patient).control()
+    with in_background(patient.place, waiting, 30) as held:
+        sql(patient.database, "UPDATE lab_host SET quarantine_reason = NULL")
+        assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
+    is_served(patient, waiting)
+
+
+def test_a_quarantine_that_is_lifted_too_early_comes_back(patient: LabServer) -> None:
+    waiting = quarantine(patient, **STUCK)
+    sql(patient.database, "UPDATE lab_host SET quarantine_reason = NULL")
+    wait_until(lambda: is_active(patient, waiting))
+    wait_until(lambda: readiness(patient).status_code == 503)
+    answer = patient.acquire(waiting, TOPOLOGY)
+    assert answer.status_code == 423
+    assert "quarantined" in answer.json()["detail"]
+    assert "Retry-After" in answer.headers
+    assert fake(patient).violations() == []
+    fake(patient).control()
+    sql(patient.database, "UPDATE lab_host SET quarantine_reason = NULL")
+    wait_until(lambda: readiness(patient).status_code == 200)
+    wait_until(lambda: patient.acquire(waiting, TOPOLOGY).status_code == 200)
+    assert fake(patient).violations() == []
+
+
+def test_no_lab_is_started_beside_what_an_earlier_server_has_left(patient: LabServer) -> None:
+    holder = patient.join()
+    assert patient.acquire(holder, TOPOLOGY).status_code == 200
+    patient.kill()
+    # Nobody knows of the lab any more, and its container cannot be removed.
+    sql(patient.database, "DELETE FROM lab")
+    fake(patient).control(**STUCK)
+    patient.start()
+    wait_until(lambda: readiness(patient).status_code == 503)
+    answer = patient.acquire(holder, TOPOLOGY)
+    assert answer.status_code == 423
+    assert "quarantined" in answer.json()["detail"]
+    assert fake(patient).violations() == []
+    fake(patient).control()
+    sql(patient.database, "UPDATE lab_host SET quarantine_reason = NULL")
+    wait_until(lambda: readiness(patient).status_code == 200)
+    wait_until(lambda: patient.acquire(holder, TOPOLOGY).status_code == 200)
+    assert len(patient.work_folders()) == 1
+    assert fake(patient).violations() == []
+
+
+def test_folders_that_could_not_be_swept_at_the_start_are_swept_later(server: LabServer) -> None:
+    server.kill()
+    (server.work_dir / "left-by-a-crash" / "topology").mkdir(parents=True)
+    fake(server).control(docker_unreachable=True)
+    server.start()
+    wait_until(lambda: readiness(server).status_code == 503)
+    fake(server).control()
+    wait_until(lambda: readiness(server).status_code == 200)
+    assert server.work_folders() == []
+
+
+def test_a_hand_written_quarantine_is_a_pause_that_only_a_hand_ends(server: LabServer) -> None:
+    sql(server.database, "UPDATE lab_host SET quarantine_reason = 'a new image is being built'")
+    wait_until(lambda: queue(server)["quarantined"])
+    waiting = server.join()
+    server.restart()
+    assert "new image" in str(server.place(waiting)["waiting_for"])
+    sql(server.database, "UPDATE lab_host SET quarantine_reason = NULL")
+    is_served(server, waiting)
+
+
+# What is ours is swept, what is not is left
+
+
+class Neighbour:
+    """Somebody else's lab on the same host."""
+
+    def __init__(self, host: FakeNetlab, folder: Path) -> None:
+        self.host, self.folder = host, folder
+        folder.mkdir(parents=True)
+        for name, topology_file in (("clab-theirs-r1", folder / "clab.yml"), ("clab-mine-r1", Path("/srv/clab.yml"))):
+            self._write_container(name, topology_file)
+        network = {"name": "their_network", "id": "b" * 64, "created": 1.0, "driver": "bridge"}
+        (host.state / "networks" / "their_network").write_text(json.dumps(network))
+        instances = {**host.instances(), "theirs": {"dir": str(folder), "status": "started", "providers": ["clab"]}}
+        (host.home / ".netlab").mkdir(exist_ok=True)
+        (host.home / ".netlab" / "status.yaml").write_text(yaml.safe_dump(instances))
+        self.before = self.things()
+
+    def _write_container(self, name: str, topology_file: Path) -> None:
+        full_id = name.encode().hex().ljust(64, "0")
+        labels = {"containerlab": name.split("-")[1], "clab-node-name": "r1", "clab-topo-file": str(topology_file)}
+        container = {
+            "id": full_id[:12],
+            "full_id": full_id,
+            "name": name,
+            "image": "theirs",
+            "created": 1.0,
+            "network": "their_network",
+            "ipv4": "192.0.2.1",
+            "labels": labels,
+        }
+        (self.host.state / "containers" / f"{name}.json").write_text(json.dumps(container))
+
+    def things(self) -> list[str]:
+        return sorted(
+            [
+                *(str(container) for container in self.host.containers() if container["image"] == "theirs"),
+                *(str(network) for network in self.host.networks() if network["name"] == "their_network"),
+                *(str(entry) for name, entry in self.host.instances().items() if name == "theirs"),
+            ]
+        )
+
+
+def test_what_belongs_to_others_is_left_alone(server: LabServer) -> None:
+    holder = server.join()
+    # A folder beside ours whose name begins as ours does, too.
+    neighbour = Neighbour(fake(server), server.work_dir.with_name("labs-of-others") / "one")
+    assert server.acquire(holder, TOPOLOGY).status_code == 200
+    assert ask(server, holder, "POST", "/lab/release").status_code == 204
+    wait_until(lambda: lab(server, holder)["state"] == "none")
+    assert neighbour.things() == neighbour.before
+
+    assert server.acquire(holder, TOPOLOGY).status_code == 200
+    server.kill()
+    sql(server.database, "DELETE FROM lab")
+    server.start()
+    wait_until(lambda: not server.work_folders())
+    assert neighbour.things() == neighbour.before
+    assert [entry["dir"] for entry in fake(server).instances().values()] == [str(neighbour.folder)]
+    assert {container["image"] for container in fake(server).containers()} == {"theirs"}
+    assert readiness(server).status_code == 200
+    assert neighbour.folder.is_dir()
+
+
+def test_a_start_sweeps_all_that_crashes_have_left(server: LabServer) -> None:
+    holder = server.join()
+    assert server.acquire(holder, TOPOLOGY).status_code == 200
+    server.kill()
+    sql(server.database, "DELETE FROM lab")
+    (server.work_dir / "upload-of-a-crash" / "upload").mkdir(parents=True)
+    (server.work_dir / "upload-of-a-crash" / "upload" / "topology.yml").write_text(TOPOLOGY)
+    server.start()
+    wait_until(server.is_clean, 20)
+    assert server.acquire(holder, TOPOLOGY).status_code == 200
+    assert fake(server).violations() == []
+
+
+def test_a_container_whose_folder_is_gone_is_swept(server: LabServer) -> None:
+    import shutil
+
+    holder = server.join()
+    assert server.acquire(holder, TOPOLOGY).status_code == 200
+    server.kill()
+    shutil.rmtree(server.work_dir)
+    sql(server.database, "DELETE FROM lab")
+    server.start()
+    wait_until(server.is_clean, 20)
+    assert server.acquire(holder, TOPOLOGY).status_code == 200
+
+
+def test_labs_are_found_through_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    settings = {"work_dir": str(tmp_path / "link"), "quarantine_retry": "0.5", "teardown_retries": "0"}
+    with running_server(tmp_path / "server", **settings) as server:
+        waiting = quarantine(server, **STUCK)
+        assert "container" in queue(server)["quarantined"]
+        fake(server).control()
+        assert server.place(waiting, wait=30)["position"] == 0
+        assert fake(server).is_clean()
+        assert list((tmp_path / "real").iterdir()) == []

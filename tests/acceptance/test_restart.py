@@ -1,0 +1,477 @@
+"""Ends of the server, by signal and by kill -9, and what the next one makes of what it finds."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.chaos.shell import (
+    ask,
+    container_ids,
+    fake,
+    in_background,
+    is_active,
+    is_running,
+    lab,
+    phase,
+    sql,
+    wait_for_event,
+)
+from tests.fakes import install_fake_netlab, topology_text, wait_until
+from tests.server import LabServer, running_server
+
+TOPOLOGY = topology_text(nodes=3)
+HELD_CALLS = 250
+
+KILLED_MIGRATION = """
+import os, signal, sys
+import alembic.op
+from neops_remote_lab.store import migrate
+
+real, left = alembic.op.create_index, int(sys.argv[2])
+
+def create_index(*arguments, **options):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    real(*arguments, **options)
+
+alembic.op.create_index = create_index
+migrate(sys.argv[1])
+"""
+"""Migrates a database and is killed after so many of its indexes were made."""
+
+
+def holder(server: LabServer, topology: str = TOPOLOGY) -> str:
+    """A session that holds a lab."""
+    session_id = server.join(client="holder")
+    answer = server.acquire(session_id, topology)
+    assert answer.status_code == 200, answer.text
+    return session_id
+
+
+# Acknowledged means durable
+
+
+def test_no_acknowledged_join_is_lost_whenever_the_server_is_killed(lab_server: LabServer) -> None:
+    acknowledged: list[str] = []
+
+    def join_until_the_end() -> None:
+        with httpx.Client(base_url=lab_server.url) as client:
+            try:
+                while True:
+                    answer = client.post("/session")
+                    assert answer.status_code == 201, answer.text
+                    acknowledged.append(answer.json()["session_id"])
+            except httpx.TransportError:
+                return
+
+    for kill in range(1, 4):
+        enough = len(acknowledged) + 7 * kill
+        clients = [threading.Thread(target=join_until_the_end) for _ in range(4)]
+        for client in clients:
+            client.start()
+        wait_until(lambda enough=enough: len(acknowledged) >= enough)  # type: ignore[misc]
+        lab_server.kill()
+        for client in clients:
+            client.join()
+        lab_server.start()
+        positions = [lab_server.place(session_id)["position"] for session_id in acknowledged]
+        assert len(set(positions)) == len(positions)
+        assert min(positions) == 0
+
+
+def test_an_acknowledged_end_survives_kill_9(lab_server: LabServer) -> None:
+    sessions = [lab_server.join() for _ in range(4)]
+    for ending, following in itertools.pairwise(sessions):
+        assert ask(lab_server, ending, "DELETE", f"/session/{ending}").status_code == 204
+        lab_server.restart()
+        assert httpx.get(f"{lab_server.url}/session/{ending}").status_code == 404
+        assert is_active(lab_server, following)
+
+
+def test_an_acknowledged_release_survives_kill_9(lab_server: LabServer) -> None:
+    fake(lab_server).control(down_seconds=30)
+    session_id = holder(lab_server)
+    assert lab_server.acquire(session_id, TOPOLOGY).json()["reused"]
+
+    assert ask(lab_server, session_id, "POST", "/lab/release").status_code == 204
+    lab_server.restart()
+    wait_until(lambda: lab(lab_server, session_id)["running"])
+    assert lab(lab_server, session_id)["ref_count"] == 1
+
+    assert ask(lab_server, session_id, "POST", "/lab/release").status_code == 204
+    lab_server.kill()
+    fake(lab_server).control()
+    lab_server.start()
+    wait_until(lab_server.is_clean, 20)
+    assert lab(lab_server, session_id)["state"] == "none"
+    assert len(fake(lab_server).invocations("up")) == 1
+
+
+@pytest.mark.parametrize("statements", [0, 3])
+def test_a_first_start_that_was_killed_half_way_is_repeated(tmp_path: Path, statements: int) -> None:
+    server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
+    command = [sys.executable, "-c", KILLED_MIGRATION, f"sqlite+aiosqlite:///{server.database}", str(statements)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    try:
+        server.start()
+        assert server.join()
+    finally:
+        server.close()
+
+
+# The time the server is down counts against nobody
+
+
+def test_a_server_that_was_away_for_hours_finds_everybody_in_place(tmp_path: Path) -> None:
+    with running_server(tmp_path, waiting_timeout="3", active_timeout="3", max_hold="100") as server:
+        sessions = [server.join() for _ in range(3)]
+        server.kill()
+        for column in ("created_at", "activated_at", "last_seen_at"):
+            sql(server.database, f"UPDATE session SET {column} = datetime({column}, '-5 hours')")  # noqa: S608
+        started = time.monotonic()
+        server.start()
+        assert [server.place(session_id)["position"] for session_id in sessions] == [0, 1, 2]
+        # From then on silence counts as ever, and not a moment of the time before.
+        wait_until(lambda: httpx.get(f"{server.url}/queue").json()["length"] == 0)
+        assert time.monotonic() - started >= 3
+        answer = httpx.get(f"{server.url}/session/{sessions[0]}")
+        assert answer.status_code == 410
+        assert "time-out" in answer.json()["detail"]
+
+
+# A lab that runs on is adopted
+
+
+@pytest.fixture(params=["kill -9", "--on-exit keep"])
+def end(request: pytest.FixtureRequest) -> Callable[[LabServer], None]:
+    """An end of the server that leaves the lab alone."""
+
+    def keep(server: LabServer) -> None:
+        server.settings["on-exit"] = "keep"
+        assert server.stop() == 0
+
+    return LabServer.kill if request.param == "kill -9" else keep
+
+
+def test_a_lab_that_runs_on_is_adopted(tmp_path: Path, end: Callable[[LabServer], None]) -> None:
+    with running_server(tmp_path, on_exit="keep") as server:
+        session_id = holder(server)
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+        before, containers = lab(server, session_id), container_ids(fake(server))
+        waiting = server.join()
+        end(server)
+        assert container_ids(fake(server)) == containers
+
+        server.start()
+        assert ask(server, session_id, "GET", "/lab/devices").json() == before["devices"]
+        after = lab(server, session_id)
+        assert (after["ref_count"], after["devices"], after["topology_sha256"]) == (
+            2,
+            before["devices"],
+            before["topology_sha256"],
+        )
+        assert container_ids(fake(server)) == containers
+        answer = server.acquire(session_id, TOPOLOGY)
+        assert answer.json() == {"reused": True, "devices": before["devices"]}
+        assert len(fake(server).invocations("up")) == 1
+        assert server.place(waiting)["position"] == 1
+
+        for _ in range(3):
+            assert not server.is_clean()
+            assert ask(server, session_id, "POST", "/lab/release").status_code == 204
+        wait_until(server.is_clean)
+
+
+def test_a_call_during_the_adoption_waits_for_its_end(lab_server: LabServer) -> None:
+    session_id = holder(lab_server)
+    devices = lab(lab_server, session_id)["devices"]
+    fake(lab_server).control(status_seconds=1)
+    lab_server.restart()
+    assert ask(lab_server, session_id, "GET", "/lab/devices").json() == devices
+    lab_server.restart()
+    assert ask(lab_server, session_id, "POST", "/lab/release").status_code == 204
+    wait_until(lab_server.is_clean)
+    fake(lab_server).control()
+    assert lab_server.acquire(session_id, TOPOLOGY).status_code == 200
+    assert len(fake(lab_server).invocations("down")) == 1
+    fake(lab_server).control(status_seconds=1)
+    lab_server.restart()
+    assert ask(lab_server, session_id, "DELETE", "/lab").status_code == 202
+    wait_until(lab_server.is_clean)
+
+
+def test_an_acquire_that_is_repeated_after_a_restart_is_the_same_one(lab_server: LabServer) -> None:
+    session_id = lab_server.join()
+    topology = {"topology": ("topology.yml", TOPOLOGY)}
+    once = {"Idempotency-Key": "once"}
+    first = ask(lab_server, session_id, "POST", "/lab", files=topology, headers=once)
+    assert first.status_code == 200
+    fake(lab_server).control(status_seconds=1)
+    lab_server.restart()
+    again = ask(lab_server, session_id, "POST", "/lab", files=topology, headers=once)
+    assert again.json() == {"reused": True, "devices": first.json()["devices"]}
+    assert lab(lab_server, session_id)["ref_count"] == 1
+    assert len(lab_server.work_folders()) == 1
+
+
+def test_the_last_reference_is_released_once(lab_server: LabServer) -> None:
+    session_id = holder(lab_server)
+    fake(lab_server).control(down_seconds=0.3)
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda _: ask(lab_server, session_id, "POST", "/lab/release").status_code, range(8))
+    assert sorted(answers) == [204, *[404] * 7]
+    wait_until(lab_server.is_clean)
+    assert len(fake(lab_server).invocations("down")) == 1
+
+
+def assert_lost(server: LabServer, session_id: str, *words: str) -> None:
+    """Nothing of the lab is left, its session is told, and goes on with a fresh one."""
+    wait_until(server.is_clean, 20)
+    wait_until(lambda: lab(server, session_id)["error"])
+    for method, path in (("GET", "/lab/devices"), ("POST", "/lab/release")):
+        answer = ask(server, session_id, method, path)
+        assert answer.status_code == 404
+        for word in (*words, "lost", "POST /lab"):
+            assert word in answer.json()["detail"]
+    assert "lost" in lab(server, session_id)["error"]
+    assert sql(server.database, "SELECT count(*) FROM lab_history WHERE outcome LIKE 'lost:%'") == [(1,)]
+    answer = server.acquire(session_id, TOPOLOGY)
+    assert answer.status_code == 200, answer.text
+    assert not answer.json()["reused"]
+    assert lab(server, session_id)["error"] is None
+    assert fake(server).violations() == []
+
+
+def test_a_lab_of_which_half_runs_is_taken_down(lab_server: LabServer) -> None:
+    session_id = holder(lab_server)
+    lab_server.kill()
+    next((fake(lab_server).state / "containers").glob("*.json")).unlink()
+    lab_server.start()
+    assert_lost(lab_server, session_id, "did not run whole")
+
+
+def test_a_lab_that_netlab_does_not_know_any_more_is_lost(lab_server: LabServer) -> None:
+    session_id = holder(lab_server)
+    lab_server.kill()
+    for container in (fake(lab_server).state / "containers").glob("*.json"):
+        container.unlink()
+    (fake(lab_server).home / ".netlab" / "status.yaml").unlink()
+    lab_server.start()
+    assert_lost(lab_server, session_id)
+
+
+def test_a_lab_whose_work_folder_has_vanished_is_lost(lab_server: LabServer) -> None:
+    session_id = holder(lab_server)
+    lab_server.kill()
+    shutil.rmtree(lab_server.work_dir)
+    lab_server.start()
+    assert_lost(lab_server, session_id)
+
+
+def test_a_lab_of_before_a_reboot_is_lost(lab_server: LabServer) -> None:
+    session_id = holder(lab_server)
+    lab_server.kill()
+    sql(lab_server.database, "UPDATE lab_host SET boot_id = 'the boot before'")
+    lab_server.start()
+    assert_lost(lab_server, session_id, "the lab host was restarted")
+    lab_server.restart()  # the same boot again
+    wait_until(lambda: lab(lab_server, session_id)["running"])
+
+
+def test_a_lab_that_nobody_holds_any_more_is_taken_down(lab_server: LabServer) -> None:
+    session_id = holder(lab_server)
+    waiting = lab_server.join()
+    lab_server.kill()
+    sql(lab_server.database, "UPDATE session SET state = 'ended' WHERE session_id = ?", session_id)
+    lab_server.start()
+    assert is_active(lab_server, waiting)
+    wait_until(lab_server.is_clean)
+    assert lab_server.acquire(waiting, TOPOLOGY).status_code == 200
+    assert fake(lab_server).violations() == []
+
+
+def test_a_lab_is_torn_down_with_its_server_unless_told_otherwise(lab_server: LabServer) -> None:
+    session_id = holder(lab_server)
+    assert lab_server.stop() == 0
+    assert lab_server.is_clean()
+    lab_server.start()
+    assert is_active(lab_server, session_id)
+    assert "server ended" in lab(lab_server, session_id)["error"]
+    assert lab_server.acquire(session_id, TOPOLOGY).status_code == 200
+
+
+# What a dead server has left running
+
+
+def test_the_rest_of_a_start_is_ended_before_another_begins(lab_server: LabServer) -> None:
+    fake(lab_server).control(hang="start", hang_child=True, stubborn=True)
+    lab_server.settings["kill-grace"] = "0.5"
+    session_id = lab_server.join()
+    with in_background(acquire_or_fail, lab_server, session_id):
+        pids = [line["pid"] for line in wait_for_event(fake(lab_server), "hang", 2)]
+        lab_server.kill()
+    assert all(is_running(pid) for pid in pids)
+
+    fake(lab_server).control()
+    lab_server.start()
+    answer = lab_server.acquire(session_id, TOPOLOGY)  # at once: it waits for the clean-up
+    assert answer.status_code == 200, answer.text
+    assert not any(is_running(pid) for pid in pids)
+    assert not answer.json()["reused"]
+    assert fake(lab_server).violations() == []
+    assert len(lab_server.work_folders()) == 1
+    assert len(fake(lab_server).containers()) == 3
+
+
+def acquire_or_fail(server: LabServer, session_id: str) -> None:
+    with pytest.raises(httpx.TransportError):
+        server.acquire(session_id, TOPOLOGY)
+
+
+def test_the_rest_of_a_teardown_is_ended_and_repeated(lab_server: LabServer) -> None:
+    fake(lab_server).control(hang="down", hang_child=True)
+    session_id, waiting = holder(lab_server), lab_server.join()
+    assert ask(lab_server, session_id, "DELETE", f"/session/{session_id}").status_code == 204
+    pids = [line["pid"] for line in wait_for_event(fake(lab_server), "hang", 2)]
+    lab_server.kill()
+    fake(lab_server).control()
+    lab_server.start()
+    assert is_active(lab_server, waiting)
+    assert lab_server.acquire(waiting, TOPOLOGY).status_code == 200
+    assert not any(is_running(pid) for pid in pids)
+    assert fake(lab_server).violations() == []
+
+
+def test_an_upload_right_after_the_start_survives_the_sweep(lab_server: LabServer) -> None:
+    session_id = holder(lab_server)
+    lab_server.kill()
+    (lab_server.work_dir / "left-by-a-crash" / "topology").mkdir(parents=True)
+    next((fake(lab_server).state / "containers").glob("*.json")).unlink()
+    fake(lab_server).control(hang="down")
+    lab_server.start()
+    with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
+        pid = wait_for_event(fake(lab_server), "hang")[0]["pid"]
+        wait_until(lambda: len(lab_server.work_folders()) == 3)  # the lab's, the crash's and the upload's
+        fake(lab_server).control()
+        os.kill(pid, signal.SIGTERM)  # the sweep comes next
+        answer = call.result()
+    assert answer.status_code == 200, answer.text
+    assert len(lab_server.work_folders()) == 1
+
+
+# The graceful end
+
+
+async def test_a_signal_answers_all_held_calls_at_once(lab_server: LabServer) -> None:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=lab_server.url, timeout=60, limits=limits) as client:
+        joins = await asyncio.gather(*(client.post("/session") for _ in range(HELD_CALLS + 1)))
+        ids = [answer.json()["session_id"] for answer in joins]
+        # Ids are given in the order of arrival, which is not the order of the list.
+        waiting = [session_id for session_id, answer in zip(ids, joins, strict=True) if answer.json()["position"]]
+        calls = [asyncio.create_task(client.get(f"/session/{name}", params={"wait": 60})) for name in waiting]
+        held = "last_seen_seconds"
+        while True:  # a session whose call is open was seen just now, always
+            entries = (await client.get("/queue")).json()["sessions"][1:]
+            if all(entry[held] == 0 for entry in entries):
+                break
+        lab_server.signal(signal.SIGTERM)
+        began = time.monotonic()
+        answers = await asyncio.gather(*calls)
+        took = time.monotonic() - began
+    assert len(answers) == HELD_CALLS
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["status"] for answer in answers} == {"waiting"}
+    assert all("Retry-After" in answer.headers for answer in answers)
+    assert took < 15  # they would have been held for a minute
+    assert lab_server.wait() == 0
+
+
+def test_a_server_that_ends_takes_no_new_sessions(lab_server: LabServer) -> None:
+    fake(lab_server).control(down_seconds=1)
+    session_id = holder(lab_server)
+    with in_background(lab_server.place, lab_server.join(), 60):
+        refused: list[httpx.Response] = []
+        with httpx.Client(base_url=lab_server.url) as client:
+            assert client.get("/healthz").status_code == 204
+            lab_server.signal(signal.SIGTERM)
+            try:
+                while not refused:
+                    answer = client.post("/session")
+                    refused += [answer] if answer.status_code != 201 else []
+            except httpx.TransportError:
+                pass
+        for answer in refused:
+            assert answer.status_code == 503
+            assert int(answer.headers["Retry-After"]) > 0
+            assert "try again" in answer.json()["detail"]
+    assert lab_server.wait() == 0
+    assert lab_server.is_clean()
+    rows = sql(lab_server.database, "SELECT state FROM session WHERE session_id = ?", session_id)
+    assert rows == [("active",)]
+
+
+@pytest.mark.parametrize("moment", ["start", "down"])
+def test_the_end_is_in_time_even_if_netlab_hangs(tmp_path: Path, moment: str) -> None:
+    with running_server(tmp_path, exit_timeout="4", kill_grace="30") as server:
+        fake(server).control(hang=moment, stubborn=True)
+        session_id = server.join()
+        with in_background(server.acquire, session_id, TOPOLOGY) as call:
+            phase(fake(server), "start")
+            if moment == "down":
+                assert call.result().status_code == 200
+            server.signal(signal.SIGTERM)
+            began = time.monotonic()
+            server.wait(30)
+            assert time.monotonic() - began < 4 + 6
+            call.exception()
+        fake(server).control()
+        server.settings["kill-grace"] = "0.5"
+        server.start()
+        wait_until(server.is_clean, 20)
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+
+
+def test_a_second_signal_ends_the_server_at_once(tmp_path: Path) -> None:
+    with running_server(tmp_path, exit_timeout="60") as server:
+        fake(server).control(hang="down")
+        holder(server)
+        server.signal(signal.SIGTERM)
+        wait_for_event(fake(server), "hang")
+        server.signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert server.wait(30) == 128 + signal.SIGTERM
+        assert time.monotonic() - began < 10  # of the 60 that the first one left
+        fake(server).control()
+        server.start()
+        wait_until(server.is_clean, 20)
+
+
+def test_the_lock_of_the_host_goes_with_its_server(lab_server: LabServer) -> None:
+    second = LabServer(lab_server.root, lab_server.fake)
+    second.settings = {"database": f"sqlite+aiosqlite:///{lab_server.root / 'second.sqlite3'}"}
+    second.launch()
+    assert second.wait(30) == 1
+    words = lab_server.log.read_text()
+    assert lab_server.process is not None
+    assert f"pid {lab_server.process.pid}" in words
+    assert os.uname().nodename in words
+    lab_server.kill()
+    second.start()
+    second.close()

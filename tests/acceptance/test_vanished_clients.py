@@ -1,0 +1,128 @@
+"""Nobody holds the lab for ever: clients that die, fall silent or stay too long."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.chaos.shell import ask, fake, in_background, is_active, lab, queue
+from tests.fakes import topology_text, wait_until
+from tests.server import LabServer, running_server
+
+TOPOLOGY = topology_text(nodes=2)
+ACTIVE_TIMEOUT = 2.0
+GRACE = 10.0
+"""Seconds after its time-out within which a client that has vanished must be released."""
+
+USER = """\
+import sys, threading
+import httpx
+
+url, topology, beat = sys.argv[1], sys.argv[2], float(sys.argv[3])
+with httpx.Client(base_url=url, timeout=60) as client:
+    session_id = client.post("/session", json={"client": "vanishing"}).json()["session_id"]
+    client.headers["X-Session-ID"] = session_id
+    while client.get(f"/session/{session_id}", params={"wait": 5}).json()["status"] != "active":
+        pass
+    print(session_id, flush=True)
+    answer = client.post("/lab", files={"topology": ("topology.yml", topology)})
+    print(answer.status_code, flush=True)
+    while True:
+        threading.Event().wait(beat)
+        client.post("/session/heartbeat").raise_for_status()
+"""
+"""What a test run does, less the tests."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[LabServer]:
+    with running_server(tmp_path, active_timeout=str(ACTIVE_TIMEOUT), waiting_timeout="60") as server:
+        yield server
+
+
+@contextmanager
+def user(server: LabServer, *, beat: float = 0.2) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Somebody's process with the lab in its hands, and its session."""
+    command = [sys.executable, "-c", USER, server.url, TOPOLOGY, str(beat)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def test_the_lab_of_a_client_that_was_killed_is_free_soon(server: LabServer) -> None:
+    with user(server) as (process, session_id):
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "200"
+        waiting = server.join()
+        # As long as it lives it may hold the lab for longer than its time-out.
+        held_since = time.monotonic()
+        wait_until(lambda: time.monotonic() - held_since > 1.5 * ACTIVE_TIMEOUT)
+        assert is_active(server, session_id)
+        with in_background(server.place, waiting, 30) as held:
+            process.kill()
+            killed = time.monotonic()
+            assert held.result()["status"] == "active"
+            assert ACTIVE_TIMEOUT - 0.3 < time.monotonic() - killed < ACTIVE_TIMEOUT + GRACE
+    answer = httpx.get(f"{server.url}/session/{session_id}")
+    assert answer.status_code == 410
+    assert "time-out" in answer.json()["detail"]
+    assert server.acquire(waiting, TOPOLOGY).status_code == 200
+    assert fake(server).violations() == []
+    assert len(fake(server).containers()) == 2
+
+
+def test_the_lab_of_a_client_that_was_killed_while_it_started_is_free_soon(server: LabServer) -> None:
+    fake(server).control(hang="start")
+    with user(server) as (process, session_id):
+        waiting = server.join()
+        wait_until(lambda: fake(server).containers())
+        # Its acquire is open, and that counts as contact for as long as it takes.
+        open_since = time.monotonic()
+        wait_until(lambda: time.monotonic() - open_since > 1.5 * ACTIVE_TIMEOUT)
+        assert is_active(server, session_id)
+        process.kill()
+        fake(server).control()
+        assert server.place(waiting, wait=ACTIVE_TIMEOUT + GRACE)["status"] == "active"
+    assert server.acquire(waiting, TOPOLOGY).status_code == 200
+    assert fake(server).violations() == []
+
+
+def test_a_client_that_waits_and_is_killed_is_passed_over(tmp_path: Path) -> None:
+    with running_server(tmp_path, waiting_timeout="1", active_timeout="60") as server:
+        holder = server.join()
+        gone = server.join()
+        with server.client() as client, pytest.raises(httpx.ReadTimeout):
+            client.get(f"/session/{gone}", params={"wait": 60}, timeout=0.1)
+        waiting = server.join()
+        with in_background(server.place, waiting, 30) as held:
+            wait_until(lambda: queue(server)["length"] == 2, 1 + GRACE)
+            assert [entry["session_id"] for entry in queue(server)["sessions"]] == [holder[:8], waiting[:8]]
+            assert httpx.get(f"{server.url}/session/{gone}").status_code == 410
+            assert ask(server, holder, "DELETE", f"/session/{holder}").status_code == 204
+            assert held.result()["status"] == "active"
+
+
+def test_who_holds_the_lab_for_too_long_is_ended(tmp_path: Path) -> None:
+    with running_server(tmp_path, max_hold="2") as server, user(server) as (process, session_id):
+        began = time.monotonic()
+        waiting = server.join()
+        assert server.place(waiting, wait=30)["status"] == "active"  # though the holder's heart beats on
+        assert 1.5 < time.monotonic() - began < 2 + GRACE
+        answer = httpx.get(f"{server.url}/session/{session_id}")
+        assert answer.status_code == 410
+        assert "maximum hold" in answer.json()["detail"]
+        assert "2 s" in answer.json()["detail"]
+        assert process.wait(10) == 1  # its next heartbeat has told it
+        wait_until(lambda: lab(server, waiting)["state"] == "none" and not fake(server).containers())
+        assert server.acquire(waiting, TOPOLOGY).status_code == 200
+        assert fake(server).violations() == []

@@ -1,0 +1,235 @@
+"""The queue against a model of a few lines, whatever clients, time, an operator and restarts do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import tempfile
+from collections.abc import Awaitable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from neops_remote_lab.clock import Clock
+from neops_remote_lab.queue import SessionQueue
+from neops_remote_lab.settings import read_settings
+from neops_remote_lab.store import Database, SessionStore, migrate
+
+T = TypeVar("T")
+TIMEOUT = 100.0
+HOST = "model-host"
+
+
+class HandClock(Clock):
+    """Moves only when it is told to; the wall clock jumps about on its own account."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.wrong = timedelta()
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds) + self.wrong
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+class Model:
+    """The queue as one would explain it: a list, whose head is active unless the host is quarantined."""
+
+    def __init__(self) -> None:
+        self.active: str | None = None
+        self.waiting: list[str] = []
+        self.seen: dict[str, float] = {}
+        self.quarantined = False
+
+    def promote(self, now: float) -> None:
+        if self.active is None and self.waiting and not self.quarantined:
+            self.active = self.waiting.pop(0)
+            self.seen[self.active] = now
+
+    def leave(self, session_id: str, now: float) -> None:
+        self.waiting = [name for name in self.waiting if name != session_id]
+        self.active = None if self.active == session_id else self.active
+        self.promote(now)
+
+    @property
+    def order(self) -> list[str]:
+        return ([self.active] if self.active else []) + self.waiting
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Does to both what can be done, and compares."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "queue.sqlite3"
+        self.url = f"sqlite+aiosqlite:///{self.path}"
+        migrate(self.url)
+        self.loop = asyncio.new_event_loop()
+        self.clock, self.model = HandClock(), Model()
+        self.ended: set[str] = set()
+        self.open()
+
+    def do(self, work: Awaitable[T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def open(self) -> None:
+        limits = {"waiting_timeout": TIMEOUT, "active_timeout": TIMEOUT}
+        self.database = Database(self.url, synchronous="NORMAL")
+        self.queue = SessionQueue(SessionStore(self.database, HOST), read_settings(limits, {}), self.clock)
+        self.do(self.queue.register_host("boot"))
+        self.do(self.queue.load())
+
+    def sql(self, statement: str, *values: object) -> list[Any]:
+        """What an operator does, and the server's next look at the database."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            rows = connection.execute(statement, values).fetchall()
+        self.do(self.queue.reconcile())
+        return rows
+
+    def pick(self, index: int) -> str:
+        return self.model.order[index % len(self.model.order)]
+
+    def gone(self, session_id: str) -> None:
+        self.ended.add(session_id)
+        self.model.leave(session_id, self.clock.seconds)
+
+    # Clients
+
+    @rule()
+    def join(self) -> None:
+        session_id = self.do(self.queue.join(client=None, purpose=None, key=None)).session.session_id
+        self.model.waiting.append(session_id)
+        self.model.seen[session_id] = self.clock.seconds
+        self.model.promote(self.clock.seconds)
+
+    @rule(key=st.sampled_from(["a", "b"]))
+    def join_again_with_a_key(self, key: str) -> None:
+        first = self.do(self.queue.join(client=None, purpose=None, key=key)).session.session_id
+        if first not in self.model.order:
+            self.model.waiting.append(first)
+        self.model.seen[first] = self.clock.seconds
+        self.model.promote(self.clock.seconds)
+        assert self.do(self.queue.join(client=None, purpose=None, key=key)).session.session_id == first
+
+    @precondition(lambda self: self.model.order)
+    @rule(index=st.integers(0, 9))
+    def end(self, index: int) -> None:
+        session_id = self.pick(index)
+        assert self.do(self.queue.end(session_id))
+        assert not self.do(self.queue.end(session_id))
+        self.gone(session_id)
+
+    @precondition(lambda self: self.model.order)
+    @rule(index=st.integers(0, 9))
+    def give_a_sign(self, index: int) -> None:
+        session_id = self.pick(index)
+        assert self.queue.renew(session_id)
+        self.model.seen[session_id] = self.clock.seconds
+
+    @precondition(lambda self: self.ended)
+    @rule()
+    def ended_sessions_stay_so(self) -> None:
+        for session_id in self.ended:
+            assert not self.queue.renew(session_id)
+            assert not self.do(self.queue.end(session_id))
+            assert self.do(self.queue.end_reason(session_id))
+
+    # Time
+
+    @rule(seconds=st.sampled_from([1, 40, 99, 101, 3600]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.seconds += seconds
+        silent = {name for name in self.model.order if self.clock.seconds - self.model.seen[name] > TIMEOUT}
+        assert set(self.do(self.queue.expire())) == silent
+        # All at once: none of them becomes active on the way.
+        self.model.waiting = [name for name in self.model.waiting if name not in silent]
+        for session_id in silent:
+            self.gone(session_id)
+        self.model.promote(self.clock.seconds)
+
+    @rule(hours=st.integers(-30, 30))
+    def the_wall_clock_jumps(self, hours: int) -> None:
+        self.clock.wrong = timedelta(hours=hours)
+
+    @rule()
+    def restart(self) -> None:
+        self.do(self.database.close())
+        self.clock.seconds += 100_000
+        self.open()
+        self.model.seen = dict.fromkeys(self.model.order, self.clock.seconds)
+
+    # The operator
+
+    @precondition(lambda self: self.model.order)
+    @rule(index=st.integers(0, 9))
+    def operator_ends(self, index: int) -> None:
+        session_id = self.pick(index)
+        self.sql("UPDATE session SET state = 'ended' WHERE session_id = ?", session_id)
+        self.gone(session_id)
+
+    @precondition(lambda self: self.model.active)
+    @rule()
+    def operator_removes_the_active_one(self) -> None:
+        assert self.model.active
+        self.sql("DELETE FROM session WHERE state = 'active'")
+        self.model.leave(self.model.active, self.clock.seconds)
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(index=st.integers(0, 9), to_front=st.booleans())
+    def operator_moves(self, index: int, to_front: bool) -> None:
+        session_id = self.model.waiting.pop(index % len(self.model.waiting))
+        number = "(SELECT min(number) - 1 FROM session)" if to_front else "(SELECT max(number) + 1 FROM session)"
+        self.sql(f"UPDATE session SET number = {number} WHERE session_id = ?", session_id)  # noqa: S608
+        self.model.waiting.insert(0 if to_front else len(self.model.waiting), session_id)
+        self.model.seen[session_id] = self.clock.seconds  # a session that is touched begins anew
+
+    @rule(on=st.booleans())
+    def quarantine(self, on: bool) -> None:
+        self.sql("UPDATE lab_host SET quarantine_reason = ?", "maintenance" if on else None)
+        self.model.quarantined = on
+        self.model.promote(self.clock.seconds)
+
+    # What must hold
+
+    @invariant()
+    def both_agree(self) -> None:
+        assert [session.session_id for session in self.queue] == self.model.order
+        assert len(self.queue) == len(self.model.order)
+        active = self.queue.active
+        assert (active.session_id if active else None) == self.model.active
+        for position, session_id in enumerate(self.model.order, start=0 if self.model.active else 1):
+            place = self.queue.place(session_id)
+            assert place is not None
+            assert place.position == position
+
+    @invariant()
+    def the_database_is_the_truth(self) -> None:
+        with closing(sqlite3.connect(self.path)) as connection:
+            waiting = [name for (name,) in connection.execute("SELECT session_id FROM waiting ORDER BY place")]
+            active = [name for (name,) in connection.execute("SELECT session_id FROM active")]
+        assert active + waiting == self.model.order
+        assert active == ([self.model.active] if self.model.active else [])
+
+    def teardown(self) -> None:
+        if hasattr(self, "database"):
+            self.do(self.database.close())
+            self.loop.close()
+            self.folder.cleanup()
+
+
+TestQueue = QueueMachine.TestCase
+TestQueue.settings = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+)
