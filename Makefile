@@ -4,6 +4,7 @@ PYTHON ?= python3
 EXTRAS ?= netlab,fast
 AUDIT  ?= optional
 PYTEST_ARGS ?=
+WORKERS ?= auto
 KILLS ?= 300
 BENCH_ARGS ?=
 
@@ -55,7 +56,7 @@ audit: $(READY)  ## known vulnerabilities of the dependencies; AUDIT=required fa
 	$(BIN)/python .ci/audit.py --mode $(AUDIT) $(AUDIT_IGNORE:%=--ignore=%)
 
 test: $(READY)  ## all tests, with coverage; PYTEST_ARGS="-k queue -x" is passed on
-	$(RUN) $(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	$(RUN) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 demo: $(READY)  ## two test runs share one lab host, from start to finish; DEMO=hosts needs no Docker
 	$(RUN) $(BIN)/python examples/demo.py $(if $(DEMO),--lab $(DEMO))

@@ -97,6 +97,12 @@ class Settings(BaseModel):
     acquire_poll: PositiveSeconds = Field(1, description="seconds between two attempts of a blocking local acquire")
 
 
+def server_url(environment: Mapping[str, str] = os.environ) -> str:
+    """The server that sub-commands talk to: that of the clients, else the one of this host."""
+    port = environment.get(variable("port")) or Settings.model_fields["port"].default
+    return environment.get("REMOTE_LAB_URL") or f"http://127.0.0.1:{port}"
+
+
 def flag(field: str) -> str:
     """The command-line flag of a field."""
     return "--" + field.replace("_", "-")

@@ -1,7 +1,6 @@
 """`neops-remote-lab queue`: who holds the lab host, and who waits, in a terminal."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -9,9 +8,8 @@ import httpx
 from pydantic import ValidationError
 
 from neops_remote_lab.models import QueueDto, QueueEntryDto
-from neops_remote_lab.settings import refuse
+from neops_remote_lab.settings import refuse, server_url
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT = 10.0
 """Seconds for the answer."""
 HEADINGS = ("position", "session", "state", "since", "last seen", "client", "purpose", "topology")
@@ -22,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="neops-remote-lab queue", description="Shows who holds the lab, and who waits."
     )
-    parser.add_argument("--url", default=os.environ.get("REMOTE_LAB_URL", DEFAULT_URL), help="address of the server")
+    parser.add_argument("--url", default=server_url(), help="address of the server")
     url = parser.parse_args(arguments).url
     try:
         answer = httpx.get(f"{url.rstrip('/')}/queue", timeout=TIMEOUT).raise_for_status()
