@@ -153,7 +153,7 @@ def upgrade() -> None:
         *_is_a_time("lab_reference", "acquired_at", "released_at"),
         sqlite_autoincrement=True,
     )
-    keyed = sa.text("idempotency_key IS NOT NULL")
+    keyed = sa.text("idempotency_key IS NOT NULL AND released_at IS NULL")
     columns = ["session_id", "idempotency_key"]
     op.create_index("uq_lab_reference_key", "lab_reference", columns, unique=True, sqlite_where=keyed)
     op.create_index("ix_lab_reference_lab_id", "lab_reference", ["lab_id"])

@@ -155,8 +155,9 @@ class LabService:
         known = await self._store.reference_by_key(acquire.session_id, acquire.key)
         if known is None:
             return None
-        lab_id, held = known
-        if held and self._lab and self._lab.lab_id == lab_id:
+        if not known.held and known.outcome is not None and known.outcome not in EXPECTED:
+            return None  # the lab was lost, perhaps together with the answer: a repetition begins anew
+        if known.held and self._lab and self._lab.lab_id == known.lab_id:
             return AcquireResponseDto(reused=True, devices=self._devices())
         detail = "the acquire with this Idempotency-Key has been released: send a new key for a new acquire"
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
@@ -353,7 +354,7 @@ class LabService:
         await self._recovered.wait()
         async with self._decisions:
             known = await self._store.reference_by_key(session_id, key) if key else None
-            if known and not known[1]:
+            if known and not known.held:
                 return  # a repeated release: the first one was answered, or would have been
             if key and not known:
                 raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no acquire had this Idempotency-Key")

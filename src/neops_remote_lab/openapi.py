@@ -1,7 +1,6 @@
 """The OpenAPI 3.1 description, made from the Dto models that the handlers validate with."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,20 +23,6 @@ from neops_remote_lab.models import (
 )
 
 _REFERENCE: Final = "#/components/schemas/{model}"
-_MODELS: Final[Sequence[type[BaseModel]]] = (
-    AcquireResponseDto,
-    ActiveSessionResponseDto,
-    CreateSessionRequestDto,
-    CreateSessionResponseDto,
-    DebugHealthDto,
-    DeviceInfoDto,
-    ErrorDto,
-    LabStatusDto,
-    QueueDto,
-    ReadyDto,
-    SessionStatusResponseDto,
-    TopologyCheckDto,
-)
 
 
 def _header(name: str, description: str, *, required: bool = False) -> dict[str, Any]:
@@ -131,10 +116,12 @@ OPERATIONS: Final = (
         {
             400: "a file name is not allowed",
             404: "unknown session",
+            409: "the lab was torn down while it started",
             413: "the upload is too large",
             422: "the form is wrong, or netlab rejects the topology",
             423: "the session is not active, or the lab is busy",
             500: "netlab failed",
+            503: "the server is about to end, or its database cannot be used",
             507: "the lab host's disk is full",
         },
         (SESSION_HEADER, KEY_HEADER, _header("Prefer", "respond-async: answer 202 at once; GET /lab tells the rest")),
@@ -184,13 +171,22 @@ OPERATIONS: Final = (
         {
             400: "a file name is not allowed",
             404: "unknown session",
+            409: "the session's turn came before the check had begun",
             413: "the upload is too large",
             422: "the form is wrong, or netlab rejects the topology",
+            503: "the server is about to end",
         },
         (SESSION_HEADER,),
         "upload",
     ),
-    Operation("get", "/queue", "The queue", {200: QueueDto}, {}),
+    Operation(
+        "get",
+        "/queue",
+        "The queue",
+        {200: QueueDto},
+        {422: "limit is no number"},
+        (_query("limit", {"type": "number", "minimum": 0}, "list so many sessions at the most"),),
+    ),
     Operation("get", "/healthz", "Whether the server answers", {204: None}, {}),
     Operation(
         "get", "/readyz", "Whether the host can take a lab", {200: ReadyDto}, {503: "it cannot; what is missing"}
@@ -202,7 +198,7 @@ OPERATIONS: Final = (
 
 def describe(version: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    _, schema = models_json_schema([(model, "serialization") for model in _MODELS], ref_template=_REFERENCE)
+    _, schema = models_json_schema([(model, "serialization") for model in _models()], ref_template=_REFERENCE)
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
@@ -216,6 +212,11 @@ def describe(version: str) -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": schema["$defs"]},
     }
+
+
+def _models() -> list[type[BaseModel]]:
+    used = [content for operation in OPERATIONS for content in (operation.body, *operation.success.values())]
+    return [ErrorDto, *dict.fromkeys(content for content in used if isinstance(content, type))]
 
 
 def _describe(operation: Operation) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def lab_host(tmp_path: Path) -> Iterator[LabServer]:
     with running_real_server(tmp_path) as server:
         yield server
         server.close()
-        assert server.fake.leftovers() == []
+        assert server.netlab.leftovers() == []
         assert server.work_folders() == []
 
 

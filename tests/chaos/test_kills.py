@@ -265,7 +265,8 @@ def assert_nothing_is_left(server: LabServer) -> None:
     wait_until(lambda: httpx.get(f"{server.url}/queue").json()["length"] == 0, 30)
     wait_until(server.is_clean, 30, "something is left")
     wait_until(lambda: not processes_of(server), 30, "a process is left")
-    assert sql(server.database, "SELECT count(*) FROM lab WHERE state <> 'ended'") == [(0,)]
+    open_labs = "SELECT count(*) FROM lab WHERE state <> 'ended'"
+    wait_until(lambda: sql(server.database, open_labs) == [(0,)], 30, "the end of a lab is not written down")
     assert sql(server.database, "SELECT count(*) FROM lab_reference WHERE released_at IS NULL") == [(0,)]
     assert httpx.get(f"{server.url}/readyz").status_code == 200
 

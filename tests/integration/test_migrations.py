@@ -36,7 +36,7 @@ CONDITIONS = {
     "ix_session_ended_at": "state = 'ended'",
     "uq_lab_live_host": "state IN ('starting', 'running', 'stopping')",
     "ix_lab_ended_at": "state = 'ended'",
-    "uq_lab_reference_key": "idempotency_key IS NOT NULL",
+    "uq_lab_reference_key": "idempotency_key IS NOT NULL AND released_at IS NULL",
 }
 """What the partial indexes are limited to."""
 

@@ -284,7 +284,7 @@ async def test_one_key_is_one_reference(labs: LabStore) -> None:
     with pytest.raises(IntegrityError):
         await labs.add_reference("one", "ann", "k", NOON)
     assert await labs.add_reference("one", "bob", "k", NOON) == 2
-    assert await labs.reference_by_key("ann", "k") == ("one", True)
+    assert await labs.reference_by_key("ann", "k") == ("one", True, None)
     assert await labs.reference_by_key("ann", "other") is None
 
 
@@ -294,7 +294,7 @@ async def test_the_end_of_a_lab_ends_its_references(labs: LabStore) -> None:
     await labs.ended("one", "lost", NOON)
     assert await labs.live_lab() is None
     assert await labs.held_references("one") == 0
-    assert await labs.reference_by_key("ann", "k") is None  # so that the acquire can be repeated
+    assert await labs.reference_by_key("ann", "k") == ("one", False, "lost")
     assert await labs.last_outcome("ann") == "lost"
     await labs.starting(lab("two"), NOON)
     assert await labs.last_outcome("ann") is None

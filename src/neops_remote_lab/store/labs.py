@@ -8,7 +8,7 @@ from sqlalchemy import Update, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.store.database import Database
-from neops_remote_lab.store.rows import Lab
+from neops_remote_lab.store.rows import KeyedReference, Lab
 from neops_remote_lab.store.tables import LAB, LAB_REFERENCE
 
 _COLUMNS = tuple(LAB.c[field.name] for field in fields(Lab))
@@ -51,15 +51,12 @@ class LabStore:
         await self._execute(_of(lab_id).where(LAB.c.state != "ended").values(state="stopping"))
 
     async def ended(self, lab_id: str, outcome: str, now: datetime) -> None:
-        """Note that nothing is left of a lab, and why it ended; its references end with it.
-
-        They lose their keys: an acquire whose answer was lost together with its lab is repeated as a new one.
-        """
+        """Note that nothing is left of a lab, and why it ended; its references end with it."""
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(_of(lab_id).values(state="ended", outcome=outcome, ended_at=now, devices=None))
             held = update(LAB_REFERENCE).where(LAB_REFERENCE.c.lab_id == lab_id, _HELD)
-            await connection.execute(held.values(released_at=now, idempotency_key=None))
+            await connection.execute(held.values(released_at=now))
 
         await self._database.write(work)
 
@@ -82,15 +79,19 @@ class LabStore:
 
         return await self._database.write(work)
 
-    async def reference_by_key(self, session_id: str, key: str) -> tuple[str, bool] | None:
-        """The lab that an acquire with this key got, and whether it is still held."""
-        query = select(LAB_REFERENCE.c.lab_id, _HELD).where(
-            LAB_REFERENCE.c.session_id == session_id, LAB_REFERENCE.c.idempotency_key == key
+    async def reference_by_key(self, session_id: str, key: str) -> KeyedReference | None:
+        """What the latest acquire with this key got."""
+        query = (
+            select(LAB_REFERENCE.c.lab_id, _HELD, LAB.c.outcome)
+            .join(LAB, LAB.c.lab_id == LAB_REFERENCE.c.lab_id)
+            .where(LAB_REFERENCE.c.session_id == session_id, LAB_REFERENCE.c.idempotency_key == key)
+            .order_by(LAB_REFERENCE.c.number.desc())
+            .limit(1)
         )
 
-        async def work(connection: AsyncConnection) -> tuple[str, bool] | None:
+        async def work(connection: AsyncConnection) -> KeyedReference | None:
             row = (await connection.execute(query)).one_or_none()
-            return (row[0], bool(row[1])) if row else None
+            return KeyedReference(row[0], bool(row[1]), row[2]) if row else None
 
         return await self._database.read(work)
 

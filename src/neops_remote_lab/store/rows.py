@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 SessionState = Literal["waiting", "active", "ended"]
 LiveLabState = Literal["starting", "running", "stopping"]
@@ -33,3 +33,12 @@ class Lab:
     extra_sha256: str | None
     work_dir: str
     devices: list[dict[str, Any]] | None
+
+
+class KeyedReference(NamedTuple):
+    """What an acquire with an idempotency key got."""
+
+    lab_id: str
+    held: bool
+    outcome: str | None
+    """How the lab ended; None while it lives."""

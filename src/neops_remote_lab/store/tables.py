@@ -160,6 +160,6 @@ Index(
     LAB_REFERENCE.c.session_id,
     LAB_REFERENCE.c.idempotency_key,
     unique=True,
-    sqlite_where=LAB_REFERENCE.c.idempotency_key.is_not(None),
+    sqlite_where=LAB_REFERENCE.c.idempotency_key.is_not(None) & LAB_REFERENCE.c.released_at.is_(None),
 )
 Index("ix_lab_reference_lab_id", LAB_REFERENCE.c.lab_id)
