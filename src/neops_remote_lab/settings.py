@@ -92,7 +92,12 @@ class Settings(BaseModel):
     max_yaml_nodes: int = Field(100_000, ge=1, description="most YAML nodes of a topology, aliases expanded")
     max_create_bytes: int = Field(2 << 30, ge=1 << 20, description="most memory for checking a topology, in bytes")
     create_timeout: PositiveSeconds = Field(120, description="seconds that checking a topology may take")
-    create_niceness: int = Field(10, ge=0, le=19, description="how much checking a topology yields to other programs")
+    create_niceness: int = Field(
+        10,
+        ge=0,
+        le=19,
+        description="how much checks, and the look at a starting lab's devices, yield to others",
+    )
     max_prepared: int = Field(8, ge=0, description="checked topologies that are kept prepared for each waiting session")
     acquire_poll: PositiveSeconds = Field(1, description="seconds between two attempts of a blocking local acquire")
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
+from pydantic import TypeAdapter
+
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.netlab.connector import Interrupt, run_docker, run_netlab
 from neops_remote_lab.netlab.inventory import read_devices, read_links
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 ACCEPTED: Final = "Checking virtualization provider installation"
 """netlab prints this once it has accepted the topology; nothing is started or registered before."""
+_DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
 LOOK_EVERY: Final = 0.02
 """Seconds between two looks whether netlab has accepted the topology."""
 
@@ -60,13 +63,17 @@ class NetlabCommands:
             raise ValueError(error.stderr) from None
         except subprocess.TimeoutExpired as error:
             raise ValueError(f"netlab took longer than {error.timeout:g} s to make its files") from None
-        links = read_links(lambda arguments: self._inspect(made, arguments, interrupt))
-        return Prepared(self.devices(made, interrupt), links)
+        niceness = self._settings.create_niceness
+        links = read_links(lambda arguments: self._inspect(made, arguments, interrupt, niceness))
+        devices = self.devices(made, interrupt, niceness=niceness)
+        made.devices.write_bytes(_DEVICES.dump_json(devices))
+        return Prepared(devices, links)
 
     def up(self, made: Workspace, interrupt: Interrupt) -> list[DeviceInfoDto]:
         """Start a lab, from its prepared files where it has them, and tell its devices.
 
-        The devices are read while netlab starts the nodes: all that is to be known of them is known by then.
+        The devices are read while netlab starts the nodes, yielding to it: all that is to be known of them is known by
+        then. Those of a prepared lab are known already.
 
         Raises:
             ValueError: netlab rejects the topology; the message is netlab's own.
@@ -108,10 +115,12 @@ class NetlabCommands:
     def _devices_once_accepted(
         self, made: Workspace, start: int, ended: threading.Event, interrupt: Interrupt
     ) -> list[DeviceInfoDto] | None:
+        if made.devices.exists():
+            return _DEVICES.validate_json(made.devices.read_bytes())
         while not ended.wait(LOOK_EVERY):
             if _accepted(made, start):
                 try:
-                    return self.devices(made, interrupt)
+                    return self.devices(made, interrupt, niceness=self._settings.create_niceness)
                 except (subprocess.SubprocessError, OSError, ValueError) as error:
                     logger.info("lab %s: its devices are read again at the end: %s", made.lab_id, failure(error))
                     return None
@@ -134,10 +143,10 @@ class NetlabCommands:
         except (subprocess.SubprocessError, OSError) as error:
             logger.warning("lab %s: netlab down failed: %s", made.lab_id, failure(error))
 
-    def devices(self, made: Workspace, interrupt: Interrupt) -> list[DeviceInfoDto]:
+    def devices(self, made: Workspace, interrupt: Interrupt, *, niceness: int = 0) -> list[DeviceInfoDto]:
         """All nodes of a lab. Raises what `run_netlab` raises, and SubprocessError where netlab prints nonsense."""
         try:
-            return read_devices(lambda arguments: self._inspect(made, arguments, interrupt))
+            return read_devices(lambda arguments: self._inspect(made, arguments, interrupt, niceness))
         except ValueError:  # it would be taken for a topology that netlab rejects
             raise subprocess.SubprocessError("netlab printed something else than the devices as JSON") from None
 
@@ -157,16 +166,17 @@ class NetlabCommands:
         """What `docker ARGUMENTS` prints. Raises what `run_netlab` raises."""
         return run_docker(arguments, command=self._settings.docker, timeout=self._settings.command_timeout)
 
-    def _inspect(self, made: Workspace, arguments: Sequence[str], interrupt: Interrupt) -> str:
-        return self._ask(made, ["inspect", *arguments], interrupt)
+    def _inspect(self, made: Workspace, arguments: Sequence[str], interrupt: Interrupt, niceness: int) -> str:
+        return self._ask(made, ["inspect", *arguments], interrupt, niceness)
 
-    def _ask(self, made: Workspace, arguments: list[str], interrupt: Interrupt | None = None) -> str:
+    def _ask(self, made: Workspace, arguments: list[str], interrupt: Interrupt | None = None, niceness: int = 0) -> str:
         return run_netlab(
             arguments,
             folder=made.folder,
             timeout=self._settings.command_timeout,
             command=self._settings.netlab,
             kill_grace=self._settings.kill_grace,
+            niceness=niceness,
             lab_id=made.lab_id,
             interrupt=interrupt,
         )

@@ -47,6 +47,11 @@ class Workspace:
         return self.base / LOG_NAME
 
     @property
+    def devices(self) -> Path:
+        """The devices of a prepared lab, as JSON."""
+        return self.base / "devices.json"
+
+    @property
     def snapshot(self) -> Path:
         """netlab's own record of the lab; it exists once the configuration files are made."""
         return self.folder / "netlab.snapshot.pickle"

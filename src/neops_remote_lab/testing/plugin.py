@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 MARKER = "remote_lab"
 _CLIENT_FIXTURE = "remote_lab_client"
-_holder = pytest.StashKey["LabHolder"]()
 _client = pytest.StashKey["RemoteLabClient"]()
 
 
@@ -33,37 +32,41 @@ def pytest_configure(config: pytest.Config) -> None:
         xdist.register(config)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the test if it uses a lab: here rather than later, when `-m` has chosen already."""
-    if _labs_of(item):
-        item.add_marker(MARKER)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the tests of one lab next to each other; last, since other plugins sort as well."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, object, object]:
+    """Mark the tests that use a lab before `-m` chooses, and put those of one lab together after others have sorted."""
     if not _labs_are_declared():
-        return
+        return (yield)
     from neops_remote_lab.testing import xdist  # noqa: PLC0415 - only needed with a lab
-    from neops_remote_lab.testing.labs import in_order_of_labs, refuse_several_labs  # noqa: PLC0415
+    from neops_remote_lab.testing.labs import in_order_of_labs, labs_of, refuse_several_labs  # noqa: PLC0415
 
+    for item in items:
+        if labs_of(item):
+            item.add_marker(MARKER)
+    result = yield
     try:
         refuse_several_labs(items)
     except pytest.UsageError as error:
         xdist.say_farewell(config, str(error), pytest.ExitCode.USAGE_ERROR)
         raise
     items[:] = in_order_of_labs(items)
+    return result
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
-    """Release a lab that is kept from test to test once the last of them is done."""
-    try:
-        return (yield)
-    finally:
-        holder = item.config.stash.get(_holder, None)
-        if holder is not None and nextitem is not None:
-            holder.keep_only(_labs_of(nextitem))
+class _LabRun:
+    """The hooks of a run that uses labs; other runs do without."""
+
+    def __init__(self, holder: LabHolder) -> None:
+        self._holder = holder
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+        """Release a lab that is kept from test to test once the last of them is done."""
+        try:
+            return (yield)
+        finally:
+            if nextitem is not None:
+                self._holder.keep_only(_labs_of(nextitem))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -91,7 +94,7 @@ def _remote_lab_holder(request: pytest.FixtureRequest, remote_lab_client: Remote
 
     # a client that a conftest file puts in the place of ours may know of none
     holder = LabHolder(request.session, remote_lab_client, getattr(remote_lab_client, "rejected", {}))
-    request.config.stash[_holder] = holder
+    request.config.pluginmanager.register(_LabRun(holder), "remote-lab-run")
     yield holder
     holder.let_go()
 
