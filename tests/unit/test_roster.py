@@ -232,3 +232,10 @@ def test_only_the_latest_holds_count() -> None:
     history = HoldHistory([1000, 1000, 10], size=2)
     history.add(20)
     assert history.eta(1, 0) == pytest.approx(15)
+
+
+def test_time_in_which_nobody_could_be_heard_counts_against_nobody() -> None:
+    roster = queue(active(1), waiting(2), waiting(3))
+    roster.renew_all(100)
+    assert silent(roster, 109) == []
+    assert len(silent(roster, 111)) == 3
