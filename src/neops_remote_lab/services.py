@@ -28,7 +28,7 @@ from neops_remote_lab.store import Database, LabStore, SessionStore
 logger = logging.getLogger(__name__)
 
 STOPPED_AFTER: Final = 5.0
-"""Seconds that the keeper may be late; after more it takes it that the process or its machine stood still."""
+"""Seconds that the keeper may wake up late; after more it takes it that the process or its machine stood still."""
 PRUNE_EVERY: Final = 3600.0
 """Seconds between two clean-ups of the history."""
 
@@ -133,14 +133,12 @@ class Keeper:
             await self._services.queue.write_contacts()
 
     async def _keep(self) -> None:
-        clock, seen = self._services.clock, self._services.clock.monotonic()
+        pause, clock = self._services.settings.sql_poll, self._services.clock
         while True:
-            await asyncio.sleep(self._services.settings.sql_poll)
-            before, seen = seen, clock.monotonic()
-            if seen - before > self._services.settings.sql_poll + STOPPED_AFTER:
-                logger.warning(
-                    "this process stood still for %.0f s: every session has its full time again", seen - before
-                )
+            before = clock.monotonic()
+            await asyncio.sleep(pause)
+            if (late := clock.monotonic() - before - pause) > STOPPED_AFTER:
+                logger.warning("this process stood still for %.0f s: every session has its full time again", late)
                 self._services.queue.renew_all()
             try:
                 await self._look_around()
