@@ -152,7 +152,9 @@ def test_no_lab_is_started_beside_what_an_earlier_server_has_left(patient: LabSe
 
 def test_folders_that_could_not_be_swept_at_the_start_are_swept_later(server: LabServer) -> None:
     server.kill()
-    (server.work_dir / "left-by-a-crash" / "topology").mkdir(parents=True)
+    folder = server.work_dir / "left-by-a-crash" / "topology"
+    folder.mkdir(parents=True)
+    (folder / "clab.yml").write_text("name: topology\n")  # so it may have had containers
     fake(server).control(docker_unreachable=True)
     server.start()
     wait_until(lambda: readiness(server).status_code == 503)
@@ -272,3 +274,14 @@ def test_labs_are_found_through_a_symbolic_link(tmp_path: Path) -> None:
         assert server.place(waiting, wait=30)["position"] == 0
         assert fake(server).is_clean()
         assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_a_host_whose_docker_does_not_run_can_have_labs_without_containers(server: LabServer) -> None:
+    fake(server).control(docker_unreachable=True)
+    session = server.join()
+    assert server.acquire(session, topology_text(2, provider="external")).status_code == 200
+    assert ask(server, session, "POST", "/lab/release").status_code == 204
+    wait_until(server.is_clean, 10, "the lab is not torn down")
+    wait_until(lambda: lab(server, session)["state"] == "none", 10, "its end is not written down")
+    assert queue(server)["quarantined"] is None
+    assert readiness(server).status_code == 200

@@ -8,6 +8,7 @@ from typing import Final
 
 from neops_remote_lab.netlab import traces, workspace
 from neops_remote_lab.netlab.commands import NetlabCommands, failure
+from neops_remote_lab.netlab.traces import Container
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.settings import Settings
 
@@ -31,12 +32,13 @@ class Cleaner:
     def take_away(self, made: Workspace) -> list[str]:
         """Remove all that there is of a lab; what is left after the retries."""
         network = traces.management_network(made.folder)
+        contained = traces.may_have_containers(made.base)
         left: list[str] = []
         for attempt in range(self._settings.teardown_retries + 1):
             by_netlab = made.snapshot.exists()
             if by_netlab:
                 self._netlab.down(made, force=attempt > 0)
-            left = self._remove_traces(made.base, network, by_force=attempt > 0 or not by_netlab)
+            left = self._remove_traces(made.base, network, contained, by_force=attempt > 0 or not by_netlab)
             if not left:
                 workspace.remove(made.base)
                 break
@@ -51,8 +53,8 @@ class Cleaner:
         root = self._settings.work_dir
         stale = set(folders)
         try:
-            if traces.docker_is_installed(self._settings.docker):
-                stale |= {root / found.lab_folder(root) for found in traces.containers_below(root, self._netlab.docker)}
+            containers = self._containers(root, expected=False)
+            stale |= {root / found.lab_folder(root) for found in containers}
             stale |= {root / name for name in traces.instance_folders(root)}
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             return [f"it cannot be told what ({failure(error)})"]
@@ -63,23 +65,33 @@ class Cleaner:
             left += self.take_away(workspace.left_in(base))
         return left
 
-    def _remove_traces(self, base: Path, network: str | None, *, by_force: bool) -> list[str]:
+    def _remove_traces(self, base: Path, network: str | None, contained: bool, *, by_force: bool) -> list[str]:
         try:
-            left = self._remove_containers(base, network, by_force=by_force)
+            left = self._remove_containers(base, network, contained, by_force=by_force)
             if by_force and not left:
                 traces.forget_instances(base)
             return left + [f"netlab instance {name}" for name in traces.instances_below(base)]
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             return [f"it cannot be told what ({failure(error)})"]
 
-    def _remove_containers(self, base: Path, network: str | None, *, by_force: bool) -> list[str]:
-        if not traces.docker_is_installed(self._settings.docker):
-            return []
-        found = traces.containers_below(base, self._netlab.docker)
+    def _remove_containers(self, base: Path, network: str | None, contained: bool, *, by_force: bool) -> list[str]:
+        found = self._containers(base, expected=contained)
         if found and by_force:
             traces.remove_containers(found, self._netlab.docker)
             network = network or DEFAULT_NETWORK
-            found = traces.containers_below(base, self._netlab.docker)
+            found = self._containers(base, expected=contained)
         if network and not found and traces.network_is_empty(network, self._netlab.docker):
             traces.remove_network(network, self._netlab.docker)
         return [f"container {container.name}" for container in found]
+
+    def _containers(self, folder: Path, *, expected: bool) -> list[Container]:
+        """Containers of labs below a folder. Where none are expected, Docker need not even run."""
+        if not traces.docker_is_installed(self._settings.docker):
+            return []
+        try:
+            return traces.containers_below(folder, self._netlab.docker)
+        except subprocess.SubprocessError as error:
+            if expected:
+                raise
+            logger.debug("docker is not asked for containers: %s", failure(error))
+            return []

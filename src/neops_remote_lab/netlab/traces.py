@@ -18,6 +18,7 @@ from filelock import FileLock
 from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE
 
 INSTANCES_FILE: Final = Path(".netlab") / "status.yaml"
+CONTAINERS_NOTE: Final = "may-have-containers"
 INSTANCES_TIMEOUT: Final = 3.0
 """Seconds to wait for netlab's own lock on its list of instances, as long as netlab itself waits."""
 
@@ -54,6 +55,19 @@ def containers_below(folder: Path, docker: Docker) -> list[Container]:
 def _topology_file(labels: str) -> Path:
     pairs = (label.partition("=") for label in labels.split(","))
     return next((Path(value) for key, _, value in pairs if key == "clab-topo-file"), Path())
+
+
+def may_have_containers(base: Path) -> bool:
+    """Whether netlab has got as far as to write a containerlab topology in a work folder.
+
+    That is noted beside it: a `netlab down` by force removes the topology, be the containers gone or not.
+    """
+    note = base / CONTAINERS_NOTE
+    if any(base.glob("*/clab.yml")):
+        with suppress(OSError):  # a full disk: the topology itself still tells
+            note.touch()
+        return True
+    return note.exists()
 
 
 def remove_containers(containers: Sequence[Container], docker: Docker) -> None:
