@@ -21,9 +21,11 @@ logger = logging.getLogger(__name__)
 
 ACCEPTED: Final = "Checking virtualization provider installation"
 """netlab prints this once it has accepted the topology; nothing is started or registered before."""
+SNAPSHOT_WRITTEN: Final = "into netlab.snapshot.pickle"
+"""netlab prints this once its record of the lab is whole: the devices can be read from then on."""
 _DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
 LOOK_EVERY: Final = 0.02
-"""Seconds between two looks whether netlab has accepted the topology."""
+"""Seconds between two looks whether netlab has written it."""
 
 
 class Prepared(NamedTuple):
@@ -84,12 +86,12 @@ class NetlabCommands:
         ended = threading.Event()
         with ThreadPoolExecutor(1) as reader:
             devices: Future[list[DeviceInfoDto] | None] = reader.submit(
-                self._devices_once_accepted, made, start, ended, interrupt
+                self._devices_once_written, made, start, ended, interrupt
             )
             try:
                 self._run_up(made, ["--snapshot"] if prepared else [made.topology], interrupt)
             except subprocess.CalledProcessError as error:
-                if not prepared and not _accepted(made, start):
+                if not prepared and not _printed(made, start, ACCEPTED):
                     raise ValueError(error.stderr) from None
                 raise
             finally:
@@ -112,13 +114,13 @@ class NetlabCommands:
             interrupt=interrupt,
         )
 
-    def _devices_once_accepted(
+    def _devices_once_written(
         self, made: Workspace, start: int, ended: threading.Event, interrupt: Interrupt
     ) -> list[DeviceInfoDto] | None:
         if made.devices.exists():
             return _DEVICES.validate_json(made.devices.read_bytes())
         while not ended.wait(LOOK_EVERY):
-            if _accepted(made, start):
+            if made.snapshot.exists() and _printed(made, start, SNAPSHOT_WRITTEN):
                 try:
                     return self.devices(made, interrupt, niceness=self._settings.create_niceness)
                 except (subprocess.SubprocessError, OSError, ValueError) as error:
@@ -182,12 +184,10 @@ class NetlabCommands:
         )
 
 
-def _accepted(made: Workspace, start: int) -> bool:
-    if not made.snapshot.exists():  # spares reading the log again and again: netlab writes this just before
-        return False
+def _printed(made: Workspace, start: int, words: str) -> bool:
     with made.log.open("rb") as log:
         log.seek(start, os.SEEK_SET)
-        return ACCEPTED.encode() in log.read()
+        return words.encode() in log.read()
 
 
 def failure(error: BaseException) -> str:
