@@ -22,14 +22,19 @@ from neops_remote_lab.testing.fake_netlab import KNOBS
 # Held by whichever test process runs the real netlab: it can have only one lab on a machine.
 REAL_NETLAB_LOCK = Path(tempfile.gettempdir()) / "neops-remote-lab-tests-real-netlab.lock"
 
-# Without -S every start reads the whole site-packages folder's .pth files. The modules are imported rather than run as
-# scripts, so that Python keeps them compiled.
-SHIM = """\
-#!{python} -IS
+# As pip installs networklab: a script of a virtual environment, which imports a package of that environment. The fakes
+# are imported from where they are, so that Python keeps them compiled.
+NETLAB = """\
+#!{python} -I
 import sys
-sys.path += [{modules!r}, {packages!r}]
-import {module}
-{module}.main()
+from netsim.cli import main
+if __name__ == '__main__':
+    sys.exit(main())
+"""
+DOCKER = """\
+#!{python} -I
+import fake_docker
+fake_docker.main()
 """
 
 
@@ -98,22 +103,39 @@ class FakeNetlab:
         return not self.leftovers()
 
 
-def install_fake_netlab(root: Path) -> FakeNetlab:
-    """Make a lab host below `root`, with the executables ``bin/netlab`` and ``bin/docker``."""
+def install_fake_netlab(root: Path, *, import_seconds: float = 0) -> FakeNetlab:
+    """Make a lab host below `root`, with the executables ``bin/netlab`` and ``bin/docker``.
+
+    `import_seconds` is how long netlab's package takes to be imported: most of the start-up of the real one.
+    """
     fake = FakeNetlab(root)
     for folder in (fake.bin, fake.home, fake.state / "containers", fake.state / "networks"):
         folder.mkdir(parents=True, exist_ok=True)
-    for program in ("netlab", "docker"):
-        write_shim(fake.bin / program, f"fake_{program}")
+    python = _make_environment(root / "netlab-environment", import_seconds)
+    for program, text in (("netlab", NETLAB), ("docker", DOCKER)):
+        path = fake.bin / program
+        path.write_text(text.format(python=python), encoding="utf-8")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     return fake
 
 
-def write_shim(path: Path, module: str) -> None:
-    modules = Path(neops_remote_lab.testing.__path__[0])
-    packages = Path(yaml.__file__).parent.parent
-    text = SHIM.format(python=sys.executable, modules=str(modules), packages=str(packages), module=module)
-    path.write_text(text, encoding="utf-8")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+def _make_environment(folder: Path, import_seconds: float) -> Path:
+    """A virtual environment with the package that netlab's script imports; its Python."""
+    real = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
+    python = folder / "bin" / "python"
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    commands = packages / "netsim" / "cli"
+    for made in (python.parent, commands):
+        made.mkdir(parents=True, exist_ok=True)
+    python.symlink_to(real)
+    (folder / "pyvenv.cfg").write_text(f"home = {real.parent}\n", encoding="utf-8")
+    # Folders alone: what the .pth files of the second one ask for would be most of the start-up.
+    paths = [neops_remote_lab.testing.__path__[0], str(Path(yaml.__file__).parent.parent)]
+    (packages / "fakes.pth").write_text("\n".join(paths), encoding="utf-8")
+    (packages / "netsim" / "__init__.py").write_text(f"import time\ntime.sleep({import_seconds})\n", encoding="utf-8")
+    (commands / "__init__.py").write_text("from fake_netlab import main\n", encoding="utf-8")
+    (commands / "up.py").touch()
+    return python
 
 
 def check_knobs(knobs: dict[str, Any]) -> None:

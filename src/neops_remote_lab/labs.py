@@ -270,6 +270,7 @@ class LabService:
         outcome = self._stopped_for if isinstance(error, InterruptedError) else str(answer.detail)
         if self._manager.current and not self._manager.current.left:
             await self._run_blocking(self._manager.tear_down)
+        await self._run_blocking(self._manager.load_ahead)
         await self._conclude(lab.lab_id, outcome)
         raise answer from error
 
@@ -277,6 +278,7 @@ class LabService:
         lab = self._live()
         self._lab = replace(lab, state="stopping")  # first: another release must not begin a second tear-down
         await self._store.stopping(lab.lab_id)
+        await self._run_blocking(self._manager.load_ahead)  # netlab is loaded for the next lab while this one ends
         began = self._clock.monotonic()
         await self._run_blocking(self._manager.tear_down)
         self._metrics.lab_torn_down(self._clock.monotonic() - began)
@@ -294,6 +296,7 @@ class LabService:
         opening.task.add_done_callback(lambda _: self._recovered.set())
 
     async def _open(self, *, rebooted: bool, quarantined: str | None) -> None:
+        await self._run_blocking(self._manager.load_ahead)
         await self._recover(rebooted=rebooted)
         await self._sweep()
         if self._stuck_since is None and quarantined and quarantined.startswith(LEFT_BEHIND):
@@ -436,6 +439,7 @@ class LabService:
     async def close(self, *, keep: bool) -> None:
         """End what runs; keep a lab that is up for the next server, or tear it down."""
         self._manager.keep()  # from here on it is this method's business, not that of the end of the process
+        await self._run_blocking(self._manager.stop_loading)
         self.stop_starting(SERVER_ENDED)
         if self._operation:
             await asyncio.wait([self._operation.task])

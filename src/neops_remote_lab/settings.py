@@ -77,6 +77,7 @@ class Settings(BaseModel):
 
     netlab: str = Field("netlab", description="the netlab command")
     netlab_up_args: Arguments = Field((), description="more arguments for `netlab up`, in one string")
+    preload: bool = Field(True, description="keep one netlab loaded, so that the next lab starts sooner")
     docker: str = Field("docker", description="the Docker command, asked what is left of a lab")
     up_timeout: PositiveSeconds = Field(1800, description="seconds that `netlab up` may take")
     down_timeout: PositiveSeconds = Field(600, description="seconds that `netlab down` may take")

@@ -7,14 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+from neops_remote_lab.netlab import preload
 from tests.chaos.shell import fake, is_running, lab, sql
-from tests.fakes import topology_text, wait_until
+from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, running_server
 
 ROUTERS = topology_text(2)
@@ -643,3 +646,53 @@ def test_containers_of_others_are_none_of_our_business(server: LabServer, holder
     finally:
         netlab("down", "--cleanup")
         (fake(server).state / "violations").unlink(missing_ok=True)
+
+
+# A netlab that is loaded ahead
+
+
+def loaded_ahead(server: LabServer) -> list[int]:
+    """The netlab that waits for the next lab."""
+    assert server.process is not None
+    found = []
+    for child in psutil.Process(server.process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            found += [child.pid] if preload.__file__ in child.cmdline() else []
+    return found
+
+
+def starters(server: LabServer) -> list[int]:
+    """The processes that were `netlab up`, in order."""
+    return [line["pid"] for line in fake(server).log() if line["event"] == "start" and line["argv"][1] == "up"]
+
+
+def test_a_lab_is_started_by_the_netlab_that_was_loaded_for_it(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        session = server.join()
+        used = []
+        for text in (topology_text(1), topology_text(2, fail="start"), topology_text(3)):
+            wait_until(lambda: len(loaded_ahead(server)) == 1)
+            used += loaded_ahead(server)
+            server.acquire(session, text)
+            release(server, session)
+            wait_until(server.is_clean)
+        assert starters(server) == used
+        assert len(set(used)) == 3
+        [waiting] = loaded_ahead(server)
+        server.kill()
+        wait_until(lambda: not psutil.pid_exists(waiting), 10, "it outlives its server")
+        server.start()
+        wait_until(lambda: len(loaded_ahead(server)) == 1)
+        [waiting] = loaded_ahead(server)
+        assert server.stop() == 0
+        assert not psutil.pid_exists(waiting)
+
+
+def test_a_host_can_do_without_a_netlab_that_waits(tmp_path: Path) -> None:
+    server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
+    server.environment["NEOPS_REMOTE_LAB_PRELOAD"] = "false"
+    with closing(server):
+        server.start()
+        session = server.join()
+        assert server.acquire(session, topology_text(1)).status_code == 200
+        assert loaded_ahead(server) == []

@@ -53,7 +53,7 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(monkeypatch: pytest.
         "host": "::1", "port": 9000, "debug": True, "log_level": "WARNING", "log_config": tmp_path / "log.yaml",
         "database": "sqlite+aiosqlite:///x", "synchronous": "EXTRA", "lab_host": "rack-7", "work_dir": tmp_path,
         "lock_dir": tmp_path, "on_exit": "keep", "netlab": "/opt/netlab", "netlab_up_args": ("--no-config", "-v v"),
-        "docker": "podman",
+        "docker": "podman", "preload": False,
     }  # fmt: skip
     for name in Settings.model_fields.keys() - values.keys():
         values[name] = 3_000_000 if name == "max_create_bytes" else 7
@@ -61,8 +61,8 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(monkeypatch: pytest.
     by_variable = read_settings({}, {variable(name): text for name, text in texts.items()})
     for name in Settings.model_fields:
         monkeypatch.delenv(variable(name), raising=False)
-    words = [word for name, text in texts.items() if name != "debug" for word in [f"{flag(name)}={text}"]]
-    by_flag = parse_settings(parser(), [*words, "--debug"])
+    words = [f"{flag(name)}={text}" for name, text in texts.items() if name not in {"debug", "preload"}]
+    by_flag = parse_settings(parser(), [*words, "--debug", "--no-preload"])
     assert by_flag == by_variable == Settings.model_validate(values)
 
 

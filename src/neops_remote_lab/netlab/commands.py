@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from pydantic import TypeAdapter
 
 from neops_remote_lab.models.lab import DeviceInfoDto
-from neops_remote_lab.netlab.connector import Interrupt, run_docker, run_netlab
+from neops_remote_lab.netlab.connector import Interrupt, Standby, run_docker, run_netlab
 from neops_remote_lab.netlab.inventory import read_devices, read_links
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.settings import Settings
@@ -38,8 +38,10 @@ class Prepared(NamedTuple):
 class NetlabCommands:
     """Runs netlab in labs' work folders. All methods block."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, standby: Standby | None = None) -> None:
+        """With a `standby`, labs are started by the netlab that it has loaded."""
         self._settings = settings
+        self._standby = standby
 
     def create(self, made: Workspace, interrupt: Interrupt) -> Prepared:
         """Make a lab's configuration files and start nothing, at low priority and in bounded memory and time.
@@ -112,6 +114,7 @@ class NetlabCommands:
             kill_grace=self._settings.kill_grace,
             lab_id=made.lab_id,
             interrupt=interrupt,
+            standby=self._standby,
         )
 
     def _devices_once_written(

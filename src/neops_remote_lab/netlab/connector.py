@@ -1,7 +1,10 @@
 """The only place that starts the netlab command line, and the Docker one beside it."""
 
+import json
+import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,18 +15,27 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Final
 
+from neops_remote_lab.netlab import preload
+
 if sys.platform == "linux":
     import resource
 
+logger = logging.getLogger(__name__)
+
 LAB_ID_VARIABLE: Final = "NEOPS_REMOTE_LAB_LAB_ID"
 """Marks every process that works on a lab, so that a later server finds those that outlived an earlier one."""
+PRELOADED: Final = "preloaded"
+"""That mark on a netlab that was started before its lab was known: the folder that it works in tells which it is."""
 
 TAIL_BYTES: Final = 16384
 TAIL_LINES: Final = 20
 MAX_OUTPUT_BYTES: Final = 64 << 20
+SCRIPT_BYTES: Final = 4096
+"""How much of the netlab command is read to see whether it is a Python script."""
 
 # Where the internet is out of reach containerlab would wait 3 s at every deploy for the number of its newest release.
 _ENVIRONMENT: Final = {"CLAB_VERSION_CHECK": "disable", "COLUMNS": "200", "NO_COLOR": "1"}
+_PYTHON = re.compile(r"python[\d.]*$")
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*", re.MULTILINE)
 _ABSOLUTE_PATH = re.compile(r"(?<![\w/.:])/(?:[\w.@+~-]+/)+([\w.@+~-]*)")
 
@@ -57,6 +69,60 @@ class Interrupt:
                 del self._running[process]
 
 
+class Standby:
+    """One netlab that is loaded ahead and waits for what it is to do: the next lab need not wait for its imports.
+
+    Only a netlab that is a Python script can be loaded ahead; any other is started when it is needed, as without this.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._lock = threading.Lock()
+        self._waiting: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    def load(self) -> None:
+        """Begin to load one, unless one waits."""
+        with self._lock:
+            if self._closed or self._one_waits():
+                return
+            script = shutil.which(self._command)
+            try:
+                if script and (python := _python_of(Path(script))):
+                    self._waiting = _start([*python, preload.__file__, script], Path("/"), PRELOADED)
+            except OSError as error:  # a help, no duty: whatever is wrong shows when netlab is needed
+                logger.info("no netlab is loaded ahead: %s", error)
+
+    def take(self) -> subprocess.Popen[bytes] | None:
+        """The netlab that waits, which is the caller's from now on; None where there is none."""
+        with self._lock:
+            taken = self._waiting if self._one_waits() else None
+            self._waiting = None
+        return taken
+
+    def _one_waits(self) -> bool:
+        if self._waiting and self._waiting.poll() is not None:  # it has died
+            self._waiting.communicate()
+            self._waiting = None
+        return self._waiting is not None
+
+    def close(self) -> None:
+        """End the one that waits, and load no more."""
+        self._closed = True
+        if waiting := self.take():
+            waiting.kill()
+            waiting.communicate()
+
+
+def _python_of(script: Path) -> list[str] | None:
+    """The interpreter that a script of networklab names, with its options; None where it is something else."""
+    with script.open("rb") as file:
+        first, _, rest = file.read(SCRIPT_BYTES).decode(errors="replace").partition("\n")
+    words = first[2:].split()
+    named = any(_PYTHON.search(word) for word in words[:2])  # the second one where the first is `env`
+    return words if first.startswith("#!") and named and preload.PACKAGE in rest else None
+
+
 def run_netlab(
     arguments: Sequence[str],
     *,
@@ -70,6 +136,7 @@ def run_netlab(
     niceness: int = 0,
     lab_id: str = "",
     interrupt: Interrupt | None = None,
+    standby: Standby | None = None,
 ) -> str:
     """Run `netlab ARGUMENTS` in `folder`, in a process group of its own, and return its standard output.
 
@@ -81,6 +148,7 @@ def run_netlab(
         memory: most address space, in bytes (Linux only).
         niceness: how much less of the processors it takes than others, 0 to 19.
         interrupt: ends the command early.
+        standby: has a netlab that may be loaded already; for commands with a log.
 
     Raises:
         FileNotFoundError: there is no such command.
@@ -96,20 +164,35 @@ def run_netlab(
         output: IO[bytes] = files.enter_context(log.open("a+b") if log else TemporaryFile())  # noqa: SIM115
         errors = output if log else files.enter_context(TemporaryFile())
         start = errors.tell()
-        process = subprocess.Popen(
-            words,
-            cwd=folder,
-            env={**os.environ, **_ENVIRONMENT, LAB_ID_VARIABLE: lab_id},
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=errors,
-            start_new_session=True,
-        )
+        process = standby.take() if standby and log else None
+        if process and log:
+            order = {"arguments": arguments, "folder": str(folder), "log": str(log)}
+            answer = json.dumps({**order, "environment": {LAB_ID_VARIABLE: lab_id}}) + "\n" + answer
+        else:
+            process = _start(words, folder, lab_id, output, errors)
         _limit(process, memory, niceness)
         status = _watch(process, answer, timeout, kill_grace, interrupt)
         if status:
             raise subprocess.CalledProcessError(status, words, stderr=_last_lines(errors, start))
         return "" if log else _read(output)
+
+
+def _start(
+    words: Sequence[str],
+    folder: Path,
+    lab_id: str,
+    output: IO[bytes] | int = subprocess.DEVNULL,
+    errors: IO[bytes] | int = subprocess.DEVNULL,
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        words,
+        cwd=folder,
+        env={**os.environ, **_ENVIRONMENT, LAB_ID_VARIABLE: lab_id},
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,
+    )
 
 
 def run_docker(arguments: Sequence[str], *, command: str = "docker", timeout: float) -> str:

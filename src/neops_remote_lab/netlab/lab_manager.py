@@ -18,7 +18,7 @@ from neops_remote_lab.models.lab import DeviceInfoDto, LabState, LabStatusDto
 from neops_remote_lab.netlab import traces, workspace
 from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
-from neops_remote_lab.netlab.connector import Interrupt
+from neops_remote_lab.netlab.connector import Interrupt, Standby
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings, read_settings
 
@@ -67,7 +67,8 @@ class LabManager:
         self._guard = threading.Lock()
         self._changed = threading.Event()
         self._lab: HeldLab | None = None
-        self._netlab = NetlabCommands(self._settings)
+        self._standby = Standby(self._settings.netlab)
+        self._netlab = NetlabCommands(self._settings, self._standby)
         self._cleaner = Cleaner(self._netlab, self._settings)
         self._lock = host_lock(self._settings.lock_dir)
         self._keep = False
@@ -118,6 +119,15 @@ class LabManager:
     def verdict(self, identity: Identity, *, reuse: bool) -> Verdict:
         """What an acquire would do now. Never blocks."""
         return decide(self._lab, identity, reuse=reuse)
+
+    def load_ahead(self) -> None:
+        """Load the netlab that starts the next lab; returns before it is loaded. For servers, which start one soon."""
+        if self._settings.preload:
+            self._standby.load()
+
+    def stop_loading(self) -> None:
+        """End what `load_ahead` has loaded, for good."""
+        self._standby.close()
 
     def _copy(self, topology: Path) -> Workspace:
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)

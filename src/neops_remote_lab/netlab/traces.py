@@ -15,7 +15,7 @@ import psutil
 import yaml
 from filelock import FileLock
 
-from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE
+from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE, PRELOADED
 
 INSTANCES_FILE: Final = Path(".netlab") / "status.yaml"
 CONTAINERS_NOTE: Final = "may-have-containers"
@@ -157,7 +157,8 @@ def processes_of(lab_id: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get(LAB_ID_VARIABLE) == lab_id:
+            mark = process.environ().get(LAB_ID_VARIABLE)
+            if mark == lab_id or (mark == PRELOADED and lab_id in Path(process.cwd()).parts):
                 found.append(process)
     return found
 

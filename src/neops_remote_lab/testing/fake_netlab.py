@@ -43,6 +43,7 @@ PROBES = ("containerlab version", "docker version")
 
 KNOBS = {
     "create_seconds": "how long reading the topology takes",
+    "create_node_seconds": "how much longer it takes for each node",
     "probe_seconds": "how long the check of the provider takes",
     "start_seconds": "how long the provider takes before its first node",
     "node_seconds": "how long each node takes",
@@ -777,6 +778,7 @@ def create(run: Run, args: list[str], command: str = "create") -> Data:
         errors.add("IncorrectValue", "topology", "the fake was told to reject this topology")
         errors.abort()
     topology = transform(raw, path, options)
+    time.sleep(float(run.knobs.get("create_node_seconds", 0)) * len(topology["nodes"]))
     if (options.get("-o") or options.get("--output")) != "none":
         write_files(topology)
     return topology
@@ -1132,6 +1134,8 @@ def node_names(topology: Data, wanted: str) -> list[str]:
 
 
 def select(data: Data, expression: str) -> Any:
+    if expression == "list(nodes.keys())":  # netlab evaluates Python; this is what older servers ask for
+        return list(data["nodes"])
     value: Any = data
     for part in expression.split(".") if expression not in {"", "."} else []:
         if not isinstance(value, dict) or part not in value:
