@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; the exit status is 1 when something could not be measured."""
     options = _parser().parse_args(arguments)
     _raise_file_limit()
+    # Users run compiled modules; with this variable every process would compile what pip has not compiled before.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     peer, no_peer = None, ""
     try:
         peer = find_peer(options.peer)

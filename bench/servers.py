@@ -253,6 +253,11 @@ def sessions(server: Server) -> int:
     return int(call(server, "GET", "/debug/health", 200)["sessions"])
 
 
+def has_no_lab(server: LabServer) -> bool:
+    """Whether our server has no lab, not even one that it takes down."""
+    return 'lab_state{state="none"} 1.0' in httpx.get(f"{server.url}/metrics").text
+
+
 def form(topology: str, name: str = "topology.yml") -> tuple[bytes, str]:
     """The body of `POST /lab` and its content type."""
     boundary = "a-boundary-that-no-topology-holds"

@@ -4,13 +4,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.fakes import FakeNetlab, topology_text
+from tests.fakes import FakeNetlab, topology_text, wait_until
 from tests.server import LabServer, RealNetlab
 
 from bench import host
 from bench.host import Since
 from bench.measure import Row, Sample, Target, require
-from bench.servers import Bench, call, end, form, joined, real_host
+from bench.servers import Bench, call, end, form, has_no_lab, joined, real_host
 
 SIZES = (1, 3, 10, 30)
 REAL_SIZE = 3
@@ -76,13 +76,18 @@ def _one_of_each(
     # The check runs while the first session still holds the lab, as it would in a queue.
     checked = call(server, "POST", "/topology/check", 200, second, body=body, content_type=kind)
     require(checked["nodes"] == nodes, f"the check counted {checked} instead of {nodes} nodes")
-    end(server, session)
-    host.wait_clean(lab_host)
+    _end(server, session, lab_host)
     into.prepared.append(_acquire(server, lab_host, second, topology, nodes)[0])
-    end(server, second)
-    host.wait_clean(lab_host)
+    _end(server, second, lab_host)
     if not bare_first:
         into.bare.append(_bare(bench, lab_host, topology))
+
+
+def _end(server: LabServer, session: str, lab_host: FakeNetlab | RealNetlab) -> None:
+    """End a session, and wait until its lab is gone and nothing is left to be done."""
+    end(server, session)
+    host.wait_clean(lab_host)
+    wait_until(lambda: has_no_lab(server), 60)
 
 
 def _bare(bench: Bench, lab_host: FakeNetlab | RealNetlab, topology: str) -> float:

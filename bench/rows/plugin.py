@@ -1,101 +1,163 @@
-"""What the pytest plugin costs a run without any lab test."""
+"""What the pytest plugin costs a run without any lab test, installed as users have it."""
 
-import json
 import os
+import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Final
+
+from packaging.requirements import Requirement
 
 from bench.measure import Row, Sample, Target, require
 from bench.servers import Bench, guarded
 
-PLUGIN = "neops_remote_lab.testing.plugin"
-EMPTY = "empty_plugin"
-FIXTURE = "import pytest\n@pytest.fixture\ndef nothing():\n    pass\n"
-TESTS = "def test_nothing():\n    pass\n"
-LISTING = """\
-import json
+SOURCE: Final = Path(__file__).parents[2]
+PLUGIN: Final = "neops_remote_lab.testing.plugin"
+OURS, EMPTY, NONE = "ours", "empty plugin", "no plugin"
+BUILD_TIMEOUT: Final = 120
+TESTS: Final = "def test_nothing():\n    pass\n"
+EMPTY_PLUGIN: Final = {
+    "empty_plugin.py": "import pytest\n@pytest.fixture\ndef nothing():\n    pass\n",
+    "empty_plugin-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: empty-plugin\nVersion: 1\n",
+    "empty_plugin-1.dist-info/entry_points.txt": "[pytest11]\nempty = empty_plugin\n",
+    "empty_plugin-1.dist-info/RECORD": "empty_plugin.py,,\n",
+}
+LISTING: Final = """\
 import sys
 def pytest_unconfigure(config):
-    with open("modules.json", "w") as file:
-        json.dump(sorted(sys.modules), file)
+    with open("modules.txt", "w") as file:
+        file.write("\\n".join(sys.modules))
 """
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows: milliseconds of the process, beside none and an empty plugin, and what is imported for it."""
+    """The rows: milliseconds of processor time, beside none and an empty plugin, and what is imported for it."""
     folder = bench.folder("plugin")
-    for name, text in (("test_nothing", TESTS), ("listing", LISTING), (EMPTY, FIXTURE)):
-        (folder / f"{name}.py").write_text(text)
-    foreign = _foreign_modules(folder)
-    wall: dict[str, list[float]] = {plugin: [] for plugin in (PLUGIN, EMPTY, "")}
-    cpu: dict[str, list[float]] = {plugin: [] for plugin in wall}
+    paths = _environments(folder)
+    (folder / "test_nothing.py").write_text(TESTS)
+    (folder / "listing.py").write_text(LISTING)
+    foreign = _foreign_modules(folder, paths)  # these runs also leave everything compiled
+    cpu: dict[str, list[float]] = {kind: [] for kind in (OURS, EMPTY, NONE)}
+    wall: dict[str, list[float]] = {kind: [] for kind in cpu}
     for turn in range(bench.choose(20, 100)):
-        for plugin in wall if turn % 2 else reversed(wall):
-            took, processor = _run(folder, plugin)
-            wall[plugin].append(1000 * took)
-            cpu[plugin].append(1000 * processor)
-    notes = {}
-    for other in ("", EMPTY):
-        more = Sample([ours - theirs for ours, theirs in zip(cpu[PLUGIN], cpu[other], strict=True)])
-        notes[other] = f"CPU time of the pairs differs by {more.median:.1f} ms in the median"
-    case, target = "pytest without lab tests", Target(excess=5)
+        for kind in cpu if turn % 2 else reversed(cpu):
+            took, processor = _run(folder, paths[kind])
+            wall[kind].append(1000 * took)
+            cpu[kind].append(1000 * processor)
+    counted = {kind: _instructions(folder, path) for kind, path in paths.items()} if shutil.which("valgrind") else {}
     names = ", ".join(foreign[:3]) or "the standard library alone"
-    ours, none = Sample(wall[PLUGIN]), Target(ceiling=0)
-    return [
-        Row("plugin cost", case, "ms", ours, "no plugin", Sample(wall[""]), target, note=notes[""]),
-        Row("plugin cost", case, "ms", ours, "empty plugin", Sample(wall[EMPTY]), note=notes[EMPTY]),
-        Row("plugin cost", "imports from elsewhere", "", Sample([len(foreign)]), "no plugin", None, none, note=names),
-    ]
+    imports = Row(
+        "plugin cost", "imports from elsewhere", "", Sample([len(foreign)]), NONE, None, Target(ceiling=0), note=names
+    )
+    rows = (_row(cpu, wall, counted, other, target) for other, target in ((NONE, Target(excess=5)), (EMPTY, Target())))
+    return [*rows, imports]
 
 
-def _command(*plugins: str) -> list[str]:
-    chosen = [word for plugin in plugins if plugin for word in ("-p", plugin)]
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, "test_nothing.py"]
+def _row(
+    cpu: dict[str, list[float]], wall: dict[str, list[float]], counted: dict[str, int], other: str, target: Target
+) -> Row:
+    ours, theirs = Sample(cpu[OURS]), Sample(cpu[other])
+    more, on_the_clock = (_difference(took, other) for took in (cpu, wall))
+    note = f"runs in turns differ by {more:.1f} ms in the median, {on_the_clock:.1f} ms on the clock"
+    if counted:  # the same in every run, whatever else the machine does
+        more = theirs.median * (counted[OURS] / counted[other] - 1)
+        note = f"by instructions {more:.1f} ms more; {note}"
+    case = "pytest without lab tests, CPU"
+    return Row("plugin cost", case, "ms", ours, other, theirs, target, given_excess=more, note=note)
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    # Whatever else is installed beside pytest would be the larger part of the run.
-    paths = os.pathsep.join([str(folder), *filter(None, sys.path)])
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("REMOTE_LAB_")}
-    return {**kept, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": paths, "PYTEST_ADDOPTS": ""}
+def _difference(took: dict[str, list[float]], other: str) -> float:
+    return Sample([ours - theirs for ours, theirs in zip(took[OURS], took[other], strict=True)]).median
 
 
-def _run(folder: Path, plugin: str) -> tuple[float, float]:
-    """Wall and processor seconds of a run."""
-    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+def _environments(folder: Path) -> dict[str, str]:
+    """For each kind a folder that Python searches: pytest, and what is installed beside it."""
+    found = {kind: folder / kind for kind in (OURS, EMPTY, NONE)}
+    for path in found.values():
+        _link_distributions(path, "pytest")
+    _unpack_wheel(found[OURS])
+    for name, text in EMPTY_PLUGIN.items():
+        (found[EMPTY] / name).parent.mkdir(exist_ok=True)
+        (found[EMPTY] / name).write_text(text)
+    return {kind: str(path) for kind, path in found.items()}
+
+
+def _link_distributions(target: Path, name: str) -> None:
+    """Installed distributions, `name` and what it needs, apart from all others of this environment."""
+    target.mkdir()
+    for needed in set(_closure(name)):
+        distribution = metadata.distribution(needed)
+        tops = {Path(file).parts[0] for file in distribution.files or () if ".." not in Path(file).parts}
+        for top in tops - {"__pycache__"}:
+            (target / top).symlink_to(Path(str(distribution.locate_file(top))).resolve())
+
+
+def _closure(name: str) -> Iterator[str]:
+    yield name
+    for requirement in map(Requirement, metadata.requires(name) or ()):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield from _closure(requirement.name)
+
+
+def _unpack_wheel(target: Path) -> None:
+    """This project, as pip would install it."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target.parent)]
+    done = subprocess.run(build, cwd=SOURCE, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False)
+    require(done.returncode == 0, f"the wheel was not built: {done.stdout}{done.stderr}")
+    [wheel] = target.parent.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+
+
+def _instructions(folder: Path, path: str) -> int:
+    """How many instructions a run takes, as callgrind counts them."""
+    printed = _pytest(folder, path, guard=["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"])
+    found = re.search(r"Collected : (\d+)", printed)
+    require(found, f"callgrind counted nothing: {printed[-1000:]}")
+    assert found is not None
+    return int(found[1])
+
+
+def _pytest(folder: Path, path: str, *options: str, guard: Sequence[str] = ()) -> str:
+    """One run; what it printed."""
+    # Without -S Python would also search this environment, with all the plugins that are installed in it.
+    command = [sys.executable, "-S", "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "test_nothing.py"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("REMOTE_LAB_", "PYTEST_"))}
     done = subprocess.run(
-        guarded(_command(plugin)),
+        guarded([*guard, *command]),
         cwd=folder,
-        env=_environment(folder),
+        env={**kept, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
-    took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     require(done.returncode == 0 and "1 passed" in done.stdout, f"pytest failed: {done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def _run(folder: Path, path: str) -> tuple[float, float]:
+    """Wall and processor seconds of a run."""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    _pytest(folder, path)
+    took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _foreign_modules(folder: Path) -> list[str]:
+def _foreign_modules(folder: Path, paths: dict[str, str]) -> list[str]:
     """Top-level packages that come with the plugin and are neither it nor of the standard library."""
     found = {}
-    for plugin in (PLUGIN, ""):
-        done = subprocess.run(
-            guarded(_command(plugin, "listing")),
-            cwd=folder,
-            env=_environment(folder),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        require(done.returncode == 0, f"pytest failed: {done.stdout}{done.stderr}")
-        found[plugin] = set(json.loads((folder / "modules.json").read_text()))
-    added = found[PLUGIN] - found[""]
+    for kind, path in paths.items():
+        _pytest(folder, path, "-p", "listing")
+        found[kind] = set((folder / "modules.txt").read_text().splitlines())
+    added = found[OURS] - found[NONE]
     require(PLUGIN in added, "the plugin was not loaded")
-    roots = {name.partition(".")[0] for name in added}
-    return sorted(roots - set(sys.stdlib_module_names) - {"neops_remote_lab"})
+    require("empty_plugin" in found[EMPTY], "the empty plugin was not loaded")
+    return sorted({name.partition(".")[0] for name in added} - set(sys.stdlib_module_names) - {"neops_remote_lab"})
