@@ -48,15 +48,15 @@ class Database:
 
         return await self._shielded(transaction)
 
-    async def write_statement(self, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Run one SQL statement that is a transaction of its own; its rows, once it is on disk.
+    async def run_statement(self, statement: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Run one SQL statement that is a transaction of its own; its rows, once what it writes is on disk.
 
         In one trip to the driver's thread, where a transaction of one statement takes seven: for the hot path.
         Raises sqlite3.Error where `write` raises SQLAlchemy's.
         """
 
         async def execute(connections: _Connections) -> list[tuple[Any, ...]]:
-            return [tuple(row) for row in await connections.driver.execute_fetchall(statement, parameters)]
+            return [tuple(row) for row in await connections.driver.execute_fetchall(statement, parameters or {})]
 
         return await self._shielded(execute)
 
@@ -73,11 +73,8 @@ class Database:
 
     async def data_version(self) -> int:
         """A number that changes when another program has changed the database."""
-
-        async def ask(connection: AsyncConnection) -> int:
-            return int((await connection.exec_driver_sql("PRAGMA data_version")).scalar_one())
-
-        return await self.read(ask)
+        [(version,)] = await self.run_statement("PRAGMA data_version")
+        return int(version)
 
     async def close(self) -> None:
         """Let the running work end, then let go of the file."""

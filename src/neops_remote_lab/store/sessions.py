@@ -151,7 +151,7 @@ class SessionStore:
     async def _append_one(self, one: Joining) -> Session:
         """As `_append`, for somebody who joins alone, and waits."""
         row = self._new_row(one) | {"created_at": written(one.now), "last_seen_at": written(one.now)}
-        (found,) = await self._database.write_statement(_JOIN_ALONE, row)
+        (found,) = await self._database.run_statement(_JOIN_ALONE, row)
         number, session_id, state, client, purpose, created_at, activated_at = found
         since = read(activated_at) if activated_at else None
         return Session(number, session_id, state, client, purpose, read(created_at), since)
