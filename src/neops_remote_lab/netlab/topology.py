@@ -12,6 +12,9 @@ NAME_LENGTH: Final = 255
 NAME_DEPTH: Final = 16
 MAX_DEPTH: Final = 64
 """Deepest nesting of a topology; netlab's own reader recurses."""
+TOO_DEEP: Final = f"the topology is nested too deeply: more than {MAX_DEPTH} levels"
+_TOO_DEEP_TO_READ: Final = "exceeded maximum nesting depth"
+"""What libyaml says from 1000 levels on, where it looks so far ahead that no event has been seen yet."""
 
 # netlab unpickles the first and obeys the others; dot files are read by shells and tools.
 RESERVED: Final = frozenset({"netlab.snapshot.pickle", "netlab.snapshot.yml", "netlab.lock", "ansible.cfg"})
@@ -86,6 +89,8 @@ def check_topology(content: bytes, *, max_nodes: int) -> None:
         for event in yaml.parse(text, Loader=_Loader):
             tree.take(event)
     except yaml.YAMLError as error:
+        if getattr(error, "problem", None) == _TOO_DEEP_TO_READ:
+            raise ValueError(TOO_DEEP) from None
         raise ValueError(f"the topology is not valid YAML: {error}") from None
     if not isinstance(tree.root, yaml.MappingStartEvent):
         raise ValueError("the topology must be a YAML mapping, with nodes and links")
@@ -127,7 +132,7 @@ class _Tree:
         if isinstance(event, yaml.CollectionStartEvent):
             self._open.append((event.anchor, self.size))
             if len(self._open) > MAX_DEPTH:
-                raise ValueError(f"the topology is nested too deeply: more than {MAX_DEPTH} levels")
+                raise ValueError(TOO_DEEP)
         if event.anchor:
             self._anchors[event.anchor] = None if isinstance(event, yaml.CollectionStartEvent) else 1
         self.size += 1
