@@ -104,16 +104,17 @@ class RemoteLabClient:
         self._heartbeats = threading.Thread(target=self._keep_alive, name="remote-lab-heartbeat", daemon=True)
         self.lost_reason: str | None = None
         self.rejected: dict[Path, str] = {}
+        self.session_id = ""
+        key = session_key or uuid.uuid4().hex
         until = self._server.now() + session_timeout
         try:
-            self.session_id = self._join(client or default_label(), purpose, session_key or uuid.uuid4().hex, until)
-        except BaseException:
-            self._server.close()
-            raise
-        try:
+            self.session_id = self._join(client or default_label(), purpose, key, until)
             self._heartbeats.start()
             self._wait_for_turn(until, list(topologies))
-        except BaseException:
+        except BaseException as error:
+            if not self.session_id and not isinstance(error, Exception):
+                # Ctrl-C in the middle of joining: the server may have the session already
+                self._server.end_session_of(key)
             self.close()
             raise
 
@@ -190,7 +191,7 @@ class RemoteLabClient:
     def close(self) -> None:
         """End the session. May be called again; trouble with the network is logged, not raised."""
         self._leaving.set()  # first: a heartbeat after the end would look like a lost session
-        if not self._ended and self.lost_reason is None:
+        if self.session_id and not self._ended and self.lost_reason is None:
             self._server.end_session(self.session_id)
         self._disconnect()
 

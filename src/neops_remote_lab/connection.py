@@ -130,6 +130,15 @@ class ServerConnection:
         except httpx.HTTPError as error:
             _log.warning("could not end session %s: %s", session_id[:8], error)
 
+    def end_session_of(self, key: str) -> None:
+        """As `end_session`, for the session that joined with this idempotency key where nothing else is known of it."""
+        try:
+            session_id = self.join({}, key, self.now())
+        except httpx.HTTPError as error:
+            _log.warning("could not end the session that was joining: %s", error)
+        else:
+            self.end_session(session_id)
+
     def close(self) -> None:
         """Close the network connections."""
         self._http.close()

@@ -501,6 +501,30 @@ def test_detach_leaves_the_session_to_others(server: ScriptedServer, connect: Co
         client.acquire(topology)
 
 
+def test_an_interrupted_join_ends_the_session(server: ScriptedServer, connect: Connect) -> None:
+    def interrupt(_: httpx.Request) -> httpx.Response:
+        raise KeyboardInterrupt  # the server has the session, and its answer arrives too late
+
+    server.script(JOIN, interrupt, httpx.Response(201, json={"session_id": "s1", "position": 1}))
+    with pytest.raises(KeyboardInterrupt):
+        connect()
+    assert server.of(END)
+    assert len(set(server.keys(JOIN))) == 1
+
+
+def test_an_interrupted_join_is_no_reason_to_wait_for_a_server_that_is_away(
+    server: ScriptedServer, connect: Connect, clock: PausedClock
+) -> None:
+    def interrupt(_: httpx.Request) -> httpx.Response:
+        raise KeyboardInterrupt
+
+    server.script(JOIN, interrupt, CUT)
+    with pytest.raises(KeyboardInterrupt):
+        connect()
+    assert clock.seconds == 1000
+    assert not server.of(END)
+
+
 def test_an_interrupted_wait_ends_the_session(server: ScriptedServer, connect: Connect) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -571,10 +595,12 @@ def test_a_lost_session_is_told_once(server: ScriptedServer, connect: Connect, s
 # The connection, as the controller of a pytest-xdist run uses it
 
 
-def test_a_connection_finds_a_session_by_its_key(server: ScriptedServer, clock: PausedClock) -> None:
+def test_a_connection_ends_a_session_by_its_key(server: ScriptedServer, clock: PausedClock) -> None:
     with ServerConnection("http://lab/prefix/", transport=httpx.MockTransport(server), clock=clock) as connection:
         server.script("POST /prefix/session", httpx.Response(201, json={"session_id": "s7", "position": 3}))
-        assert connection.join({}, "run-1", connection.now()) == "s7"
+        connection.end_session_of("run-1")
+    assert server.keys("POST /prefix/session") == ["run-1"]
+    assert server.of("DELETE /prefix/session/s7")
 
 
 @pytest.mark.parametrize(

@@ -146,10 +146,10 @@ def _end(sessions: set[str], key: str | None) -> None:
     url = os.environ.get("REMOTE_LAB_URL")
     if not (url and key):
         return
-    import httpx  # noqa: PLC0415 - slow, and needed in runs with labs alone
+    from neops_remote_lab.connection import ServerConnection  # noqa: PLC0415 - slow, and needed in runs with labs alone
 
-    from neops_remote_lab.connection import ServerConnection  # noqa: PLC0415
-
-    with ServerConnection(url) as server, contextlib.suppress(httpx.HTTPError):
-        for session_id in sessions or {server.join({}, key, server.now())}:
+    with ServerConnection(url) as server:
+        if not sessions:
+            server.end_session_of(key)
+        for session_id in sessions:
             server.end_session(session_id)
