@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from neops_remote_lab.netlab import preload
-from tests.chaos.shell import fake, is_running, lab, sql
+from tests.chaos.shell import fake, is_running, lab, loaded_ahead, sql
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, running_server
 
@@ -649,16 +648,6 @@ def test_containers_of_others_are_none_of_our_business(server: LabServer, holder
 
 
 # A netlab that is loaded ahead
-
-
-def loaded_ahead(server: LabServer) -> list[int]:
-    """The netlab that waits for the next lab."""
-    assert server.process is not None
-    found = []
-    for child in psutil.Process(server.process.pid).children():
-        with suppress(psutil.NoSuchProcess):
-            found += [child.pid] if preload.__file__ in child.cmdline() else []
-    return found
 
 
 def starters(server: LabServer) -> list[int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
+from neops_remote_lab.netlab import preload
 from tests.fakes import FakeNetlab, wait_until
 from tests.server import LabServer
 
@@ -74,6 +75,16 @@ def is_running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def loaded_ahead(server: LabServer) -> list[int]:
+    """The netlab that waits for the next lab."""
+    assert server.process is not None
+    found = []
+    for child in psutil.Process(server.process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            found += [child.pid] if preload.__file__ in child.cmdline() else []
+    return found
 
 
 def lab(server: LabServer, session_id: str) -> dict[str, Any]:

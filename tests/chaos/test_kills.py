@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.chaos.shell import fake, sql
+from tests.chaos.shell import fake, loaded_ahead, sql
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 
@@ -238,7 +238,7 @@ def check_host(server: LabServer) -> None:
     assert len(folders) <= 1
 
 
-def processes_of(server: LabServer) -> list[str]:
+def processes_of(server: LabServer) -> list[int]:
     """Programs that the server has started, whoever is their parent now."""
     state = str(fake(server).state)
     server_pid = server.process.pid if server.process else None
@@ -246,7 +246,7 @@ def processes_of(server: LabServer) -> list[str]:
     for process in psutil.process_iter():
         try:
             if process.environ().get("FAKE_NETLAB_STATE") == state and process.pid != server_pid:
-                found.append(" ".join(process.cmdline()))
+                found.append(process.pid)
         except psutil.Error:
             continue
     return found
@@ -264,7 +264,8 @@ def start_again(server: LabServer, choice: random.Random, stop: threading.Event)
 def assert_nothing_is_left(server: LabServer) -> None:
     wait_until(lambda: httpx.get(f"{server.url}/queue").json()["length"] == 0, 30)
     wait_until(server.is_clean, 30, "something is left")
-    wait_until(lambda: not processes_of(server), 30, "a process is left")
+    wait_until(lambda: len(loaded_ahead(server)) == 1, 30, "no netlab is loaded for the next lab")
+    wait_until(lambda: processes_of(server) == loaded_ahead(server), 30, "a process is left")
     open_labs = "SELECT count(*) FROM lab WHERE state <> 'ended'"
     wait_until(lambda: sql(server.database, open_labs) == [(0,)], 30, "the end of a lab is not written down")
     assert sql(server.database, "SELECT count(*) FROM lab_reference WHERE released_at IS NULL") == [(0,)]
@@ -307,3 +308,4 @@ def test_no_kill_breaks_a_promise(tmp_path: Path) -> None:
         assert ledger.rounds >= CLIENTS
         assert server.stop() == 0
         assert server.is_clean()
+        assert processes_of(server) == []

@@ -151,7 +151,7 @@ def test_a_mapping_in_utf_8_passes(content: bytes) -> None:
         pytest.param(b"a: &x {b: {c: *x}}\n", "an alias that contains itself", id="recursive mapping"),
         pytest.param(BOMB, "more than 1000 YAML nodes", id="alias bomb"),
         pytest.param(b"a: " + b"[" * 600 + b"]" * 600, "nested too deeply", id="deep list"),
-        pytest.param(b"a: " + b"[" * 5000 + b"]" * 5000, "nested too deeply", id="list of a depth that no parser takes"),
+        pytest.param(b"a: " + b"[" * 5000 + b"]" * 5000, "nested too deeply", id="depth that no parser takes"),
     ],
 )
 def test_what_cannot_be_a_topology_is_refused_in_a_sentence(content: bytes, sentence: str) -> None:
