@@ -243,11 +243,11 @@ class LabService:
             devices = await self._run_blocking(self._start, made, acquire.interrupt)
             raw = [device.model_dump() for device in devices]
             await self._store.running(lab.lab_id, raw, self._clock.now())
-            self._lab = replace(lab, state="running", devices=raw)
             if acquire.present:
                 await self._store.add_reference(lab.lab_id, acquire.session_id, acquire.key, self._clock.now())
             else:
                 self._manager.set_references(0)
+            self._lab = replace(lab, state="running", devices=raw)
             outcome = "up"
         except Exception as error:  # noqa: BLE001 - whatever it was, its lab must go and its waiters must hear of it
             outcome = outcome_of(error)
@@ -426,8 +426,10 @@ class LabService:
         if self._lab is None or self._lab.session_id != session_id:
             return LabStatusDto(running=False, error=await self._unexpected_end(session_id))
         found = self._manager.status()
-        if found.state == "none":
-            return found.model_copy(update={"state": self._lab.state, "topology": self._lab.topology})
+        if found.state in {"none", "running"} and found.state != self._lab.state:
+            # The manager is ahead: what is not written down yet is not told.
+            told = {"state": self._lab.state, "topology": self._lab.topology}
+            return LabStatusDto(running=False, topology_sha256=self._lab.topology_sha256).model_copy(update=told)
         native: str | None = await self._run_blocking(self._manager.netlab_status)
         return found.model_copy(update={"netlab_status": native})
 

@@ -137,6 +137,22 @@ def test_a_database_that_is_locked_while_a_lab_starts_leaves_nothing(tmp_path: P
         assert fake(server).violations() == []
 
 
+def test_a_lab_runs_for_its_session_once_that_is_written_down(lab_server: LabServer) -> None:
+    session_id = lab_server.join()
+    fake(lab_server).control(config_seconds=0.2)
+    with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
+        [config] = wait_for_event(fake(lab_server), "phase", phase="config")
+        with locked(lab_server.database):
+            wait_for_event(fake(lab_server), "end", pid=config["pid"])
+            told = [lab(lab_server, session_id) for _ in range(50)]
+            assert {(found["state"], found["running"], found["ref_count"]) for found in told} == {
+                ("starting", False, 0)
+            }
+        assert call.result().status_code == 200
+    found = lab(lab_server, session_id)
+    assert (found["state"], found["running"], found["ref_count"]) == ("running", True, 1)
+
+
 def test_a_time_out_during_a_lock_is_made_up_for(tmp_path: Path) -> None:
     with running_server(tmp_path, busy_timeout="0.1", waiting_timeout="1", active_timeout="1") as server:
         silent = server.join()
