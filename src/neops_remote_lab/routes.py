@@ -42,8 +42,6 @@ QUEUE_SHOWN: Final = 1000
 """Sessions that GET /queue lists unless ?limit= says otherwise."""
 
 _DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
-_TRUE: Final = frozenset({"true", "1", "yes", "on"})
-_FALSE: Final = frozenset({"false", "0", "no", "off"})
 
 
 async def create_session(request: Request) -> Response:
@@ -162,7 +160,8 @@ async def release_lab(request: Request) -> Response:
 async def destroy_lab(request: Request) -> Response:
     """DELETE /lab."""
     services, session_id = await _active_caller(request)
-    begun = await services.labs.destroy(session_id, force=_boolean(request, "force", default=True))
+    force = uploads.boolean("the query parameter 'force'", request.query_params.get("force", "true"))
+    begun = await services.labs.destroy(session_id, force=force)
     return Response(status_code=status.HTTP_202_ACCEPTED if begun else status.HTTP_204_NO_CONTENT)
 
 
@@ -338,16 +337,6 @@ def _seconds(request: Request, name: str, default: float = 0) -> float:
         detail = f"the query parameter {name!r} must be a number from 0 on, not {text[:50]!r}"
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
     return number
-
-
-def _boolean(request: Request, name: str, *, default: bool) -> bool:
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if (word := text.lower()) not in _TRUE | _FALSE:
-        detail = f"the query parameter {name!r} must be true or false, not {text[:50]!r}"
-        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
-    return word in _TRUE
 
 
 def _waiting_for(services: Services, place: Place) -> str | None:

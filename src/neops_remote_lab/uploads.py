@@ -11,6 +11,7 @@ from email.message import Message
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
+from pydantic import TypeAdapter, ValidationError
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from starlette import status
@@ -27,8 +28,7 @@ MAX_FIELD_BYTES: Final = 1024
 MAX_HEADER_BYTES: Final = 8192
 MAX_PARTS_BESIDE_FILES: Final = 16
 
-_TRUE: Final = frozenset({"true", "1", "yes", "on", "t", "y"})
-_FALSE: Final = frozenset({"false", "0", "no", "off", "f", "n"})
+_BOOLEAN: Final = TypeAdapter(bool)
 
 RunBlocking = Callable[..., Awaitable[Any]]
 """Runs a blocking function with its arguments in a thread."""
@@ -109,7 +109,7 @@ class UploadReceiver:
             check_topology(topology.path.read_bytes(), max_nodes=self._settings.max_yaml_nodes)
         except ValueError as error:
             raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from None
-        reuse = _boolean("reuse", self._fields.get("reuse", "true"))
+        reuse = boolean("the field 'reuse'", self._fields.get("reuse", "true"))
         made = Workspace(
             self._base.name,
             self._base,
@@ -273,8 +273,10 @@ def _parameter(disposition: str, name: str) -> str | None:
     return value
 
 
-def _boolean(name: str, value: str) -> bool:
-    word = value.strip().lower()
-    if word not in _TRUE | _FALSE:
-        raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, f"the field {name!r} must be true or false, not {value!r}")
-    return word in _TRUE
+def boolean(what: str, text: str) -> bool:
+    """The truth of a form field or query parameter. Raises HTTPException 422, naming `what`."""
+    try:
+        return _BOOLEAN.validate_python(text.strip())
+    except ValidationError:
+        detail = f"{what} must be true or false, not {text[:50]!r}"
+        raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, detail) from None
