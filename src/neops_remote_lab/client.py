@@ -52,6 +52,7 @@ class RemoteLabClient:
         purpose: what for, as the queue shows it.
         session_key: processes that give the same key share one session.
         topologies: topology files that the session is going to need: they are checked while it waits.
+        wait: whether the constructor waits for the turn; otherwise `wait_until_active` does.
         on_progress: called with the position and what it waits for whenever the position in the queue changes.
         on_lost: called once, from the heartbeat thread, with the reason why the server ended the session.
         transport: httpx transport to use in place of the network.
@@ -62,8 +63,8 @@ class RemoteLabClient:
     Attributes:
         session_id: what the server knows the session by.
         lost_reason: why the server ended the session; None as long as it has not.
-        rejected: netlab's message for each of `topologies` that it does not accept. When it accepts none of them,
-            the session leaves the queue and the constructor returns without an active session.
+        rejected: netlab's message for each of `topologies` that it does not accept. When it accepts none of them, a
+            session that is not shared leaves the queue, and the constructor returns without an active session.
 
     Raises:
         TimeoutError: the session was not active in time; it has left the queue.
@@ -83,6 +84,7 @@ class RemoteLabClient:
         purpose: str | None = None,
         session_key: str | None = None,
         topologies: Sequence[Path] = (),
+        wait: bool = True,
         on_progress: Callable[[int, str | None], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
         transport: httpx.BaseTransport | None = None,
@@ -106,11 +108,15 @@ class RemoteLabClient:
         self.rejected: dict[Path, str] = {}
         self.session_id = ""
         key = session_key or uuid.uuid4().hex
-        until = self._server.now() + session_timeout
+        self._patient_until = self._server.now() + session_timeout
         try:
-            self.session_id = self._join(client or default_label(), purpose, key, until)
+            self.session_id = self._join(client or default_label(), purpose, key)
             self._heartbeats.start()
-            self._wait_for_turn(until, list(topologies))
+            self._check_all(topologies)
+            if topologies and self.rejected.keys() >= set(topologies) and session_key is None:
+                self.close()  # who shares a session leaves it to the others, who would take its end for a loss
+            elif wait:
+                self._wait_for_turn()
         except BaseException as error:
             if not self.session_id and not isinstance(error, Exception):
                 # Ctrl-C in the middle of joining: the server may have the session already
@@ -119,9 +125,29 @@ class RemoteLabClient:
             raise
 
     @property
+    def closed(self) -> bool:
+        """Whether this process has left the session."""
+        return self._leaving.is_set()
+
+    @property
     def references(self) -> tuple[str, ...]:
         """The idempotency keys of the acquires that were not yet released, oldest first."""
         return tuple(self._references)
+
+    def wait_until_active(self) -> None:
+        """Wait for the turn, where the constructor did not.
+
+        Raises:
+            TimeoutError: the session was not active in time; it has left the queue.
+            RuntimeError: the session is over.
+            httpx.HTTPStatusError: the server refused; the message says why.
+        """
+        self._require_session()
+        try:
+            self._wait_for_turn()
+        except BaseException:
+            self.close()
+            raise
 
     def acquire(self, topology: str | Path, reuse: bool = True) -> list[DeviceInfoDto]:
         """Get the lab of a topology, started where it does not run; waits while another lab is in use.
@@ -215,40 +241,34 @@ class RemoteLabClient:
 
     # Joining and waiting
 
-    def _join(self, client: str, purpose: str | None, key: str, until: float) -> str:
+    def _join(self, client: str, purpose: str | None, key: str) -> str:
         labels = {"client": client[:LABEL_LENGTH]} | ({"purpose": purpose[:LABEL_LENGTH]} if purpose else {})
         # a wrong address should not take the whole wait
-        return self._server.join(labels, key, min(until, self._server.now() + UNREACHABLE_TOLERANCE))
+        return self._server.join(labels, key, min(self._patient_until, self._server.now() + UNREACHABLE_TOLERANCE))
 
-    def _wait_for_turn(self, until: float, topologies: list[Path]) -> None:
-        unchecked = topologies.copy()
+    def _wait_for_turn(self) -> None:
         held = 0  # the first answer comes at once, to tell the user what there is to wait for
         while True:
             began = self._server.now()
-            status = self._poll(held, until)
-            self._report(status)
+            status = self._poll(held)
             if status.status == "active":
                 return
-            if unchecked:
-                self._check(unchecked)
-                if len(self.rejected) == len(topologies):
-                    self.close()
-                    return
-                continue
-            self._keep_pace(held, began, until, status)
-            held = self._longest_hold(until)
+            self._keep_pace(held, began, status)
+            held = self._longest_hold()
 
-    def _poll(self, held: int, until: float) -> SessionStatusResponseDto:
+    def _poll(self, held: int) -> SessionStatusResponseDto:
         path, headers = f"/session/{self.session_id}", headers_of(self.session_id)
         try:
-            response = self._server.call("GET", path, until=until, params={"wait": held}, headers=headers)
+            response = self._server.call("GET", path, until=self._patient_until, params={"wait": held}, headers=headers)
         except httpx.TransportError as error:
             raise TimeoutError(f"not active within {self._session_timeout:g} s: {error}") from error
         if response.status_code in RESTARTING:
             raise TimeoutError(f"not active within {self._session_timeout:g} s: {detail_of(response)}")
         self._raise_if_gone(response)
         raise_for_error(response)
-        return SessionStatusResponseDto.model_validate_json(response.content)
+        status = SessionStatusResponseDto.model_validate_json(response.content)
+        self._report(status)
+        return status
 
     def _report(self, status: SessionStatusResponseDto) -> None:
         if status.position == self._position:
@@ -257,8 +277,8 @@ class RemoteLabClient:
         if self._on_progress is not None:
             self._on_progress(status.position, status.waiting_for)
 
-    def _keep_pace(self, held: int, began: float, until: float, status: SessionStatusResponseDto) -> None:
-        now = self._server.now()
+    def _keep_pace(self, held: int, began: float, status: SessionStatusResponseDto) -> None:
+        now, until = self._server.now(), self._patient_until
         if now >= until:
             behind = f" ({status.waiting_for})" if status.waiting_for else ""
             raise TimeoutError(
@@ -267,24 +287,31 @@ class RemoteLabClient:
         if held and began + POLL_INTERVAL > now:  # an older server, or one that is about to restart, answers at once
             self._server.pause(min(began + POLL_INTERVAL, until) - now)
 
-    def _longest_hold(self, until: float) -> int:
-        left = until - self._server.now()
+    def _longest_hold(self) -> int:
+        left = self._patient_until - self._server.now()
         return max(math.floor(min(LONGEST_POLL, 0.8 * self._request_timeout, left)), 0)
 
-    def _check(self, unchecked: list[Path]) -> None:
-        """Ask the server about the next topology. A help, no duty: trouble shows when the lab is acquired."""
-        path = unchecked.pop(0)
+    def _check_all(self, topologies: Sequence[Path]) -> None:
+        """Ask the server about topologies as long as it is not the session's turn."""
+        for path in topologies:
+            if self._poll(0).status == "active" or not self._check(path):
+                return
+
+    def _check(self, path: Path) -> bool:
+        """Ask the server about a topology; whether it takes such questions.
+
+        A help, no duty: trouble shows when the lab is acquired.
+        """
         upload = {"topology": (path.name, path.read_bytes(), "application/yaml")}
         headers = headers_of(self.session_id)
         try:
             once = self._server.now()
             response = self._server.call("POST", "/topology/check", until=once, files=upload, headers=headers)
         except httpx.TransportError:
-            return
-        if response.status_code in _NO_CHECKS_HERE:
-            unchecked.clear()
-        elif response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+            return True
+        if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
             self.rejected[path] = detail_of(response)
+        return response.status_code not in _NO_CHECKS_HERE
 
     # Acquiring
 

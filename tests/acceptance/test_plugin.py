@@ -397,16 +397,14 @@ def test_a_session_that_is_ended_while_it_waits_stops_the_run(online: pytest.Pyt
         + """
 from neops_remote_lab.connection import ServerConnection
 
-@pytest.fixture(scope="session", autouse=True)
-def spy(monkeypatch_session=pytest.MonkeyPatch()):
-    join = ServerConnection.join
-    def spied(*arguments):
-        session_id = join(*arguments)
-        open("session", "w").write(session_id)
-        return session_id
-    monkeypatch_session.setattr(ServerConnection, "join", spied)
-    yield
-    monkeypatch_session.undo()
+join = ServerConnection.join
+
+def spied(*arguments):
+    session_id = join(*arguments)
+    open("session", "w").write(session_id)
+    return session_id
+
+ServerConnection.join = spied
 """
     )
     online.makepyfile("def test_1(shared): pass\ndef test_2(shared): pass")
@@ -447,26 +445,92 @@ def test_a_run_survives_a_restart_of_the_server_while_it_waits(online: pytest.Py
     assert "1 passed" in finish(process)
 
 
-def test_a_broken_topology_is_found_before_its_turn_comes(
-    online: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
+def test_a_run_without_a_good_topology_waits_for_nothing(
+    online: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     monkeypatch.setenv("REMOTE_LAB_SESSION_TIMEOUT", "20")
     online.makepyfile("def test_1(broken): pass\ndef test_2(broken): pass\ndef test_plain(): pass")
     with other_session(lab_server):
-        result = online.runpytest_subprocess()
+        result = online.runpytest_subprocess(*options)
         assert len(queue(lab_server)) == 1
     result.assert_outcomes(errors=2, passed=1)
     result.stdout.fnmatch_lines(["remote lab broken: *", "*no_such_attribute*"])
 
 
-def test_good_topologies_are_waited_for_beside_a_broken_one(online: pytest.Pytester, lab_server: LabServer) -> None:
-    online.makepyfile("def test_1(broken): pass\ndef test_2(shared): pass")
+def test_a_run_without_a_good_topology_leaves_the_queue_before_its_other_tests(
+    online: pytest.Pytester, lab_server: LabServer
+) -> None:
+    online.makepyfile(f"def test_1(broken): pass\ndef test_plain():{BLOCK}")
     with other_session(lab_server):
         process = start(online)
-        wait_until(lambda: len(queue(lab_server)) == 2, 30)
-    output = finish(process)
-    assert "1 passed, 1 error" in output
-    assert "no_such_attribute" in output
+        wait_until(online.path.joinpath("blocked").exists, 30)
+        assert len(queue(lab_server)) == 1
+    process.send_signal(signal.SIGINT)
+    finish(process)
+
+
+# A worker of pytest-xdist runs a test only when it knows the next one.
+@pytest.mark.parametrize(("options", "early"), [([], 2), (["-p", "xdist", "-n", "2"], 1)], ids=["alone", "xdist"])
+def test_a_broken_topology_fails_its_tests_before_the_turn_of_the_others_comes(
+    online: pytest.Pytester, lab_server: LabServer, options: list[str], early: int
+) -> None:
+    online.makeconftest(
+        """
+import pathlib
+from neops_remote_lab.testing.fixture import remote_lab_fixture
+
+broken = remote_lab_fixture("broken.yml")
+shared = remote_lab_fixture("shared.yml", reuse_lab=True)
+
+def pytest_runtest_logreport(report):
+    if report.failed:
+        with open("failed", "a") as file:
+            print(report.nodeid, report.longrepr, file=file)
+"""
+    )
+    online.makepyfile("def test_1(shared): pass\ndef test_2(broken): pass\ndef test_3(broken): pass")
+    failed = online.path.joinpath("failed")
+    with other_session(lab_server):
+        process = start(online, *options)
+        wait_until(lambda: failed.exists() and failed.read_text().count("no_such_attribute") >= early, 30)
+        assert [entry["status"] for entry in queue(lab_server)] == ["active", "waiting"]
+    assert "1 passed, 2 errors" in finish(process)
+
+
+def test_a_topology_that_is_rejected_is_told_at_once(online: pytest.Pytester, lab_server: LabServer) -> None:
+    online.makepyfile("def test_1(shared): pass\ndef test_2(broken): pass")
+    with other_session(lab_server):
+        process = start(online)
+        assert process.stdout is not None
+        told = next(line for line in process.stdout if b"netlab rejects" in line)
+        assert told.startswith(b"remote lab: broken.yml: ")
+        assert len(queue(lab_server)) == 2
+    assert "1 passed, 1 error" in finish(process)
+
+
+def test_a_client_that_a_conftest_file_brings_is_the_only_one(online: pytest.Pytester, lab_server: LabServer) -> None:
+    online.makeconftest(
+        CONFTEST
+        + """
+import os
+from neops_remote_lab.client import RemoteLabClient
+
+@pytest.fixture(scope="session")
+def remote_lab_client():
+    with RemoteLabClient(os.environ["REMOTE_LAB_URL"], client="their own") as client:
+        yield client
+"""
+    )
+    online.makepyfile(
+        f"""
+import httpx
+def test_1(shared):
+    assert [one["client"] for one in httpx.get("{lab_server.url}/queue").json()["sessions"]] == ["their own"]
+def test_2(broken): pass
+"""
+    )
+    online.runpytest_subprocess().assert_outcomes(passed=1, errors=1)
 
 
 # pytest-xdist

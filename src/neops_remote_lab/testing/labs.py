@@ -60,6 +60,13 @@ def topologies_of(items: Iterable[pytest.Item]) -> list[Path]:
     return list(dict.fromkeys(spec.path for item in items for spec in labs_of(item)))
 
 
+def definition_of(item: pytest.Item, fixture: str) -> pytest.FixtureDef[Any] | None:
+    """The definition of a fixture that counts for a test; None where the test does not use it."""
+    info = getattr(item, "_fixtureinfo", None)
+    definitions = info.name2fixturedefs.get(fixture, ()) if info is not None else ()
+    return definitions[-1] if definitions else None
+
+
 def _rank(item: pytest.Item) -> tuple[bool, int]:
     labs = labs_of(item)
     return (not labs, labs[0].number if labs else 0)

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from neops_remote_lab.client import RemoteLabClient
     from neops_remote_lab.testing.holder import LabHolder
     from neops_remote_lab.testing.labs import LabSpec
+    from neops_remote_lab.testing.session import LabSession
 
 MARKER = "remote_lab"
 _CLIENT_FIXTURE = "remote_lab_client"
-_client = pytest.StashKey["RemoteLabClient"]()
+_session = pytest.StashKey["LabSession"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,7 +51,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         xdist.say_farewell(config, str(error), pytest.ExitCode.USAGE_ERROR)
         raise
     items[:] = in_order_of_labs(items)
+    config.pluginmanager.register(_Forecast(), "remote-lab-forecast")
     return result
+
+
+class _Forecast:
+    """The hook of a run with lab fixtures that looks ahead; other runs do without."""
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Fail a test whose topology netlab rejects before the turn has come, and before anything is waited for."""
+        from neops_remote_lab.testing.labs import definition_of  # noqa: PLC0415 - has been imported with the declaration
+
+        client = definition_of(item, _CLIENT_FIXTURE)
+        ours = (
+            client is not None and client.func.__module__ == __name__
+        )  # not one that a conftest file puts in its place
+        if not (ours and _labs_of(item) and os.environ.get("REMOTE_LAB_URL")):
+            return
+        rejected = _session_of(item.session).join().rejected
+        for spec in _labs_of(item):
+            if spec.path in rejected:
+                pytest.fail(f"remote lab {spec.name}: {rejected[spec.path]}", pytrace=False)
 
 
 class _LabRun:
@@ -70,22 +91,30 @@ class _LabRun:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the session although a second Ctrl-C has cut the end of the fixtures short."""
-    if _client in config.stash:
-        from neops_remote_lab.testing.session import leave  # noqa: PLC0415 - has been imported with the client
-
-        leave(config, config.stash[_client])
+    """End the session although a second Ctrl-C has cut the end of the fixtures short, or no fixture got as far."""
+    if _session in config.stash:
+        config.stash[_session].leave()
 
 
 @pytest.fixture(scope="session")
 def remote_lab_client(request: pytest.FixtureRequest) -> Iterator[RemoteLabClient]:
     """The session with the lab host that `REMOTE_LAB_URL` names: active, and ended with the run."""
-    from neops_remote_lab.testing.session import open_session  # noqa: PLC0415 - slow, and only needed with a lab
+    lab_session = _session_of(request.session)
+    try:
+        yield lab_session.wait()
+    finally:
+        lab_session.leave()
+
+
+def _session_of(session: pytest.Session) -> LabSession:
+    """The one session of a run with the lab host."""
+    from neops_remote_lab.testing.session import LabSession  # noqa: PLC0415 - slow, and only needed with a lab
     from neops_remote_lab.testing.settings import LabHostSettings  # noqa: PLC0415
 
-    with open_session(request.session, LabHostSettings.read(os.environ), _topologies(request.session)) as client:
-        request.config.stash[_client] = client
-        yield client
+    if _session not in session.config.stash:
+        settings = LabHostSettings.read(os.environ)
+        session.config.stash[_session] = LabSession(session, settings, _topologies(session))
+    return session.config.stash[_session]
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 """Opens the session of a pytest run and closes it again."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
@@ -13,42 +14,58 @@ from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.interrupt import LostSession, leave_run
 from neops_remote_lab.testing.settings import LabHostSettings
 
+T = TypeVar("T")
 
-@contextmanager
-def open_session(
-    session: pytest.Session, settings: LabHostSettings, topologies: Sequence[Path]
-) -> Iterator[RemoteLabClient]:
-    """Join the queue, wait until the session is active, and end the session in the end.
+
+class LabSession:
+    """The session of a pytest run with the lab host: it joins with the first test that needs it, and its turn is waited
+    for by the first one that can run.
 
     Args:
         session: the pytest run.
         settings: which lab host.
         topologies: the topology files that the run needs.
     """
-    lost = LostSession(session)
-    with lost.watched():
-        client = _join(session, settings, topologies, lost)
-        xdist.announce(session.config, client)
-        try:
-            yield client
-        finally:
-            leave(session.config, client)
 
+    def __init__(self, session: pytest.Session, settings: LabHostSettings, topologies: Sequence[Path]) -> None:
+        self._session = session
+        self._settings = settings
+        self._topologies = topologies
+        self._lost = LostSession(session)
+        self._ends = ExitStack()
+        self._client: RemoteLabClient | None = None
+        self._failure: str | None = None
 
-def leave(config: pytest.Config, client: RemoteLabClient) -> None:
-    """End the session, or leave it to the other workers. May be called again."""
-    if xdist.is_worker(config):
-        client.detach()
-    else:
-        client.close()
+    def join(self) -> RemoteLabClient:
+        """Join the queue and have the topologies checked, once; the client, which may not be active yet."""
+        if self._client is None:
+            self._client = self._try(self._new_client)
+            xdist.announce(self._session.config, self._client)
+            for path, message in self._client.rejected.items():
+                _say(self._session.config, f"{path.name}: {message}")
+        return self._client
 
+    def wait(self) -> RemoteLabClient:
+        """Wait until the session is active, unless netlab accepts none of its topologies."""
+        client = self.join()
+        if not client.closed:
+            self._try(client.wait_until_active)
+        return client
 
-def _join(
-    session: pytest.Session, settings: LabHostSettings, topologies: Sequence[Path], lost: LostSession
-) -> RemoteLabClient:
-    config = session.config
-    _say(config, f"joining the queue of {settings.url}")
-    try:
+    def leave(self) -> None:
+        """End the session, or leave it to the other workers. May be called again."""
+        if self._client is None:
+            pass
+        elif xdist.is_worker(self._session.config):
+            self._client.detach()
+        else:
+            self._client.close()
+        self._ends.close()
+
+    def _new_client(self) -> RemoteLabClient:
+        config, settings = self._session.config, self._settings
+        self._ends.enter_context(self._lost.watched())
+        _say(config, f"joining the queue of {settings.url}")
         return RemoteLabClient(
             settings.url,
             settings.request_timeout,
@@ -56,16 +73,22 @@ def _join(
             settings.acquisition_timeout,
             purpose=settings.job or f"pytest in {config.rootpath.name}",
             session_key=xdist.session_key(config),
-            # what one worker finds out would end the session of all
-            topologies=() if xdist.is_worker(config) else topologies,
+            topologies=self._topologies,
+            wait=False,
             on_progress=_progress(config),
-            on_lost=lost.stop_run,
+            on_lost=self._lost.stop_run,
         )
-    except (httpx.HTTPError, TimeoutError) as error:
-        reason = str(error)
-    except RuntimeError as error:
-        leave_run(session, str(error))
-    pytest.fail(f"remote lab: {reason}", pytrace=False)
+
+    def _try(self, work: Callable[[], T]) -> T:
+        """Do what may fail once for the whole run: it is not tried again for each test."""
+        if self._failure is None:
+            try:
+                return work()
+            except (httpx.HTTPError, TimeoutError) as error:
+                self._failure = str(error)
+            except RuntimeError as error:
+                leave_run(self._session, str(error))
+        pytest.fail(f"remote lab: {self._failure}", pytrace=False)
 
 
 def _progress(config: pytest.Config) -> Callable[[int, str | None], None]:
