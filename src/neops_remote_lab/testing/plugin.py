@@ -62,14 +62,14 @@ class _Forecast:
         """Fail a test whose topology netlab rejects before the turn has come, and before anything is waited for."""
         from neops_remote_lab.testing.labs import definition_of  # noqa: PLC0415 - has been imported with the declaration
 
-        client = definition_of(item, _CLIENT_FIXTURE)
-        ours = (
-            client is not None and client.func.__module__ == __name__
-        )  # not one that a conftest file puts in its place
-        if not (ours and _labs_of(item) and os.environ.get("REMOTE_LAB_URL")):
+        labs, client = _labs_of(item), definition_of(item, _CLIENT_FIXTURE)
+        # A client that a conftest file puts in the place of ours has the only session; and without REMOTE_LAB_URL it is
+        # for the fixture to complain.
+        ours = client is not None and client.func.__module__ == __name__
+        if not (labs and ours and os.environ.get("REMOTE_LAB_URL")):
             return
         rejected = _session_of(item.session).join().rejected
-        for spec in _labs_of(item):
+        for spec in labs:
             if spec.path in rejected:
                 pytest.fail(f"remote lab {spec.name}: {rejected[spec.path]}", pytrace=False)
 
