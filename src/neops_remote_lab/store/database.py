@@ -16,6 +16,10 @@ T = TypeVar("T")
 _WRITES: Final = {"remote_lab_writes": True}
 """Execution options of a unit of work that writes."""
 
+_LOG_PAGES: Final = 250
+"""Length of the write-ahead log, in pages, at which SQLite begins it anew. Shorter than its 1000: what makes a file
+longer takes the disk nearly twice as long as what is written over."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Connections:
@@ -131,6 +135,7 @@ def _create_engine(url: str, synchronous: str, busy_timeout: float) -> AsyncEngi
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute(f"PRAGMA synchronous = {synchronous}")
+        cursor.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
