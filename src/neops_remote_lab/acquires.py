@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import subprocess
+import threading
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,7 +13,6 @@ from starlette.exceptions import HTTPException
 from neops_remote_lab.metrics import Outcome
 from neops_remote_lab.models import AcquireResponseDto
 from neops_remote_lab.netlab.commands import failure
-from neops_remote_lab.netlab.connector import Interrupt
 from neops_remote_lab.uploads import Upload
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Acquire:
     key: str | None
     present: int = 0
     """Requests that wait for the answer. Without any the lab is not counted as held."""
-    interrupt: Interrupt = field(default_factory=Interrupt)
+    interrupt: threading.Event = field(default_factory=threading.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the start of the lab is written down."""
     task: asyncio.Task[AcquireResponseDto] | None = None

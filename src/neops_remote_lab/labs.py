@@ -7,6 +7,7 @@ never run netlab themselves, so a client that goes away leaves nothing half done
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from datetime import timedelta
@@ -33,7 +34,6 @@ from neops_remote_lab.clock import Clock
 from neops_remote_lab.metrics import Metrics, Outcome
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab import workspace
-from neops_remote_lab.netlab.connector import Interrupt
 from neops_remote_lab.netlab.lab_manager import LabManager, Verdict
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings
@@ -255,7 +255,7 @@ class LabService:
         finally:
             self._metrics.lab_started(self._clock.monotonic() - began, outcome)
 
-    def _start(self, made: Workspace, interrupt: Interrupt) -> list[DeviceInfoDto]:
+    def _start(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         if (devices := self._manager.try_acquire(made, interrupt=interrupt)) is None:
             raise BlockingIOError("another process of this host holds its lab")
         return devices
@@ -403,7 +403,7 @@ class LabService:
         """End a start that runs, if there is one: it fails, and cleans up after itself."""
         if self._operation and self._operation.starts_for:
             self._stopped_for = reason
-            self._operation.starts_for.interrupt.request()
+            self._operation.starts_for.interrupt.set()
 
     async def tick(self, *, quarantined: bool) -> None:
         """Do what is due: end a lab without a session, and try again what has failed."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,7 +12,6 @@ from starlette.exceptions import HTTPException
 from neops_remote_lab.models import TopologyCheckDto
 from neops_remote_lab.netlab import workspace
 from neops_remote_lab.netlab.commands import NetlabCommands, Prepared, failure
-from neops_remote_lab.netlab.connector import Interrupt
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings
 from neops_remote_lab.uploads import RunBlocking, Upload
@@ -25,7 +25,7 @@ class Preparation:
 
     workspace: Workspace
     outcome: asyncio.Future[TopologyCheckDto]
-    interrupt: Interrupt = field(default_factory=Interrupt)
+    interrupt: threading.Event = field(default_factory=threading.Event)
     begun: bool = False
     taken: bool = False
 
@@ -83,7 +83,7 @@ class Preparations:
         outcome.set_result(TopologyCheckDto(nodes=len(found.devices), links=found.links))
 
     async def _create(self, session_id: str, preparation: Preparation) -> Prepared:
-        if not self._is_live(session_id) or preparation.interrupt.requested:
+        if not self._is_live(session_id) or preparation.interrupt.is_set():
             raise InterruptedError
         preparation.begun = True
         found: Prepared = await self._run_blocking(self._netlab.create, preparation.workspace, preparation.interrupt)
@@ -97,7 +97,7 @@ class Preparations:
         """Give up what a session has asked for and what has not begun."""
         for preparation in self._prepared.get(session_id, {}).values():
             if not preparation.begun and not preparation.outcome.done():
-                preparation.interrupt.request()
+                preparation.interrupt.set()
                 detail = "the session is active now: POST /lab checks the topology too"
                 preparation.outcome.set_exception(HTTPException(status.HTTP_409_CONFLICT, detail=detail))
 
@@ -120,7 +120,7 @@ class Preparations:
         """Remove what was prepared for sessions that have ended. To be called whenever that may be the case."""
         for session_id in [known for known in self._prepared if not self._is_live(known)]:
             for preparation in self._prepared.pop(session_id).values():
-                preparation.interrupt.request()
+                preparation.interrupt.set()
                 if preparation.outcome.done() and not preparation.taken:
                     await self._run_blocking(workspace.remove, preparation.workspace.base)
 
@@ -128,7 +128,7 @@ class Preparations:
         """Stop the check that runs, and remove everything that is prepared."""
         everything = [one for known in self._prepared.values() for one in known.values()]
         for preparation in everything:
-            preparation.interrupt.request()
+            preparation.interrupt.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for preparation in everything:
             if not preparation.taken:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE, TAIL_LINES, Interrupt, run_netlab, scrub, tail
+from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE, TAIL_LINES, run_netlab, scrub, tail
 from tests.chaos.shell import is_running
 from tests.fakes import wait_until
 
@@ -71,19 +71,19 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path: Path
 
 
 def test_an_interrupt_ends_a_command_with_its_children(tmp_path: Path) -> None:
-    interrupt = Interrupt()
+    interrupt = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run, LEADER_AND_CHILD, tmp_path, "leader", "child", interrupt=interrupt)
         both = pids(tmp_path)
-        interrupt.request()
+        interrupt.set()
         with pytest.raises(InterruptedError):
             running.result(10)
     wait_until(lambda: not any(is_running(pid) for pid in both), 5)
 
 
 def test_an_interrupt_that_comes_first_ends_the_command_that_comes_next(tmp_path: Path) -> None:
-    interrupt = Interrupt()
-    interrupt.request()
+    interrupt = threading.Event()
+    interrupt.set()
     began = time.monotonic()
     with pytest.raises(InterruptedError):
         run(LEADER_AND_CHILD, tmp_path, interrupt=interrupt)
@@ -100,11 +100,11 @@ signal.signal(signal.SIGTERM, bye)
 pathlib.Path("ready").touch()
 time.sleep(600)
 """
-    interrupt = Interrupt()
+    interrupt = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run, code, tmp_path, kill_grace=30, interrupt=interrupt)
         wait_until((tmp_path / "ready").exists)
-        interrupt.request()
+        interrupt.set()
         with pytest.raises(InterruptedError):
             running.result(10)
     assert (tmp_path / "farewell").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 import neops_remote_lab
 from neops_remote_lab.netlab.lab_manager import LabManager
 from neops_remote_lab.settings import Settings, read_settings
+from tests.chaos.shell import is_running, wait_for_event
 from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
 
 Manage = Callable[..., LabManager]
@@ -424,10 +426,23 @@ def test_a_process_that_was_killed_gives_the_host_free(
     assert names(manager.try_acquire(topology)) == ["r1", "r2"]
 
 
+# What Python 3.12 does by itself
+NO_THREAD_AT_EXIT = """
+import atexit, threading
+def refuse(_): raise RuntimeError("can't create new thread at interpreter shutdown")
+atexit.register(setattr, threading.Thread, "start", refuse)
+"""
+
+
 @pytest.mark.parametrize(
     "end",
-    ["", "sys.exit(3)", "raise SystemExit", "import threading; threading.Thread(target=lambda: None).start()"],
-    ids=["end", "exit", "SystemExit", "threads"],
+    [
+        pytest.param("", id="end"),
+        pytest.param("sys.exit(3)", id="exit"),
+        pytest.param("raise SystemExit", id="SystemExit"),
+        pytest.param("import threading; threading.Thread(target=lambda: None).start()", id="threads"),
+        pytest.param(NO_THREAD_AT_EXIT, id="no thread at exit"),
+    ],
 )
 def test_a_process_that_ends_without_a_release_leaves_nothing_and_says_nothing(
     host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path], end: str
@@ -449,6 +464,18 @@ def test_a_process_that_fails_shows_its_own_error_and_leaves_nothing(
     out, err = python(script, host, settings, write()).communicate(timeout=60)
     assert out == ""
     assert err.rstrip().endswith("ValueError: mine")
+    assert host.is_clean()
+
+
+def test_ctrl_c_while_a_lab_starts_leaves_no_netlab_behind(
+    host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    host.control(hang="start")
+    with python("manager.acquire(Path(sys.argv[1]))", host, settings, write()) as process:
+        [hanging] = wait_for_event(host, "hang")
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1].rstrip().endswith("KeyboardInterrupt")
+    assert not is_running(hanging["pid"])
     assert host.is_clean()
 
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from pydantic import TypeAdapter
 
 from neops_remote_lab.models.lab import DeviceInfoDto
-from neops_remote_lab.netlab.connector import Interrupt, Standby, run_docker, run_netlab
+from neops_remote_lab.netlab.connector import Standby, run_docker, run_netlab
 from neops_remote_lab.netlab.inventory import read_devices, read_links
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.settings import Settings
@@ -43,7 +43,7 @@ class NetlabCommands:
         self._settings = settings
         self._standby = standby
 
-    def create(self, made: Workspace, interrupt: Interrupt) -> Prepared:
+    def create(self, made: Workspace, interrupt: threading.Event) -> Prepared:
         """Make a lab's configuration files and start nothing, at low priority and in bounded memory and time.
 
         Raises:
@@ -73,7 +73,7 @@ class NetlabCommands:
         made.devices.write_bytes(_DEVICES.dump_json(devices))
         return Prepared(devices, links)
 
-    def up(self, made: Workspace, interrupt: Interrupt) -> list[DeviceInfoDto]:
+    def up(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         """Start a lab, from its prepared files where it has them, and tell its devices.
 
         The devices are read while netlab starts the nodes, yielding to it: all that is to be known of them is known by
@@ -99,11 +99,11 @@ class NetlabCommands:
             finally:
                 ended.set()
         known = devices.result() or self.devices(made, interrupt)
-        if interrupt.requested:  # a moment too late for any command
+        if interrupt.is_set():  # a moment too late for any command
             raise InterruptedError("the start was stopped")
         return known
 
-    def _run_up(self, made: Workspace, what: list[str], interrupt: Interrupt) -> None:
+    def _run_up(self, made: Workspace, what: list[str], interrupt: threading.Event) -> None:
         run_netlab(
             ["up", *what, *self._settings.netlab_up_args],
             folder=made.folder,
@@ -118,7 +118,7 @@ class NetlabCommands:
         )
 
     def _devices_once_written(
-        self, made: Workspace, start: int, ended: threading.Event, interrupt: Interrupt
+        self, made: Workspace, start: int, ended: threading.Event, interrupt: threading.Event
     ) -> list[DeviceInfoDto] | None:
         if made.devices.exists():
             return _DEVICES.validate_json(made.devices.read_bytes())
@@ -148,7 +148,7 @@ class NetlabCommands:
         except (subprocess.SubprocessError, OSError) as error:
             logger.warning("lab %s: netlab down failed: %s", made.lab_id, failure(error))
 
-    def devices(self, made: Workspace, interrupt: Interrupt, *, niceness: int = 0) -> list[DeviceInfoDto]:
+    def devices(self, made: Workspace, interrupt: threading.Event, *, niceness: int = 0) -> list[DeviceInfoDto]:
         """All nodes of a lab. Raises what `run_netlab` raises, and SubprocessError where netlab prints nonsense."""
         try:
             return read_devices(lambda arguments: self._inspect(made, arguments, interrupt, niceness))
@@ -171,10 +171,12 @@ class NetlabCommands:
         """What `docker ARGUMENTS` prints. Raises what `run_netlab` raises."""
         return run_docker(arguments, command=self._settings.docker, timeout=self._settings.command_timeout)
 
-    def _inspect(self, made: Workspace, arguments: Sequence[str], interrupt: Interrupt, niceness: int) -> str:
+    def _inspect(self, made: Workspace, arguments: Sequence[str], interrupt: threading.Event, niceness: int) -> str:
         return self._ask(made, ["inspect", *arguments], interrupt, niceness)
 
-    def _ask(self, made: Workspace, arguments: list[str], interrupt: Interrupt | None = None, niceness: int = 0) -> str:
+    def _ask(
+        self, made: Workspace, arguments: list[str], interrupt: threading.Event | None = None, niceness: int = 0
+    ) -> str:
         return run_netlab(
             arguments,
             folder=made.folder,

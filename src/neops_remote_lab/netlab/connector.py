@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Final
+
+import psutil
 
 from neops_remote_lab.netlab import preload
 
@@ -30,6 +33,8 @@ PRELOADED: Final = "preloaded"
 TAIL_BYTES: Final = 16384
 TAIL_LINES: Final = 20
 MAX_OUTPUT_BYTES: Final = 64 << 20
+INTERRUPT_POLL: Final = 0.05
+"""Seconds between two looks whether a command is to be interrupted."""
 SCRIPT_BYTES: Final = 4096
 """How much of the netlab command is read to see whether it is a Python script."""
 
@@ -38,35 +43,6 @@ _ENVIRONMENT: Final = {"CLAB_VERSION_CHECK": "disable", "COLUMNS": "200", "NO_CO
 _PYTHON = re.compile(r"python[\d.]*$")
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*", re.MULTILINE)
 _ABSOLUTE_PATH = re.compile(r"(?<![\w/.:])/(?:[\w.@+~-]+/)+([\w.@+~-]*)")
-
-
-class Interrupt:
-    """Ends commands from another thread: those that run now, and any that is started with it later."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: dict[subprocess.Popen[bytes], float] = {}
-        self.requested = False
-
-    def request(self) -> None:
-        """End the commands, with all the processes that they have started."""
-        with self._lock:
-            self.requested = True
-            for process, grace in self._running.items():
-                _stop(process, grace)
-
-    @contextmanager
-    def watching(self, process: subprocess.Popen[bytes], grace: float) -> Iterator[None]:
-        """End this process too on request; `grace` are the seconds between its polite and its final signal."""
-        with self._lock:
-            self._running[process] = grace
-            if self.requested:
-                _stop(process, grace)
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._running[process]
 
 
 class Standby:
@@ -78,7 +54,7 @@ class Standby:
     def __init__(self, command: str) -> None:
         self._command = command
         self._lock = threading.Lock()
-        self._waiting: subprocess.Popen[bytes] | None = None
+        self._waiting: psutil.Popen | None = None
         self._closed = False
 
     def load(self) -> None:
@@ -93,7 +69,7 @@ class Standby:
             except OSError as error:  # a help, no duty: whatever is wrong shows when netlab is needed
                 logger.info("no netlab is loaded ahead: %s", error)
 
-    def take(self) -> subprocess.Popen[bytes] | None:
+    def take(self) -> psutil.Popen | None:
         """The netlab that waits, which is the caller's from now on; None where there is none."""
         with self._lock:
             taken = self._waiting if self._one_waits() else None
@@ -135,7 +111,7 @@ def run_netlab(
     memory: int | None = None,
     niceness: int = 0,
     lab_id: str = "",
-    interrupt: Interrupt | None = None,
+    interrupt: threading.Event | None = None,
     standby: Standby | None = None,
 ) -> str:
     """Run `netlab ARGUMENTS` in `folder`, in a process group of its own, and return its standard output.
@@ -147,17 +123,17 @@ def run_netlab(
         kill_grace: seconds between SIGTERM and SIGKILL.
         memory: most address space, in bytes (Linux only).
         niceness: how much less of the processors it takes than others, 0 to 19.
-        interrupt: ends the command early.
+        interrupt: ends the command early, once it is set.
         standby: has a netlab that may be loaded already; for commands with a log.
 
     Raises:
         FileNotFoundError: there is no such command.
-        InterruptedError: `interrupt` was requested.
+        InterruptedError: `interrupt` was set.
         subprocess.TimeoutExpired: the time was over.
         subprocess.CalledProcessError: exit status not 0; `stderr` has the last lines that were printed.
     """
     words = [command, *arguments]
-    interrupt = interrupt or Interrupt()
+    interrupt = interrupt or threading.Event()
     with ExitStack() as files:
         # Files, not pipes: a command that prints megabytes, or whose children hold its output open, cannot block us,
         # and one that outlives this server still has somewhere to print to.
@@ -183,8 +159,8 @@ def _start(
     lab_id: str,
     output: IO[bytes] | int = subprocess.DEVNULL,
     errors: IO[bytes] | int = subprocess.DEVNULL,
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+) -> psutil.Popen:
+    return psutil.Popen(
         words,
         cwd=folder,
         env={**os.environ, **_ENVIRONMENT, LAB_ID_VARIABLE: lab_id},
@@ -200,51 +176,47 @@ def run_docker(arguments: Sequence[str], *, command: str = "docker", timeout: fl
     return run_netlab(arguments, folder=Path("/"), command=command, timeout=timeout)
 
 
-def _watch(
-    process: subprocess.Popen[bytes], answer: str, timeout: float, kill_grace: float, interrupt: Interrupt
-) -> int:
-    expired = threading.Event()
+def _watch(process: psutil.Popen, answer: str, timeout: float, kill_grace: float, interrupt: threading.Event) -> int:
+    """Wait for the end of a process, and see to it; its exit status.
 
-    def expire() -> None:
-        expired.set()
-        _stop(process, kill_grace)
-
-    # A timer and a blocking wait, since a wait with a time-out polls: the end is noticed at once.
-    timer = threading.Timer(timeout, expire)
-    timer.daemon = True
-    timer.start()
+    Without a thread of its own: when the interpreter ends, and labs are torn down, none can be started any more.
+    """
+    ended = False
     try:
-        with interrupt.watching(process, kill_grace), suppress(BrokenPipeError):
-            process.communicate(answer.encode())
+        with suppress(BrokenPipeError), process.stdin as standard_input:
+            standard_input.write(answer.encode())
+        ended = _ends(process, timeout, interrupt)
     finally:
-        timer.cancel()
-    if process.returncode or interrupt.requested or expired.is_set():
-        _signal_group(process, signal.SIGKILL)  # what the leader has left of its group
-    if interrupt.requested:
+        if not ended:
+            _signal_group(process, signal.SIGTERM)
+            with suppress(psutil.TimeoutExpired):
+                process.wait(kill_grace)
+        if not ended or process.returncode or interrupt.is_set():
+            _signal_group(process, signal.SIGKILL)  # also what the leader has left of its group
+            process.wait()
+    if interrupt.is_set():
         raise InterruptedError("the command was stopped before its end")
-    if expired.is_set():
+    if not ended:
         raise subprocess.TimeoutExpired(process.args, timeout)
-    return process.returncode
+    return int(process.returncode)
 
 
-def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
-    _signal_group(process, signal.SIGTERM)
-    final = threading.Timer(grace, _kill_if_running, (process,))
-    final.daemon = True
-    final.start()
+def _ends(process: psutil.Popen, seconds: float, interrupt: threading.Event) -> bool:
+    """Whether a process ends by itself within so many seconds. Its end is noticed at once."""
+    until = time.monotonic() + seconds
+    while not interrupt.is_set() and (left := until - time.monotonic()) > 0:
+        with suppress(psutil.TimeoutExpired):
+            process.wait(min(left, INTERRUPT_POLL))
+            return True
+    return False
 
 
-def _kill_if_running(process: subprocess.Popen[bytes]) -> None:
-    if process.returncode is None:
-        _signal_group(process, signal.SIGKILL)
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal_group(process: psutil.Popen, number: signal.Signals) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
-def _limit(process: subprocess.Popen[bytes], memory: int | None, niceness: int) -> None:
+def _limit(process: psutil.Popen, memory: int | None, niceness: int) -> None:
     with suppress(ProcessLookupError):
         if memory is not None and sys.platform == "linux":
             resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))

@@ -18,7 +18,7 @@ from neops_remote_lab.models.lab import DeviceInfoDto, LabState, LabStatusDto
 from neops_remote_lab.netlab import traces, workspace
 from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
-from neops_remote_lab.netlab.connector import Interrupt, Standby
+from neops_remote_lab.netlab.connector import Standby
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings, read_settings
 
@@ -35,7 +35,7 @@ class HeldLab:
     devices: list[DeviceInfoDto] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     """What the last tear-down left behind."""
-    interrupt: Interrupt = field(default_factory=Interrupt)
+    interrupt: threading.Event = field(default_factory=threading.Event)
 
 
 def decide(lab: HeldLab | None, identity: Identity, *, reuse: bool) -> Verdict:
@@ -94,7 +94,7 @@ class LabManager:
         return devices
 
     def try_acquire(
-        self, topology: Path | Workspace, *, reuse: bool = True, interrupt: Interrupt | None = None
+        self, topology: Path | Workspace, *, reuse: bool = True, interrupt: threading.Event | None = None
     ) -> list[DeviceInfoDto] | None:
         """As `acquire`, but None at once when the host is busy.
 
@@ -102,11 +102,11 @@ class LabManager:
             topology: a file, or a `Workspace`, which is taken over: it becomes the lab's folder, or is removed when an
                 equal lab runs already.
             reuse: share the lab when it runs this topology already.
-            interrupt: ends the start early; InterruptedError is raised then, and nothing is left.
+            interrupt: ends the start early, once it is set; InterruptedError is raised then, and nothing is left.
         """
         made = topology if isinstance(topology, Workspace) else self._copy(Path(topology))
         try:
-            lab = self._claim(made, interrupt or Interrupt(), reuse=reuse)
+            lab = self._claim(made, interrupt or threading.Event(), reuse=reuse)
         except BaseException:
             workspace.remove(made.base)
             raise
@@ -133,7 +133,7 @@ class LabManager:
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
         return workspace.copy_topology(topology, self._settings.work_dir)
 
-    def _claim(self, made: Workspace, interrupt: Interrupt, *, reuse: bool) -> HeldLab | None:
+    def _claim(self, made: Workspace, interrupt: threading.Event, *, reuse: bool) -> HeldLab | None:
         with self._guard:
             verdict = self.verdict(made.identity, reuse=reuse)
             if verdict == "reuse" and self._lab:
@@ -193,7 +193,7 @@ class LabManager:
     def interrupt(self) -> None:
         """End a `netlab up` that runs: it fails, and cleans up after itself. Never blocks."""
         if lab := self._lab:
-            lab.interrupt.request()
+            lab.interrupt.set()
 
     def tear_down(self) -> list[str]:
         """Tear the lab down, whoever holds it, and look whether it is gone; what is left after the retries.
