@@ -105,7 +105,8 @@ def calls(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def test_programs_are_started_in_one_place_and_never_through_a_shell() -> None:
-    starters = {("subprocess", "run"), ("subprocess", "Popen"), ("subprocess", "check_output"), ("os", "system")}
+    starters = {("subprocess", name) for name in ("run", "call", "check_call", "check_output", "Popen")}
+    starters |= {("psutil", "Popen"), ("os", "system")}
     found = {name for name, path in modules().items() if starters & set(calls(path))}
     assert found == {"netlab.connector"}
     assert "shell=True" not in modules()["netlab.connector"].read_text(encoding="utf-8")
