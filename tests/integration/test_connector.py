@@ -110,6 +110,29 @@ time.sleep(600)
     assert (tmp_path / "farewell").exists()
 
 
+def test_a_second_ctrl_c_does_not_leave_a_command_behind(tmp_path: Path) -> None:
+    stubborn = """
+import os, pathlib, signal, time
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path("asked").touch())
+pathlib.Path("pid").write_text(str(os.getpid()))
+os.rename("pid", "ready")
+while True:
+    time.sleep(600)
+"""
+    code = f"""
+import pathlib, sys
+from neops_remote_lab.netlab.connector import run_netlab
+run_netlab(["-c", {stubborn!r}], folder=pathlib.Path(), timeout=600, command=sys.executable, kill_grace=600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        [command] = pids(tmp_path)
+        process.send_signal(signal.SIGINT)
+        wait_until((tmp_path / "asked").exists)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1].rstrip().endswith(b"KeyboardInterrupt")
+    assert not is_running(command)
+
+
 def test_the_end_of_a_command_is_noticed_at_once(tmp_path: Path) -> None:
     run("", tmp_path)
     began = time.monotonic()

@@ -188,12 +188,9 @@ def _watch(process: psutil.Popen, answer: str, timeout: float, kill_grace: float
         ended = _ends(process, timeout, interrupt)
     finally:
         if not ended:
-            _signal_group(process, signal.SIGTERM)
-            with suppress(psutil.TimeoutExpired):
-                process.wait(kill_grace)
-        if not ended or process.returncode or interrupt.is_set():
-            _signal_group(process, signal.SIGKILL)  # also what the leader has left of its group
-            process.wait()
+            _end(process, kill_grace)
+        elif process.returncode or interrupt.is_set():
+            _signal_group(process, signal.SIGKILL)  # what the leader has left of its group
     if interrupt.is_set():
         raise InterruptedError("the command was stopped before its end")
     if not ended:
@@ -209,6 +206,17 @@ def _ends(process: psutil.Popen, seconds: float, interrupt: threading.Event) -> 
             process.wait(min(left, INTERRUPT_POLL))
             return True
     return False
+
+
+def _end(process: psutil.Popen, grace: float) -> None:
+    """End a process and its group: politely, and for good after `grace` seconds or when we are to end ourselves."""
+    _signal_group(process, signal.SIGTERM)
+    try:
+        with suppress(psutil.TimeoutExpired):
+            process.wait(grace)
+    finally:
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
 
 
 def _signal_group(process: psutil.Popen, number: signal.Signals) -> None:
