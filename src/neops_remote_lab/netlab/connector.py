@@ -188,7 +188,7 @@ def _watch(process: psutil.Popen, answer: str, timeout: float, kill_grace: float
         ended = _ends(process, timeout, interrupt)
     finally:
         if not ended:
-            _end(process, kill_grace)
+            _stop(process, kill_grace)
         elif process.returncode or interrupt.is_set():
             _signal_group(process, signal.SIGKILL)  # what the leader has left of its group
     if interrupt.is_set():
@@ -208,7 +208,7 @@ def _ends(process: psutil.Popen, seconds: float, interrupt: threading.Event) -> 
     return False
 
 
-def _end(process: psutil.Popen, grace: float) -> None:
+def _stop(process: psutil.Popen, grace: float) -> None:
     """End a process and its group: politely, and for good after `grace` seconds or when we are to end ourselves."""
     _signal_group(process, signal.SIGTERM)
     try:
