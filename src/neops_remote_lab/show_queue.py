@@ -9,9 +9,12 @@ from pydantic import ValidationError
 
 from neops_remote_lab.models import QueueDto, QueueEntryDto
 from neops_remote_lab.settings import refuse, server_url
+from neops_remote_lab.text import one_line
 
 TIMEOUT = 10.0
 """Seconds for the answer."""
+CELL_WIDTH = 60
+"""Most characters of one cell; a longer one is cut."""
 HEADINGS = ("position", "session", "state", "since", "last seen", "client", "purpose", "topology")
 
 
@@ -26,14 +29,14 @@ def main(arguments: Sequence[str]) -> None:
         answer = httpx.get(f"{url.rstrip('/')}/queue", timeout=TIMEOUT).raise_for_status()
         queue = QueueDto.model_validate_json(answer.content)
     except (httpx.HTTPError, httpx.InvalidURL, ValidationError) as error:
-        refuse(f"no queue at {url}: {error}. Is the server running there? Name another address with --url")
+        refuse(one_line(f"no queue at {url}: {error}. Is the server running there? Name another address with --url"))
     sys.stdout.write(table(queue))
 
 
 def table(queue: QueueDto) -> str:
-    """The queue as lines of text."""
+    """The queue as lines of text. Labels and names come from other people: what a terminal would act on is escaped."""
     if queue.quarantined:
-        note = f"quarantined, nobody is made active: {queue.quarantined}\n"
+        note = f"quarantined, no session is admitted: {one_line(queue.quarantined)}\n"
     else:
         note = "" if queue.sessions else "nobody waits, and nobody holds the lab\n"
     rows = [HEADINGS, *map(_row, queue.sessions)] if queue.sessions else []
@@ -47,4 +50,5 @@ def _row(entry: QueueEntryDto) -> tuple[str, ...]:
     since = entry.age_seconds if entry.active_seconds is None else entry.active_seconds
     times = (f"{since:.0f} s", f"{entry.last_seen_seconds:.0f} s ago")
     labels = (entry.client or "-", entry.purpose or "-", entry.topology or "-")
-    return (str(entry.position), entry.session_id, entry.status, *times, *labels)
+    cells = (str(entry.position), entry.session_id, entry.status, *times, *labels)
+    return tuple(one_line(cell, CELL_WIDTH) for cell in cells)

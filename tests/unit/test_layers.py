@@ -24,10 +24,11 @@ SERVER = (
     {"netlab", "store"},
     {"metrics", "openapi"},
     {"clock", "models", "settings"},
+    {"text"},
 )
 """The server's modules, the highest first. Those of one layer do not know each other."""
 
-CLIENT = ({"testing"}, {"client"}, {"connection"}, {"clock", "models"})
+CLIENT = ({"testing"}, {"client"}, {"connection"}, {"clock", "models"}, {"text"})
 """The same for the client and the pytest plugin, which share nothing with the server but what lies at the bottom."""
 
 

@@ -13,6 +13,7 @@ from neops_remote_lab.client import RemoteLabClient
 from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.interrupt import LostSession, leave_run
 from neops_remote_lab.testing.settings import LabHostSettings
+from neops_remote_lab.text import one_line, printable_lines
 
 T = TypeVar("T")
 
@@ -96,13 +97,15 @@ def _progress(config: pytest.Config) -> Callable[[int, str | None], None]:
         if position == 0:
             _say(config, "it is our turn")
         else:
-            _say(config, f"position {position} in the queue" + (f", {waiting_for}" if waiting_for else ""))
+            # Labels of other clients: a line break in one would forge a line of this run.
+            _say(config, one_line(f"position {position} in the queue" + (f", {waiting_for}" if waiting_for else "")))
 
     return show
 
 
 def _say(config: pytest.Config, text: str) -> None:
     """Show a line at once, also while pytest captures what tests print."""
+    text = printable_lines(text)
     capture = config.pluginmanager.get_plugin("capturemanager")
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     with capture.global_and_fixture_disabled() if capture else nullcontext():  # `-p no:capture` takes it away
