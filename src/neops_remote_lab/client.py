@@ -32,10 +32,23 @@ LONGEST_POLL = 25.0
 """Seconds for which the server is asked to hold its answer; many proxies cut a connection that is silent for 30."""
 POLL_INTERVAL = 1.0
 """Least seconds from one poll to the next, for servers that do not hold their answer."""
+CHECK_POLL = 1
+"""Seconds for which the server is asked to hold its answer while it checks topologies: so late is their end noticed."""
+CHECK_GRACE = 1.0
+"""Seconds for which the end of the session waits for a check that still runs."""
 BUSY_INTERVAL = 1.0
 """Seconds until a busy lab is asked for again, where the server names none."""
 
-_NO_CHECKS_HERE = frozenset({httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED, httpx.codes.NOT_IMPLEMENTED})
+_NO_MORE_CHECKS = frozenset(
+    {
+        httpx.codes.NOT_FOUND,
+        httpx.codes.METHOD_NOT_ALLOWED,
+        httpx.codes.NOT_IMPLEMENTED,
+        httpx.codes.CONFLICT,
+        httpx.codes.GONE,
+    }
+)
+"""What an older server answers to a check, or any server once the session is active or over."""
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +116,7 @@ class RemoteLabClient:
         self._references: list[str] = []
         self._leaving = threading.Event()
         self._ended = False
+        self._checks: threading.Thread | None = None
         self._heartbeats = threading.Thread(target=self._keep_alive, name="remote-lab-heartbeat", daemon=True)
         self.lost_reason: str | None = None
         self.rejected: dict[Path, str] = {}
@@ -236,6 +250,8 @@ class RemoteLabClient:
         self._ended = True
         if self._heartbeats.is_alive() and self._heartbeats is not threading.current_thread():
             self._heartbeats.join(2 * self._beat_timeout)
+        if self._checks is not None:  # the end of the session ends its checks; any other is cut by the lines below
+            self._checks.join(CHECK_GRACE)
         if not self._heartbeats.is_alive():  # else it still uses the connection, and ends with the process
             self._server.close()
 
@@ -292,26 +308,49 @@ class RemoteLabClient:
         return max(math.floor(min(LONGEST_POLL, 0.8 * self._request_timeout, left)), 0)
 
     def _check_all(self, topologies: Sequence[Path]) -> None:
-        """Ask the server about topologies as long as it is not the session's turn."""
-        for path in topologies:
-            if self._poll(0).status == "active" or not self._check(path):
+        """Have the server check topologies until they are all checked or it is the session's turn.
+
+        The checks run in a thread of their own, so that the turn does not wait for a check that takes long.
+        """
+        if not topologies or self._poll(0).status == "active":
+            return
+        checked = threading.Event()
+        arguments = topologies, checked
+        self._checks = threading.Thread(target=self._run_checks, args=arguments, name="remote-lab-checks", daemon=True)
+        self._checks.start()
+        pace = 0.0
+        while not checked.wait(pace):
+            began = self._server.now()
+            if self._poll(CHECK_POLL).status == "active" or began >= self._patient_until:
                 return
+            pace = max(began + POLL_INTERVAL - self._server.now(), 0)  # an older server does not hold its answer
+
+    def _run_checks(self, topologies: Sequence[Path], checked: threading.Event) -> None:
+        try:
+            for path in topologies:
+                if self._leaving.is_set() or not self._check(path):
+                    return
+        finally:
+            checked.set()
 
     def _check(self, path: Path) -> bool:
-        """Ask the server about a topology; whether it takes such questions.
+        """Ask the server about a topology; whether there is any use in another such question.
 
         A help, no duty: trouble shows when the lab is acquired.
         """
-        upload = {"topology": (path.name, path.read_bytes(), "application/yaml")}
-        headers = headers_of(self.session_id)
         try:
-            once = self._server.now()
-            response = self._server.call("POST", "/topology/check", until=once, files=upload, headers=headers)
-        except httpx.TransportError:
+            upload = {"topology": (path.name, path.read_bytes(), "application/yaml")}
+            headers, until = headers_of(self.session_id), self._patient_until
+            response = self._server.call(
+                "POST", "/topology/check", until=until, slow=True, files=upload, headers=headers
+            )
+        except (httpx.TransportError, OSError):
             return True
+        except RuntimeError:  # the connection was closed meanwhile
+            return False
         if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
             self.rejected[path] = detail_of(response)
-        return response.status_code not in _NO_CHECKS_HERE
+        return response.status_code not in _NO_MORE_CHECKS
 
     # Acquiring
 

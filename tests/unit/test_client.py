@@ -292,6 +292,40 @@ def test_a_server_without_checks_is_asked_once(
     assert len(server.of(CHECK)) == 1
 
 
+def test_a_check_may_take_as_long_as_the_session_waits(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
+    def slow(request: httpx.Request) -> httpx.Response:
+        limits.append(request.extensions["timeout"]["read"])
+        return refusal(422, "unknown attribute")
+
+    limits: list[float] = []
+    server.script(POLL, *[waiting(1)] * 4, active)
+    server.script(CHECK, slow)
+    with connect(topologies=[topology], session_timeout=500, request_timeout=3) as client:
+        assert client.rejected == {topology: "unknown attribute"}
+    assert limits == [500]
+
+
+def test_the_turn_does_not_wait_for_a_check_that_runs(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    def busy(_: httpx.Request) -> httpx.Response:
+        asked.set()
+        granted.wait(30)
+        return refusal(409, "the session is active now")
+
+    def turn(request: httpx.Request) -> httpx.Response:
+        asked.wait(30)
+        return active(request)
+
+    asked, granted = threading.Event(), threading.Event()
+    server.script(POLL, waiting(1), turn)
+    server.script(CHECK, busy)
+    with connect(topologies=[topology, topology]) as client:
+        granted.set()
+        assert client.acquire(topology)
+    assert len(server.of(CHECK)) == 1
+
+
 def test_trouble_with_a_check_is_left_to_the_acquire(server: ScriptedServer, connect: Connect, topology: Path) -> None:
     server.script(POLL, *[waiting(1)] * 2, active)
     server.script(CHECK, CUT)

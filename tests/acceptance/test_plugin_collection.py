@@ -1,0 +1,161 @@
+"""The pytest plugin as a user sees it: which tests use which lab, their order, and runs without a lab host."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.plugin import collected
+
+
+def test_tests_of_one_lab_run_in_a_row_in_the_order_of_the_fixtures(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import pytest
+
+        def test_plain_1(): pass
+        def test_fresh_1(fresh): pass
+
+        class TestShared:
+            def test_1(self, shared): pass
+            def test_plain(self): pass
+            def test_2(self, shared): pass
+
+        @pytest.mark.parametrize("n", [2, 1])
+        @pytest.mark.parametrize("m", ["b", "a"])
+        def test_many(shared, n, m): pass
+
+        def test_through_another_fixture(router): pass
+
+        @pytest.mark.usefixtures("fresh")
+        def test_fresh_2(): pass
+
+        def test_plain_2(): pass
+        """
+    )
+    assert collected(project) == [
+        "TestShared::test_1",
+        "TestShared::test_2",
+        "test_many[b-2]",
+        "test_many[b-1]",
+        "test_many[a-2]",
+        "test_many[a-1]",
+        "test_through_another_fixture",
+        "test_fresh_1",
+        "test_fresh_2",
+        "test_plain_1",
+        "TestShared::test_plain",
+        "test_plain_2",
+    ]
+
+
+def test_a_fixture_that_overrides_a_lab_counts_if_it_uses_the_lab(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import pytest
+
+        class TestWithout:
+            @pytest.fixture
+            def shared(self): return []
+            def test_without(self, shared): pass
+
+        class TestWith:
+            @pytest.fixture
+            def shared(self, shared): return shared[0]
+            def test_with(self, shared): pass
+        """
+    )
+    assert collected(project, "-m", "remote_lab") == ["TestWith::test_with"]
+
+
+def test_lab_tests_carry_a_registered_marker(project: pytest.Pytester) -> None:
+    project.makepyfile("def test_plain(): pass\ndef test_lab(shared): pass\ndef test_indirect(router): pass")
+    assert collected(project, "--strict-markers", "-m", "remote_lab") == ["test_lab", "test_indirect"]
+    assert collected(project, "-m", "not remote_lab") == ["test_plain"]
+    project.runpytest_subprocess("--markers").stdout.fnmatch_lines(["@pytest.mark.remote_lab:*"])
+
+
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
+def test_tests_with_two_labs_are_refused_by_name(project: pytest.Pytester, options: list[str]) -> None:
+    project.makepyfile(
+        """
+        def test_good(shared): pass
+        def test_both(shared, fresh): pass
+        def test_indirect(fresh, router): pass
+        """
+    )
+    result = project.runpytest_subprocess(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["ERROR: *one remote lab*", "*::test_both: shared, fresh", "*::test_indirect: shared, fresh"]
+    )
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+    assert "test_good" not in result.stderr.str()
+
+
+def test_a_missing_topology_is_told_where_the_fixture_is_made(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        "from neops_remote_lab.testing.fixture import remote_lab_fixture\nx = remote_lab_fixture('x.yml')"
+    )
+    result = project.runpytest_subprocess()
+    result.stdout.fnmatch_lines(["*FileNotFoundError: no topology file x.yml*"])
+
+
+def test_a_topology_beside_the_conftest_file_is_found_from_everywhere(project: pytest.Pytester) -> None:
+    folder = project.mkdir("labs")
+    folder.joinpath("ring.yml").write_text("nodes: [r1]\n")
+    folder.joinpath("conftest.py").write_text(
+        "from neops_remote_lab.testing.fixture import remote_lab_fixture\n"
+        "ring = remote_lab_fixture('ring.yml')\nbeam = remote_lab_fixture('shared.yml', name='other')\n"
+    )
+    folder.joinpath("test_ring.py").write_text("def test_ring(ring): pass\ndef test_other(other): pass\n")
+    assert collected(project, "-m", "remote_lab") == ["test_ring", "test_other"]
+
+
+def test_a_run_without_labs_imports_nothing_but_the_standard_library(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.makepyfile(
+        """
+        import json, pathlib, sys
+
+        def test_plain(request):
+            used = request.config.pluginmanager.has_plugin("neops_remote_lab.testing.plugin")
+            pathlib.Path(f"{used}.json").write_text(json.dumps(list(sys.modules)))
+        """
+    )
+    project.runpytest_subprocess().assert_outcomes(passed=1)
+    project.makeconftest("")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:cacheprovider")
+    project.runpytest_subprocess().assert_outcomes(passed=1)
+    with_plugin, without = (set(json.loads(Path(f"{used}.json").read_text())) for used in (True, False))
+    added = {name.partition(".")[0] for name in with_plugin - without}
+    assert added <= {"neops_remote_lab", "conftest", *sys.stdlib_module_names}
+    assert "neops_remote_lab.client" not in with_plugin
+
+
+def test_without_the_plugin_only_lab_tests_fail(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:cacheprovider")
+    project.makepyfile("def test_plain(): pass\ndef test_lab(shared): pass")
+    result = project.runpytest_subprocess()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*fixture 'remote_lab_client' not found*"])
+
+
+def test_lab_tests_need_a_lab_host(project: pytest.Pytester) -> None:
+    project.makepyfile("def test_plain(): pass\ndef test_lab(shared): pass")
+    result = project.runpytest_subprocess()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*RuntimeError: REMOTE_LAB_URL is not set*"])
+
+
+@pytest.mark.parametrize("name", ["REQUEST_TIMEOUT", "SESSION_TIMEOUT", "ACQUISITION_TIMEOUT"])
+def test_a_time_that_is_none_is_told(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("REMOTE_LAB_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv(f"REMOTE_LAB_{name}", "soon")
+    project.makepyfile("def test_lab(shared): pass")
+    result = project.runpytest_subprocess()
+    result.stdout.fnmatch_lines([f"*RuntimeError: REMOTE_LAB_{name} must be a number of seconds above 0, not 'soon'*"])

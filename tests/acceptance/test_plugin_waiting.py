@@ -1,0 +1,150 @@
+"""The pytest plugin as a user sees it: a run that waits for its turn, or for nothing."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.fakes import wait_until
+from tests.plugin import BLOCK, CONFTEST, finish, other_session, queue, start
+from tests.server import LabServer
+
+
+def test_a_user_sees_what_the_run_waits_for(
+    online: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMOTE_LAB_SESSION_TIMEOUT", "2")
+    online.makepyfile("def test_1(shared): pass\ndef test_2(shared): pass\ndef test_plain(): pass")
+    with other_session(lab_server):
+        result = online.runpytest_subprocess()
+        assert len(queue(lab_server)) == 1
+    result.assert_outcomes(errors=2, passed=1)
+    result.stdout.fnmatch_lines(
+        ["remote lab: position 1 in the queue, *ann@office*", "remote lab: not active within 2 s: position 1 *"]
+    )
+
+
+def test_a_run_survives_a_restart_of_the_server_while_it_waits(online: pytest.Pytester, lab_server: LabServer) -> None:
+    online.makepyfile("def test_1(shared): pass")
+    with other_session(lab_server):
+        process = start(online)
+        wait_until(lambda: len(queue(lab_server)) == 2, 30)
+        lab_server.kill()
+        lab_server.restart()
+        assert len(queue(lab_server)) == 2
+    assert "1 passed" in finish(process)
+
+
+@pytest.mark.usefixtures("slow_check")
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
+def test_a_run_without_a_good_topology_waits_for_nothing(
+    online: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setenv("REMOTE_LAB_SESSION_TIMEOUT", "20")
+    online.makepyfile("def test_1(broken): pass\ndef test_2(broken): pass\ndef test_plain(): pass")
+    with other_session(lab_server):
+        result = online.runpytest_subprocess(*options)
+        assert len(queue(lab_server)) == 1
+    result.assert_outcomes(errors=2, passed=1)
+    result.stdout.fnmatch_lines(["remote lab broken: *", "*no_such_attribute*"])
+
+
+def test_a_run_without_a_good_topology_leaves_the_queue_before_its_other_tests(
+    online: pytest.Pytester, lab_server: LabServer
+) -> None:
+    online.makepyfile(f"def test_1(broken): pass\ndef test_plain():{BLOCK}")
+    with other_session(lab_server):
+        process = start(online)
+        wait_until(online.path.joinpath("blocked").exists, 30)
+        assert len(queue(lab_server)) == 1
+    process.send_signal(signal.SIGINT)
+    finish(process)
+
+
+@pytest.fixture
+def slow_check(online: pytest.Pytester, lab_server: LabServer) -> None:
+    """Checking a topology takes as long as netlab takes at least."""
+    lab_server.fake.control(create_seconds=2.5)
+
+
+# A worker of pytest-xdist runs a test only when it knows the next one.
+@pytest.mark.usefixtures("slow_check")
+@pytest.mark.parametrize(("options", "early"), [([], 2), (["-p", "xdist", "-n", "2"], 1)], ids=["alone", "xdist"])
+def test_a_broken_topology_fails_its_tests_before_the_turn_of_the_others_comes(
+    online: pytest.Pytester, lab_server: LabServer, options: list[str], early: int
+) -> None:
+    online.makeconftest(
+        """
+import pathlib
+from neops_remote_lab.testing.fixture import remote_lab_fixture
+
+broken = remote_lab_fixture("broken.yml")
+shared = remote_lab_fixture("shared.yml", reuse_lab=True)
+
+def pytest_runtest_logreport(report):
+    if report.failed:
+        with open("failed", "a") as file:
+            print(report.nodeid, report.longrepr, file=file)
+"""
+    )
+    online.makepyfile("def test_1(shared): pass\ndef test_2(broken): pass\ndef test_3(broken): pass")
+    failed = online.path.joinpath("failed")
+    with other_session(lab_server):
+        process = start(online, *options)
+        wait_until(lambda: failed.exists() and failed.read_text().count("no_such_attribute") >= early, 30)
+        assert [entry["status"] for entry in queue(lab_server)] == ["active", "waiting"]
+    assert "1 passed, 2 errors" in finish(process)
+
+
+@pytest.mark.usefixtures("slow_check")
+def test_a_topology_that_is_rejected_is_told_at_once(online: pytest.Pytester, lab_server: LabServer) -> None:
+    online.makepyfile("def test_1(shared): pass\ndef test_2(broken): pass")
+    with other_session(lab_server):
+        process = start(online)
+        assert process.stdout is not None
+        told = next(line for line in process.stdout if b"netlab rejects" in line)
+        assert told.startswith(b"remote lab: broken.yml: ")
+        assert len(queue(lab_server)) == 2
+    assert "1 passed, 1 error" in finish(process)
+
+
+def test_the_turn_does_not_wait_for_a_check(online: pytest.Pytester, lab_server: LabServer) -> None:
+    lab_server.fake.control(hang="create")
+    with other_session(lab_server):
+        online.makepyfile(
+            f"""
+            import pathlib
+            from neops_remote_lab.client import RemoteLabClient
+
+            def test_join():
+                with RemoteLabClient("{lab_server.url}", topologies=[pathlib.Path("shared.yml")]): pass
+            """
+        )
+        process = start(online)
+        wait_until(lambda: lab_server.fake.invocations("create"), 30)
+    assert "1 passed" in finish(process)
+
+
+def test_a_client_that_a_conftest_file_brings_is_the_only_one(online: pytest.Pytester, lab_server: LabServer) -> None:
+    online.makeconftest(
+        CONFTEST
+        + """
+import os
+from neops_remote_lab.client import RemoteLabClient
+
+@pytest.fixture(scope="session")
+def remote_lab_client():
+    with RemoteLabClient(os.environ["REMOTE_LAB_URL"], client="their own") as client:
+        yield client
+"""
+    )
+    online.makepyfile(
+        f"""
+import httpx
+def test_1(shared):
+    assert [one["client"] for one in httpx.get("{lab_server.url}/queue").json()["sessions"]] == ["their own"]
+def test_2(broken): pass
+"""
+    )
+    online.runpytest_subprocess().assert_outcomes(passed=1, errors=1)
