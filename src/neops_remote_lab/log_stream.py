@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
-from neops_remote_lab.netlab.connector import scrub
+from neops_remote_lab.netlab.output import scrub
 from neops_remote_lab.uploads import RunBlocking
 
 MAX_LOG_BYTES: Final = 8 << 20

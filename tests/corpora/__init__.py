@@ -13,3 +13,6 @@ def load(name: str) -> Any:
 
 UNPRINTABLE: Final[dict[str, str]] = load("unprintable.yaml")
 """Characters that no name and no label may have, by what they are."""
+
+TRACEBACKS: Final[dict[str, str]] = load("tracebacks.yaml")
+"""Outputs of programs: what says HIDDEN may not be shown, what says `shown` must be."""

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE, TAIL_LINES, run_netlab, scrub, tail
+from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE, run_netlab
+from neops_remote_lab.netlab.output import TAIL_LINES, scrub, tail
 from tests.chaos.shell import is_running
 from tests.fakes import wait_until
 

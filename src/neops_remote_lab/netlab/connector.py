@@ -19,6 +19,7 @@ from typing import IO, Final
 import psutil
 
 from neops_remote_lab.netlab import preload
+from neops_remote_lab.netlab.output import last_lines
 
 if sys.platform == "linux":
     import resource
@@ -30,8 +31,6 @@ LAB_ID_VARIABLE: Final = "NEOPS_REMOTE_LAB_LAB_ID"
 PRELOADED: Final = "preloaded"
 """That mark on a netlab that was started before its lab was known: the folder that it works in tells which it is."""
 
-TAIL_BYTES: Final = 16384
-TAIL_LINES: Final = 20
 MAX_OUTPUT_BYTES: Final = 64 << 20
 INTERRUPT_POLL: Final = 0.05
 """Seconds between two looks whether a command is to be interrupted."""
@@ -41,8 +40,6 @@ SCRIPT_BYTES: Final = 4096
 # Where the internet is out of reach containerlab would wait 3 s at every deploy for the number of its newest release.
 _ENVIRONMENT: Final = {"CLAB_VERSION_CHECK": "disable", "COLUMNS": "200", "NO_COLOR": "1"}
 _PYTHON = re.compile(r"python[\d.]*$")
-_TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*", re.MULTILINE)
-_ABSOLUTE_PATH = re.compile(r"(?<![\w/.:])/(?:[\w.@+~-]+/)+([\w.@+~-]*)")
 
 
 class Standby:
@@ -149,7 +146,7 @@ def run_netlab(
         _limit(process, memory, niceness)
         status = _watch(process, answer, timeout, kill_grace, interrupt)
         if status:
-            raise subprocess.CalledProcessError(status, words, stderr=_last_lines(errors, start))
+            raise subprocess.CalledProcessError(status, words, stderr=last_lines(errors, start))
         return "" if log else _read(output)
 
 
@@ -235,20 +232,3 @@ def _limit(process: psutil.Popen, memory: int | None, niceness: int) -> None:
 def _read(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read(MAX_OUTPUT_BYTES).decode(errors="replace")
-
-
-def _last_lines(file: IO[bytes], start: int) -> str:
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(start, end - TAIL_BYTES))
-    return tail(file.read().decode(errors="replace"))
-
-
-def tail(text: str) -> str:
-    """The last lines of an output, fit to be shown to a user."""
-    lines = [line.rstrip() for line in scrub(text).splitlines() if line.strip()]
-    return "\n".join(lines[-TAIL_LINES:])
-
-
-def scrub(text: str) -> str:
-    """An output without tracebacks, and without the folders of this host."""
-    return _ABSOLUTE_PATH.sub(r"\1", _TRACEBACK.sub("", text))

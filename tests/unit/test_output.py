@@ -1,0 +1,95 @@
+"""What is shown of an output, however it is cut into pieces."""
+
+import io
+import re
+
+import pytest
+
+from neops_remote_lab.netlab.output import CUT, MAX_LINE_BYTES, TAIL_BYTES, Lines, last_lines, scrub
+from tests.corpora import TRACEBACKS, UNPRINTABLE
+
+every_traceback = pytest.mark.parametrize("printed", TRACEBACKS.values(), ids=TRACEBACKS)
+
+
+def shown_in_pieces(*pieces: bytes) -> str:
+    lines = Lines()
+    parts = [part for piece in pieces for line in lines.feed(piece) for part in line]
+    return "\n".join(parts + [part for line in lines.feed(b"", last=True) for part in line])
+
+
+@every_traceback
+def test_a_traceback_is_hidden_and_its_cause_is_shown(printed: str) -> None:
+    shown = scrub(printed)
+    assert "HIDDEN" not in shown
+    assert "/usr" not in shown
+    assert "\x1b" not in shown
+    assert shown.count("shown") == printed.count("shown")
+
+
+@every_traceback
+def test_a_traceback_may_be_cut_anywhere_into_pieces(printed: str) -> None:
+    data = printed.encode()
+    whole = shown_in_pieces(data)
+    assert whole.split() == scrub(printed).split()
+    assert {shown_in_pieces(data[:cut], data[cut:]) for cut in range(len(data))} == {whole}
+    assert shown_in_pieces(*(bytes([byte]) for byte in data)) == whole
+
+
+@every_traceback
+@pytest.mark.parametrize("where", [0.25, 0.5, 0.75])
+def test_a_tail_that_begins_within_a_traceback_shows_nothing_of_it(printed: str, where: float) -> None:
+    data = printed.encode()
+    parts = Lines(partial=True).feed(data[int(len(data) * where) :], last=True)
+    shown = "\n".join(part for line in parts for part in line)
+    # of a frame that was cut, its source follows without anything that tells it from a message with the same prefix
+    assert len(re.findall(r"HIDDEN\(\)", shown)) <= ("[r1]" in printed or "|" in printed or "11:" in printed)
+
+
+def test_the_last_lines_hide_a_traceback_longer_than_what_is_read() -> None:
+    frames = '  File "/usr/lib/a.py", line 1, in run\n    HIDDEN()\n' * (TAIL_BYTES // 20)
+    file = io.BytesIO(f"Traceback (most recent call last):\n{frames}RecursionError: too deep\n".encode())
+    assert last_lines(file, 0) == "RecursionError: too deep"
+
+
+@pytest.mark.parametrize("end", ["", "\n", " the rest\nnext\n"])
+def test_a_line_without_an_end_is_cut(end: str) -> None:
+    lines = Lines()
+    shown = [line for _ in range(100) for line in lines.feed(b"x" * MAX_LINE_BYTES)]
+    shown += lines.feed(end.encode(), last=True)
+    assert shown == [["x" * MAX_LINE_BYTES + CUT], *([["next"]] if "next" in end else [])]
+
+
+def test_a_line_has_as_many_parts_as_carriage_returns_cut_it_into() -> None:
+    assert Lines().feed(b"10%\r20%\rdone\r\nnext\n") == [["10%", "20%", "done"], ["next"]]
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        ("\x1b[1;31mred\x1b[0m", "red"),
+        ("\x9b2Jgone", "gone"),
+        ("\x1b]0;a title\x07text", "text"),
+        ("\x1b]52;c;aGFsbG8=\x1b\\text", "text"),
+        ("\x1bPq#0\x1b\\text", "text"),
+        ("\x1bctext", "text"),
+        ("\x1b]0;no end", "0;no end"),
+        ("a\tb", "a\tb"),
+        ("a\x00b\x07c\x08d", r"a\x00b\x07c\x08d"),
+        ("a\u202eb\u2028c", r"a\u202eb\u2028c"),
+    ],
+)
+def test_nothing_commands_a_terminal(printed: str, shown: str) -> None:
+    assert scrub(printed) == shown
+
+
+@pytest.mark.parametrize("character", UNPRINTABLE.values(), ids=UNPRINTABLE)
+def test_a_control_character_other_than_a_tab_is_never_shown(character: str) -> None:
+    assert character == "\t" or character not in Lines().feed(f"a{character}b\n".encode())[0]
+
+
+@pytest.mark.parametrize("piece", ["\x1b]", "\x9d", "\x1b[0", "/-", '  File "', "Traceback ", "\\n ", "a" * 7 + "/"])
+def test_no_text_takes_long(piece: str) -> None:
+    # a pattern of quadratic cost would take minutes here
+    lines = Lines()
+    for _ in range(50):
+        lines.feed((piece * MAX_LINE_BYTES)[:MAX_LINE_BYTES].encode() + b"\n")
