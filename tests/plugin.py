@@ -31,6 +31,7 @@ BLOCK = """
     import pathlib, threading
     pathlib.Path("blocked").touch()
     threading.Event().wait(60)
+    pathlib.Path("woke").touch()
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 
 import httpx
 import pytest
@@ -61,9 +60,9 @@ def test_ctrl_c_while_waiting_leaves_the_queue(
         wait_until(lambda: len(queue(lab_server)) == 1, 20)
 
 
-@pytest.mark.parametrize(("options", "seconds"), [([], 10), (["-p", "xdist", "-n", "2"], 20)], ids=["alone", "xdist"])
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
 def test_a_session_that_the_server_ends_stops_a_run_that_is_blocked(
-    online: pytest.Pytester, lab_server: LabServer, options: list[str], seconds: float
+    online: pytest.Pytester, lab_server: LabServer, options: list[str]
 ) -> None:
     online.makepyfile(
         f"""
@@ -76,10 +75,9 @@ def test_2(shared): pass
     )
     process = start(online, *options)
     wait_until(online.path.joinpath("blocked").exists, 30)
-    ended = time.monotonic()
     httpx.delete(f"{lab_server.url}/session/{online.path.joinpath('session').read_text()}")
     output = finish(process)
-    assert time.monotonic() - ended < seconds
+    assert not online.path.joinpath("woke").exists()
     assert "remote lab: the session was ended by the server: " in output
     assert "Traceback" not in output
     assert process.returncode == SESSION_ENDED

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import wait_until
-from tests.server import LabServer, running_real_server
+from tests.server import LabServer, docker_problem, running_real_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ROUTERS = """\
@@ -50,9 +50,7 @@ def _missing(*programs: str) -> str:
     absent = [program for program in programs if shutil.which(program) is None]
     if absent:
         return f"this machine lacks {', '.join(absent)}"
-    if "docker" in programs and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
-        return "the Docker engine of this machine does not run"
-    return ""
+    return docker_problem() if "docker" in programs else ""
 
 
 def _is_installed() -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.chaos.shell import ask, fake, in_background, is_active, lab, queue
+from tests.chaos.shell import ask, fake, in_background, is_active, lab, queue, sql
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 
@@ -70,9 +70,7 @@ def test_the_lab_of_a_client_that_was_killed_is_free_soon(server: LabServer) -> 
         assert is_active(server, session_id)
         with in_background(server.place, waiting, 30) as held:
             process.kill()
-            killed = time.monotonic()
-            assert held.result()["status"] == "active"
-            assert ACTIVE_TIMEOUT - 0.3 < time.monotonic() - killed < ACTIVE_TIMEOUT + GRACE
+            assert held.result(ACTIVE_TIMEOUT + GRACE)["status"] == "active"
     answer = httpx.get(f"{server.url}/session/{session_id}")
     assert answer.status_code == 410
     assert "time-out" in answer.json()["detail"]
@@ -114,10 +112,12 @@ def test_a_client_that_waits_and_is_killed_is_passed_over(tmp_path: Path) -> Non
 
 def test_who_holds_the_lab_for_too_long_is_ended(tmp_path: Path) -> None:
     with running_server(tmp_path, max_hold="2") as server, user(server) as (process, session_id):
-        began = time.monotonic()
         waiting = server.join()
-        assert server.place(waiting, wait=30)["status"] == "active"  # though the holder's heart beats on
-        assert 1.5 < time.monotonic() - began < 2 + GRACE
+        assert server.place(waiting, wait=2 + GRACE)["status"] == "active"  # although the holder's heartbeats go on
+        ((held_seconds,),) = sql(
+            server.database, "SELECT held_seconds FROM session_history WHERE session = ?", session_id[:8]
+        )
+        assert held_seconds >= 2
         answer = httpx.get(f"{server.url}/session/{session_id}")
         assert answer.status_code == 410
         assert "maximum hold" in answer.json()["detail"]

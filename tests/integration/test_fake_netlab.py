@@ -19,6 +19,7 @@ import yaml
 from filelock import FileLock
 
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, topology_text, wait_until
+from tests.server import docker_problem
 
 PHASES = [
     "Creating configuration files",
@@ -397,14 +398,20 @@ def test_the_log_tells_how_each_invocation_went(fake: FakeNetlab, shell: Shell) 
     assert fake.log()[0]["cwd"] == str(shell.folder)
 
 
-def test_starting_is_fast(shell: Shell) -> None:
-    def seconds() -> float:
-        began = time.perf_counter()
-        shell("netlab", "version")
-        return time.perf_counter() - began
+SLOW_IMPORTS = {"argparse", "asyncio", "datetime", "neops_remote_lab", "subprocess", "typing", "yaml"}
+"""They would take more time than all the rest of the fakes' start."""
 
-    shell("netlab", "version")
-    assert min(seconds() for _ in range(5)) < 0.2  # some 35 ms alone; the rest is for a busy machine
+
+@pytest.mark.parametrize(("program", "command"), [("netlab", "version"), ("docker", "ps")])
+def test_starting_imports_nothing_slow(fake: FakeNetlab, shell: Shell, program: str, command: str) -> None:
+    script = fake.bin / program
+    python = script.read_text().splitlines()[0].removeprefix("#!").split()[0]
+    started = shell(python, "-I", "-X", "importtime", str(script), command)
+    assert started.returncode == 0
+    modules = [line.split("|")[-1].strip() for line in started.stderr.splitlines() if line.startswith("import time")]
+    own = modules[modules.index("site") + 1 :]  # before it come those of the interpreter's own start
+    assert f"fake_{program}" in own
+    assert SLOW_IMPORTS.isdisjoint(own)
 
 
 def test_the_fakes_run_as_plain_script_files(fake: FakeNetlab, shell: Shell) -> None:
@@ -563,8 +570,8 @@ def test_the_real_netlab_refuses_in_the_same_words(shell: Shell, real: Shell, ar
 
 @pytest.mark.netlab
 def test_the_real_netlab_lives_the_same_life_with_containers(shell: Shell, real: Shell) -> None:
-    if not (shutil.which("containerlab") and shutil.which("docker")):
-        pytest.skip("containerlab or Docker is not installed on this machine")
+    if problem := docker_problem() or ("" if shutil.which("containerlab") else "containerlab is not installed"):
+        pytest.skip(problem)
     text = topology_text(nodes=2, name="fakecmp")
     stories = []
     for each in (shell, real):
