@@ -18,7 +18,15 @@ from starlette import status
 from starlette.exceptions import HTTPException
 
 from neops_remote_lab.netlab import workspace
-from neops_remote_lab.netlab.topology import GENERATED, check_topology, collision, relative_name, topology_name
+from neops_remote_lab.netlab.topology import (
+    GENERATED,
+    TOPOLOGY_FILE,
+    check_topology,
+    collision,
+    is_the_topology,
+    relative_name,
+    topology_name,
+)
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.settings import Settings
 
@@ -67,6 +75,7 @@ class UploadReceiver:
         self._base = settings.work_dir / workspace.new_lab_id()
         self._staging = self._base / "upload"
         self._topology: _Part | None = None
+        self._topology_name = ""
         self._extra: dict[PurePosixPath, str] = {}
         self._extra_bytes = 0
         self._fields: dict[str, str] = {}
@@ -113,7 +122,7 @@ class UploadReceiver:
         made = Workspace(
             self._base.name,
             self._base,
-            topology.path.name,
+            self._topology_name,
             workspace.identity(
                 topology.digest.hexdigest(), {str(name): digest for name, digest in self._extra.items()}
             ),
@@ -166,29 +175,26 @@ class UploadReceiver:
         if part.name == "topology":
             if self._topology:
                 raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, "the form has more than one 'topology'")
-            relative = PurePosixPath(topology_name(filename))
+            self._topology_name = topology_name(filename)
             self._topology = part
-        elif part.name == "extra_files":
+            return PurePosixPath(TOPOLOGY_FILE)
+        if part.name == "extra_files":
             relative = relative_name(filename)
             if str(relative).lower() in GENERATED:
                 raise ValueError(
                     f"the file name {filename!r} is one that netlab writes itself: name the file otherwise"
                 )
+            if is_the_topology(relative):
+                raise ValueError(f"the file name {filename!r} is that of the topology on the host: name it otherwise")
             if len(self._extra) >= self._settings.max_extra_files:
                 limit = self._settings.max_extra_files
                 raise _refuse(status.HTTP_413_CONTENT_TOO_LARGE, f"there are more than {limit} extra files")
         else:
             raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, f"the form has an unknown file field {part.name!r}")
-        if collision(self._names(part), relative):
+        if collision(self._extra, relative):
             raise ValueError(f"the file name {filename!r} is taken by another file of this upload")
-        if part.name == "extra_files":
-            self._extra[relative] = ""
+        self._extra[relative] = ""
         return relative
-
-    def _names(self, part: _Part) -> list[PurePosixPath]:
-        topology = self._topology
-        taken = [PurePosixPath(topology.path.name)] if topology and topology is not part and topology.path else []
-        return [*taken, *self._extra]
 
     def _write(self, data: bytes) -> None:
         if (part := self._part) is None:

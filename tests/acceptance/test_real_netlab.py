@@ -1,6 +1,7 @@
 """The server over the real netlab: three FRR routers in containers where the machine has what that needs."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_three_routers_come_up_and_speak_ospf(lab_host: LabServer) -> None:
 
     again = lab_host.acquire(session, ROUTERS, "same-bytes.yml")
     assert again.json() == {"reused": True, "devices": devices}
-    folder = next(lab_host.work_dir.glob("*/ospf"))
+    folder = next(lab_host.work_dir.glob("*/lab"))
     validated = subprocess.run(["netlab", "validate"], cwd=folder, capture_output=True, text=True, check=False)
     assert validated.returncode == 0, validated.stdout
 
@@ -112,11 +113,33 @@ def test_three_routers_come_up_and_speak_ospf(lab_host: LabServer) -> None:
 def test_devices_are_what_netlab_inspect_says_of_each_node(lab_host: LabServer) -> None:
     session = lab_host.join()
     devices = lab_host.acquire(session, ROUTERS, "ospf.yml").json()["devices"]
-    folder = next(lab_host.work_dir.glob("*/ospf"))
+    folder = next(lab_host.work_dir.glob("*/lab"))
     for device in devices:
         command = ["netlab", "inspect", "--node", device["name"], "--format", "json"]
         shown = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
         assert device["raw"] == json.loads(shown)
+
+
+@pytest.mark.netlab
+@on_lab_host
+@pytest.mark.parametrize("prepared", [False, True], ids=["cold", "prepared"])
+def test_a_lab_has_a_name_that_no_other_has(lab_host: LabServer, prepared: bool) -> None:
+    text = f"{ROUTERS}name: theirs\n"
+    session = lab_host.join()
+    if prepared:
+        with lab_host.client(session) as client:
+            checked = client.post("/topology/check", files={"topology": ("-v.yml", text)})
+        assert checked.json() == {"nodes": 3, "links": 3}, checked.text
+    answer = lab_host.acquire(session, text, "-v.yml")
+    assert answer.status_code == 200, answer.text
+    for device in answer.json()["devices"]:
+        host = device["raw"]["ansible_host"]
+        assert re.fullmatch(f"clab-rl[0-9a-f]{{8}}-{device['name']}", host)
+        assert device["raw"]["hostname"] == host
+        # As a 1.x consumer logs in: what `raw` names is enough.
+        assert device["raw"]["ansible_connection"] == "docker"
+        shown = subprocess.run(["docker", "exec", host, "hostname"], check=True, capture_output=True, text=True)
+        assert shown.stdout.strip() == device["name"]
 
 
 @pytest.mark.netlab

@@ -102,7 +102,7 @@ def test_extra_files_lie_beside_the_topology_as_they_were_sent(server: LabServer
     files = [topology(), extra("vars.yml", "a: 1"), extra("templates/frr/ospf.j2", binary), extra("empty", b"")]
     assert upload(server, holder, files).status_code == 200
     (folder,) = [Path(entry["dir"]) for entry in fake(server).instances().values()]
-    assert (folder / "topology.yml").read_text() == TOPOLOGY
+    assert (folder / "remote-lab-topology.yml").read_text() == TOPOLOGY
     assert (folder / "vars.yml").read_text() == "a: 1"
     assert (folder / "templates/frr/ospf.j2").read_bytes() == binary
     assert (folder / "empty").read_bytes() == b""
@@ -205,15 +205,53 @@ def test_a_dangerous_name_is_refused_however_it_is_spelt(server: LabServer, hold
         pytest.param(["a.yml", "A.yml"], id="but for the case"),
         pytest.param(["a", "a/b.yml"], id="a file and a folder"),
         pytest.param(["a/b.yml", "a"], id="a folder and a file"),
-        pytest.param(["topology.yml"], id="the topology"),
-        pytest.param(["Topology.yml"], id="the topology but for the case"),
-        pytest.param(["topology.yml/x"], id="the topology as a folder"),
     ],
 )
 def test_names_that_collide_are_refused(server: LabServer, holder: str, names: Sequence[str]) -> None:
     files = [topology(name="topology.yaml"), *(extra(name) for name in names)]
     assert_refused(server, upload(server, holder, files), 400, "taken by another file")
     assert_refused(server, upload(server, holder, [*files[1:], files[0]]), 400, "taken by another file")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "remote-lab-topology.yml",
+        "Remote-Lab-Topology.yml",
+        pytest.param("remote-lab-topology.yml/x", id="as a directory"),
+        pytest.param("remote-lab-topology.26.10.yml", id="as its version for one netlab"),
+    ],
+)
+def test_an_extra_file_cannot_replace_the_topology(server: LabServer, holder: str, name: str) -> None:
+    files = [topology(), extra(name, TOPOLOGY)]
+    assert_refused(server, upload(server, holder, files), 400, "that of the topology")
+    assert_refused(server, upload(server, holder, files[::-1]), 400, "that of the topology")
+
+
+@pytest.mark.parametrize(
+    "name", ["--cleanup.yml", "-v.yml", "--set=a.yml", "--defaults=x.yml", "-.yml", "--snapshot.yml", "$(id).yml"]
+)
+def test_a_name_is_shown_and_never_an_argument(server: LabServer, holder: str, name: str) -> None:
+    before = len(fake(server).log())
+    with server.client(holder) as client:
+        assert client.post("/topology/check", files=[topology(name=name)]).json() == {"nodes": 1, "links": 0}
+    assert upload(server, holder, [topology(name=name)]).status_code == 200
+    assert lab(server, holder)["topology"] == name
+    with server.client(holder) as client:
+        assert client.get("/queue").json()["sessions"][0]["topology"] == name
+        assert client.delete("/lab").status_code == 202
+    wait_until(server.is_clean, 10, "the lab is not torn down")
+    started = [line for line in fake(server).log()[before:] if line["event"] == "start"]
+    assert {line["argv"][1] for line in started} >= {"create", "up", "down"}
+    words = [word for line in started for word in line["argv"][1:]]
+    assert not [word for word in words if name in word]
+
+
+def test_an_extra_file_may_be_called_as_the_topology_was(server: LabServer, holder: str) -> None:
+    assert upload(server, holder, [topology(), extra("topology.yml", "a: 1")]).status_code == 200
+    (directory,) = [Path(entry["dir"]) for entry in fake(server).instances().values()]
+    assert (directory / "topology.yml").read_text() == "a: 1"
+    assert lab(server, holder)["topology"] == "topology.yml"
 
 
 # Sizes

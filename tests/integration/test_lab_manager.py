@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -80,6 +81,11 @@ def folders(settings: dict[str, Any]) -> list[Path]:
 
 def names(devices: list[Any] | None) -> list[str] | None:
     return None if devices is None else [device.name for device in devices]
+
+
+def lab_name(manager: LabManager) -> str:
+    assert manager.current
+    return manager.current.workspace.lab_name
 
 
 def python(script: str, host: FakeNetlab, settings: dict[str, Any], *arguments: object) -> subprocess.Popen[str]:
@@ -245,10 +251,14 @@ def test_devices_are_read_one_by_one_where_netlab_cannot_give_them_together(
     together = new_manager()
     topology = write()
     expected = together.acquire(topology)
+    name = lab_name(together)
     together.release(topology)
     host.control(fail="expression")
     one_by_one = new_manager()
-    assert one_by_one.acquire(topology) == expected
+    found = one_by_one.acquire(topology)
+    assert [device.model_dump_json().replace(lab_name(one_by_one), name) for device in found] == [
+        device.model_dump_json() for device in expected
+    ]
     one_by_one.release(topology)
 
 
@@ -261,7 +271,23 @@ def test_the_external_provider_is_answered(manager: LabManager, host: FakeNetlab
 
 def test_more_arguments_reach_netlab_up(new_manager: Manage, host: FakeNetlab, write: Callable[..., Path]) -> None:
     new_manager(netlab_up_args=("--no-config", "-v")).acquire(write())
-    assert host.invocations("up") == [["up", "routers.yml", "--no-config", "-v"]]
+    (arguments,) = host.invocations("up")
+    assert arguments[:2] == ["up", "remote-lab-topology.yml"]
+    assert {"--no-config", "-v"} <= set(arguments)
+
+
+def test_each_lab_has_a_name_of_its_own_whatever_its_topology_says(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    topology, named = write(), set()
+    topology.write_text(topology_text(2, name="theirs"))
+    for _ in range(2):
+        manager.acquire(topology)
+        named.add(lab_name(manager))
+        assert {container["labels"]["containerlab"] for container in host.containers()} == {lab_name(manager)}
+        manager.release(topology)
+    assert len(named) == 2
+    assert all(re.fullmatch("rl[0-9a-f]{8}", name) for name in named)
 
 
 # Failure
@@ -351,7 +377,7 @@ def test_what_is_left_is_named_and_the_host_stays_taken(
     topology = write()
     manager.acquire(topology)
     host.control(leak_containers=1, docker_rm_fails=True)
-    with pytest.raises(RuntimeError, match=r"container clab-routers-r\d is left"):
+    with pytest.raises(RuntimeError, match=r"container clab-rl[0-9a-f]{8}-r\d is left"):
         manager.release(topology)
     assert manager.status().state == "stopping"
     assert new_manager().try_acquire(topology) is None
@@ -512,4 +538,4 @@ def test_without_settings_the_environment_counts(
     assert read_settings({}).work_dir == settings["work_dir"]
     manager.acquire(topology)
     manager.release(topology)
-    assert host.invocations("up") == [["up", "routers.yml", "--no-config"]]
+    assert "--no-config" in host.invocations("up")[0]

@@ -21,7 +21,7 @@ BOMB = b"a: &a [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
 
 
 @pytest.mark.parametrize(
-    ("uploaded", "stored"),
+    ("uploaded", "shown"),
     [
         ("topology.yml", "topology.yml"),
         ("topology.yaml", "topology.yml"),
@@ -29,10 +29,12 @@ BOMB = b"a: &a [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
         ("two words.yml", "two words.yml"),
         ("über.yml", "über.yml"),
         ("a.b.yml", "a.b.yml"),
+        ("--cleanup.yml", "--cleanup.yml"),
+        ("hosts.yml", "hosts.yml"),
     ],
 )
-def test_a_topology_is_stored_as_yml(uploaded: str, stored: str) -> None:
-    assert topology_name(uploaded) == stored
+def test_a_topology_is_shown_as_yml(uploaded: str, shown: str) -> None:
+    assert topology_name(uploaded) == shown
 
 
 @pytest.mark.parametrize(

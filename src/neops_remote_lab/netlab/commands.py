@@ -52,7 +52,7 @@ class NetlabCommands:
         """
         try:
             run_netlab(
-                ["create", made.topology],
+                ["create", *_topology_arguments(made)],
                 folder=made.folder,
                 timeout=self._settings.create_timeout,
                 command=self._settings.netlab,
@@ -91,7 +91,7 @@ class NetlabCommands:
                 self._devices_once_written, made, start, ended, interrupt
             )
             try:
-                self._run_up(made, ["--snapshot"] if prepared else [made.topology], interrupt)
+                self._run_up(made, ["--snapshot"] if prepared else _topology_arguments(made), interrupt)
             except subprocess.CalledProcessError as error:
                 if not prepared and not _printed(made, start, ACCEPTED):
                     raise ValueError(error.stderr) from None
@@ -187,6 +187,11 @@ class NetlabCommands:
             lab_id=made.lab_id,
             interrupt=interrupt,
         )
+
+
+def _topology_arguments(made: Workspace) -> list[str]:
+    """The topology, and a lab name that wins over the one that the topology may have."""
+    return [made.topology_file.name, "-s", f"name={made.lab_name}"]
 
 
 def _printed(made: Workspace, start: int, words: str) -> bool:

@@ -19,6 +19,9 @@ _TOO_DEEP_TO_READ: Final = "exceeded maximum nesting depth"
 # netlab unpickles the first and obeys the others; dot files are read by shells and tools.
 RESERVED: Final = frozenset({"netlab.snapshot.pickle", "netlab.snapshot.yml", "netlab.lock", "ansible.cfg"})
 
+TOPOLOGY_FILE: Final = "remote-lab-topology.yml"
+"""The topology's name beside its extra files, whatever its user calls it: no uploaded name reaches a command line."""
+
 GENERATED: Final = frozenset({"hosts.yml", "clab.yml"})
 """Files that netlab writes beside the topology, over whatever is there."""
 
@@ -28,18 +31,17 @@ _DRIVE = re.compile(r"^[A-Za-z]:")
 
 
 def topology_name(uploaded: str) -> str:
-    """The name under which a topology is stored: `x.yaml` becomes `x.yml`, since netlab's host takes that alone.
+    """The name under which a topology is shown: `x.yaml` becomes `x.yml`, as 1.x stored it.
 
     Raises:
         ValueError: the name is no plain file name that ends in .yml or .yaml.
     """
     name = relative_name(uploaded)
     if len(name.parts) > 1:
-        raise ValueError(f"the topology's file name {uploaded!r} must not name a folder")
+        raise ValueError(f"the topology's file name {uploaded!r} must not name a directory")
     if name.suffix.lower() not in SUFFIXES:
         raise ValueError(f"the topology's file name {uploaded!r} must end in .yml or .yaml")
-    stored = f"{name.stem}.yml"
-    return f"topology-{stored}" if stored.lower() in GENERATED else stored
+    return f"{name.stem}.yml"
 
 
 def relative_name(uploaded: str) -> PurePosixPath:
@@ -61,6 +63,12 @@ def relative_name(uploaded: str) -> PurePosixPath:
     if any(part.startswith(".") for part in parts) or parts[-1].lower() in RESERVED:
         raise ValueError(f"{what} is reserved: netlab or a tool would obey that file")
     return PurePosixPath(*parts)
+
+
+def is_the_topology(name: PurePosixPath) -> bool:
+    """Whether netlab would take an extra file for the topology: it prefers `NAME.26.10.yml` to `NAME.yml`."""
+    stem = TOPOLOGY_FILE.removesuffix("yml")
+    return name.parts[0].casefold().startswith(stem)
 
 
 def collision(names: Iterable[PurePosixPath], name: PurePosixPath) -> bool:

@@ -1,18 +1,21 @@
-"""A lab's work folder: what was uploaded, the folder netlab runs in, and the log of what it printed."""
+"""A lab's work directory: what was uploaded, the directory netlab runs in, and the log of what it printed."""
 
 import hashlib
-import re
 import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from neops_remote_lab.netlab.topology import topology_name
+from neops_remote_lab.netlab.topology import TOPOLOGY_FILE, topology_name
 
 LOG_NAME: Final = "netlab.log"
-_UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
+DIRECTORY_NAME: Final = "lab"
+"""The directory in which netlab runs. Neither its name nor that of any file of ours comes from an upload."""
+LAB_NAME_PREFIX: Final = "rl"
+LAB_NAME_LENGTH: Final = 10
+"""netlab makes the names of bridges from the first 10 characters of a lab's name: those must tell labs apart."""
 
 
 class Identity(NamedTuple):
@@ -26,20 +29,32 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The files of one lab: `ROOT/LAB_ID/netlab.log`, and `ROOT/LAB_ID/TOPOLOGY_STEM/` in which netlab runs.
-
-    netlab names the lab, and so its containers, after the inner folder: users see the name that they gave.
-    """
+    """The files of one lab: `ROOT/LAB_ID/netlab.log`, and `ROOT/LAB_ID/lab/` in which netlab runs."""
 
     lab_id: str
     base: Path
     topology: str
+    """The name that the user gave the topology file. To be shown only: it is no path and no argument."""
     identity: Identity
+
+    @property
+    def lab_name(self) -> str:
+        """The lab's name for netlab and its provider, and so a part of the names of containers and bridges.
+
+        A provider replaces a running lab of the same name, whoever started it: this one is made from the lab's id, so
+        that no other lab has it.
+        """
+        return f"{LAB_NAME_PREFIX}{self.lab_id}"[:LAB_NAME_LENGTH]
 
     @property
     def folder(self) -> Path:
         """Where netlab runs."""
-        return self.base / folder_name(self.topology)
+        return self.base / DIRECTORY_NAME
+
+    @property
+    def topology_file(self) -> Path:
+        """The topology, for netlab."""
+        return self.folder / TOPOLOGY_FILE
 
     @property
     def log(self) -> Path:
@@ -55,11 +70,6 @@ class Workspace:
     def snapshot(self) -> Path:
         """netlab's own record of the lab; it exists once the configuration files are made."""
         return self.folder / "netlab.snapshot.pickle"
-
-
-def folder_name(topology: str) -> str:
-    """A folder name that netlab can make a lab name of."""
-    return _UNFIT.sub("_", PurePosixPath(topology).stem).strip("_-") or "lab"
 
 
 def new_lab_id() -> str:
@@ -84,7 +94,7 @@ def digest(topology: Path) -> str:
 
 
 def copy_topology(topology: Path, root: Path) -> Workspace:
-    """A work folder below `root` with a copy of a local topology file.
+    """A work directory below `root` with a copy of a local topology file.
 
     Raises:
         ValueError: the file's name does not end in .yml.
@@ -98,14 +108,13 @@ def copy_topology(topology: Path, root: Path) -> Workspace:
         lab_id, root / lab_id, topology_name(topology.name), identity(hashlib.sha256(content).hexdigest(), {})
     )
     workspace.folder.mkdir(parents=True)
-    (workspace.folder / workspace.topology).write_bytes(content)
+    workspace.topology_file.write_bytes(content)
     return workspace
 
 
 def left_in(base: Path) -> Workspace:
-    """The lab whose files lie in a work folder that an earlier server has left."""
-    snapshots = sorted(base.glob("*/netlab.snapshot.pickle"))
-    return Workspace(base.name, base, snapshots[0].parent.name if snapshots else "lab", Identity(""))
+    """The lab whose files lie in a work directory that an earlier server has left."""
+    return Workspace(base.name, base, TOPOLOGY_FILE, Identity(""))
 
 
 def folders_below(root: Path) -> list[Path]:

@@ -139,6 +139,8 @@ def parse(
             options[name] = options.get(name, 0) + 1
         elif name in valued.split() and (equals or waiting):
             options[name] = value if equals else waiting.pop(0)
+        elif name in {"-s", "--set"} and command in {"create", "up"} and (equals or waiting):
+            options.setdefault("-s", []).append(value if equals else waiting.pop(0))
         elif name in optional.split():
             follows = bool(waiting) and not waiting[0].startswith("-")
             options[name] = value if equals else waiting.pop(0) if follows else SNAPSHOT
@@ -219,7 +221,7 @@ class Run:
         return times is None or self._count_failure() <= int(times)
 
     def _count_failure(self) -> int:
-        key = f"topology {self.lab}" if "fail_times" in self.own else self.control_stamp
+        key = f"topology {json.dumps(self.own)}" if "fail_times" in self.own else self.control_stamp
         counts: dict[str, int] = {}
 
         def count(text: str) -> str:
@@ -770,6 +772,9 @@ def create(run: Run, args: list[str], command: str = "create") -> Data:
     if not path.is_file():
         fatal(f"The specified lab topology ({path}) is not a file", "create")
     raw = read_topology(path)
+    for setting in options.get("-s", []):
+        key, _, value = setting.partition("=")
+        raw[key] = value
     run.adopt({"name": str(raw.get("name")), "x_fake": raw.get("x_fake")})
     run.enter("create")
     run.hang("create")
