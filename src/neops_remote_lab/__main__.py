@@ -17,18 +17,20 @@ from types import FrameType
 from typing import Any, Final
 
 import uvicorn
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from starlette.applications import Starlette
 from yaml import YAMLError
 
 from neops_remote_lab import __version__, show_queue
-from neops_remote_lab.netlab.lab_manager import open_lock
+from neops_remote_lab.host_locks import HostLock, read_note
 from neops_remote_lab.server import create_app
-from neops_remote_lab.settings import Settings, add_flags, parse_settings, refuse
+from neops_remote_lab.settings import NO_HOME, Settings, add_flags, parse_settings, refuse
 from neops_remote_lab.store import migrate
+from neops_remote_lab.text import one_line
 
 logger = logging.getLogger(__name__)
 
+SERVER_LOCK: Final = "server"
 CONNECTIONS_TIMEOUT: Final = 5
 """Seconds that open connections get at the end; every call that is held has been answered by then."""
 
@@ -76,33 +78,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"neops-remote-lab {__version__}")
     add_flags(parser)
     settings = parse_settings(parser, words)
+    require_home()
     lock = hold_host(settings)
     try:
         serve(settings)
     finally:
+        lock.remove_note()
         lock.release()
 
 
-def hold_host(settings: Settings) -> FileLock:
-    """Be the one server of this host, or end the program with a sentence that names the other one."""
-    note = settings.lock_dir / "server.json"
+def require_home() -> None:
+    """End the program with a sentence where netlab would have no place for its list of labs."""
     try:
-        lock = open_lock(settings.lock_dir / "server.lock")
-        lock.acquire(blocking=False)
-    except Timeout:
-        refuse(f"another server runs on this host: {_holder(note)}. Stop that one first")
+        home = Path.home()
+    except RuntimeError:
+        refuse(NO_HOME)
+    if not home.is_absolute():
+        refuse(f"HOME must be an absolute path, not {str(home)!r}")
+
+
+def hold_host(settings: Settings) -> HostLock:
+    """Be the one server of this host, or end the program with a sentence that names the other one."""
+    try:
+        lock = HostLock(settings.lock_dir, SERVER_LOCK)
+        lock.acquire()
+    except Timeout as busy:
+        refuse(f"another server runs on this host: {_holder(busy.lock_file)}. Stop that one first")
     except OSError as error:
-        refuse(f"no lock can be taken in {settings.lock_dir}: {error.strerror}. Name another folder with --lock-dir")
-    # Beside the lock, not in it: who holds the lock may write here, and a contender never does.
-    note.unlink(missing_ok=True)
-    note.write_text(json.dumps(_identity(settings)))
+        reason = error.strerror or error
+        refuse(f"no lock can be taken in {settings.lock_dir}: {reason}. Name another directory with --lock-dir")
+    try:
+        # Beside the lock, not in it: who holds the lock may write here, and a contender never does.
+        lock.write_note(json.dumps(_identity(settings)))
+    except OSError as error:
+        lock.remove_note()  # that of an earlier server would name the wrong one
+        sys.stderr.write(
+            f"neops-remote-lab: no note can be written in {settings.lock_dir}: {error.strerror or error}. "
+            "The lock holds without it, but a second server cannot say who runs this one\n"
+        )
     return lock
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
-        "user": getpass.getuser(),
+        "user": user_name(),
         "host": socket.gethostname(),
         "address": f"{settings.host}:{settings.port}",
         "version": __version__,
@@ -110,12 +130,21 @@ def _identity(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _holder(note: Path) -> str:
+def user_name() -> str:
+    """This process's user; its number where it has no name."""
     try:
-        known = json.loads(note.read_text())
-        return "pid {pid} of user {user} on {host}, at {address}, version {version}, started {started}".format(**known)
-    except (OSError, ValueError, KeyError):
-        return f"its note {note} cannot be read"
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _holder(lock_file: str) -> str:
+    try:
+        known = json.loads(read_note(lock_file) or "")
+        told = "pid {pid} of user {user} on {host}, at {address}, version {version}, started {started}".format(**known)
+    except (ValueError, KeyError, TypeError):
+        return f"its note beside {lock_file} cannot be read"
+    return one_line(told)
 
 
 def serve(settings: Settings) -> None:

@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,15 +15,32 @@ from platformdirs import user_state_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 ENVIRONMENT_PREFIX = "NEOPS_REMOTE_LAB_"
-STATE = user_state_path("neops-remote-lab")
-
 RUN_LOCK = Path("/run/lock")
+NO_HOME = (
+    "this user has no home directory: set HOME to a directory that the user can write, "
+    "for netlab keeps its list of labs there"
+)
+
+
+def state_dir() -> Path:
+    """Where the user's programs keep what they have to remember.
+
+    Raises:
+        ValueError: the user has no home directory, and no variable names one.
+    """
+    try:
+        return user_state_path("neops-remote-lab")
+    except RuntimeError:
+        raise ValueError(NO_HOME) from None
 
 
 def shared_lock_dir() -> Path:
-    """A folder that every user of the host can write to: /run/lock, which no clean-up sweeps, or the temporary one."""
-    shared = RUN_LOCK.is_dir() and RUN_LOCK.stat().st_mode & 0o002
-    return (RUN_LOCK if shared else Path(tempfile.gettempdir())) / "neops-remote-lab"
+    """A directory in which every user can create files, and which no user owns who could remove those of others.
+
+    /run/lock, which no clean-up sweeps, or the temporary one.
+    """
+    shared = RUN_LOCK.is_dir() and RUN_LOCK.stat().st_mode & stat.S_IWOTH
+    return RUN_LOCK if shared else Path(tempfile.gettempdir())
 
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -46,7 +64,8 @@ class Settings(BaseModel):
     )
 
     database: str = Field(
-        f"sqlite+aiosqlite:///{STATE / 'remote-lab.sqlite3'}", description="SQLAlchemy URL of the SQLite database"
+        default_factory=lambda: f"sqlite+aiosqlite:///{state_dir() / 'remote-lab.sqlite3'}",
+        description="SQLAlchemy URL of the SQLite database (default: remote-lab.sqlite3 in the state directory)",
     )
     synchronous: Literal["FULL", "NORMAL", "EXTRA"] = Field(
         "FULL", description="SQLite's level: FULL survives a power loss too, NORMAL the end of the process alone"
@@ -59,11 +78,12 @@ class Settings(BaseModel):
         default_factory=socket.gethostname, description="this host's name in the database (default: its host name)"
     )
     work_dir: Annotated[Path, AfterValidator(Path.absolute)] = Field(
-        STATE / "labs", description="folder in which each lab gets a work folder"
+        default_factory=lambda: state_dir() / "labs",
+        description="directory in which each lab gets a work directory (default: labs in the state directory)",
     )
-    lock_dir: Path = Field(
+    lock_dir: Annotated[Path, AfterValidator(Path.absolute)] = Field(
         default_factory=shared_lock_dir,
-        description="folder of the host's lock files: the same for every user of the host",
+        description="directory of the host's lock files: the same for every user of the host",
     )
     on_exit: Literal["teardown", "keep"] = Field("teardown", description="what becomes of the lab when the server ends")
     exit_timeout: PositiveSeconds = Field(120, description="seconds that a graceful end may take, tear-down included")

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 import neops_remote_lab
+from neops_remote_lab.host_locks import HostLock
 from tests.chaos.shell import ask, container_ids, fake, in_background, lab, locked, wait_for_event
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, free_port, running_server
@@ -174,25 +175,17 @@ def test_a_second_server_ends_at_once_and_names_the_first(lab_server: LabServer)
 
 
 def test_a_second_server_is_refused_even_when_nobody_can_tell_who_the_first_is(lab_server: LabServer) -> None:
-    (lab_server.root / "locks" / "server.json").write_text("{")
+    HostLock(lab_server.root / "locks", "server").write_note("{")
     second = LabServer(lab_server.root / "second", lab_server.fake, {"lock-dir": str(lab_server.root / "locks")})
     second.root.mkdir()
     assert "another server runs on this host" in refusal(second)
 
 
-def test_the_locks_can_be_taken_by_other_users_of_the_host(lab_server: LabServer) -> None:
-    locks = lab_server.root / "locks"
-    assert locks.stat().st_mode & 0o777 == 0o777
-    acquired = lab_server.acquire(lab_server.join(), TOPOLOGY)
-    assert acquired.status_code == 200
-    for name in ("server.lock", "lab.lock"):
-        assert (locks / name).stat().st_mode & 0o666 == 0o666, name
-
-
 def test_lock_files_that_a_server_leaves_behind_are_in_nobodys_way(lab_server: LabServer) -> None:
     lab_server.acquire(lab_server.join(), TOPOLOGY)
     lab_server.kill()
-    assert {"server.lock", "lab.lock"} <= {path.name for path in (lab_server.root / "locks").iterdir()}
+    names = {f"neops-remote-lab-{name}.{os.geteuid()}.lock" for name in ("server", "lab")}
+    assert names <= {path.name for path in (lab_server.root / "locks").iterdir()}
     lab_server.start()
 
 

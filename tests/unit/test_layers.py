@@ -23,7 +23,7 @@ SERVER = (
     {"uploads"},
     {"netlab", "store"},
     {"metrics", "openapi"},
-    {"clock", "models", "settings"},
+    {"clock", "host_locks", "models", "settings"},
     {"text"},
 )
 """The server's modules, the highest first. Those of one layer do not know each other."""

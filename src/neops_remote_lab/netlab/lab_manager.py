@@ -10,10 +10,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from neops_remote_lab.host_locks import HostLock
 from neops_remote_lab.models.lab import DeviceInfoDto, LabState, LabStatusDto
 from neops_remote_lab.netlab import traces, workspace
 from neops_remote_lab.netlab.cleaner import Cleaner
@@ -22,6 +23,8 @@ from neops_remote_lab.netlab.connector import Standby
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings, read_settings
 
+LAB_LOCK: Final = "lab"
+"""The lock on this host's lab, held for as long as the lab lives."""
 Verdict = Literal["start", "reuse", "replace", "wait", "busy"]
 
 
@@ -70,7 +73,7 @@ class LabManager:
         self._standby = Standby(self._settings.netlab)
         self._netlab = NetlabCommands(self._settings, self._standby)
         self._cleaner = Cleaner(self._netlab, self._settings)
-        self._lock = host_lock(self._settings.lock_dir)
+        self._lock = HostLock(self._settings.lock_dir, LAB_LOCK)
         self._keep = False
         atexit.register(self._clean_up_at_exit)
 
@@ -151,7 +154,7 @@ class LabManager:
 
     def _take_lock(self) -> bool:
         try:
-            self._lock.acquire(blocking=False)
+            self._lock.acquire()
         except Timeout:
             return False
         return True
@@ -271,17 +274,3 @@ class LabManager:
         if self._lab is not None and not self._keep:
             logging.disable()  # the handlers' streams may be closed by now
             self.cleanup()
-
-
-def host_lock(lock_dir: Path) -> FileLock:
-    """The lock on this host's lab. Made to be opened by every user, and let go of by another thread than took it."""
-    return open_lock(lock_dir / "lab.lock")
-
-
-def open_lock(path: Path) -> FileLock:
-    """A lock file that all users of the host share; it is never deleted."""
-    folder = path.parent
-    if not folder.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o777)
-    return FileLock(path, thread_local=False, mode=0o666)

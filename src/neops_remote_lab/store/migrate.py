@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 
 from neops_remote_lab.store.database import database_url
 
@@ -42,7 +43,10 @@ def migrate(url: str) -> None:
                 f"the database {parsed.database} has schema {revision}, which this version does not know: "
                 "it was made by a newer one. Install that version again, or name another file with --database"
             ) from None
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except DBAPIError as error:
+        raise error.orig or error from None
 
 
 def _revision(url: URL) -> str | None:

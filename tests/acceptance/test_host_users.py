@@ -1,0 +1,339 @@
+"""The other users of the lab host: what they share with a server, and what they can neither break nor read."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from filelock import FileLock, Timeout
+
+from neops_remote_lab.host_locks import HostLock, read_note
+from tests.server import LabServer
+from tests.users import FIRST_USER, SECOND_USER, as_user, directory_for_all, python_environment, run_as
+
+LOCK_FILE = f"neops-remote-lab-server.{os.geteuid()}.lock"
+TAKE = """
+import sys
+from pathlib import Path
+from filelock import Timeout
+from neops_remote_lab.host_locks import HostLock, read_note
+try:
+    lock = HostLock(Path(sys.argv[1]), "server")
+    lock.acquire()
+    lock.write_note(sys.argv[2])
+except Timeout as busy:
+    sys.exit(f"busy: {read_note(busy.lock_file)}")
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory that every user of this machine reaches."""
+    with directory_for_all() as made:
+        yield made
+
+
+@pytest.fixture
+def locks(shared: Path) -> Path:
+    """A directory as /run/lock is: root's, and every user can create files in it."""
+    made = shared / "locks"
+    made.mkdir()
+    made.chmod(0o1777)
+    return made
+
+
+def note_of(directory: Path, user: int = FIRST_USER) -> str | None:
+    return read_note(str(directory / f"neops-remote-lab-server.{user}.lock"))
+
+
+def take(user: int, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Try to take the lock as another user."""
+    return run_as(user, [sys.executable, "-c", TAKE, directory, f"user {user}"])
+
+
+# The lock directory
+
+
+def test_another_user_cannot_remove_the_lock_of_a_running_server(lab_server: LabServer, locks: Path) -> None:
+    second = LabServer(lab_server.root / "second", lab_server.fake, {"lock-dir": str(locks)})
+    second.root.mkdir()
+    second.start()
+    try:
+        for attempt in (["rm", "-f", locks / LOCK_FILE], ["mv", locks / LOCK_FILE, locks / "away"]):
+            assert run_as(FIRST_USER, attempt).returncode != 0
+        told = take(FIRST_USER, locks).stderr
+        assert told.startswith("busy: ")
+        assert f'"address": "127.0.0.1:{second.port}"' in told
+    finally:
+        second.close()
+
+
+@pytest.mark.parametrize("holder", [0, FIRST_USER])
+def test_users_take_turns_at_one_lock_whoever_was_first(locks: Path, holder: int) -> None:
+    words = as_user(holder, [sys.executable, "-c", TAKE, locks, "the holder"])
+    first = subprocess.Popen(
+        words, env=python_environment(), cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdin
+    assert first.stdout
+    with first:
+        assert first.stdout.readline() == "taken\n"
+        for user in (0, FIRST_USER, SECOND_USER):
+            assert take(user, locks).stderr.strip() == "busy: the holder"
+        first.stdin.close()
+    for user in (SECOND_USER, 0, FIRST_USER):
+        done = take(user, locks)
+        assert done.stdout == "taken\n", done.stderr
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+def test_a_lock_directory_of_another_user_is_refused(shared: Path, mode: int) -> None:
+    theirs = shared / "theirs"
+    theirs.mkdir()
+    theirs.chmod(mode)
+    os.chown(theirs, SECOND_USER, SECOND_USER) if os.geteuid() == 0 else pytest.skip("only root gives files away")
+    with pytest.raises(PermissionError, match=f"user with id {SECOND_USER}"):
+        HostLock(theirs, "server")
+    refused = take(FIRST_USER, theirs)
+    assert f"user with id {SECOND_USER}" in refused.stderr
+
+
+def test_a_link_that_another_user_has_put_in_place_of_the_directory_is_refused(shared: Path, locks: Path) -> None:
+    link = shared / "link"
+    link.symlink_to(locks)
+    if os.geteuid() == 0:
+        HostLock(link, "server")  # a link of one's own leads where it says
+        os.chown(link, SECOND_USER, SECOND_USER, follow_symlinks=False)
+        with pytest.raises(PermissionError, match=f"user with id {SECOND_USER}"):
+            HostLock(link, "server")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+def test_only_a_regular_file_is_a_lock(tmp_path: Path, kind: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    path = tmp_path / LOCK_FILE
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(PermissionError, match="not a regular file"):
+        HostLock(tmp_path, "server").acquire()
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o707])
+def test_a_directory_of_ours_without_the_sticky_bit_gets_it(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    HostLock(tmp_path, "server")
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == mode | stat.S_ISVTX
+
+
+def test_a_private_directory_stays_private(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    HostLock(tmp_path, "server")
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("umask", ["0077", "0777", "0000"])
+def test_other_users_reach_the_locks_whatever_the_umask_was(shared: Path, umask: str) -> None:
+    directory = shared / "deep" / "deeper" / "locks"
+    script = f"umask {umask}; exec {sys.executable} -c '{TAKE}' {directory} root < /dev/null"
+    done = subprocess.run(["sh", "-c", script], env=python_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "taken\n"), done.stderr
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o1777
+    assert stat.S_IMODE(directory.parent.stat().st_mode) == 0o755
+    assert stat.S_IMODE((directory / LOCK_FILE).stat().st_mode) == 0o644
+    assert take(FIRST_USER, directory).stdout == "taken\n"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory", "of another user"])
+def test_what_is_no_lock_file_of_its_user_holds_nothing(tmp_path: Path, kind: str) -> None:
+    theirs = tmp_path / f"neops-remote-lab-server.{SECOND_USER}.lock"
+    held = tmp_path / "held"
+    held.touch()
+    if kind == "link":
+        theirs.symlink_to(held)
+    elif kind == "pipe":
+        os.mkfifo(theirs)
+    elif kind == "directory":
+        theirs.mkdir()
+    else:
+        held = theirs
+    with FileLock(tmp_path / held.name):
+        lock = HostLock(tmp_path, "server")
+        lock.acquire()
+        lock.release()
+
+
+def test_many_who_try_at_once_get_the_lock_one_after_the_other(tmp_path: Path) -> None:
+    inside = threading.Lock()
+
+    def hold_once(_: int) -> bool:
+        lock = HostLock(tmp_path, "server")
+        try:
+            lock.acquire()
+        except Timeout:
+            return False
+        alone = inside.acquire(blocking=False)
+        assert alone
+        inside.release()
+        lock.release()
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert any(threads.map(hold_once, range(64)))
+
+
+# The note of the server
+
+
+def test_a_link_in_place_of_the_note_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    lock = HostLock(tmp_path, "server")
+    lock.write_note("first")
+    [note] = tmp_path.glob("*.json")
+    note.unlink()
+    note.symlink_to(victim)
+    assert read_note(str(tmp_path / LOCK_FILE)) is None
+    lock.write_note("second")
+    assert (victim.read_text(), read_note(str(tmp_path / LOCK_FILE))) == ("precious", "second")
+    assert list(tmp_path.glob("*.draft")) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "directory", "no text"])
+def test_what_is_no_note_is_never_read(tmp_path: Path, kind: str) -> None:
+    note = (tmp_path / LOCK_FILE).with_suffix(".json")
+    if kind == "pipe":
+        os.mkfifo(note)
+    elif kind == "endless":
+        note.symlink_to("/dev/zero")
+    elif kind == "directory":
+        note.mkdir()
+    else:
+        note.write_bytes(bytes([255, 254]))
+    assert read_note(str(tmp_path / LOCK_FILE)) is None
+
+
+@pytest.mark.parametrize(
+    "note", ["{", "[1]", '"text"', json.dumps({"pid": 1}), json.dumps({"pid": "\x1b[2J"} | dict.fromkeys("abc"))]
+)
+def test_a_note_that_makes_no_sense_is_not_shown(lab_server: LabServer, note: str) -> None:
+    HostLock(lab_server.root / "locks", "server").write_note(note)
+    second = LabServer(lab_server.root / "second", lab_server.fake, {"lock-dir": str(lab_server.root / "locks")})
+    second.root.mkdir()
+    second.launch()
+    assert second.wait(30) == 1
+    told = second.log.read_text()
+    assert "another server runs on this host" in told
+    assert "\x1b" not in told
+    assert "Traceback" not in told
+
+
+# Users and disks that lack something
+
+
+def server_words(root: Path, **flags: object) -> list[str]:
+    """A server that ends by itself, because its port is not free, once it has got that far."""
+    given = {"host": "127.0.0.1", "port": "0", "lock-dir": root / "locks", **flags}
+    return [sys.executable, "-m", "neops_remote_lab", *(f"--{name}={value}" for name, value in given.items())]
+
+
+def test_a_user_without_a_home_directory_is_told_what_to_set(shared: Path) -> None:
+    done = run_as(FIRST_USER, server_words(shared))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "set HOME to a directory" in done.stderr
+
+
+def test_a_home_directory_is_needed_for_netlab_also_where_everything_else_is_named(shared: Path) -> None:
+    flags = {"database": f"sqlite+aiosqlite:///{shared}/db.sqlite3", "work-dir": shared / "labs"}
+    done = run_as(FIRST_USER, server_words(shared, **flags))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "set HOME to a directory" in done.stderr
+
+
+@pytest.mark.parametrize("home", ["home", "locked"])
+def test_a_user_without_a_name_needs_a_home_that_it_can_write(shared: Path, locks: Path, home: str) -> None:
+    for name, mode in (("home", 0o777), ("locked", 0o555)):
+        (shared / name).mkdir()
+        (shared / name).chmod(mode)
+    words = as_user(FIRST_USER, server_words(shared))
+    with subprocess.Popen(
+        words, env=python_environment(HOME=str(shared / home)), cwd="/", stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stderr
+        lines: list[str] = []
+        for line in server.stderr:
+            lines.append(line)
+            if "startup complete" in line:
+                assert json.loads(note_of(locks) or "")["user"] == str(FIRST_USER)
+                server.terminate()
+    told = "".join(lines)
+    assert "Traceback" not in told
+    if home == "home":
+        assert server.returncode == 0, told
+    else:
+        assert server.returncode == 1, told
+        assert "Name another with --database" in told or "name another with --database" in told
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a disk without any room left."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted: {mounted.stderr.strip()}")
+    try:
+        (disk / "locks").mkdir()
+        with (disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+            while True:
+                ballast.write(bytes(4096))
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_server_starts_although_no_note_can_be_written(full_disk: Path, lab_server: LabServer) -> None:
+    crowded = LabServer(lab_server.root / "second", lab_server.fake, {"lock-dir": str(full_disk / "locks")})
+    crowded.root.mkdir()
+    crowded.start()
+    try:
+        told = crowded.log.read_text()
+        assert "no note can be written" in told
+        assert "No space left on device" in told
+        assert list((full_disk / "locks").glob("*.draft")) == []
+        with pytest.raises(Timeout):
+            HostLock(full_disk / "locks", "server").acquire()
+    finally:
+        crowded.close()
+
+
+def test_a_database_on_a_full_disk_ends_the_start_with_a_sentence(full_disk: Path, lab_server: LabServer) -> None:
+    database = {"database": f"sqlite+aiosqlite:///{full_disk}/db.sqlite3"}
+    crowded = LabServer(lab_server.root / "second", lab_server.fake, database)
+    crowded.root.mkdir()
+    crowded.launch()
+    assert crowded.wait(30) == 1
+    told = crowded.log.read_text()
+    assert "Traceback" not in told
+    assert "--database" in told
