@@ -12,19 +12,22 @@ from typing import Self
 
 import httpx
 
+from neops_remote_lab.access import Credentials
+from neops_remote_lab.answers import detail_of, parsed, raise_for_error, retry_after
 from neops_remote_lab.clock import Clock
 from neops_remote_lab.connection import (
+    CLOSE_TIMEOUT,
     GONE,
     RESTARTING,
-    UNREACHABLE_TOLERANCE,
+    UNREACHABLE_TIMEOUT,
     ServerConnection,
-    detail_of,
     headers_of,
-    raise_for_error,
-    retry_after,
 )
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto
-from neops_remote_lab.models.session import LABEL_LENGTH, SessionStatusResponseDto
+from neops_remote_lab.models.session import SessionStatusResponseDto
+from neops_remote_lab.text import one_line
+
+__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids and credentials
 
 HEARTBEAT_INTERVAL = 5.0
 """Seconds between two signs of life."""
@@ -57,7 +60,7 @@ class RemoteLabClient:
     """One session with a lab host. The constructor queues and waits until the session is active.
 
     Args:
-        base_url: the server's address, for example `http://lab-host:8000`.
+        base_url: the server's address, for example `http://lab-host:8000`; it may hold a user name and a password.
         request_timeout: seconds for which one short call may wait for its answer.
         session_timeout: seconds to wait in the queue.
         lab_acquisition_timeout: seconds for which one `acquire` may wait and start a lab.
@@ -72,9 +75,20 @@ class RemoteLabClient:
         heartbeat_interval: seconds between two signs of life.
         clock: where the time comes from.
         pause: waits for as many seconds as it is given.
+        token: bearer token for the server or the proxy in front of it; `REMOTE_LAB_TOKEN` where none is given.
+        client_cert: PEM file with a client certificate; else `REMOTE_LAB_CLIENT_CERT`.
+        client_key: PEM file with its private key, where that is in another file; else `REMOTE_LAB_CLIENT_KEY`.
+        ca_file: PEM file with the authorities to trust in place of the usual ones; else `REMOTE_LAB_CA_FILE`.
+        unreachable_timeout: seconds for which a server that cannot be reached is tried again; 120 where none is given.
+        on_trouble: called with a sentence when the server cannot be reached, every half a minute while that lasts, and
+            when it is over; where none is given the sentences are logged as warnings.
 
     Attributes:
-        session_id: what the server knows the session by.
+        base_url: the server's address without user name and password, and without a slash at the end.
+        request_timeout: as given.
+        session_timeout: as given.
+        lab_acquisition_timeout: as given.
+        session_id: what the server knows the session by; empty once the session is closed.
         lost_reason: why the server ended the session; None as long as it has not.
         rejected: netlab's message for each of `topologies` that it does not accept. When it accepts none of them, a
             session that is not shared leaves the queue, and the constructor returns without an active session.
@@ -82,6 +96,7 @@ class RemoteLabClient:
     Raises:
         TimeoutError: the session was not active in time; it has left the queue.
         RuntimeError: the server ended the session while it waited.
+        ValueError: the address, the credentials or what the environment says of proxies and certificates cannot work.
         httpx.HTTPStatusError: the server refused; the message says why.
         httpx.TransportError: the server cannot be reached.
     """
@@ -104,11 +119,27 @@ class RemoteLabClient:
         heartbeat_interval: float = HEARTBEAT_INTERVAL,
         clock: Clock | None = None,
         pause: Callable[[float], object] | None = None,
+        token: str | None = None,
+        client_cert: str | Path | None = None,
+        client_key: str | Path | None = None,
+        ca_file: str | Path | None = None,
+        unreachable_timeout: float | None = None,
+        on_trouble: Callable[[str], None] | None = None,
     ) -> None:
-        self._server = ServerConnection(base_url, request_timeout, transport=transport, clock=clock, pause=pause)
-        self._request_timeout = request_timeout
-        self._session_timeout = session_timeout
-        self._lab_acquisition_timeout = lab_acquisition_timeout
+        self._server = ServerConnection(
+            base_url,
+            request_timeout,
+            credentials=Credentials(token, client_cert, client_key, ca_file),
+            unreachable_timeout=UNREACHABLE_TIMEOUT if unreachable_timeout is None else unreachable_timeout,
+            on_trouble=on_trouble,
+            transport=transport,
+            clock=clock,
+            pause=pause,
+        )
+        self.base_url = self._server.base_url
+        self.request_timeout = request_timeout
+        self.session_timeout = session_timeout
+        self.lab_acquisition_timeout = lab_acquisition_timeout
         self._on_progress = on_progress
         self._on_lost = on_lost
         self._heartbeat_interval = heartbeat_interval
@@ -180,20 +211,23 @@ class RemoteLabClient:
         """
         self._require_session()
         path, key = Path(topology), uuid.uuid4().hex
-        until = self._server.now() + self._lab_acquisition_timeout
+        until = self._server.now() + self.lab_acquisition_timeout
         try:
             response = self._post_lab(path, key, until, reuse=reuse)
         except httpx.TransportError as error:
             if self._server.now() < until:
                 raise
-            raise TimeoutError(f"no lab for {path.name} in {self._lab_acquisition_timeout:g} s: {error}") from error
+            raise TimeoutError(f"no lab for {path.name} in {self.lab_acquisition_timeout:g} s: {error}") from error
         self._raise_if_gone(response)
         raise_for_error(response)
         self._references.append(key)
-        return AcquireResponseDto.model_validate_json(response.content).devices
+        return parsed(response, AcquireResponseDto).devices
 
-    def release(self) -> None:
+    def release(self, *, timeout: float | None = None) -> None:
         """Let go of what the last `acquire` gave; the lab is torn down when nobody holds it any more.
+
+        Args:
+            timeout: seconds for which it is tried; the unreachable timeout where none is given.
 
         Raises:
             RuntimeError: the session is over.
@@ -201,7 +235,8 @@ class RemoteLabClient:
             httpx.TransportError: the server could not be reached; the call may be repeated.
         """
         self._require_session()
-        response = self._server.release(self.session_id, self._references[-1] if self._references else None)
+        until = None if timeout is None else self._server.now() + timeout
+        response = self._server.release(self.session_id, self._references[-1] if self._references else None, until)
         if response.is_success or response.status_code in GONE:
             del self._references[-1:]
         if response.status_code in GONE:  # "no lab runs" and "no such session" have the same status
@@ -219,26 +254,25 @@ class RemoteLabClient:
             httpx.HTTPStatusError: the server refused, for example since the lab is in use and `force` is false.
         """
         self._require_session()
-        until = self._server.now() + UNREACHABLE_TOLERANCE
         parameters = {"force": str(force).lower()}
-        response = self._server.call(
-            "DELETE", "/lab", until=until, params=parameters, headers=headers_of(self.session_id)
-        )
+        response = self._server.call("DELETE", "/lab", params=parameters, headers=headers_of(self.session_id))
         self._raise_if_gone(response)
         raise_for_error(response)
         self._references.clear()
 
     def close(self) -> None:
-        """End the session. May be called again; trouble with the network is logged, not raised."""
+        """End the session, in a few seconds. May be called again; trouble with the network is logged, not raised."""
         self._leaving.set()  # first: a heartbeat after the end would look like a lost session
+        until = self._server.now() + CLOSE_TIMEOUT
         if self.session_id and not self._ended and self.lost_reason is None:
             self._server.end_session(self.session_id)
-        self._disconnect()
+        self._disconnect(until)
+        self.session_id = ""
 
     def detach(self) -> None:
         """Leave the session to the other processes that share it."""
         self._leaving.set()
-        self._disconnect()
+        self._disconnect(self._server.now() + CLOSE_TIMEOUT)
 
     def __enter__(self) -> Self:
         return self
@@ -246,10 +280,10 @@ class RemoteLabClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, until: float) -> None:
         self._ended = True
         if self._heartbeats.is_alive() and self._heartbeats is not threading.current_thread():
-            self._heartbeats.join(2 * self._beat_timeout)
+            self._heartbeats.join(max(until - self._server.now(), 1))
         if self._checks is not None:  # the end of the session ends its checks; any other is cut by the lines below
             self._checks.join(CHECK_GRACE)
         if not self._heartbeats.is_alive():  # else it still uses the connection, and ends with the process
@@ -258,9 +292,8 @@ class RemoteLabClient:
     # Joining and waiting
 
     def _join(self, client: str, purpose: str | None, key: str) -> str:
-        labels = {"client": client[:LABEL_LENGTH]} | ({"purpose": purpose[:LABEL_LENGTH]} if purpose else {})
-        # a wrong address should not take the whole wait
-        return self._server.join(labels, key, min(self._patient_until, self._server.now() + UNREACHABLE_TOLERANCE))
+        labels = {"client": client} | ({"purpose": purpose} if purpose else {})
+        return self._server.join(labels, key, self._patient_until)
 
     def _wait_for_turn(self) -> None:
         held = 0  # the first answer comes at once, to tell the user what there is to wait for
@@ -275,14 +308,18 @@ class RemoteLabClient:
     def _poll(self, held: int) -> SessionStatusResponseDto:
         path, headers = f"/session/{self.session_id}", headers_of(self.session_id)
         try:
-            response = self._server.call("GET", path, until=self._patient_until, params={"wait": held}, headers=headers)
+            response = self._server.call(
+                "GET", path, until=self._patient_until, held=held, params={"wait": held}, headers=headers
+            )
         except httpx.TransportError as error:
-            raise TimeoutError(f"not active within {self._session_timeout:g} s: {error}") from error
-        if response.status_code in RESTARTING:
-            raise TimeoutError(f"not active within {self._session_timeout:g} s: {detail_of(response)}")
+            if self._server.now() < self._patient_until:
+                raise
+            raise TimeoutError(f"not active within {self.session_timeout:g} s: {error}") from error
+        if response.status_code in RESTARTING and self._server.now() >= self._patient_until:
+            raise TimeoutError(f"not active within {self.session_timeout:g} s: {detail_of(response)}")
         self._raise_if_gone(response)
         raise_for_error(response)
-        status = SessionStatusResponseDto.model_validate_json(response.content)
+        status = parsed(response, SessionStatusResponseDto)
         self._report(status)
         return status
 
@@ -298,14 +335,14 @@ class RemoteLabClient:
         if now >= until:
             behind = f" ({status.waiting_for})" if status.waiting_for else ""
             raise TimeoutError(
-                f"not active within {self._session_timeout:g} s: position {status.position} in the queue{behind}"
+                f"not active within {self.session_timeout:g} s: position {status.position} in the queue{behind}"
             )
         if held and began + POLL_INTERVAL > now:  # an older server, or one that is about to restart, answers at once
             self._server.pause(min(began + POLL_INTERVAL, until) - now)
 
     def _longest_hold(self) -> int:
         left = self._patient_until - self._server.now()
-        return max(math.floor(min(LONGEST_POLL, 0.8 * self._request_timeout, left)), 0)
+        return max(math.floor(min(LONGEST_POLL, 0.8 * self.request_timeout, left)), 0)
 
     def _check_all(self, topologies: Sequence[Path]) -> None:
         """Have the server check topologies until they are all checked or it is the session's turn.
@@ -339,10 +376,10 @@ class RemoteLabClient:
         A help, no duty: trouble shows when the lab is acquired.
         """
         try:
-            upload = {"topology": (path.name, path.read_bytes(), "application/yaml")}
+            upload = _upload_of(path)
             headers, until = headers_of(self.session_id), self._patient_until
             response = self._server.call(
-                "POST", "/topology/check", until=until, slow=True, files=upload, headers=headers
+                "POST", "/topology/check", until=until, slow=True, quiet=True, files=upload, headers=headers
             )
         except (httpx.TransportError, OSError):
             return True
@@ -355,7 +392,7 @@ class RemoteLabClient:
     # Acquiring
 
     def _post_lab(self, path: Path, key: str, until: float, *, reuse: bool) -> httpx.Response:
-        upload = {"topology": (path.name, path.read_bytes(), "application/yaml")}
+        upload = _upload_of(path)
         form, headers = {"reuse": str(reuse).lower()}, headers_of(self.session_id, key)
         while True:
             response = self._server.call(
@@ -366,7 +403,7 @@ class RemoteLabClient:
             left = until - self._server.now()
             if left <= 0:
                 raise TimeoutError(
-                    f"no lab for {path.name} in {self._lab_acquisition_timeout:g} s: {detail_of(response)}"
+                    f"no lab for {path.name} in {self.lab_acquisition_timeout:g} s: {detail_of(response)}"
                 )
             self._server.pause(min(retry_after(response, BUSY_INTERVAL), left))
 
@@ -374,16 +411,17 @@ class RemoteLabClient:
 
     @property
     def _beat_timeout(self) -> float:
-        return min(self._request_timeout, max(self._heartbeat_interval, 1))
+        return min(self.request_timeout, max(self._heartbeat_interval, 1))
 
     def _keep_alive(self) -> None:
         while not self._leaving.wait(self._heartbeat_interval):
             try:
-                until = self._server.now() + self._beat_timeout
                 headers = headers_of(self.session_id)
-                response = self._server.call("POST", "/session/heartbeat", until=until, headers=headers)
+                response = self._server.try_once(
+                    "POST", "/session/heartbeat", timeout=self._beat_timeout, headers=headers
+                )
             except httpx.TransportError as error:
-                _log.debug("heartbeat: %r", error)  # the next one tells
+                _log.debug("heartbeat: %s", error)  # the next one tells
                 continue
             if response.status_code in GONE and not self._leaving.is_set():
                 self.lost_reason = detail_of(response)
@@ -397,9 +435,8 @@ class RemoteLabClient:
             self._require_session()
 
     def _require_live_session(self) -> None:
-        until = self._server.now() + UNREACHABLE_TOLERANCE
         path, headers = f"/session/{self.session_id}", headers_of(self.session_id)
-        self._raise_if_gone(self._server.call("GET", path, until=until, headers=headers))
+        self._raise_if_gone(self._server.call("GET", path, headers=headers))
 
     def _require_session(self) -> None:
         if self.lost_reason is not None:
@@ -415,3 +452,7 @@ def default_label() -> str:
     except (KeyError, OSError, ImportError):  # a container's user without an entry in the password file
         user = "unknown"
     return f"{user}@{socket.gethostname()}"
+
+
+def _upload_of(path: Path) -> dict[str, tuple[str, bytes, str]]:
+    return {"topology": (one_line(path.name), path.read_bytes(), "application/yaml")}

@@ -5,32 +5,48 @@ import sys
 from collections.abc import Sequence
 
 import httpx
-from pydantic import ValidationError
 
+from neops_remote_lab.answers import parsed, raise_for_error
+from neops_remote_lab.connection import ServerConnection
 from neops_remote_lab.models import QueueDto, QueueEntryDto
 from neops_remote_lab.settings import refuse, server_url
 from neops_remote_lab.text import one_line
 
 TIMEOUT = 10.0
 """Seconds for the answer."""
+URL_SOURCE = "the address of --url, REMOTE_LAB_URL or NEOPS_REMOTE_LAB_PORT"
 CELL_WIDTH = 60
 """Most characters of one cell; a longer one is cut."""
 HEADINGS = ("position", "session", "state", "since", "last seen", "client", "purpose", "topology")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the queue of a server; the program's exit status is not 0 when it does not answer."""
+    """Print the queue of a server.
+
+    The program's exit status is 1 when the server does not answer, and 2 when a flag or a variable is wrong.
+    """
     parser = argparse.ArgumentParser(
-        prog="neops-remote-lab queue", description="Shows who holds the lab, and who waits."
+        prog="neops-remote-lab queue",
+        description="Shows who holds the lab, and who waits.",
+        epilog="Credentials: a user name and a password in the address, REMOTE_LAB_TOKEN, REMOTE_LAB_CLIENT_CERT.",
     )
-    parser.add_argument("--url", default=server_url(), help="address of the server")
+    parser.add_argument("--url", help="address of the server; REMOTE_LAB_URL, else the server of this host")
     url = parser.parse_args(arguments).url
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/queue", timeout=TIMEOUT).raise_for_status()
-        queue = QueueDto.model_validate_json(answer.content)
-    except (httpx.HTTPError, httpx.InvalidURL, ValidationError) as error:
-        refuse(one_line(f"no queue at {url}: {error}. Is the server running there? Name another address with --url"))
-    sys.stdout.write(table(queue))
+        with ServerConnection(server_url() if url is None else url, name=URL_SOURCE) as server:
+            sys.stdout.write(table(_queue(server)))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _queue(server: ServerConnection) -> QueueDto:
+    try:
+        answer = server.try_once("GET", "/queue", timeout=TIMEOUT)
+        raise_for_error(answer)
+        return parsed(answer, QueueDto)
+    except httpx.HTTPError as error:
+        advice = "Is the server running there? Name another address with --url"
+        refuse(one_line(f"no queue at {server.base_url}: {error}. {advice}"))
 
 
 def table(queue: QueueDto) -> str:

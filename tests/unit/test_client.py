@@ -14,7 +14,7 @@ import pytest
 
 from neops_remote_lab.client import LONGEST_POLL, RemoteLabClient, default_label
 from neops_remote_lab.clock import Clock
-from neops_remote_lab.connection import UNREACHABLE_TOLERANCE, ServerConnection
+from neops_remote_lab.connection import UNREACHABLE_TIMEOUT, ServerConnection
 from neops_remote_lab.models import DeviceInfoDto
 
 Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
@@ -170,13 +170,8 @@ def test_joins_with_the_key_that_it_is_given(server: ScriptedServer, connect: Co
 
 def test_gives_up_on_an_address_where_nobody_answers(server: ScriptedServer, connect: Connect) -> None:
     server.script(JOIN, httpx.ConnectError("connection refused"))
-    with pytest.raises(httpx.ConnectError, match="no answer from http://lab in 120 s: connection refused"):
+    with pytest.raises(httpx.ConnectError, match="no answer from http://lab in 30 s: connection refused"):
         connect(session_timeout=600)
-
-
-def test_gives_up_at_once_on_an_address_without_scheme() -> None:
-    with pytest.raises(httpx.UnsupportedProtocol):
-        RemoteLabClient("lab-host/8000")
 
 
 def test_says_why_the_server_refuses_a_session(server: ScriptedServer, connect: Connect) -> None:
@@ -240,7 +235,7 @@ def test_survives_a_restart_of_the_server_while_it_waits(
         raise CUT
 
     server.script(POLL, waiting(1), goes_down, refusal(502, "bad gateway"), active)
-    connect().close()
+    connect(unreachable_timeout=400).close()
     assert server.moments(POLL)[-1] >= 300
 
 
@@ -409,7 +404,7 @@ def test_the_answer_to_an_acquire_may_take_longer_than_others(
         client.acquire(topology)
         client.release()
     timeouts = [server.of(call)[0].extensions["timeout"] for call in (ACQUIRE, RELEASE)]
-    assert [(timeout["connect"], timeout["read"]) for timeout in timeouts] == [(5, 300), (5, 5)]
+    assert [timeout["read"] for timeout in timeouts] == [300, 5]
 
 
 def test_releases_the_very_references_that_it_holds(server: ScriptedServer, connect: Connect, topology: Path) -> None:
@@ -457,7 +452,7 @@ def test_survives_a_restart_of_the_server_between_calls(
 ) -> None:
     with connect() as client:
         for call in (lambda: client.acquire(topology), client.release, client.destroy):
-            server.down_until = clock.seconds + UNREACHABLE_TOLERANCE - 1
+            server.down_until = clock.seconds + UNREACHABLE_TIMEOUT - 1
             call()
 
 
@@ -521,9 +516,9 @@ def test_close_does_not_raise(server: ScriptedServer, connect: Connect, trouble:
 
 def test_close_survives_a_restart_of_the_server(server: ScriptedServer, connect: Connect, clock: PausedClock) -> None:
     client = connect()
-    server.down_until = clock.seconds + 10
+    server.down_until = clock.seconds + 3
     client.close()
-    assert server.moments(END)[-1] >= 10
+    assert server.moments(END)[-1] >= 3
 
 
 def test_detach_leaves_the_session_to_others(server: ScriptedServer, connect: Connect, topology: Path) -> None:

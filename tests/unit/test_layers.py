@@ -23,12 +23,23 @@ SERVER = (
     {"uploads"},
     {"netlab", "store"},
     {"metrics", "openapi"},
+    {"connection"},  # this and the next two are the client's, for the sub-commands
+    {"answers", "failures", "notices"},
+    {"access"},
     {"clock", "host_locks", "models", "settings"},
     {"text"},
 )
 """The server's modules, the highest first. Those of one layer do not know each other."""
 
-CLIENT = ({"testing"}, {"client"}, {"connection"}, {"clock", "models"}, {"text"})
+CLIENT = (
+    {"testing"},
+    {"client"},
+    {"connection"},
+    {"answers", "failures", "notices"},
+    {"access"},
+    {"clock", "models"},
+    {"text"},
+)
 """The same for the client and the pytest plugin, which share nothing with the server but what lies at the bottom."""
 
 
@@ -122,6 +133,7 @@ def test_the_environment_is_read_in_one_place_a_program() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         )
     }
-    # the connector hands it on, the plugin reads its own, and the fakes and a loaded netlab are programs of their own
+    # the connector hands it on, the client and the plugin read their own, and the fakes and a loaded netlab are
+    # programs of their own
     ours = {name for name in readers if not name.startswith("testing.")}
-    assert ours == {"netlab.connector", "netlab.preload", "settings"}
+    assert ours == {"access", "netlab.connector", "netlab.preload", "settings"}

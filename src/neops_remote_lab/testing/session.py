@@ -66,7 +66,7 @@ class LabSession:
     def _new_client(self) -> RemoteLabClient:
         config, settings = self._session.config, self._settings
         self._ends.enter_context(self._lost.watched())
-        _say(config, f"joining the queue of {settings.url}")
+        _say(config, f"joining the queue of {settings.shown_url}")
         return RemoteLabClient(
             settings.url,
             settings.request_timeout,
@@ -78,6 +78,8 @@ class LabSession:
             wait=False,
             on_progress=_progress(config),
             on_lost=self._lost.stop_run,
+            unreachable_timeout=settings.unreachable_timeout,
+            on_trouble=lambda sentence: _say(config, sentence),
         )
 
     def _try(self, work: Callable[[], T]) -> T:

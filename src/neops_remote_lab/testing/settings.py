@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
+
+from neops_remote_lab.access import Access, Credentials
+from neops_remote_lab.connection import UNREACHABLE_TIMEOUT
 
 _CI_JOBS = ("CI_JOB_URL", "BUILD_URL", "CIRCLE_BUILD_URL")
 """Variables in which GitLab, Jenkins and CircleCI leave the address of the running job."""
@@ -14,34 +17,45 @@ class LabHostSettings:
     """Where the lab host is and how long to wait for it; times are in seconds.
 
     Attributes:
-        url: `REMOTE_LAB_URL`.
+        url: `REMOTE_LAB_URL`, which may hold a user name and a password.
+        shown_url: the same without them.
         request_timeout: `REMOTE_LAB_REQUEST_TIMEOUT`, for one short call.
         session_timeout: `REMOTE_LAB_SESSION_TIMEOUT`, in the queue.
         acquisition_timeout: `REMOTE_LAB_ACQUISITION_TIMEOUT`, for a lab to be free and to start.
+        unreachable_timeout: `REMOTE_LAB_UNREACHABLE_TIMEOUT`, for a server that cannot be reached.
         job: the address of the CI job that runs the tests, if any.
     """
 
-    url: str
+    url: str = field(repr=False)
+    shown_url: str
     request_timeout: float
     session_timeout: float
     acquisition_timeout: float
+    unreachable_timeout: float
     job: str | None
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Self:
-        """Read the settings.
+        """Read the settings, and check that with them and with what the environment says of proxies and certificates
+        there is a way to the server.
 
         Raises:
-            RuntimeError: `REMOTE_LAB_URL` is not set, or a time is not a number above 0.
+            RuntimeError: `REMOTE_LAB_URL` is not set, or something cannot work; one sentence that names the variable.
         """
         url = environment.get("REMOTE_LAB_URL")
         if not url:
             raise RuntimeError("REMOTE_LAB_URL is not set: it names the lab host, for example http://lab-host:8000")
+        try:
+            access = Access(url, Credentials.read(environment), name="REMOTE_LAB_URL")
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
         return cls(
             url,
+            access.url,
             _seconds(environment, "REMOTE_LAB_REQUEST_TIMEOUT", 30),
             _seconds(environment, "REMOTE_LAB_SESSION_TIMEOUT", 600),
             _seconds(environment, "REMOTE_LAB_ACQUISITION_TIMEOUT", 600),
+            _seconds(environment, "REMOTE_LAB_UNREACHABLE_TIMEOUT", UNREACHABLE_TIMEOUT),
             _ci_job(environment),
         )
 
