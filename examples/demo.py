@@ -123,11 +123,11 @@ def lab_containers() -> set[str]:
     return set(subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split())
 
 
-def server_command(lab: str, folder: Path) -> list[str]:
-    """A server that shares nothing with another one but the lock of the host."""
+def server_command(folder: Path) -> list[str]:
+    """A server as the README sets one up; only its files are apart from those of another server."""
     command = [sys.executable, "-m", "neops_remote_lab", "--host=127.0.0.1", "--port=0", "--on-exit=teardown"]
     command += [f"--database=sqlite+aiosqlite:///{folder / 'demo.sqlite3'}", f"--work-dir={folder / 'labs'}"]
-    return command if lab == "ospf" else [*command, "--netlab-up-args=--no-config"]
+    return command
 
 
 def wait_until_ready(server: Program, log: Path) -> str:
@@ -178,7 +178,7 @@ def demonstrate(lab: str, folder: Path) -> None:
     before = lab_containers()
     server_log = folder / "server.log"
     tests = [sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "no:asyncio", "-p", "no:cacheprovider"]
-    with running("server", server_command(lab, folder), server_log) as server:
+    with running("server", server_command(folder), server_log) as server:
         url = wait_until_ready(server, server_log)
         say(f"the server is ready at {url}; now two test runs start at the same time")
         options: dict[str, Any] = {"cwd": EXAMPLES / lab, "environment": {"REMOTE_LAB_URL": url}}
