@@ -110,7 +110,7 @@ class Settings(BaseModel):
     max_topology_bytes: int = Field(1 << 20, ge=1, description="largest topology file, in bytes")
     max_extra_bytes: int = Field(64 << 20, ge=0, description="largest sum of the extra files, in bytes")
     max_extra_files: int = Field(200, ge=0, description="most extra files")
-    max_yaml_nodes: int = Field(100_000, ge=1, description="most YAML nodes of a topology, aliases expanded")
+    max_yaml_nodes: int = Field(50_000, ge=1, description="most YAML nodes of a topology, aliases expanded")
     max_create_bytes: int = Field(2 << 30, ge=1 << 20, description="most memory for checking a topology, in bytes")
     create_timeout: PositiveSeconds = Field(120, description="seconds that checking a topology may take")
     create_niceness: int = Field(

@@ -7,7 +7,6 @@ stopped where it crosses the limit.
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from email.message import Message
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
@@ -17,24 +16,26 @@ from python_multipart.exceptions import FormParserError
 from starlette import status
 from starlette.exceptions import HTTPException
 
+from neops_remote_lab.form_headers import boundary_of, names_of
 from neops_remote_lab.netlab import workspace
-from neops_remote_lab.netlab.topology import (
-    GENERATED,
-    TOPOLOGY_FILE,
-    check_topology,
-    collision,
-    is_the_topology,
-    relative_name,
-    topology_name,
-)
+from neops_remote_lab.netlab.reserved_names import is_ignored
+from neops_remote_lab.netlab.topology import TOPOLOGY_FILE, collision, extra_file_name, topology_name
 from neops_remote_lab.netlab.workspace import Workspace
+from neops_remote_lab.netlab.yaml_check import check_topology
 from neops_remote_lab.settings import Settings
 
 BATCH_BYTES: Final = 256 * 1024
 """So much is taken from the socket before a thread is asked to write it."""
-MAX_FIELD_BYTES: Final = 1024
+MAX_FIELD_BYTES: Final = 4096
+"""Longest text field: a relative file name fits in."""
 MAX_HEADER_BYTES: Final = 8192
-MAX_PARTS_BESIDE_FILES: Final = 16
+"""Longest header of a part."""
+MAX_OTHER_PARTS: Final = 16
+"""Most parts of the form that are neither extra files nor tell which of them are executable."""
+MAX_SHOWN: Final = 50
+"""Most characters of a text from outside in a message."""
+EXECUTABLE_MARK: Final = "\0executable"
+"""Follows the digest of an executable file in the identity of an upload."""
 
 _BOOLEAN: Final = TypeAdapter(bool)
 
@@ -44,15 +45,20 @@ RunBlocking = Callable[..., Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What a client sent: a work folder with the topology and its extra files."""
+    """What a client sent: a workspace with the topology and its extra files."""
 
     workspace: Workspace
     reuse: bool
 
 
 def _refuse(code: int, detail: str) -> HTTPException:
-    # The connection is closed, or the rest of the body would still be read, and thrown away.
+    """A refusal in the middle of a body: the connection is closed, or the rest would still be read and thrown away."""
     return HTTPException(code, detail=detail, headers={"Connection": "close"})
+
+
+def _invalid(detail: str) -> HTTPException:
+    """A refusal of a body that has been read to its end."""
+    return HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
 
 
 @dataclass
@@ -61,6 +67,8 @@ class _Part:
     filename: str | None
     file: IO[bytes] | None = None
     path: Path | None = None
+    ignored: bool = False
+    """A file that is read, and not kept."""
     digest: Any = field(default_factory=hashlib.sha256)
     size: int = 0
     value: bytearray = field(default_factory=bytearray)
@@ -78,14 +86,27 @@ class UploadReceiver:
         self._topology_name = ""
         self._extra: dict[PurePosixPath, str] = {}
         self._extra_bytes = 0
+        self._executable: set[str] = set()
+        self._ignored: set[str] = set()
+        self._received = 0
         self._fields: dict[str, str] = {}
         self._parts = 0
         self._part: _Part | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._header = (bytearray(), bytearray())
         self._ended = False
-        self._parser = MultipartParser(
-            _boundary(content_type),
+        parts = 2 * settings.max_extra_files + MAX_OTHER_PARTS
+        self._max_parts = parts
+        # Beyond that nothing can be right; what comes after the last boundary counts too.
+        self._max_bytes = settings.max_topology_bytes + settings.max_extra_bytes + parts * 2 * MAX_HEADER_BYTES
+        try:
+            self._parser = self._new_parser(content_type)
+        except (ValueError, FormParserError) as error:
+            raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, f"the form cannot be read: {error}") from None
+
+    def _new_parser(self, content_type: str) -> MultipartParser:
+        return MultipartParser(
+            boundary_of(content_type),
             {
                 "on_part_begin": self._begin,
                 "on_header_field": lambda data, start, end: self._collect(0, data[start:end]),
@@ -100,6 +121,9 @@ class UploadReceiver:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes. Raises HTTPException when they are refused."""
+        self._received += len(data)
+        if self._received > self._max_bytes:
+            raise _refuse(status.HTTP_413_CONTENT_TOO_LARGE, f"the form is larger than {self._max_bytes} bytes")
         try:
             self._parser.write(data)
         except FormParserError as error:
@@ -111,14 +135,15 @@ class UploadReceiver:
     def finish(self) -> Upload:
         """The whole upload. Raises HTTPException when something is missing or is no topology."""
         if not self._ended:
-            raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, "the form ends before its last boundary")
+            raise _invalid("the form ends before its last boundary")
         if (topology := self._topology) is None or topology.path is None:
-            raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, "the form lacks the file field 'topology'")
+            raise _invalid("the form lacks the file field 'topology'")
+        reuse = boolean("the field 'reuse'", self._fields.get("reuse", "true"))
+        self._make_executable()
         try:
             check_topology(topology.path.read_bytes(), max_nodes=self._settings.max_yaml_nodes)
         except ValueError as error:
-            raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from None
-        reuse = boolean("the field 'reuse'", self._fields.get("reuse", "true"))
+            raise _invalid(str(error)) from None
         made = Workspace(
             self._base.name,
             self._base,
@@ -130,6 +155,14 @@ class UploadReceiver:
         self._staging.rename(made.folder)
         return Upload(made, reuse)
 
+    def _make_executable(self) -> None:
+        for relative in {PurePosixPath(name) for name in self._executable - self._ignored}:
+            if relative not in self._extra:
+                shown = str(relative)[:MAX_SHOWN]
+                raise _invalid(f"the field 'executable' names {shown!r}, which is no extra file of this upload")
+            workspace.make_executable(self._staging / relative)
+            self._extra[relative] += EXECUTABLE_MARK
+
     def discard(self) -> None:
         """Remove whatever has been written."""
         if self._part and self._part.file:
@@ -138,7 +171,7 @@ class UploadReceiver:
 
     def _begin(self) -> None:
         self._parts += 1
-        if self._parts > self._settings.max_extra_files + MAX_PARTS_BESIDE_FILES:
+        if self._parts > self._max_parts:
             raise _refuse(status.HTTP_413_CONTENT_TOO_LARGE, "the form has too many parts")
         self._headers = []
 
@@ -152,8 +185,10 @@ class UploadReceiver:
         self._header = (bytearray(), bytearray())
 
     def _open(self) -> None:
-        disposition = dict(self._headers).get(b"content-disposition", b"").decode("utf-8", "replace")
-        name, filename = _parameter(disposition, "name"), _parameter(disposition, "filename")
+        try:
+            name, filename = names_of(dict(self._headers).get(b"content-disposition", b""))
+        except ValueError as error:
+            raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from None
         if name is None:
             raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, "a part of the form has no name")
         self._part = part = _Part(name, filename)
@@ -167,11 +202,15 @@ class UploadReceiver:
             relative = self._place(part, filename)
         except ValueError as error:
             raise _refuse(status.HTTP_400_BAD_REQUEST, str(error)) from None
+        if relative is None:
+            part.ignored = True
+            return
         part.path = self._staging / relative
         part.path.parent.mkdir(parents=True, exist_ok=True)
         part.file = part.path.open("xb")
 
-    def _place(self, part: _Part, filename: str) -> PurePosixPath:
+    def _place(self, part: _Part, filename: str) -> PurePosixPath | None:
+        """Where a file goes, below the directory of the topology; None for one that is not kept."""
         if part.name == "topology":
             if self._topology:
                 raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, "the form has more than one 'topology'")
@@ -179,18 +218,17 @@ class UploadReceiver:
             self._topology = part
             return PurePosixPath(TOPOLOGY_FILE)
         if part.name == "extra_files":
-            relative = relative_name(filename)
-            if str(relative).lower() in GENERATED:
-                raise ValueError(
-                    f"the file name {filename!r} is one that netlab writes itself: name the file otherwise"
-                )
-            if is_the_topology(relative):
-                raise ValueError(f"the file name {filename!r} is that of the topology on the host: name it otherwise")
-            if len(self._extra) >= self._settings.max_extra_files:
+            if len(self._extra) + len(self._ignored) >= self._settings.max_extra_files:
                 limit = self._settings.max_extra_files
                 raise _refuse(status.HTTP_413_CONTENT_TOO_LARGE, f"there are more than {limit} extra files")
+            if is_ignored(filename):
+                self._ignored.add(filename)
+                return None
+            relative = extra_file_name(filename)
         else:
-            raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, f"the form has an unknown file field {part.name!r}")
+            raise _refuse(
+                status.HTTP_422_UNPROCESSABLE_CONTENT, f"the form has an unknown file field {part.name[:MAX_SHOWN]!r}"
+            )
         if collision(self._extra, relative):
             raise ValueError(f"the file name {filename!r} is taken by another file of this upload")
         self._extra[relative] = ""
@@ -200,12 +238,15 @@ class UploadReceiver:
         if (part := self._part) is None:
             return
         part.size += len(data)
-        if part.file is None:
+        if part.filename is None:
             part.value.extend(data)
             if part.size > MAX_FIELD_BYTES:
-                raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, f"the field {part.name!r} is too long")
+                detail = f"the field {part.name[:MAX_SHOWN]!r} is too long"
+                raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, detail)
             return
         self._check_size(part, len(data))
+        if part.file is None:
+            return
         part.digest.update(data)
         part.file.write(data)
 
@@ -222,8 +263,13 @@ class UploadReceiver:
         part, self._part = self._part, None
         if part is None:
             return
+        if part.filename is None:
+            value = part.value.decode("utf-8", "replace")
+            if part.name == "executable":
+                self._executable.add(value)
+            else:
+                self._fields[part.name] = value
         if part.file is None:
-            self._fields[part.name] = part.value.decode("utf-8", "replace")
             return
         part.file.close()
         if part.name == "extra_files" and part.path:
@@ -258,31 +304,9 @@ async def receive(
     return upload
 
 
-def _boundary(content_type: str) -> bytes:
-    message = Message()
-    message["Content-Type"] = content_type
-    boundary = message.get_param("boundary")
-    if message.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
-        raise _refuse(
-            status.HTTP_422_UNPROCESSABLE_CONTENT,
-            "the body must be multipart/form-data with the file field 'topology'",
-        )
-    return boundary.encode()
-
-
-def _parameter(disposition: str, name: str) -> str | None:
-    message = Message()
-    message["Content-Disposition"] = disposition.replace("\r", "").replace("\n", "")
-    value = message.get_param(name, header="Content-Disposition")
-    if isinstance(value, tuple):  # RFC 2231: charset, language, text
-        return value[2]
-    return value
-
-
 def boolean(what: str, text: str) -> bool:
     """The truth of a form field or query parameter. Raises HTTPException 422, naming `what`."""
     try:
         return _BOOLEAN.validate_python(text.strip())
     except ValidationError:
-        detail = f"{what} must be true or false, not {text[:50]!r}"
-        raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, detail) from None
+        raise _invalid(f"{what} must be true or false, not {text[:MAX_SHOWN]!r}") from None

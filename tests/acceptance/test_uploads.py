@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,6 +139,73 @@ def test_a_topology_may_have_any_plain_name(server: LabServer, holder: str, name
 def test_reuse_is_a_boolean_in_the_usual_spellings(server: LabServer, holder: str, value: str, code: int) -> None:
     upload(server, holder, [topology()])
     assert upload(server, holder, [topology()], {"reuse": value}).status_code == code
+
+
+# Executable files
+
+
+def executable(server: LabServer, session_id: str, files: Files, *names: str) -> httpx.Response:
+    headers = {"X-Session-ID": session_id}
+    data = {"executable": list(names)}
+    return httpx.post(f"{server.url}/lab", headers=headers, files=files, data=data, timeout=60)
+
+
+def test_scripts_keep_their_executable_bit(server: LabServer, holder: str) -> None:
+    files = [topology(), extra("start.sh", "#!/bin/sh\n"), extra("tools/check", "x"), extra("notes", "x")]
+    assert executable(server, holder, files, "start.sh", "tools/check").status_code == 200
+    (folder,) = [Path(entry["dir"]) for entry in fake(server).instances().values()]
+    found = {name: os.access(folder / name, os.X_OK) for name in ("start.sh", "tools/check", "notes", "topology.yml")}
+    assert found == {"start.sh": True, "tools/check": True, "notes": False, "topology.yml": False}
+    modes = [(folder / name).stat().st_mode & 0o777 for name in ("start.sh", "notes")]
+    assert modes[0] == modes[1] | (modes[1] & 0o444) >> 2
+
+
+def test_which_files_are_executable_is_part_of_what_is_reused(server: LabServer, holder: str) -> None:
+    files = [topology(), extra("a.sh"), extra("b.sh")]
+    assert executable(server, holder, files, "a.sh").json()["reused"] is False
+    assert executable(server, holder, files, "a.sh", "a.sh").json()["reused"] is True
+    for names in ([], ["b.sh"], ["a.sh", "b.sh"]):
+        assert executable(server, holder, files, *names).status_code == 423
+
+
+def test_the_field_executable_may_come_before_the_file_that_it_names(server: LabServer, holder: str) -> None:
+    parts = [
+        part('name="executable"', "a.sh"),
+        part('name="topology"; filename="topology.yml"'),
+        part('name="extra_files"; filename="a.sh"', "x"),
+    ]
+    assert send(server, holder, form(*parts)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["other.sh", "topology.yml", "../a.sh", "/a.sh", "", "A.sh", "x" * 300])
+def test_an_executable_file_that_is_not_in_the_upload_is_refused(server: LabServer, holder: str, name: str) -> None:
+    answer = executable(server, holder, [topology(), extra("a.sh")], name)
+    assert_refused(server, answer, 422, "'executable' names .*, which is no extra file")
+
+
+# Files that nobody meant
+
+
+def test_files_that_a_desktop_or_git_leaves_are_ignored(server: LabServer, holder: str) -> None:
+    files = [topology(), extra("templates/a.j2", "x"), extra(".DS_Store", "y" * 1000)]
+    assert upload(server, holder, files).json()["reused"] is False
+    (folder,) = [Path(entry["dir"]) for entry in fake(server).instances().values()]
+    assert (folder / "templates/a.j2").read_text() == "x"
+    assert not (folder / ".DS_Store").exists()
+    other = [files[0], extra("templates/.gitkeep", ""), files[1], extra("templates/._a.j2", "z")]
+    assert executable(server, holder, other, "templates/._a.j2").json()["reused"] is True
+
+
+def test_files_that_are_ignored_count_against_the_limits(server: LabServer, holder: str) -> None:
+    many = [extra(f"{number}/.gitkeep") for number in range(4)]
+    assert_refused(server, upload(server, holder, [topology(), *many]), 413, "more than 3 extra files")
+    large = [extra("a", b"a" * (MAX_EXTRA // 2)), extra(".DS_Store", b"b" * (MAX_EXTRA // 2 + 1))]
+    assert_refused(server, upload(server, holder, [topology(), *large]), 413, "extra files together")
+
+
+def test_a_dot_file_that_is_refused_is_told_why(server: LabServer, holder: str) -> None:
+    answer = upload(server, holder, [topology(), extra("a/.netrc")])
+    assert_refused(server, answer, 400, "'.netrc', which begins with a dot: .* obey such files.*but for .*[.]gitkeep")
 
 
 def test_reuse_is_the_default(server: LabServer, holder: str) -> None:
@@ -398,13 +466,18 @@ TOPOLOGY_PART = part('name="topology"; filename="topology.yml"')
         ),
         pytest.param(form(TOPOLOGY_PART, part('name="reuse"', "maybe")), "must be true or false", id="a wrong boolean"),
         pytest.param(form(TOPOLOGY_PART, part('name="reuse"', "")), "must be true or false", id="an empty boolean"),
-        pytest.param(form(TOPOLOGY_PART, part('name="reuse"', "x" * 2000)), "too long", id="a long field"),
+        pytest.param(form(TOPOLOGY_PART, part('name="reuse"', "x" * 5000)), "too long", id="a long field"),
         pytest.param(form(TOPOLOGY_PART, part('filename="x"', "x")), "has no name", id="a part without a name"),
         pytest.param(form(TOPOLOGY_PART, b"\r\nx"), "has no name", id="a part without headers"),
         pytest.param(
             form(TOPOLOGY_PART, b"X-Long: " + b"x" * 20_000 + b"\r\n\r\nx"),
             "[Hh]eader",
             id="header",
+        ),
+        pytest.param(
+            form(TOPOLOGY_PART, b'Content-Disposition: form-data; name=extra_files; filename="\xff"\r\n\r\nx'),
+            "not UTF-8",
+            id="a file name that is not UTF-8",
         ),
         pytest.param(form(b"no colon\r\n\r\nx"), "cannot be read", id="a header without a colon"),
     ],

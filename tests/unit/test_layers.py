@@ -21,7 +21,7 @@ SERVER = (
     {"labs", "preparations", "queue"},
     {"acquires", "log_stream", "roster"},
     {"uploads"},
-    {"netlab", "store"},
+    {"form_headers", "netlab", "store"},
     {"metrics", "openapi"},
     {"connection"},  # this and the next two are the client's, for the sub-commands
     {"answers", "failures", "notices"},

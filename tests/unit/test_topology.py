@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import PurePosixPath
@@ -10,7 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neops_remote_lab.netlab.topology import check_topology, collision, relative_name, topology_name
+from neops_remote_lab.netlab.reserved_names import is_ignored
+from neops_remote_lab.netlab.topology import collision, extra_file_name, relative_name, topology_name
+from neops_remote_lab.netlab.yaml_check import check_topology
+from neops_remote_lab.settings import Settings
+from tests.corpora import REFUSED_NAMES, UNPRINTABLE, UPLOADS, Upload
 
 BOMB = b"a: &a [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
     b"%c: &%c [%s]\n" % (name, name, b", ".join([b"*%c" % (name - 1)] * 10)) for name in b"bcdefghi"
@@ -91,6 +96,58 @@ def test_a_name_that_leaves_the_folder_or_would_be_obeyed_is_refused(uploaded: s
         relative_name(uploaded)
 
 
+@pytest.mark.parametrize(("uploaded", "sentence"), REFUSED_NAMES)
+def test_a_name_that_netlab_writes_obeys_or_deletes_is_refused_with_the_reason(uploaded: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"file name.*{re.escape(sentence)}"):
+        extra_file_name(uploaded)
+
+
+@pytest.mark.parametrize(
+    "uploaded",
+    [
+        "host_vars/r1.yml",
+        "host_vars/r1/users.yml",
+        "group_vars/all.yml",
+        "group_vars/frr/bgp/topology.yml",
+        "templates/hosts.yml",
+        "templates/clab.yml",
+        "config/r1.j2",
+        "suzieq/notes.txt",
+        "clab-notes.md",
+        "topology-defaults.yml",
+        "files/node_files",
+        "plugin.py",
+        "initial.j2",
+    ],
+)
+def test_names_that_netlab_leaves_alone_are_accepted(uploaded: str) -> None:
+    assert extra_file_name(uploaded) == PurePosixPath(uploaded)
+
+
+@pytest.mark.parametrize("character", UNPRINTABLE.values(), ids=UNPRINTABLE.keys())
+def test_a_name_with_a_character_that_is_not_printable_is_refused(character: str) -> None:
+    for uploaded in (f"a{character}b.yml", f"{character}.yml", f"a.yml{character}", f"a{character}/b.yml"):
+        with pytest.raises(ValueError, match=rf"file name .* has the character U\+{ord(character):04X}"):
+            relative_name(uploaded)
+        with pytest.raises(ValueError, match=r"has the character"):
+            topology_name(uploaded)
+
+
+def test_a_lone_surrogate_in_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"has the character U\+DCFF"):
+        relative_name("a\udcff.yml")
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".gitkeep", "a/.gitignore", "._motd.j2", "a/b/._x", ".GitKeep"])
+def test_files_that_nobody_meant_are_ignored(name: str) -> None:
+    assert is_ignored(name)
+
+
+@pytest.mark.parametrize("name", [".bashrc", ".git/config", "gitkeep", "a/.gitkeep/x", ".netlab.yml", ".env"])
+def test_no_other_dot_file_is_ignored(name: str) -> None:
+    assert not is_ignored(name)
+
+
 @given(st.text(alphabet=st.sampled_from("aA./\\:\0~ %.."), max_size=12))
 def test_no_accepted_name_leads_out_of_its_folder(uploaded: str) -> None:
     try:
@@ -161,6 +218,31 @@ def test_what_cannot_be_a_topology_is_refused_in_a_sentence(content: bytes, sent
         check_topology(content, max_nodes=1000)
 
 
+@pytest.mark.parametrize("upload", [upload for upload in UPLOADS if "topology" in upload.fields], ids=lambda u: u.name)
+def test_a_small_file_that_would_cost_much_is_refused(upload: Upload) -> None:
+    with pytest.raises(ValueError, match=re.escape(upload.sentence)):
+        check_topology(upload.topology(), max_nodes=Settings.model_fields["max_yaml_nodes"].default)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "%YAML 1.1\n---\nnodes: [a]\n",
+        "nodes: {a: {id: 0x1f, mtu: 9_216, uptime: 12:30:45, asn: 65000.1}}\n",
+        "a: '" + "1:" * 1000 + "1'\n",
+        "a: !!str " + "1" * 1000 + "\n",
+        "a: " + "f00d" * 1000 + "\n",
+        "a: " + "x" * 100_000 + "\n",
+        "a: |\n" + " %TAG !x! tag:x\n" * 1000,
+        "a: |\n" + "  neighbor 10.0.0.1\n" * 20_000,
+        "nodes: [" + ", ".join(f"r{n}" for n in range(2000)) + "]\nlinks: [" + ", ".join(["r1-r2"] * 8000) + "]\n",
+    ],
+    ids=lambda content: content[:20],
+)
+def test_what_a_topology_may_have_is_accepted(content: str) -> None:
+    check_topology(content.encode(), max_nodes=Settings.model_fields["max_yaml_nodes"].default)
+
+
 def test_aliases_are_counted_and_not_expanded() -> None:
     levels = b"".join(b"k%d: &k%d [*k%d, *k%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 200))
     with pytest.raises(ValueError, match="YAML nodes"):  # 2 ** 200 of them
@@ -179,7 +261,7 @@ def test_nesting_of_any_depth_is_refused_and_kills_nobody(opening: str) -> None:
     # In a process of its own: a parser that runs out of stack takes the whole process with it.
     script = f"""
 import threading
-from neops_remote_lab.netlab.topology import check_topology
+from neops_remote_lab.netlab.yaml_check import check_topology
 
 def check():
     try:

@@ -87,6 +87,12 @@ def identity(topology_sha256: str, extra: Mapping[str, str]) -> Identity:
     return Identity(topology_sha256, digest.hexdigest())
 
 
+def make_executable(path: Path) -> None:
+    """Allow everybody who may read a file to execute it."""
+    mode = path.stat().st_mode
+    path.chmod(mode | (mode & 0o444) >> 2)
+
+
 def digest(topology: Path) -> str:
     """SHA-256 of a file's bytes."""
     with topology.open("rb") as file:

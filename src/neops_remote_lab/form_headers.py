@@ -1,0 +1,67 @@
+"""What the headers of a form and of its parts say.
+
+The multipart library's own parser reads them: the one of the `email` package takes time quadratic in a header's length.
+"""
+
+from email.utils import decode_rfc2231
+from typing import Final
+from urllib.parse import unquote
+
+from python_multipart.multipart import parse_options_header
+
+MAX_CONTENT_TYPE: Final = 1024
+"""Most characters of the header Content-Type."""
+
+
+def boundary_of(content_type: str) -> bytes:
+    """The boundary of a form.
+
+    Args:
+        content_type: the header, as the HTTP library decodes it (Latin-1).
+
+    Raises:
+        ValueError: the header is too long, or that of something else.
+    """
+    if len(content_type) > MAX_CONTENT_TYPE:
+        raise ValueError(f"the header Content-Type has more than {MAX_CONTENT_TYPE} characters")
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data" or not (boundary := options.get(b"boundary")):
+        raise ValueError("the body must be multipart/form-data with the file field 'topology'")
+    return boundary
+
+
+def names_of(disposition: bytes) -> tuple[str | None, str | None]:
+    """The field and the file name of a part, from its Content-Disposition; None for what it lacks.
+
+    Raises:
+        ValueError: a name is not UTF-8.
+    """
+    options = parse_options_header(disposition)[1]
+    field, file_name = options.get(b"name"), options.get(b"filename")
+    return (
+        None if field is None else _decode(field),
+        _extended_file_name(disposition) if file_name is None else _decode(file_name),
+    )
+
+
+def _extended_file_name(disposition: bytes) -> str | None:
+    """The file name in the notation of RFC 2231, which older HTTP libraries use for names that are not ASCII."""
+    # The library leaves such parameters out, so the parameter gets another name for it.
+    renamed = parse_options_header(disposition.replace(b"filename*=", b"extended="))[1].get(b"extended")
+    if renamed is None:
+        return None
+    try:
+        return unquote(decode_rfc2231(renamed.decode("ascii"))[2], errors="strict")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(renamed) from error
+
+
+def _decode(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(name) from error
+
+
+def _not_utf8(name: bytes) -> ValueError:
+    return ValueError(f"the name {name[:50]!r} in the form is not UTF-8")

@@ -1,0 +1,145 @@
+"""Refuses, quickly and in little memory, what cannot be a topology or would keep netlab busy for minutes.
+
+Small files can cost much: nested aliases expand without end, `%TAG` lines cost PyYAML time quadratic in their number,
+and a base-60 number of a megabyte costs whatever reads it a minute. So everything is bounded before it is read, or
+while it is read event by event. No bound is near to what a topology has.
+"""
+
+import re
+import threading
+from itertools import islice
+from typing import Final
+
+import yaml
+
+from neops_remote_lab.text import one_line
+
+MAX_DEPTH: Final = 64
+"""Deepest nesting of a topology; netlab's own reader recurses."""
+TOO_DEEP: Final = f"the topology is nested too deeply: more than {MAX_DEPTH} levels"
+MAX_DIRECTIVES: Final = 8
+"""Most lines that begin with %. libyaml reads all of them in one call, which no other thread can interrupt."""
+MAX_TAG: Final = 256
+"""Most characters of a tag, a prefix from a %TAG line included: each use of it is a copy."""
+MAX_NUMBER: Final = 256
+"""Most characters of a number: reading a base-60 number takes time quadratic in its length."""
+SHOWN_NAME: Final = 50
+"""Most characters of a name in a message."""
+
+_TOO_DEEP_TO_READ: Final = "exceeded maximum nesting depth"
+"""What libyaml says from 1000 levels on, where it looks so far ahead that no event has been seen yet."""
+_NUMBER_TAGS: Final = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+_NUMBER: Final = re.compile(r"[-+]?(?:0[bx][0-9A-Fa-f_]*|[0-9.][0-9_:.]*(?:[eE][-+]?[0-9]*)?)")
+_DIRECTIVE: Final = re.compile(r"(?:\A|[\n\r\x85\u2028\u2029])%")
+
+_Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_reading: Final = threading.Lock()
+"""One file is read at a time: several would keep the interpreter, and so the event loop, waiting for each other."""
+
+
+def check_topology(content: bytes, *, max_nodes: int) -> None:
+    """Refuse what cannot be a topology, and what would make netlab use up the host's time or memory.
+
+    Raises:
+        ValueError: not UTF-8, no YAML mapping, more than `max_nodes` YAML nodes once aliases are expanded, or over
+            another limit of this module.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the topology is not UTF-8 text (byte {error.start})") from None
+    if not text.strip():
+        raise ValueError("the topology is empty")
+    if len(list(islice(_DIRECTIVE.finditer(text), MAX_DIRECTIVES + 1))) > MAX_DIRECTIVES:
+        raise ValueError(f"the topology has more than {MAX_DIRECTIVES} lines that begin with % (YAML directives)")
+    with _reading:
+        root = _read(text, max_nodes)
+    if not isinstance(root, yaml.MappingStartEvent):
+        raise ValueError("the topology must be a YAML mapping, with nodes and links")
+
+
+def _read(text: str, max_nodes: int) -> yaml.Event | None:
+    tree = _Tree(max_nodes)
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            tree.take(event)
+    except yaml.YAMLError as error:
+        if getattr(error, "problem", None) == _TOO_DEEP_TO_READ:
+            raise ValueError(TOO_DEEP) from None
+        raise ValueError(f"the topology is not valid YAML: {error}") from None
+    return tree.root
+
+
+class _Tree:
+    """Counts the nodes of a YAML document event by event: nothing is built, and nothing recurses."""
+
+    def __init__(self, max_nodes: int) -> None:
+        self.root: yaml.Event | None = None
+        self._max_nodes = max_nodes
+        self._size = 0
+        self._open: list[tuple[str | None, int]] = []
+        self._anchors: dict[str, int | None] = {}
+
+    def take(self, event: yaml.Event) -> None:
+        """Count one event. Raises ValueError for what no topology has."""
+        if isinstance(event, yaml.ScalarEvent):
+            self._take_scalar(event)
+        elif isinstance(event, yaml.AliasEvent):
+            self._add(self._size_of(event.anchor or ""))
+        elif isinstance(event, yaml.CollectionStartEvent):
+            self._begin(event)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = self._open.pop()
+            if anchor:
+                self._anchors[anchor] = self._size - before
+        elif isinstance(event, yaml.DocumentStartEvent) and self.root:
+            raise ValueError("the topology is not valid YAML: it holds more than one document")
+
+    def _add(self, nodes: int) -> None:
+        self._size += nodes
+        if self._size > self._max_nodes:
+            raise ValueError(f"the topology has more than {self._max_nodes} YAML nodes once its aliases are expanded")
+
+    def _take_scalar(self, event: yaml.ScalarEvent) -> None:
+        self._add(1)
+        self.root = self.root or event
+        if event.anchor:
+            self._anchors[event.anchor] = 1
+        if event.tag:
+            _check_tag(event.tag)
+        if len(event.value) > MAX_NUMBER and _is_number(event):
+            raise ValueError(
+                f"the topology has a number of {len(event.value)} characters, and at most {MAX_NUMBER} are allowed:"
+                " put it in quotes where it is text"
+            )
+
+    def _begin(self, event: yaml.CollectionStartEvent) -> None:
+        self.root = self.root or event
+        self._open.append((event.anchor, self._size))
+        if len(self._open) > MAX_DEPTH:
+            raise ValueError(TOO_DEEP)
+        if event.anchor:
+            self._anchors[event.anchor] = None
+        if event.tag:
+            _check_tag(event.tag)
+        self._add(1)
+
+    def _size_of(self, anchor: str) -> int:
+        shown = one_line(anchor, SHOWN_NAME)
+        if anchor not in self._anchors:
+            raise ValueError(f"the topology is not valid YAML: there is nothing for its alias *{shown}")
+        if (size := self._anchors[anchor]) is None:
+            raise ValueError(f"the topology has an alias that contains itself: *{shown}")
+        return size
+
+
+def _check_tag(tag: str) -> None:
+    if len(tag) > MAX_TAG:
+        raise ValueError(f"the topology has a YAML tag of more than {MAX_TAG} characters")
+
+
+def _is_number(event: yaml.ScalarEvent) -> bool:
+    """Whether a reader would take a scalar for a number: by its tag, or by its looks where it is not in quotes."""
+    if event.tag:
+        return event.tag in _NUMBER_TAGS
+    return event.implicit[0] and _NUMBER.fullmatch(event.value) is not None
