@@ -53,7 +53,11 @@ _UPLOAD: Final = {
             "default": True,
             "description": "share the lab when it runs this topology already",
         },
-        "extra_files": {"type": "array", "items": _FILE, "description": "files beside the topology; may be in directories"},
+        "extra_files": {
+            "type": "array",
+            "items": _FILE,
+            "description": "files beside the topology; may be in directories",
+        },
         "executable": {
             "type": "array",
             "items": {"type": "string"},
