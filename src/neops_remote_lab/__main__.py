@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from yaml import YAMLError
 
 from neops_remote_lab import __version__, show_queue
+from neops_remote_lab.framing import protocol
 from neops_remote_lab.host_locks import HostLock, read_note
 from neops_remote_lab.server import create_app
 from neops_remote_lab.settings import NO_HOME, Settings, add_flags, parse_settings, refuse
@@ -169,6 +170,10 @@ def serve(settings: Settings) -> None:
 
 def _uvicorn_config(settings: Settings, level: str) -> uvicorn.Config:
     try:
+        http = protocol(settings.http_parser, settings.send_timeout)
+    except ImportError:
+        refuse("httptools is not installed: install neops-remote-lab[fast], or omit --http-parser")
+    try:
         return uvicorn.Config(
             create_app(settings),
             host=settings.host,
@@ -176,6 +181,7 @@ def _uvicorn_config(settings: Settings, level: str) -> uvicorn.Config:
             log_level=level.lower(),
             log_config=str(settings.log_config) if settings.log_config else None,
             access_log=settings.debug,
+            http=http,
             workers=1,  # uvicorn would obey $WEB_CONCURRENCY, and two servers cannot share one lab
             timeout_graceful_shutdown=CONNECTIONS_TIMEOUT,
             lifespan="on",

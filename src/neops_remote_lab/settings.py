@@ -57,6 +57,12 @@ class Settings(BaseModel):
 
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - other machines are the users
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one and logs it")
+    http_parser: Literal["auto", "h11", "httptools"] = Field(
+        "auto", description="which parser reads requests; auto: httptools where it is installed"
+    )
+    send_timeout: PositiveSeconds = Field(
+        60, description="seconds after which a client that does not read its answers is disconnected"
+    )
     debug: bool = Field(False, description="log everything")
     log_level: Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"] = Field("INFO", description="log level")
     log_config: Path | None = Field(
@@ -120,6 +126,13 @@ class Settings(BaseModel):
         description="how much checks, and the look at a starting lab's devices, yield to others",
     )
     max_prepared: int = Field(8, ge=0, description="checked topologies that are kept prepared for each waiting session")
+    max_log_readers: int = Field(64, ge=1, description="most readers of logs at the same time")
+    max_session_log_readers: int = Field(16, ge=1, description="most of them for one session")
+    log_backlog_bytes: int = Field(
+        8 << 20,
+        ge=1,
+        description="how much of a log's end is shown, and how far a reader of its stream may fall behind, in bytes",
+    )
     acquire_poll: PositiveSeconds = Field(1, description="seconds between two attempts of a blocking local acquire")
 
 

@@ -26,7 +26,7 @@ SERVER = (
     {"connection"},  # this and the next two are the client's, for the sub-commands
     {"answers", "failures", "notices"},
     {"access"},
-    {"clock", "host_locks", "models", "settings"},
+    {"clock", "framing", "host_locks", "models", "settings"},
     {"text"},
 )
 """The server's modules, the highest first. Those of one layer do not know each other."""

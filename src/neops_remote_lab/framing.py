@@ -1,0 +1,201 @@
+"""HTTP/1.1 on one connection: where a request begins and ends, before uvicorn's parser sees it.
+
+A proxy in front may read a sloppy request differently from the parser behind it, and both parsers that uvicorn has
+accept some. So each head is checked as a whole here, and only what has one meaning goes on to the parser; everything
+else gets 400, and the connection is closed. A chunked request is the last one of its connection, so how its chunks are
+read decides nothing about a later request.
+
+One request of a connection is worked on at a time, and what a client sends ahead is not read meanwhile. A client that
+takes no answers is disconnected after a while.
+"""
+
+import asyncio
+import importlib.util
+import json
+import re
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MAX_HEAD_BYTES: Final = 65_536
+"""Most bytes of a request line with its headers."""
+
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_HEAD = re.compile(
+    rb"%b [\x21-\x7e]+ HTTP/1\.(?P<minor>[01])\r\n(?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n" % (_TOKEN, _TOKEN)
+)
+_FRAMING = re.compile(rb"^(host|content-length|transfer-encoding):(.*)\r$", re.IGNORECASE | re.MULTILINE)
+_HOST = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*", re.ASCII)
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+_CLOSE: Final = (b"connection", b"close")
+
+
+def body_length(head: bytes) -> int | None:
+    """How many bytes follow a head, which ends with an empty line; None for a chunked body.
+
+    Raises:
+        ValueError: the head can be read in more than one way, or in none.
+    """
+    if (line := _HEAD.fullmatch(head)) is None:
+        raise ValueError("the request line or a header line is malformed")
+    found: dict[bytes, list[bytes]] = {b"host": [], b"content-length": [], b"transfer-encoding": []}
+    for name, value in _FRAMING.findall(head):
+        found[name.lower()].append(value.strip(b" \t"))
+    hosts, lengths, codings = found.values()
+    if len(hosts) > 1 or (not hosts and line["minor"] == b"1") or not all(map(_HOST.fullmatch, hosts)):
+        raise ValueError("there must be one header Host, with the name of a host")
+    if codings and lengths:
+        raise ValueError("Content-Length and Transfer-Encoding exclude each other")
+    if codings and (line["minor"] == b"0" or [coding.lower() for coding in codings] != [b"chunked"]):
+        raise ValueError("the only Transfer-Encoding is chunked, in HTTP/1.1")
+    if len(lengths) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
+        raise ValueError("there may be one header Content-Length, with a number")
+    return None if codings else int(lengths[0]) if lengths else 0
+
+
+if TYPE_CHECKING:
+    _Parser = H11Protocol
+else:
+    _Parser = object
+
+
+class Framing(_Parser):
+    """Stands before the methods of one of uvicorn's protocols."""
+
+    send_timeout: float
+    """Seconds for which a client may leave an answer in the way of the next bytes."""
+
+    _ahead: bytearray
+    """What was received, and not yet given to the parser."""
+    _body_left: int | None
+    """Bytes of the current request that are still to come; None: chunks, to the end of the connection."""
+    _overdue: asyncio.TimerHandle | None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin with an empty connection."""
+        self._ahead, self._body_left, self._overdue = bytearray(), 0, None
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is expected any more."""
+        self._ahead.clear()
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        self._unset_keepalive_if_required()
+        if not self._ahead and (self._body_left is None or len(data) <= self._body_left):
+            self._pass_body(data)
+        elif not self.transport.is_closing():
+            self._ahead += data
+            self._go_on()
+
+    def on_response_complete(self) -> None:
+        """Go on with the request that was sent ahead."""
+        super().on_response_complete()
+        self._go_on()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a body that the parser cannot read, unless half of another answer is out."""
+        if self.cycle is not None and self.cycle.response_started:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
+    def pause_writing(self) -> None:
+        """The client does not read: give it some time."""
+        super().pause_writing()
+        self._stop_timer()
+        self._overdue = self.loop.call_later(self.send_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads."""
+        super().resume_writing()
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+
+    def _go_on(self) -> None:
+        while self._ahead and not self.transport.is_closing():
+            if self._body_left != 0:
+                count = len(self._ahead) if self._body_left is None else self._body_left
+                data = bytes(self._ahead[:count])
+                del self._ahead[:count]
+                self._pass_body(data)
+            elif self.cycle is not None and not self.cycle.response_complete:
+                self.flow.pause_reading()
+                return
+            elif not self._take_head():
+                return
+
+    def _pass_body(self, data: bytes) -> None:
+        if self._body_left is not None:
+            self._body_left -= len(data)
+        super().data_received(data)
+
+    def _take_head(self) -> bool:
+        """Give the next head to the parser; False where there is none yet, or where it was refused."""
+        while self._ahead.startswith(b"\r\n"):  # a client may end its body with a line break of its own
+            del self._ahead[:2]
+        end = self._ahead.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
+        if end < 4:
+            if len(self._ahead) >= MAX_HEAD_BYTES:
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too large")
+            elif _BARE_LINE_FEED.search(self._ahead):
+                self._refuse(HTTPStatus.BAD_REQUEST, "a line of the request does not end with CR LF")
+            return False
+        head = bytes(self._ahead[:end])
+        del self._ahead[:end]
+        try:
+            self._body_left = body_length(head)
+        except ValueError as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+            return False
+        super().data_received(head)
+        if self._body_left is None and self.cycle is not None:
+            self.cycle.keep_alive = False
+            self.headers.append(_CLOSE)
+        return self._still_here()
+
+    def _still_here(self) -> bool:
+        """Whether the connection has not become a WebSocket, which then gets what was sent ahead."""
+        follower = self.transport.get_protocol()
+        if follower is self:
+            return True
+        if self._ahead and isinstance(follower, asyncio.Protocol):
+            follower.data_received(bytes(self._ahead))
+        return False
+
+    def _refuse(self, status: HTTPStatus, why: str) -> None:
+        body = json.dumps({"detail": why}).encode()
+        self.transport.write(
+            b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (status, status.phrase.encode(), len(body), body)
+        )
+        self._ahead.clear()
+        self.transport.close()
+
+
+def protocol(parser: Literal["auto", "h11", "httptools"], send_timeout: float) -> type[asyncio.Protocol]:
+    """The protocol of a server's connections.
+
+    Args:
+        parser: which of uvicorn's parsers reads requests; `auto`: httptools where it is installed.
+        send_timeout: seconds for which a client may leave its answers unread.
+
+    Raises:
+        ImportError: the parser is not installed.
+    """
+    chosen: type[asyncio.Protocol] = H11Protocol
+    if parser == "httptools" or (parser == "auto" and importlib.util.find_spec("httptools")):
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: PLC0415 - may not be installed
+
+        chosen = HttpToolsProtocol
+    framed = type(f"Framed{chosen.__name__}", (Framing, chosen), {"send_timeout": send_timeout})
+    return cast("type[asyncio.Protocol]", framed)
