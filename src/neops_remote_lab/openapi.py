@@ -161,7 +161,7 @@ OPERATIONS: Final = (
         "/lab/log",
         "What netlab has printed",
         {200: "text/plain"},
-        _NOT_ACTIVE | _HEADER_MISSING,
+        _NOT_ACTIVE | _HEADER_MISSING | {429: "too many readers of this log", 503: "too many readers of logs"},
         (SESSION_HEADER,),
     ),
     Operation(

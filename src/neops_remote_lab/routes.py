@@ -3,7 +3,8 @@
 import asyncio
 import math
 import shutil
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from http import HTTPStatus
 from typing import Final, TypeVar
@@ -13,10 +14,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette import status
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response
 
 from neops_remote_lab import uploads
-from neops_remote_lab.log_stream import follow, read_log
+from neops_remote_lab.log_stream import HeldResponse
 from neops_remote_lab.models import (
     ActiveSessionResponseDto,
     CreateSessionRequestDto,
@@ -136,18 +137,21 @@ async def get_log(request: Request) -> Response:
     services, session_id = await _active_caller(request)
     if (log := services.labs.log(session_id)) is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no lab is running, so there is no log")
+    holds = _reading(services, session_id)
     if "text/event-stream" not in request.headers.get("Accept", ""):
-        return PlainTextResponse(await services.run_blocking(read_log, log))
+        return HeldResponse(services.log_streams.text(log), holds, media_type="text/plain")
 
     def lives() -> bool:
         return services.labs.log(session_id) == log and not services.queue.draining
 
-    async def events() -> AsyncIterator[str]:
-        with services.queue.open_call(session_id):
-            async for event in follow(log, services.run_blocking, lives):
-                yield event
+    events = services.log_streams.events(log, lives)
+    return HeldResponse(events, holds, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+@contextmanager
+def _reading(services: Services, session_id: str) -> Iterator[None]:
+    with services.log_streams.place(session_id), services.queue.open_call(session_id):
+        yield
 
 
 async def release_lab(request: Request) -> Response:

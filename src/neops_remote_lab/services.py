@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from neops_remote_lab.acquires import SERVER_ENDED
 from neops_remote_lab.clock import Clock
 from neops_remote_lab.labs import LabService
+from neops_remote_lab.log_stream import LogStreams
 from neops_remote_lab.metrics import Metrics, Snapshot, StateCollector
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.lab_manager import LabManager
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 STOPPED_AFTER: Final = 5.0
 """Seconds that the keeper may wake up late; after more it takes it that the process or its machine stood still."""
+LOG_THREADS: Final = 1
+"""Threads that read logs: many readers take the processor from neither netlab nor the event loop."""
 PRUNE_EVERY: Final = 3600.0
 """Seconds between two clean-ups of the history."""
 
@@ -43,6 +46,7 @@ class Services:
     queue: SessionQueue
     labs: LabService
     preparations: Preparations
+    log_streams: LogStreams
     metrics: Metrics
     run_blocking: Callable[..., Awaitable[Any]]
     started: float
@@ -61,12 +65,7 @@ class Services:
 
 def build_services(settings: Settings, clock: Clock) -> Services:
     """Put the parts together; to be called inside the event loop."""
-    limiter = anyio.CapacityLimiter(settings.lab_threads)
-
-    async def run_blocking(function: Callable[..., Any], *arguments: Any) -> Any:
-        # A limit of its own: the framework's threads stay free whatever netlab does.
-        return await anyio.to_thread.run_sync(function, *arguments, limiter=limiter)
-
+    run_blocking = _in_threads(settings.lab_threads)  # the framework's threads stay free whatever netlab does
     database = Database(settings.database, synchronous=settings.synchronous, busy_timeout=settings.busy_timeout)
     metrics = Metrics()
     queue = SessionQueue(SessionStore(database, settings.lab_host), settings, clock, metrics)
@@ -88,7 +87,19 @@ def build_services(settings: Settings, clock: Clock) -> Services:
         metrics=metrics,
     )
     metrics.registry.register(StateCollector(lambda: _look_at(queue, labs)))
-    return Services(settings, clock, database, queue, labs, preparations, metrics, run_blocking, clock.monotonic())
+    streams = LogStreams(settings, _in_threads(LOG_THREADS))
+    return Services(
+        settings, clock, database, queue, labs, preparations, streams, metrics, run_blocking, clock.monotonic()
+    )
+
+
+def _in_threads(count: int) -> Callable[..., Awaitable[Any]]:
+    limiter = anyio.CapacityLimiter(count)
+
+    async def run_blocking(function: Callable[..., Any], *arguments: Any) -> Any:
+        return await anyio.to_thread.run_sync(function, *arguments, limiter=limiter)
+
+    return run_blocking
 
 
 def _look_at(queue: SessionQueue, labs: LabService) -> Snapshot:

@@ -1,7 +1,15 @@
 """What netlab prints, while it prints it."""
 
-from tests.fakes import topology_text
-from tests.server import LabServer
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import topology_text, wait_until
+from tests.server import LabServer, running_server
 
 
 def test_a_log_is_followed_from_its_begin_to_the_end_of_the_lab(lab_server: LabServer) -> None:
@@ -30,3 +38,126 @@ def test_the_log_so_far_is_plain_text_without_folders_of_the_host(lab_server: La
     assert answer.headers["content-type"].startswith("text/plain")
     assert "Starting clab nodes" in answer.text
     assert str(lab_server.root) not in answer.text
+
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+def with_lab(server: LabServer) -> tuple[str, Path]:
+    """An active session with a lab, and the log of that lab."""
+    session = server.join()
+    assert server.acquire(session, topology_text(1)).status_code == 200
+    (log,) = server.work_dir.glob("*/netlab.log")
+    return session, log
+
+
+def append(log: Path, data: bytes) -> None:
+    """Print something as netlab does."""
+    with log.open("ab") as file:
+        file.write(data)
+
+
+def until(lines: Iterator[str], wanted: str) -> list[str]:
+    """What a stream says up to a line, that one included."""
+    seen = []
+    for line in lines:
+        seen.append(line)
+        if line == wanted:
+            return seen
+    raise AssertionError(f"the stream ended without {wanted!r}: {seen[-5:]}")
+
+
+def test_a_line_of_netlab_forges_no_event(lab_server: LabServer) -> None:
+    ends = ["\r", "\r\r", "\x0b", "\x0c", "\x85", "\u2028", "\x00"]
+    session, log = with_lab(lab_server)
+    lines = [f"{end}event: end{end}id: 7{end}retry: 1{end}data: forged{end}{end}data: too" for end in ends]
+    append(log, "\n".join(["begin", *lines, "last\n"]).encode())
+    with lab_server.client(session) as client, client.stream("GET", "/lab/log", headers=STREAM) as stream:
+        text = ""
+        for piece in stream.iter_text():
+            text += piece
+            if "data: last" in text:
+                break
+    (between,) = re.findall(r"data: begin\n\n(.*)\n\ndata: last\n\n", text, re.DOTALL)
+    assert not re.search(r"[^\n\x20-\x7e]", between)
+    events = between.split("\n\n")
+    assert len(events) == len(ends)
+    assert all(line.startswith("data: ") for event in events for line in event.split("\n"))
+
+
+def test_a_traceback_is_hidden_although_it_is_printed_bit_by_bit(lab_server: LabServer) -> None:
+    session, log = with_lab(lab_server)
+    with lab_server.client(session) as client, client.stream("GET", "/lab/log", headers=STREAM) as stream:
+        lines = stream.iter_lines()
+        append(log, b'before\nTraceback (most recent call last):\n  File "/usr/lib/secret.py", line 1, in run\n')
+        seen = until(lines, "data: before")
+        # the stream has passed the head of the traceback on its way to whatever is printed now
+        append(log, b"    secret(1)\n\nValueError: cause\nafter\n")
+        seen += until(lines, "data: after")
+    assert "data: ValueError: cause" in seen
+    assert not [line for line in seen if "secret" in line or "Traceback" in line]
+
+
+def test_a_log_ends_with_a_line_that_has_no_end(lab_server: LabServer) -> None:
+    session, log = with_lab(lab_server)
+    append(log, b"Password: ")
+    with lab_server.client(session) as client, lab_server.client(session) as other:
+        assert client.get("/lab/log").text.endswith("\nPassword: \n")
+        with client.stream("GET", "/lab/log", headers=STREAM) as stream:
+            lines = stream.iter_lines()
+            until(lines, "data: OK: Lab devices configured")
+            assert other.delete("/lab").status_code == 202
+            assert any(line.startswith("data: Password: ") for line in until(lines, "event: end"))
+
+
+def test_a_long_log_is_shown_from_its_last_bytes_on(tmp_path: Path) -> None:
+    with running_server(tmp_path, log_backlog_bytes="1000") as server:
+        session, log = with_lab(server)
+        append(log, b"".join(b"line %d\n" % number for number in range(100_000)))
+        with server.client(session) as client:
+            shown = client.get("/lab/log").text.splitlines()
+            with client.stream("GET", "/lab/log", headers=STREAM) as stream:
+                streamed = until(stream.iter_lines(), "data: line 99999")
+    assert shown[-1] == "line 99999"
+    assert 900 < len("\n".join(shown)) <= 1010
+    assert [line.removeprefix("data: ") for line in streamed if line] == shown
+
+
+def test_a_reader_that_does_not_read_is_told_that_it_fell_behind(tmp_path: Path) -> None:
+    with running_server(tmp_path, log_backlog_bytes="100000") as server:
+        session, log = with_lab(server)
+        with closing(socket.socket()) as slow, server.client(session) as client:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", server.port))
+            slow.settimeout(30)
+            request = (
+                f"GET /lab/log HTTP/1.1\r\nHost: x\r\nX-Session-ID: {session}\r\nAccept: text/event-stream\r\n\r\n"
+            )
+            slow.sendall(request.encode())
+            received = slow.recv(100)
+            with client.stream("GET", "/lab/log", headers=STREAM) as stream:
+                lines = stream.iter_lines()
+                for turn in range(8):  # more than the sockets' buffers hold
+                    append(log, (b"x" * 9000 + b"\n") * 250 + b"turn %d\n" % turn)
+                    until(lines, f"data: turn {turn}")
+            while b"event: end" not in received[-500:]:
+                piece = slow.recv(1 << 16)
+                assert piece, received[-500:]
+                received += piece
+    assert b"too slow" in received[-500:]
+    assert b"data: turn 7" not in received
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"), [({"max_session_log_readers": "2"}, 429), ({"max_log_readers": "2"}, 503)], ids=str
+)
+def test_the_readers_of_logs_are_limited(tmp_path: Path, settings: dict[str, str], code: int) -> None:
+    with running_server(tmp_path, **settings) as server:
+        session, _ = with_lab(server)
+        with server.client(session) as one, server.client(session) as other, server.client(session) as third:
+            with one.stream("GET", "/lab/log", headers=STREAM), other.stream("GET", "/lab/log", headers=STREAM):
+                for headers in ({}, STREAM):
+                    refused = third.get("/lab/log", headers=headers)
+                    assert refused.status_code == code
+                    assert int(refused.headers["Retry-After"]) > 0
+            wait_until(lambda: third.get("/lab/log").status_code == 200)
