@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import pytest
 
 from neops_remote_lab.client import LONGEST_POLL, RemoteLabClient, default_label
 from neops_remote_lab.clock import Clock
-from neops_remote_lab.connection import UNREACHABLE_TIMEOUT, ServerConnection
+from neops_remote_lab.connection import CLOSE_TIMEOUT, UNREACHABLE_TIMEOUT, ServerConnection
 from neops_remote_lab.models import DeviceInfoDto
 
 Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
@@ -74,6 +76,9 @@ class ScriptedServer:
             raise answer
         return answer(request)
 
+    def scripted(self, call: str) -> Answer:
+        return self._scripts[call][0]
+
     def of(self, call: str) -> list[httpx.Request]:
         return [request for request in self.requests if name_of(request) == call]
 
@@ -119,7 +124,8 @@ def connect(server: ScriptedServer, clock: PausedClock) -> Callable[..., RemoteL
     def connect(**options: Any) -> RemoteLabClient:
         transport = httpx.MockTransport(server)
         usual: dict[str, Any] = {"transport": transport, "clock": clock, "pause": clock.pause}
-        return RemoteLabClient("http://lab", **usual | {"heartbeat_interval": 3600} | options)
+        url = options.pop("url", "http://lab")
+        return RemoteLabClient(url, **usual | {"heartbeat_interval": 3600} | options)
 
     return connect
 
@@ -619,6 +625,255 @@ def test_a_lost_session_is_told_once(server: ScriptedServer, connect: Connect, s
             client.release()
     assert reasons == ["ended by an operator"]
     assert not server.of(END)
+
+
+# A server that cannot be reached, and what is said of it
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+def test_an_unreachable_server_is_told_soon_and_given_up_sooner_before_its_first_answer(
+    server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
+) -> None:
+    server.script(JOIN, httpx.ConnectError("connection refused"))
+    moments: list[float] = []
+
+    def tell(sentence: str) -> None:
+        told.append(sentence)
+        moments.append(clock.seconds - 1000)
+
+    with pytest.raises(httpx.ConnectError, match=r"^no answer from http://lab in 30 s: connection refused$"):
+        connect(on_trouble=tell)
+    assert told == ["no answer from http://lab: connection refused; giving up in 29 s"]
+    assert 1 <= moments[0] <= 2
+
+
+def test_a_wait_tells_of_trouble_again_and_again_and_of_its_end(
+    server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
+) -> None:
+    def goes_down(_: httpx.Request) -> httpx.Response:
+        server.down_until = clock.seconds + 100
+        raise CUT
+
+    server.script(POLL, waiting(1), goes_down, active)
+    connect(on_trouble=told.append).close()
+    assert len(told) == 5
+    assert told[0] == "no answer from http://lab: connection refused; giving up in 119 s"
+    assert told[-1] == "http://lab answers again"
+
+
+def test_a_restart_that_is_over_in_a_second_is_not_told(
+    server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
+) -> None:
+    server.script(POLL, waiting(1), CUT, refusal(503, "draining"), active)
+    connect(on_trouble=told.append).close()
+    assert told == []
+
+
+def test_trouble_is_logged_where_nobody_wants_to_be_told(
+    server: ScriptedServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script(JOIN, CUT)
+    with pytest.raises(httpx.ReadError):
+        connect()
+    assert "no answer from http://lab: connection reset; giving up in 29 s" in caplog.messages
+
+
+def test_a_wait_gives_up_a_server_that_stays_away(server: ScriptedServer, connect: Connect) -> None:
+    server.script(POLL, waiting(1), CUT)
+    with pytest.raises(httpx.ReadError, match="no answer from http://lab in 50 s: connection reset"):
+        connect(session_timeout=3600, unreachable_timeout=50)
+    server.script(POLL, waiting(1), refusal(503, "draining"))
+    with pytest.raises(httpx.HTTPStatusError, match="503: draining"):
+        connect(session_timeout=3600, unreachable_timeout=50)
+
+
+def test_after_the_first_defeat_every_call_is_tried_once(
+    server: ScriptedServer, connect: Connect, clock: PausedClock, topology: Path
+) -> None:
+    client = connect(unreachable_timeout=50)
+    server.down_until = clock.seconds + 1000
+    for _ in range(3):
+        with pytest.raises(httpx.ConnectError):
+            client.acquire(topology)
+    with pytest.raises(httpx.ConnectError):
+        client.release()
+    client.close()
+    assert clock.seconds == 1050
+    assert len([moment for moment in server.moments(ACQUIRE) if moment >= 50]) == 3
+
+
+def test_a_server_that_is_back_is_trusted_again(
+    server: ScriptedServer, connect: Connect, clock: PausedClock, topology: Path
+) -> None:
+    client = connect(unreachable_timeout=50)
+    server.down_until = clock.seconds + 60
+    with pytest.raises(httpx.ConnectError):
+        client.acquire(topology)
+    clock.pause(20)
+    client.acquire(topology)
+    server.down_until = clock.seconds + 40
+    client.release()
+    client.close()
+
+
+def test_a_long_acquire_that_a_proxy_cuts_again_and_again_goes_on(
+    server: ScriptedServer, connect: Connect, clock: PausedClock, topology: Path
+) -> None:
+    def cut(status: int) -> Answer:
+        def held(_: httpx.Request) -> httpx.Response:
+            clock.pause(60)
+            if status:
+                return refusal(status, "timeout")
+            raise CUT
+
+        return held
+
+    acquired = httpx.Response(200, json={"reused": False, "devices": DEVICES})
+    server.script(ACQUIRE, *map(cut, (504, 504, 524, 408, 0, 0, 0)), acquired)
+    with connect(unreachable_timeout=30) as client:
+        client.acquire(topology)
+    assert len(set(server.keys(ACQUIRE))) == 1
+    assert len(server.keys(ACQUIRE)) == 8
+
+
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504, 520, 521, 522, 523, 524])
+@pytest.mark.parametrize("call", [JOIN, POLL, ACQUIRE, RELEASE, DESTROY, END])
+def test_what_a_proxy_answers_for_a_while_is_ridden_out(
+    server: ScriptedServer, connect: Connect, topology: Path, status: int, call: str
+) -> None:
+    usual = server.scripted(call)
+    page = httpx.Response(status, html="<h1>a proxy</h1>", headers={"Retry-After": "2"})
+    server.script(call, page, page, usual)
+    with connect() as client:
+        client.acquire(topology)
+        client.release()
+        client.destroy()
+    moments = server.moments(call)
+    assert [later - sooner for sooner, later in pairwise(moments)][:2] == [2, 2]
+
+
+def test_a_page_in_the_place_of_an_answer_is_no_traceback(server: ScriptedServer, connect: Connect) -> None:
+    server.script(JOIN, httpx.Response(200, html="<title>Please log in</title>"))
+    with pytest.raises(httpx.HTTPError, match="200: Please log in: that is no answer of a lab server"):
+        connect()
+
+
+def test_a_redirect_says_what_to_set(server: ScriptedServer, connect: Connect) -> None:
+    server.script(JOIN, httpx.Response(308, html="<h1>Moved</h1>", headers={"Location": "https://lab/session"}))
+    with pytest.raises(httpx.HTTPStatusError, match=r"308: redirected to .*: set REMOTE_LAB_URL=https://lab$"):
+        connect()
+
+
+def test_the_end_of_a_session_takes_a_few_seconds(server: ScriptedServer, connect: Connect, clock: PausedClock) -> None:
+    client = connect(unreachable_timeout=600)
+    server.down_until = clock.seconds + 1000
+    with pytest.raises(httpx.ConnectError):
+        client.release(timeout=CLOSE_TIMEOUT)
+    client.close()
+    assert clock.seconds - 1000 <= 2 * CLOSE_TIMEOUT
+
+
+def test_an_address_that_cannot_work_fails_before_anything_is_sent(server: ScriptedServer) -> None:
+    for url in ("lab-host:8000", "lab-host/8000", "http://lab-host:8000\n", "http://"):
+        with pytest.raises(ValueError, match="base_url"):
+            RemoteLabClient(url, transport=httpx.MockTransport(server))
+    assert not server.requests
+
+
+# What 1.x has
+
+
+def test_the_attributes_of_1x(connect: Connect) -> None:
+    client = connect(request_timeout=11, session_timeout=22, lab_acquisition_timeout=33)
+    names = ("base_url", "request_timeout", "session_timeout", "lab_acquisition_timeout")
+    assert [getattr(client, name) for name in names] == ["http://lab", 11, 22, 33]
+    ids = [client.session_id]
+    client.close()
+    assert [*ids, client.session_id] == ["s1", ""]
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("label", "sent"),
+    [
+        ("caf\u00e9 \u6771\u4eac", "caf\u00e9 \u6771\u4eac"),
+        (b"caf\xe9".decode(errors="surrogateescape"), r"caf\udce9"),
+        ("a\nb\x1b[31m\u202e\x9b\0", r"a\nb\x1b[31m\u202e\x9b\x00"),
+        ("x" * 500, "x" * 200),
+    ],
+)
+def test_labels_are_made_fit_for_the_queue(server: ScriptedServer, connect: Connect, label: str, sent: str) -> None:
+    connect(client=label, purpose=label, session_key=label).close()
+    assert json.loads(server.of(JOIN)[0].content) == {"client": sent, "purpose": sent}
+
+
+def test_a_file_name_that_is_not_utf8_can_be_sent(server: ScriptedServer, connect: Connect, tmp_path: Path) -> None:
+    path = tmp_path / b"r\xe9seau.yml".decode(errors="surrogateescape")
+    path.write_text("nodes: [r1]\n")
+    with connect() as client:
+        client.acquire(path)
+    assert b"udce9seau.yml" in server.of(ACQUIRE)[0].content
+
+
+# Secrets
+
+SESSION = "0123456789abcdef0123456789abcdef"
+
+
+def test_no_log_and_no_message_shows_the_session_or_the_password(
+    server: ScriptedServer, connect: Connect, caplog: pytest.LogCaptureFixture, told: list[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    poll, end = f"GET /session/{SESSION}", f"DELETE /session/{SESSION}"
+    server.script(JOIN, httpx.Response(201, json={"session_id": SESSION, "position": 0}))
+    server.script(poll, waiting(1), CUT, refusal(503, "draining"), refusal(500, "a bug"))
+    server.script(end, CUT)
+    with pytest.raises(httpx.HTTPStatusError, match="GET /session/01234567…: 500: a bug"):
+        connect(url="http://user:s3cret@lab", on_trouble=told.append)
+    text = caplog.text + "".join(told)
+    assert "GET /session/01234567…" in text
+    assert SESSION not in text
+    assert "s3cret" not in text
+    assert not [record for record in caplog.records if record.name == "httpx"]
+    httpx.Client(transport=httpx.MockTransport(server)).get("http://other/queue")
+    assert [record for record in caplog.records if record.name == "httpx"]  # those of others stay as they are
+
+
+def test_no_traceback_shows_the_session_or_the_password(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(
+        f"""
+        import os
+        import httpx
+        from neops_remote_lab.client import RemoteLabClient
+
+        def answer(request):
+            if request.method == "POST":
+                return httpx.Response(201, json={{"session_id": "{SESSION}", "position": 1}})
+            if request.method == "DELETE":
+                return httpx.Response(204)
+            if request.url.params["wait"] == "1":
+                raise httpx.ConnectError("refused")
+            return httpx.Response(200, json={{"status": "waiting", "position": 1}})
+
+        def test_it():
+            RemoteLabClient(os.environ["REMOTE_LAB_URL"], 2, 2, transport=httpx.MockTransport(answer))
+        """
+    )
+    monkeypatch.setenv("REMOTE_LAB_URL", "http://user:s3cret@lab")
+    result = pytester.runpytest_subprocess("--tb=long", "--junit-xml=junit.xml", "-p", "no:cacheprovider")
+    text = result.stdout.str() + result.stderr.str() + pytester.path.joinpath("junit.xml").read_text()
+    result.assert_outcomes(failed=1)
+    assert "not active within 2 s" in text
+    for secret in (f"/session/{SESSION}", f"'{SESSION}'", "s3cret"):
+        assert secret not in text
 
 
 # The connection, as the controller of a pytest-xdist run uses it
