@@ -298,18 +298,20 @@ class RemoteLabClient:
     def _wait_for_turn(self) -> None:
         held = 0  # the first answer comes at once, to tell the user what there is to wait for
         while True:
-            began = self._server.now()
+            began, known = self._server.now(), self._position
             status = self._poll(held)
             if status.status == "active":
                 return
-            self._keep_pace(held, began, status)
+            self._keep_pace(began, status, moved=known != status.position)
             held = self._longest_hold()
 
     def _poll(self, held: int) -> SessionStatusResponseDto:
         path, headers = f"/session/{self.session_id}", headers_of(self.session_id)
+        # a position that changed since the last answer is told at once
+        params = {"wait": held, "position": self._position} if held and self._position else {"wait": held}
         try:
             response = self._server.call(
-                "GET", path, until=self._patient_until, held=held, params={"wait": held}, headers=headers
+                "GET", path, until=self._patient_until, held=held, params=params, headers=headers
             )
         except httpx.TransportError as error:
             if self._server.now() < self._patient_until:
@@ -330,14 +332,16 @@ class RemoteLabClient:
         if self._on_progress is not None:
             self._on_progress(status.position, status.waiting_for)
 
-    def _keep_pace(self, held: int, began: float, status: SessionStatusResponseDto) -> None:
+    def _keep_pace(self, began: float, status: SessionStatusResponseDto, *, moved: bool) -> None:
         now, until = self._server.now(), self._patient_until
         if now >= until:
             behind = f" ({status.waiting_for})" if status.waiting_for else ""
             raise TimeoutError(
                 f"not active within {self.session_timeout:g} s: position {status.position} in the queue{behind}"
             )
-        if held and began + POLL_INTERVAL > now:  # an older server, or one that is about to restart, answers at once
+        if (
+            not moved and began + POLL_INTERVAL > now
+        ):  # an older server, or one that is about to restart, answers at once
             self._server.pause(min(began + POLL_INTERVAL, until) - now)
 
     def _longest_hold(self) -> int:

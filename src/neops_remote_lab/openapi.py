@@ -100,10 +100,16 @@ OPERATIONS: Final = (
     Operation(
         "get",
         "/session/{session_id}",
-        "Ask for a session's place, or wait until it is active",
+        "Ask for a session's position, or wait until that changes",
         {200: SessionStatusResponseDto},
-        {**_UNKNOWN, 410: "the session was ended; why", 422: "wait is no number"},
-        (SESSION_ID, _query("wait", {"type": "number", "minimum": 0}, "hold the answer for so many seconds")),
+        {**_UNKNOWN, 410: "the session was ended; why", 422: "wait or position is no number"},
+        (
+            SESSION_ID,
+            _query("wait", {"type": "number", "minimum": 0}, "hold the answer for so many seconds at most"),
+            _query(
+                "position", {"type": "integer", "minimum": 0}, "the known position: another one is answered at once"
+            ),
+        ),
     ),
     Operation("delete", "/session/{session_id}", "End a session", {204: None}, _UNKNOWN, (SESSION_ID,)),
     Operation(

@@ -3,16 +3,15 @@
 The store is the truth and is written first; the roster mirrors it, so that asking for a place reads no disk.
 """
 
-import asyncio
 import math
 import secrets
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from neops_remote_lab.clock import Clock
+from neops_remote_lab.long_polls import LongPolls
 from neops_remote_lab.metrics import Metrics
 from neops_remote_lab.roster import HoldHistory, Roster
 from neops_remote_lab.settings import Settings
@@ -42,7 +41,7 @@ class SessionQueue:
         self._metrics = metrics or Metrics()
         self._roster = Roster()
         self._holds = HoldHistory()
-        self._waiters: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
+        self._polls = LongPolls(self._position)
         self._unwritten: dict[str, datetime] = {}
         self._draining = False
         self.quarantined: str | None = None
@@ -98,6 +97,10 @@ class SessionQueue:
         position = self._roster.position(session)
         return Place(session, position, self._holds.eta(position, self._roster.held_for(self._clock.monotonic())))
 
+    def _position(self, session_id: str) -> int | None:
+        session = self._roster.get(session_id)
+        return self._roster.position(session) if session else None
+
     def is_active(self, session_id: str) -> bool:
         """Whether a session holds the lab host."""
         return self.active is not None and self.active.session_id == session_id
@@ -124,24 +127,24 @@ class SessionQueue:
         finally:
             self._roster.call_closed(session_id, self._clock.monotonic())
 
-    async def wait_until_active(self, session_id: str, seconds: float) -> None:
-        """Return when the session is active, ended, or told to come back, or when `seconds` are over."""
-        place = self.place(session_id)
-        if place is None or place.position == 0 or self._draining or seconds <= 0:
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters[session_id].add(waiter)
-        try:
-            await asyncio.wait([waiter], timeout=None if seconds == math.inf else seconds)
-        finally:
-            self._waiters[session_id].discard(waiter)
-            if not self._waiters[session_id]:
-                del self._waiters[session_id]
+    async def wait_until_active(self, session_id: str) -> None:
+        """Return when the session is active, ended, or told to come back."""
+        if self._waits(session_id):
+            await self._polls.hold(session_id, None, math.inf)
 
-    def _wake(self, session_id: str) -> None:
-        for waiter in self._waiters.get(session_id, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+    async def wait_for_change(self, session_id: str, seconds: float, known: int | None) -> None:
+        """As `wait_until_active`, but return also when the position has changed, or when `seconds` are over.
+
+        Args:
+            known: the position that the caller knows; the present one where there is none.
+        """
+        place = self._waits(session_id)
+        if place and seconds > 0 and known in (None, place.position):
+            await self._polls.hold(session_id, place.position, seconds)
+
+    def _waits(self, session_id: str) -> Place | None:
+        place = self.place(session_id)
+        return place if place and place.position and not self._draining else None
 
     @property
     def draining(self) -> bool:
@@ -151,8 +154,7 @@ class SessionQueue:
     def drain(self) -> None:
         """Take no new sessions, and answer every call that is held."""
         self._draining = True
-        for session_id in list(self._waiters):
-            self._wake(session_id)
+        self._polls.answer_all()
 
     async def end(self, session_id: str, reason: str = ENDED_BY_CLIENT) -> bool:
         """End a live session and promote the next; False when there was none. Durable when this returns."""
@@ -174,7 +176,8 @@ class SessionQueue:
         self._metrics.ended(reason, held)
         self._roster.drop(session_id)
         self._unwritten.pop(session_id, None)
-        self._wake(session_id)
+        self._polls.answer([session_id])
+        self._polls.moved()
 
     def _promoted(self, session: Session | None) -> None:
         if session:
@@ -182,7 +185,8 @@ class SessionQueue:
             self._metrics.became_active(
                 ((session.activated_at or session.created_at) - session.created_at).total_seconds()
             )
-            self._wake(session.session_id)
+            self._polls.answer([session.session_id])
+            self._polls.moved()
 
     async def expire(self) -> tuple[str, ...]:
         """End those who have gone silent, or hold for longer than is allowed; their ids."""
@@ -201,8 +205,8 @@ class SessionQueue:
         """Act on what somebody wrote into the database by hand as if the API had been called."""
         self.quarantined = await self._store.quarantine_reason()
         difference = self._roster.reload(await self._store.live_sessions(), self._clock.monotonic())
-        for session_id in difference.vanished | difference.changed:
-            self._wake(session_id)
+        self._polls.answer(difference.vanished | difference.changed)
+        self._polls.moved(len(difference.vanished))
         for _ in difference.vanished:
             self._metrics.ended(ENDED_BY_OPERATOR, None)
         self._promoted(await self._store.promote(self._clock.now()))

@@ -59,10 +59,11 @@ async def get_session(request: Request) -> Response:
     """GET /session/{session_id}."""
     services, session_id = _services(request), request.path_params["session_id"]
     seconds = min(_seconds(request, "wait"), services.settings.max_wait)
+    known = int(_seconds(request, "position")) if "position" in request.query_params else None
     if services.queue.place(session_id) is None:
         raise await _not_live(services, session_id, gone=True)
     with services.queue.open_call(session_id):
-        held = services.queue.wait_until_active(session_id, seconds)
+        held = services.queue.wait_for_change(session_id, seconds, known)
         await (_while_connected(request, held) if seconds else held)  # who has gone away is in contact no more
     if (place := services.queue.place(session_id)) is None:
         raise await _not_live(services, session_id, gone=True)
@@ -182,7 +183,7 @@ async def check_topology(request: Request) -> Response:
         check = asyncio.ensure_future(services.preparations.check(session_id, upload))
         if not services.queue.is_active(session_id):
             # A session whose turn has come needs its lab, not its place among those who wait for a check.
-            turn = asyncio.ensure_future(services.queue.wait_until_active(session_id, math.inf))
+            turn = asyncio.ensure_future(services.queue.wait_until_active(session_id))
             await asyncio.wait([check, turn], return_when=asyncio.FIRST_COMPLETED)
             turn.cancel()
             services.preparations.give_up(session_id)

@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
 import pytest
 
+from neops_remote_lab.client import RemoteLabClient
 from tests.chaos.shell import sql
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
@@ -307,6 +309,33 @@ def test_several_held_calls_of_one_session_are_all_answered(server: LabServer, b
     calls = [held_call(server, background, waiter) for _ in range(4)]
     end(server, holder)
     assert [call.result(10).json()["position"] for call in calls] == [0] * 4
+
+
+def test_a_held_call_is_answered_when_the_position_changes(server: LabServer, background: ThreadPoolExecutor) -> None:
+    ids = [server.join() for _ in range(4)]
+    for position in (2, 1, 0):
+        call = held_call(server, background, ids[3])
+        end(server, ids[2 - position])
+        assert call.result(30).json()["position"] == position
+
+
+def test_a_position_that_the_caller_does_not_know_is_answered_at_once(server: LabServer) -> None:
+    _, _, last = [server.join() for _ in range(3)]
+    with server.client() as client:
+        answer = client.get(f"/session/{last}", params={"wait": 60, "position": 3})  # well within the client's time-out
+        assert answer.json()["position"] == 2
+        assert client.get(f"/session/{last}", params={"wait": 60, "position": "x"}).status_code == 422
+
+
+def test_the_client_tells_each_position(server: LabServer, background: ThreadPoolExecutor) -> None:
+    ids = [server.join() for _ in range(3)]
+    seen: SimpleQueue[int] = SimpleQueue()
+    joining = background.submit(RemoteLabClient, server.url, on_progress=lambda position, _: seen.put(position))
+    for position, leaving in ((3, ids[0]), (2, ids[1]), (1, ids[2])):
+        assert seen.get(timeout=30) == position
+        end(server, leaving)
+    assert seen.get(timeout=30) == 0
+    joining.result(30).close()
 
 
 def test_waiting_when_already_active_is_answered_at_once(server: LabServer) -> None:

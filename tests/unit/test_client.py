@@ -220,6 +220,17 @@ def test_tells_each_change_of_the_position(server: ScriptedServer, connect: Conn
     assert seen == [(2, "ann holds the lab"), (1, "bob"), (0, None)]
 
 
+def test_asks_again_at_once_when_its_position_has_changed(
+    server: ScriptedServer, connect: Connect, clock: PausedClock
+) -> None:
+    seen: list[int] = []
+    server.script(POLL, *[waiting(position) for position in (3, 3, 2, 1)], active)
+    connect(on_progress=lambda position, _: seen.append(position))
+    assert seen == [3, 2, 1, 0]
+    assert [request.url.params.get("position") for request in server.of(POLL)] == [None, "3", "3", "2", "1"]
+    assert server.moments(POLL) == [0, 0, 1, 1, 1]  # only the second answer said nothing new
+
+
 def test_tells_nothing_when_it_need_not_wait(connect: Connect) -> None:
     seen: list[tuple[int, str | None]] = []
     connect(on_progress=lambda *change: seen.append(change)).close()

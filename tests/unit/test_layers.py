@@ -19,7 +19,7 @@ SERVER = (
     {"routes"},
     {"services"},
     {"labs", "preparations", "queue"},
-    {"acquires", "log_stream", "roster"},
+    {"acquires", "log_stream", "long_polls", "roster"},
     {"uploads"},
     {"form_headers", "netlab", "store"},
     {"metrics", "openapi"},

@@ -1,0 +1,144 @@
+"""Who is answered when, with as many calls held as a test likes."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from neops_remote_lab.long_polls import BATCH, NEAR, SPARE, LongPolls
+
+
+class Line:
+    """Sessions in a row, each with one call that is held."""
+
+    def __init__(self, count: int) -> None:
+        self.ids = [f"s{number}" for number in range(1, count + 1)]
+        self.places = {session_id: place for place, session_id in enumerate(self.ids, 1)}
+        self.polls = LongPolls(self.places.get)
+        self.held = {session_id: self.hold(session_id) for session_id in self.ids}
+        self.answered: list[str] = []
+
+    def hold(self, session_id: str) -> asyncio.Task[None]:
+        call = asyncio.create_task(self.polls.hold(session_id, self.places[session_id], 60))
+        call.add_done_callback(lambda _: self.answered.append(session_id))
+        return call
+
+    def leave(self, session_id: str) -> None:
+        """One session leaves, and those behind it move up."""
+        left = self.places.pop(session_id)
+        for other, place in self.places.items():
+            self.places[other] = place - (place > left)
+        self.polls.answer([session_id])
+        self.polls.moved()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():  # noqa: ASYNC110 - of conditions that nothing announces
+                await asyncio.sleep(0.001)
+
+    async def largest_batch(self) -> int:
+        """The most calls that are answered in one turn of the loop, until all are."""
+        largest = 0
+        async with asyncio.timeout(30):
+            while (before := len(self.answered)) < len(self.held):
+                await asyncio.sleep(0)
+                largest = max(largest, len(self.answered) - before)
+        return largest
+
+    async def close(self) -> None:
+        for call in self.held.values():
+            call.cancel()
+        await asyncio.gather(*self.held.values(), return_exceptions=True)
+
+
+def with_line(count: int, work: Callable[[Line], Awaitable[None]]) -> None:
+    async def run() -> None:
+        line = Line(count)
+        await asyncio.sleep(0)  # every call is held now
+        try:
+            await work(line)
+        finally:
+            await line.close()
+
+    asyncio.run(run())
+
+
+def test_who_stands_behind_is_answered_and_who_stands_before_is_held_on() -> None:
+    async def work(line: Line) -> None:
+        line.leave("s3")
+        await line.until(lambda: set(line.answered) >= {"s3", "s4", "s5"})
+        assert not {"s1", "s2"} & set(line.answered)
+        line.leave("s1")  # those who were held on are still told of later changes
+        await line.until(lambda: "s2" in line.answered)
+
+    with_line(5, work)
+
+
+def test_the_session_itself_comes_first() -> None:
+    async def work(line: Line) -> None:
+        line.leave("s1")
+        await line.until(lambda: len(line.answered) == 10)
+        assert line.answered[0] == "s1"
+
+    with_line(10, work)
+
+
+def test_those_far_back_are_told_of_large_changes_alone() -> None:
+    async def work(line: Line) -> None:
+        line.leave("s1")
+        near = set(line.ids[: 2 * NEAR - 1])
+        await line.until(lambda: set(line.answered) == near)
+        for session_id in line.ids[1 : 2 * NEAR]:
+            line.leave(session_id)
+        await line.until(lambda: len(line.answered) == len(line.ids))
+
+    with_line(20 * NEAR, work)
+
+
+def test_the_loop_turns_between_batches_of_answers() -> None:
+    async def work(line: Line) -> None:
+        line.polls.answer_all()
+        assert await line.largest_batch() <= BATCH
+
+    with_line(40 * BATCH, work)
+
+
+def test_many_calls_of_one_session_are_answered_in_batches_too() -> None:
+    async def work(line: Line) -> None:
+        for number in range(10 * BATCH):
+            line.held[f"more {number}"] = line.hold("s1")
+        await asyncio.sleep(0)
+        line.polls.answer(["s1"])
+        assert await line.largest_batch() <= BATCH
+
+    with_line(1, work)
+
+
+def test_calls_that_are_over_are_forgotten() -> None:
+    async def work(line: Line) -> None:
+        for _ in range(3 * SPARE):
+            await line.polls.hold("s1", 1, 0)
+        assert len(line.polls._due) <= 2 * SPARE
+
+    with_line(1, work)
+
+
+@pytest.mark.parametrize("position", [None, 1])
+def test_a_call_is_over_when_its_time_is(position: int | None) -> None:
+    async def work(line: Line) -> None:
+        await line.polls.hold("s1", position, 0.001)
+
+    with_line(1, work)
+
+
+def test_who_waits_for_the_turn_alone_is_not_told_of_positions() -> None:
+    async def work(line: Line) -> None:
+        turn = asyncio.create_task(line.polls.hold("s3", None, 60))
+        await asyncio.sleep(0)
+        line.leave("s1")
+        await line.until(lambda: "s3" in line.answered)
+        assert not turn.done()
+        line.polls.answer(["s3"])
+        await turn
+
+    with_line(3, work)
