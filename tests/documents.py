@@ -54,7 +54,7 @@ def blocks(page: Path) -> list[Block]:
     found = []
     for match in BLOCK.finditer(text):
         before = text[: match.start()]
-        headings = re.findall(r"^#+ (.+)$", before, flags=re.MULTILINE)
+        headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", before), flags=re.MULTILINE)
         marker = NOT_RUN.search(before)
         found.append(
             Block(
