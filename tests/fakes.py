@@ -31,6 +31,11 @@ from netsim.cli import main
 if __name__ == '__main__':
     sys.exit(main())
 """
+IP = """\
+#!{python} -I
+import fake_ip
+fake_ip.main()
+"""
 DOCKER = """\
 #!{python} -I
 import fake_docker
@@ -53,6 +58,11 @@ class FakeNetlab:
         return self.root / "state"
 
     @property
+    def system(self) -> Path:
+        """Where the host's etc, run and sys lie."""
+        return self.state / "system"
+
+    @property
     def bin(self) -> Path:
         return self.root / "bin"
 
@@ -72,9 +82,9 @@ class FakeNetlab:
         return _json_lines(self.state / "log")
 
     def invocations(self, command: str | None = None) -> list[list[str]]:
-        """The arguments of each netlab that was started, in order; only those of `command` where one is given."""
+        """The arguments of each netlab that was started for a lab, in order; only those of `command` where given."""
         started = [line["argv"][1:] for line in self.log() if line["event"] == "start"]
-        return [argv for argv in started if command is None or argv[:1] == [command]]
+        return [argv for argv in started if (argv[:1] == [command] if command else argv[:1] != ["defaults"])]
 
     def containers(self) -> list[dict[str, Any]]:
         return _json_files(self.state / "containers", "[!.]*.json")
@@ -92,8 +102,16 @@ class FakeNetlab:
         path = self.state / "violations"
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
+    def system_objects(self) -> list[str]:
+        """What labs have made besides containers: the hosts' files below `system`, and the lines of the hosts file."""
+        hosts = self.system / "etc" / "hosts"
+        lines = [line for line in hosts.read_text().splitlines() if "START" in line] if hosts.exists() else []
+        patterns = ("run/netns/*", "etc/ssh/ssh_config.d/*", "sys/class/net/*")
+        return lines + [path.name for pattern in patterns for path in sorted(self.system.glob(pattern))]
+
     def leftovers(self) -> list[str]:
         return [
+            *self.system_objects(),
             *(f"container {container['name']}" for container in self.containers()),
             *(f"network {network['name']}" for network in self.networks()),
             *(f"instance {name} in {entry['dir']}" for name, entry in self.instances().items()),
@@ -112,7 +130,7 @@ def install_fake_netlab(root: Path, *, import_seconds: float = 0) -> FakeNetlab:
     for folder in (fake.bin, fake.home, fake.state / "containers", fake.state / "networks"):
         folder.mkdir(parents=True, exist_ok=True)
     python = _make_environment(root / "netlab-environment", import_seconds)
-    for program, text in (("netlab", NETLAB), ("docker", DOCKER)):
+    for program, text in (("netlab", NETLAB), ("docker", DOCKER), ("ip", IP)):
         path = fake.bin / program
         path.write_text(text.format(python=python), encoding="utf-8")
         path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)

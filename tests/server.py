@@ -1,5 +1,6 @@
 """A real server process over a fake lab host, for tests."""
 
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,23 @@ import httpx
 import yaml
 from filelock import FileLock
 
+from neops_remote_lab.netlab.ownership import MARKER_DIR, PROGRAM, RECORD, claim
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, wait_until
+
+
+def labs_in(work_dir: Path) -> list[str]:
+    """What there is in a work directory, apart from its marker."""
+    return sorted(path.name for path in work_dir.iterdir() if path.name != MARKER_DIR) if work_dir.exists() else []
+
+
+def leave_directory(work_dir: Path, name: str, host: str = "test-host") -> Path:
+    """A lab's directory with the record of a process that has ended."""
+    record = {"program": PROGRAM, "lab_id": name, "host": host, "work_dir": claim(work_dir), "owner": "ended"}
+    base = work_dir / name
+    base.mkdir()
+    (base / RECORD).write_text(json.dumps(record))
+    return base
+
 
 START_TIMEOUT = 30.0
 TLS = ssl.create_default_context()
@@ -104,6 +121,7 @@ class LabServer:
             "lock-dir": str(self.root / "locks"),
             "lab-host": "test-host",
             "sql-poll": "0.1",
+            **({"host-root": str(self.netlab.system)} if isinstance(self.netlab, FakeNetlab) else {}),
             **self.settings,
         }
         words = [f"--{name}={value}" for name, value in flags.items()]
@@ -189,7 +207,7 @@ class LabServer:
         return not self.netlab.leftovers() and not self.work_folders()
 
     def work_folders(self) -> list[str]:
-        return sorted(path.name for path in self.work_dir.iterdir()) if self.work_dir.exists() else []
+        return labs_in(self.work_dir)
 
 
 @contextmanager

@@ -17,13 +17,14 @@ from types import FrameType
 from typing import Any, Final
 
 import uvicorn
-from filelock import Timeout
+from filelock import FileLock, Timeout
 from starlette.applications import Starlette
 from yaml import YAMLError
 
 from neops_remote_lab import __version__, show_queue
 from neops_remote_lab.framing import protocol
 from neops_remote_lab.host_locks import HostLock, read_note
+from neops_remote_lab.netlab import ownership
 from neops_remote_lab.server import create_app
 from neops_remote_lab.settings import NO_HOME, Settings, add_flags, parse_settings, refuse
 from neops_remote_lab.store import migrate
@@ -81,9 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(parser, words)
     require_home()
     lock = hold_host(settings)
+    work_dir = hold_work_dir(settings)
     try:
         serve(settings)
     finally:
+        work_dir.release()
         lock.remove_note()
         lock.release()
 
@@ -118,6 +121,18 @@ def hold_host(settings: Settings) -> HostLock:
             "The lock holds without it, but a second server cannot say who runs this one\n"
         )
     return lock
+
+
+def hold_work_dir(settings: Settings) -> FileLock:
+    """Be the one server of the work directory, or end the program with a sentence that says why not."""
+    try:
+        return ownership.hold_server_lock(settings.work_dir, _identity(settings))
+    except BlockingIOError as error:
+        refuse(f"{error}. Stop that one first, or name another directory with --work-dir")
+    except OSError as error:
+        if error.filename is None:  # not from the system: it is a sentence already
+            refuse(str(error.strerror))
+        refuse(f"the work directory {settings.work_dir} cannot be made: {error.strerror}. Name another with --work-dir")
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
@@ -156,10 +171,6 @@ def serve(settings: Settings) -> None:
         refuse(str(error))
     except (sqlite3.Error, OSError) as error:
         refuse(f"the database {settings.database} cannot be used: {error}. Mend it, or name another with --database")
-    try:
-        settings.work_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        refuse(f"the work folder {settings.work_dir} cannot be made: {error.strerror}. Name another with --work-dir")
     level = "DEBUG" if settings.debug else settings.log_level
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     server = Server(_uvicorn_config(settings, level), settings.exit_timeout)

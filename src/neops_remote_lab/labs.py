@@ -33,7 +33,7 @@ from neops_remote_lab.acquires import (
 from neops_remote_lab.clock import Clock
 from neops_remote_lab.metrics import Metrics, Outcome
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
-from neops_remote_lab.netlab import workspace
+from neops_remote_lab.netlab import ownership, workspace
 from neops_remote_lab.netlab.lab_manager import LabManager, Verdict
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings
@@ -257,7 +257,7 @@ class LabService:
 
     def _start(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         if (devices := self._manager.try_acquire(made, interrupt=interrupt)) is None:
-            raise BlockingIOError("another process of this host holds its lab")
+            raise BlockingIOError(self._manager.holder())
         return devices
 
     async def _failed(self, lab: Lab, error: Exception) -> NoReturn:
@@ -290,7 +290,7 @@ class LabService:
         """Take over what an earlier server has left, in the background; calls on the lab wait for the end of that."""
         self._lab = await self._store.live_lab()
         # Listed before any upload can arrive: those must not be taken for something left behind.
-        self._left_folders = await self._run_blocking(workspace.folders_below, self._settings.work_dir)
+        self._left_folders = await self._run_blocking(ownership.directories, self._settings.work_dir)
         opening = self._operate(self._open(rebooted=rebooted, quarantined=quarantined))
         # After the operation has been struck off: whoever waited would take it for one that is in the way.
         opening.task.add_done_callback(lambda _: self._recovered.set())

@@ -19,6 +19,7 @@ from neops_remote_lab.clock import Clock
 from neops_remote_lab.labs import LabService
 from neops_remote_lab.log_stream import LogStreams
 from neops_remote_lab.metrics import Metrics, Snapshot, StateCollector
+from neops_remote_lab.netlab import ownership
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.lab_manager import LabManager
 from neops_remote_lab.preparations import Preparations
@@ -125,7 +126,7 @@ class Keeper:
     async def start(self) -> None:
         """Load the queue, take over the lab that an earlier server has left, and begin to keep house."""
         services = self._services
-        services.settings.work_dir.mkdir(parents=True, exist_ok=True)
+        await services.run_blocking(ownership.claim, services.settings.work_dir)
         boot = boot_id()
         before = await services.queue.register_host(boot)
         self._data_version = await services.database.data_version()

@@ -105,6 +105,9 @@ class Settings(BaseModel):
     netlab_up_args: Arguments = Field((), description="more arguments for `netlab up`, in one string")
     preload: bool = Field(True, description="keep one netlab loaded, so that the next lab starts sooner")
     docker: str = Field("docker", description="the Docker command, asked what is left of a lab")
+    host_root: Path = Field(
+        Path("/"), description="directory in which the lab host's etc, run and sys lie, for a server in a container"
+    )
     up_timeout: PositiveSeconds = Field(1800, description="seconds that `netlab up` may take")
     down_timeout: PositiveSeconds = Field(600, description="seconds that `netlab down` may take")
     command_timeout: PositiveSeconds = Field(60, description="seconds that any other command may take")

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from neops_remote_lab.form_headers import boundary_of, names_of
 from neops_remote_lab.netlab import workspace
+from neops_remote_lab.netlab.output import scrub
 from neops_remote_lab.netlab.reserved_names import is_ignored
 from neops_remote_lab.netlab.topology import TOPOLOGY_FILE, collision, extra_file_name, topology_name
 from neops_remote_lab.netlab.workspace import Workspace
@@ -129,7 +130,8 @@ class UploadReceiver:
         except FormParserError as error:
             raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, f"the form cannot be read: {error}") from None
         except OSError as error:
-            detail = f"the upload cannot be written: {error.strerror}. Free the disk of the lab host and try again"
+            reason = scrub(str(error.strerror))
+            detail = f"the upload cannot be written: {reason}. Free the disk of the lab host and try again"
             raise _refuse(status.HTTP_507_INSUFFICIENT_STORAGE, detail) from None
 
     def finish(self) -> Upload:
@@ -205,6 +207,7 @@ class UploadReceiver:
         if relative is None:
             part.ignored = True
             return
+        workspace.begin(self._base, self._settings.lab_host)
         part.path = self._staging / relative
         part.path.parent.mkdir(parents=True, exist_ok=True)
         part.file = part.path.open("xb")

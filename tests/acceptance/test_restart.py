@@ -31,7 +31,7 @@ from tests.chaos.shell import (
     wait_for_event,
 )
 from tests.fakes import install_fake_netlab, topology_text, wait_until
-from tests.server import LabServer, running_server
+from tests.server import LabServer, leave_directory, running_server
 
 TOPOLOGY = topology_text(nodes=3)
 HELD_CALLS = 250
@@ -281,7 +281,12 @@ def test_a_lab_whose_work_folder_has_vanished_is_lost(lab_server: LabServer) -> 
     lab_server.kill()
     shutil.rmtree(lab_server.work_dir)
     lab_server.start()
-    assert_lost(lab_server, session_id)
+    host = fake(lab_server)
+    wait_until(lambda: not host.containers() and not host.instances(), 20)
+    wait_until(lambda: lab(lab_server, session_id)["error"])
+    assert "lost" in lab(lab_server, session_id)["error"]
+    assert lab_server.acquire(session_id, TOPOLOGY).status_code == 200
+    assert host.violations() == []
 
 
 def test_a_lab_of_before_a_reboot_is_lost(lab_server: LabServer) -> None:
@@ -361,7 +366,7 @@ def test_the_rest_of_a_teardown_is_ended_and_repeated(lab_server: LabServer) -> 
 def test_an_upload_right_after_the_start_survives_the_sweep(lab_server: LabServer) -> None:
     session_id = holder(lab_server)
     lab_server.kill()
-    (lab_server.work_dir / "left-by-a-crash" / "topology").mkdir(parents=True)
+    (leave_directory(lab_server.work_dir, "left-by-a-crash") / "topology").mkdir()
     next((fake(lab_server).state / "containers").glob("*.json")).unlink()
     fake(lab_server).control(hang="down")
     lab_server.start()

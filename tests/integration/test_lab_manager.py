@@ -19,6 +19,7 @@ from neops_remote_lab.netlab.lab_manager import LabManager
 from neops_remote_lab.settings import Settings, read_settings
 from tests.chaos.shell import is_running, wait_for_event
 from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
+from tests.server import labs_in
 
 Manage = Callable[..., LabManager]
 
@@ -37,6 +38,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     return {
         "work_dir": tmp_path / "labs",
         "lock_dir": tmp_path / "locks",
+        "host_root": tmp_path / "host" / "state" / "system",
         "acquire_poll": 0.05,
         "kill_grace": 0.2,
         "teardown_retries": 1,
@@ -76,7 +78,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def folders(settings: dict[str, Any]) -> list[Path]:
-    return list(settings["work_dir"].iterdir()) if settings["work_dir"].exists() else []
+    return [settings["work_dir"] / name for name in labs_in(settings["work_dir"])]
 
 
 def names(devices: list[Any] | None) -> list[str] | None:

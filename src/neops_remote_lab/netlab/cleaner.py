@@ -1,29 +1,119 @@
-"""Removes what there is of a lab, and proves that it is gone."""
+"""Looks at the host before a lab starts, removes what there is of a lab, and proves that it is gone."""
 
 import logging
+import os
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from neops_remote_lab.netlab import traces, workspace
+from neops_remote_lab.netlab import footprint, ownership, traces, workspace
 from neops_remote_lab.netlab.commands import NetlabCommands, failure
-from neops_remote_lab.netlab.traces import Container
+from neops_remote_lab.netlab.footprint import Before, Footprint, HostObjects
+from neops_remote_lab.netlab.traces import Container, Instances
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_INSTANCE: Final = "default"
+"""netlab's instance of every lab of containers, or of virtual machines, without its multilab plugin."""
 DEFAULT_NETWORK: Final = "netlab_mgmt"
-"""netlab's own name for the management network, where a crash has taken the file that names it."""
+"""netlab's own name for the management network."""
+INSTANCE_IN_USE: Final = ('aborting "netlab up" request', "lab instance already running in")
+"""What netlab says where the instance that it would start is registered for another directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lab:
+    """What is known of a lab that is removed."""
+
+    base: Path
+    footprint: Footprint | None
+    before: Before | None
+    contained: bool
+    """Whether it may have had containers."""
+
+    def was_there(self, network: str) -> bool:
+        """Whether a network may have been there before the lab's start."""
+        return self.before is None or self.before.networks is None or network in self.before.networks
 
 
 class Cleaner:
-    """Takes labs away. All methods block."""
+    """Removes labs. All methods block."""
 
     def __init__(self, netlab: NetlabCommands, settings: Settings) -> None:
         self._netlab = netlab
         self._settings = settings
+        self._host = HostObjects(settings.host_root, netlab.run)
+        self.instances = Instances(netlab.status_file)
+
+    def look_before(self, made: Workspace) -> None:
+        """Refuse a start that would meet what somebody else runs, and note what is there: that stays.
+
+        Raises:
+            BlockingIOError: somebody else's lab is in the way; the message names it.
+            What `run_netlab` raises.
+        """
+        self._netlab.status_file()  # a host on which netlab cannot be asked takes no lab
+        networks, containers = None, []
+        if traces.docker_is_installed(self._settings.docker):
+            self._netlab.require_docker()
+            try:
+                containers = traces.all_containers(self._netlab.docker)
+                networks = frozenset(traces.network_names(self._netlab.docker))
+            except ValueError as error:
+                raise subprocess.SubprocessError(str(error)) from None
+            except subprocess.SubprocessError as error:  # a lab of another provider needs no Docker
+                logger.info("docker is not asked what is there: %s", failure(error))
+        if reason := self._in_the_way(made, containers):
+            raise BlockingIOError(reason)
+        footprint.note_before(made.base, Before(networks=networks, objects=frozenset(self._host.all())))
+
+    def _in_the_way(self, made: Workspace, containers: Sequence[Container]) -> str | None:
+        known = footprint.read_footprint(made.base, made.folder)
+        name, network = (known.name, known.network) if known else (made.lab_name, DEFAULT_NETWORK)
+        others = _of_others(containers, made.base)
+        if met := [found for found in others if found.lab == name or (known and found.name in known.containers)]:
+            return f"{_whose(met)} would be replaced, because this lab gets the same names"
+        if met := [found for found in others if network in found.networks]:
+            return f"{_whose(met)} uses the Docker network {network}, which this lab needs"
+        return None
+
+    def in_the_way(self) -> str | None:
+        """Why no lab can start on this host; None where nothing is known to be in the way.
+
+        Raises:
+            subprocess.SubprocessError, OSError, ValueError: it cannot be told.
+        """
+        if traces.docker_is_installed(self._settings.docker):
+            self._netlab.require_docker()
+        elsewhere = self.instances.elsewhere(self._settings.work_dir)
+        return self._foreign_instance(elsewhere[DEFAULT_INSTANCE]) if DEFAULT_INSTANCE in elsewhere else None
+
+    def instance_in_the_way(self, error: BaseException) -> str | None:
+        """The lab of somebody else because of which netlab has refused a start; None where it failed otherwise."""
+        if isinstance(error, subprocess.CalledProcessError | ValueError):
+            said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+            if any(words in str(said) for words in INSTANCE_IN_USE):
+                with suppress(subprocess.SubprocessError, OSError, ValueError):
+                    elsewhere = self.instances.elsewhere(self._settings.work_dir)
+                    directory = elsewhere.get(DEFAULT_INSTANCE) or next(iter(elsewhere.values()), None)
+                    return self._foreign_instance(directory) if directory else None
+        return None
+
+    def _foreign_instance(self, directory: Path) -> str:
+        logger.warning("netlab's list has a lab in %s, which is not ours", directory)
+        if not directory.is_dir():
+            return (
+                f"netlab's list of instances has a lab in a directory {directory.name!r} that is gone: "
+                "`netlab status --reset`, as the server's user, forgets it"
+            )
+        return (
+            f"somebody else's lab runs on this host, in a directory {directory.name!r}: `netlab status --all` shows it"
+        )
 
     def end_processes(self, lab_id: str) -> None:
         """End what an earlier server has started for a lab and not waited for."""
@@ -31,67 +121,131 @@ class Cleaner:
 
     def take_away(self, made: Workspace) -> list[str]:
         """Remove all that there is of a lab; what is left after the retries."""
-        network = traces.management_network(made.folder)
-        contained = traces.may_have_containers(made.base)
+        base = made.base
+        if os.path.lexists(base) and ownership.proof(base) is None:
+            return [f"a directory {base.name} that has no record of this server"]
+        lab = _Lab(
+            base,
+            footprint.read_footprint(base, made.folder),
+            footprint.read_before(base),
+            traces.may_have_containers(base),
+        )
         left: list[str] = []
         for attempt in range(self._settings.teardown_retries + 1):
-            by_netlab = made.snapshot.exists()
-            if by_netlab:
-                self._netlab.down(made, force=attempt > 0)
-            left = self._remove_traces(made.base, network, contained, by_force=attempt > 0 or not by_netlab)
+            left = self._attempt(made, lab, attempt)
             if not left:
-                workspace.remove(made.base)
+                workspace.remove(base)
+                left = [f"the directory {base.name}"] if os.path.lexists(base) else []
+            if not left:
                 break
             logger.warning("lab %s: %s left after attempt %d", made.lab_id, ", ".join(left), attempt + 1)
         return left
 
-    def sweep(self, folders: Sequence[Path], held: Path | None) -> list[str]:
-        """Remove what crashes have left below the work folder, apart from the folder that is held; what resists.
+    def _attempt(self, made: Workspace, lab: _Lab, attempt: int) -> list[str]:
+        try:
+            by_netlab = self._may_be_ended_by_netlab(made, lab)
+            if by_netlab:
+                self._netlab.down(made, force=attempt > 0)
+            return self._remove_leftovers(lab, by_force=attempt > 0 or not by_netlab)
+        except (subprocess.SubprocessError, OSError, ValueError) as error:
+            return [f"it cannot be told what ({failure(error)})"]
 
-        Containers and netlab's instances are looked for; work folders are those that are named.
+    def _may_be_ended_by_netlab(self, made: Workspace, lab: _Lab) -> bool:
+        """Whether `netlab down` would end this lab and nothing else.
+
+        It goes by names: it destroys whatever lab has the name of this one, and the bridges that this one uses.
+        """
+        if not made.snapshot.exists() or not self.instances.below(lab.base):
+            return False
+        if (known := lab.footprint) is None:
+            return True
+        bridges = {found.name for found in lab.before.objects if found.kind == "bridge"} if lab.before else set()
+        containers = self._all_containers(expected=lab.contained)
+        if known.bridges & bridges or any(found.lab == known.name for found in _of_others(containers, lab.base)):
+            return False
+        if lab.was_there(known.network) and (made.folder / "clab.yml").exists():
+            footprint.spare_network(made.folder)
+        return True
+
+    def sweep(self, folders: Sequence[Path], held: Path | None) -> list[str]:
+        """Remove what crashes have left below the work directory, apart from the directory that is held; what resists.
+
+        Containers and netlab's instances are looked for; directories of labs are those that are named. What has no
+        record of ours, or belongs to a process that lives, stays.
         """
         root = self._settings.work_dir
         stale = set(folders)
         try:
-            containers = self._containers(root, expected=False)
+            containers = [found for found in self._all_containers(expected=False) if _is_below(found, root)]
             stale |= {root / found.lab_folder(root) for found in containers}
-            stale |= {root / name for name in traces.instance_folders(root)}
+            stale |= {root / name for name in self.instances.directories(root)}
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             return [f"it cannot be told what ({failure(error)})"]
         left: list[str] = []
         for base in sorted(stale - {held}):
-            logger.warning("sweep: %s was left by an earlier server", base)
-            self.end_processes(base.name)
-            left += self.take_away(workspace.left_in(base))
+            if ownership.is_left(base, self._settings.lab_host):
+                logger.warning("sweep: %s was left by an earlier server", base)
+                self.end_processes(base.name)
+                left += self.take_away(workspace.left_in(base))
+        with suppress(OSError):  # what cannot be tidied now is tidied by the next sweep
+            ownership.tidy(root)
         return left
 
-    def _remove_traces(self, base: Path, network: str | None, contained: bool, *, by_force: bool) -> list[str]:
-        try:
-            left = self._remove_containers(base, network, contained, by_force=by_force)
-            if by_force and not left:
-                traces.forget_instances(base)
-            return left + [f"netlab instance {name}" for name in traces.instances_below(base)]
-        except (subprocess.SubprocessError, OSError, ValueError) as error:
-            return [f"it cannot be told what ({failure(error)})"]
+    def _remove_leftovers(self, lab: _Lab, *, by_force: bool) -> list[str]:
+        left = self._remove_containers(lab, by_force=by_force)
+        if by_force and not left:
+            for found in self._host.left_of(lab.footprint, lab.before):
+                self._host.remove(found)
+            self.instances.forget(lab.base)
+        left += sorted(map(str, self._host.left_of(lab.footprint, lab.before)))
+        return left + [f"netlab instance {name}" for name in self.instances.below(lab.base)]
 
-    def _remove_containers(self, base: Path, network: str | None, contained: bool, *, by_force: bool) -> list[str]:
-        found = self._containers(base, expected=contained)
+    def _remove_containers(self, lab: _Lab, *, by_force: bool) -> list[str]:
+        found = self._containers_of(lab)
         if found and by_force:
             traces.remove_containers(found, self._netlab.docker)
-            network = network or DEFAULT_NETWORK
-            found = self._containers(base, expected=contained)
-        if network and not found and traces.network_is_empty(network, self._netlab.docker):
+            found = self._containers_of(lab)
+        left = [f"container {container.name}" for container in found]
+        network = lab.footprint.network if lab.footprint else None
+        if (
+            network
+            and not found
+            and not lab.was_there(network)
+            and traces.network_is_empty(network, self._netlab.docker)
+        ):
             traces.remove_network(network, self._netlab.docker)
-        return [f"container {container.name}" for container in found]
+            left += [f"network {network}"] if traces.network_is_empty(network, self._netlab.docker) else []
+        return left
 
-    def _containers(self, folder: Path, *, expected: bool) -> list[Container]:
-        """Containers of labs below a folder. Where none are expected, Docker need not even run."""
+    def _containers_of(self, lab: _Lab) -> list[Container]:
+        return [found for found in self._all_containers(expected=lab.contained) if _is_below(found, lab.base)]
+
+    def _all_containers(self, *, expected: bool) -> list[Container]:
+        """Containers of all labs. Where none of ours are expected, Docker need not even run."""
         if not traces.docker_is_installed(self._settings.docker):
             return []
         try:
-            return traces.containers_below(folder, self._netlab.docker)
+            return traces.all_containers(self._netlab.docker)
         except subprocess.SubprocessError as error:
             if expected:
                 raise
             logger.debug("docker is not asked for containers: %s", failure(error))
             return []
+
+
+def _is_below(container: Container, folder: Path) -> bool:
+    return container.topology_file.is_relative_to(folder.resolve())  # what is written there has no symbolic links in it
+
+
+def _of_others(containers: Sequence[Container], base: Path) -> list[Container]:
+    return [found for found in containers if not _is_below(found, base)]
+
+
+def _whose(containers: Sequence[Container]) -> str:
+    labs = ", ".join(sorted({found.lab or "without a name" for found in containers}))
+    names = ", ".join(sorted(found.name for found in containers)[:MAX_NAMED])
+    return f"somebody else's lab {labs} (containers {names})"
+
+
+MAX_NAMED: Final = 5
+"""Containers that a sentence names."""

@@ -7,13 +7,16 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
+import yaml
 from pydantic import TypeAdapter
 
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.netlab.connector import Standby, run_docker, run_netlab
 from neops_remote_lab.netlab.inventory import read_devices, read_links
+from neops_remote_lab.netlab.traces import NOT_DOCKER
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.settings import Settings
 
@@ -24,6 +27,9 @@ ACCEPTED: Final = "Checking virtualization provider installation"
 SNAPSHOT_WRITTEN: Final = "into netlab.snapshot.pickle"
 """netlab prints this once its record of the lab is whole: the devices can be read from then on."""
 _DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
+STATUS_FILE_SETTING: Final = "lab_status_file"
+DEFAULT_STATUS_FILE: Final = "~/.netlab/status.yaml"
+"""netlab's own default, which is no setting that it could be asked for."""
 LOOK_EVERY: Final = 0.02
 """Seconds between two looks whether netlab has written it."""
 
@@ -42,6 +48,8 @@ class NetlabCommands:
         """With a `standby`, labs are started by the netlab that it has loaded."""
         self._settings = settings
         self._standby = standby
+        self._status_file: Path | None = None
+        self._is_docker = False
 
     def create(self, made: Workspace, interrupt: threading.Event) -> Prepared:
         """Make a lab's configuration files and start nothing, at low priority and in bounded memory and time.
@@ -159,8 +167,9 @@ class NetlabCommands:
         """Whether netlab and the provider say that all of a lab runs."""
         try:
             status = json.loads(self._ask(made, ["status", "--format", "json"]))
-            nodes = [node for node in status["nodes"].values() if node.get("provider") != "external"]
-            # The external provider has no word on its nodes: that the instance is registered is all there is to know.
+            # No provider speaks for external nodes, unmanaged nodes and tools: that the instance is registered is all
+            # there is to know of them.
+            nodes = [node for node in status["nodes"].values() if _is_provided(node)]
             up = [str(node.get("status", "")).lower().startswith(("up", "running")) for node in nodes]
             return status["status"] == "started" and all(up)
         except (subprocess.SubprocessError, OSError, ValueError, LookupError, AttributeError) as error:
@@ -170,6 +179,44 @@ class NetlabCommands:
     def docker(self, arguments: Sequence[str]) -> str:
         """What `docker ARGUMENTS` prints. Raises what `run_netlab` raises."""
         return run_docker(arguments, command=self._settings.docker, timeout=self._settings.command_timeout)
+
+    def run(self, command: Sequence[str]) -> str:
+        """What another command of the host prints. Raises what `run_netlab` raises."""
+        return run_docker(command[1:], command=command[0], timeout=self._settings.command_timeout)
+
+    def require_docker(self) -> None:
+        """Raises SubprocessError where the Docker command is that of another program."""
+        if not self._is_docker and not self.docker(["--version"]).startswith("Docker"):
+            raise subprocess.SubprocessError(NOT_DOCKER)
+        self._is_docker = True
+
+    def status_file(self) -> Path:
+        """Where netlab keeps its list of instances on this host; asked once.
+
+        Raises:
+            subprocess.SubprocessError: netlab cannot say, because of a mistake in the host's defaults, for example.
+        """
+        if self._status_file is None:
+            self._status_file = Path(self._ask_status_file()).expanduser()
+        return self._status_file
+
+    def _ask_status_file(self) -> str:
+        try:
+            printed = run_netlab(
+                ["defaults", "--format", "yaml", STATUS_FILE_SETTING],
+                folder=Path("/"),
+                timeout=self._settings.command_timeout,
+                command=self._settings.netlab,
+                kill_grace=self._settings.kill_grace,
+            )
+        except subprocess.CalledProcessError as error:
+            if f"{STATUS_FILE_SETTING} not found" in str(error.stderr):
+                return DEFAULT_STATUS_FILE
+            raise
+        try:
+            return str(yaml.safe_load(printed)[STATUS_FILE_SETTING])
+        except (yaml.YAMLError, LookupError, TypeError):
+            raise subprocess.SubprocessError("netlab does not say where it keeps its list of instances") from None
 
     def _inspect(self, made: Workspace, arguments: Sequence[str], interrupt: threading.Event, niceness: int) -> str:
         return self._ask(made, ["inspect", *arguments], interrupt, niceness)
@@ -192,6 +239,10 @@ class NetlabCommands:
 def _topology_arguments(made: Workspace) -> list[str]:
     """The topology, and a lab name that wins over the one that the topology may have."""
     return [made.topology_file.name, "-s", f"name={made.lab_name}"]
+
+
+def _is_provided(node: dict[str, Any]) -> bool:
+    return node.get("provider") not in {"external", "unmanaged"} and node.get("device") != "(tool)"
 
 
 def _printed(made: Workspace, start: int, words: str) -> bool:

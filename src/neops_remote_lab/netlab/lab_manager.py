@@ -5,23 +5,27 @@ thread.
 """
 
 import atexit
+import json
 import logging
+import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from filelock import Timeout
 
-from neops_remote_lab.host_locks import HostLock
+from neops_remote_lab.host_locks import HostLock, read_note
 from neops_remote_lab.models.lab import DeviceInfoDto, LabState, LabStatusDto
-from neops_remote_lab.netlab import traces, workspace
+from neops_remote_lab.netlab import ownership, workspace
 from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.connector import Standby
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings, read_settings
+from neops_remote_lab.text import one_line
 
 LAB_LOCK: Final = "lab"
 """The lock on this host's lab, held for as long as the lab lives."""
@@ -74,6 +78,7 @@ class LabManager:
         self._netlab = NetlabCommands(self._settings, self._standby)
         self._cleaner = Cleaner(self._netlab, self._settings)
         self._lock = HostLock(self._settings.lock_dir, LAB_LOCK)
+        self._held_by = ""
         self._keep = False
         atexit.register(self._clean_up_at_exit)
 
@@ -133,8 +138,7 @@ class LabManager:
         self._standby.close()
 
     def _copy(self, topology: Path) -> Workspace:
-        self._settings.work_dir.mkdir(parents=True, exist_ok=True)
-        return workspace.copy_topology(topology, self._settings.work_dir)
+        return workspace.copy_topology(topology, self._settings.work_dir, self._settings.lab_host)
 
     def _claim(self, made: Workspace, interrupt: threading.Event, *, reuse: bool) -> HeldLab | None:
         with self._guard:
@@ -155,21 +159,44 @@ class LabManager:
     def _take_lock(self) -> bool:
         try:
             self._lock.acquire()
-        except Timeout:
+        except Timeout as busy:
+            self._held_by = busy.lock_file
             return False
+        with suppress(OSError):  # the lock holds without its note
+            self._lock.write_note(json.dumps(ownership.origin() | {"pid": os.getpid()}))
         return True
+
+    def _release_lock(self) -> None:
+        self._lock.remove_note()
+        self._lock.release()
 
     def _start(self, lab: HeldLab) -> list[DeviceInfoDto]:
         try:
-            lab.devices = self._netlab.up(lab.workspace, lab.interrupt)
+            self._cleaner.look_before(lab.workspace)
         except BaseException:
+            self._abandon(lab)
+            raise
+        try:
+            lab.devices = self._netlab.up(lab.workspace, lab.interrupt)
+        except BaseException as error:
+            in_the_way = self._cleaner.instance_in_the_way(error)
             self.tear_down()
+            if in_the_way:
+                raise BlockingIOError(in_the_way) from error
             raise
         with self._guard:
             lab.references += 1
             lab.state = "running"
         self._changed.set()
         return lab.devices
+
+    def _abandon(self, lab: HeldLab) -> None:
+        """Give up a lab of which nothing was started."""
+        workspace.remove(lab.workspace.base)
+        with self._guard:
+            self._lab = None
+            self._release_lock()
+        self._changed.set()
 
     def release(self, topology: Path) -> None:
         """Let go of one reference; the lab is torn down with the last one.
@@ -212,7 +239,7 @@ class LabManager:
         if not left:
             with self._guard:
                 self._lab = None
-                self._lock.release()
+                self._release_lock()
             self._changed.set()
         return left
 
@@ -233,7 +260,24 @@ class LabManager:
 
     def netlab_status(self) -> str | None:
         """What netlab's list of instances says of the lab's state; None where it is not on the list."""
-        return traces.instance_status(lab.workspace.folder) if (lab := self._lab) else None
+        return self._cleaner.instances.status(lab.workspace.folder) if (lab := self._lab) else None
+
+    def in_the_way(self) -> str | None:
+        """Why no lab can start on this host, although it is free: a lab of somebody else, or a stale entry of netlab's.
+
+        Raises:
+            subprocess.SubprocessError, OSError, ValueError: it cannot be told, and so no lab can start.
+        """
+        return self._cleaner.in_the_way()
+
+    def holder(self) -> str:
+        """Which other process of this host holds its lab, for a person."""
+        try:
+            known = json.loads(read_note(self._held_by) or "")
+            told = "pid {pid} of user {user}, since {created}".format(**known)
+        except (ValueError, LookupError, TypeError):
+            told = "it has left no note"
+        return f"another process of this host holds its lab: {one_line(told)}"
 
     def hold(self, made: Workspace, devices: list[DeviceInfoDto], references: int) -> None:
         """Take over a lab that another server has started, be it up, half up or down; it is `stopping` at first.
@@ -241,11 +285,12 @@ class LabManager:
         Raises:
             BlockingIOError: another process holds this host's lab.
         """
-        self._cleaner.end_processes(made.lab_id)
         with self._guard:
             if self._lab is not None or not self._take_lock():
-                raise BlockingIOError("another process of this host holds its lab")
+                raise BlockingIOError(self.holder())
             self._lab = HeldLab(made, "stopping", references, devices)
+        self._cleaner.end_processes(made.lab_id)
+        ownership.adopt(made.base, self._settings.lab_host)
 
     def resume(self) -> bool:
         """Go on with a lab taken over, if netlab and the provider say that all of it runs; whether that is so."""

@@ -1,6 +1,7 @@
-"""What a lab leaves on the host: containers, a network, netlab's instance, processes. Found by folder, never by name.
+"""What a lab leaves on the host: containers, a network, netlab's instance, processes.
 
-Only what belongs to a folder of ours is reported or removed; everything else on the host is somebody else's.
+They are found by directory, never by name. Only what belongs to a directory of ours is reported or removed; everything
+else on the host is somebody else's.
 """
 
 import json
@@ -17,8 +18,11 @@ from filelock import FileLock
 
 from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE, PRELOADED
 
-INSTANCES_FILE: Final = Path(".netlab") / "status.yaml"
+CONTAINERS_FORMAT: Final = ("ps", "--all", "--no-trunc", "--filter", "label=clab-topo-file", "--format", "{{json .}}")
 CONTAINERS_NOTE: Final = "may-have-containers"
+NOT_DOCKER: Final = (
+    "the Docker command prints something else than Docker does (podman's does): name Docker's own with --docker"
+)
 INSTANCES_TIMEOUT: Final = 3.0
 """Seconds to wait for netlab's own lock on its list of instances, as long as netlab itself waits."""
 
@@ -32,6 +36,9 @@ class Container(NamedTuple):
     identifier: str
     name: str
     topology_file: Path
+    lab: str = ""
+    """containerlab's name of the lab."""
+    networks: tuple[str, ...] = ()
 
     def lab_folder(self, root: Path) -> str:
         """The name of the work folder below `root` that it belongs to."""
@@ -43,18 +50,31 @@ def docker_is_installed(command: str) -> bool:
     return shutil.which(command) is not None
 
 
-def containers_below(folder: Path, docker: Docker) -> list[Container]:
-    """Containers, running or not, whose containerlab topology lies below a folder."""
-    printed = docker(["ps", "--all", "--no-trunc", "--filter", "label=clab-topo-file", "--format", "{{json .}}"])
-    rows = [json.loads(line) for line in printed.splitlines() if line.strip()]
-    found = [Container(row["ID"], row["Names"], _topology_file(row["Labels"])) for row in rows]
-    real = folder.resolve()  # what netlab and containerlab write down has no symbolic links in it
-    return [container for container in found if container.topology_file.is_relative_to(real)]
+def all_containers(docker: Docker) -> list[Container]:
+    """Containers of all labs, running or not, whoever started them.
+
+    Raises:
+        ValueError: the command prints something else than Docker's command does.
+    """
+    printed = docker(CONTAINERS_FORMAT)
+    try:
+        return [_container(json.loads(line)) for line in printed.splitlines() if line.strip()]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError(NOT_DOCKER) from None
 
 
-def _topology_file(labels: str) -> Path:
-    pairs = (label.partition("=") for label in labels.split(","))
-    return next((Path(value) for key, _, value in pairs if key == "clab-topo-file"), Path())
+def _container(row: dict[str, Any]) -> Container:
+    pairs = (label.partition("=") for label in row["Labels"].split(","))
+    labels = {key: value for key, _, value in pairs}
+    networks = tuple(row.get("Networks", "").split(","))
+    return Container(
+        row["ID"], row["Names"], Path(labels.get("clab-topo-file", "")), labels.get("containerlab", ""), networks
+    )
+
+
+def network_names(docker: Docker) -> set[str]:
+    """The names of Docker's networks."""
+    return set(docker(["network", "ls", "--format", "{{.Name}}"]).split())
 
 
 def may_have_containers(base: Path) -> bool:
@@ -77,16 +97,6 @@ def remove_containers(containers: Sequence[Container], docker: Docker) -> None:
             docker(["rm", "--force", "--volumes", *(container.identifier for container in containers)])
 
 
-def management_network(folder: Path) -> str | None:
-    """The Docker network that a lab's containerlab topology names."""
-    try:
-        topology = yaml.safe_load((folder / "clab.yml").read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    network = topology.get("mgmt", {}).get("network") if isinstance(topology, dict) else None
-    return network if isinstance(network, str) else None
-
-
 def remove_network(network: str, docker: Docker) -> None:
     """Remove a lab's network when no container uses it; Docker itself refuses otherwise."""
     with suppress(subprocess.CalledProcessError):
@@ -102,42 +112,54 @@ def network_is_empty(network: str, docker: Docker) -> bool:
     return bool(found) and not found[0].get("Containers")
 
 
-def instances_below(folder: Path) -> list[str]:
-    """netlab's instances whose folder lies at or below a folder."""
-    return [str(name) for name, instance in _instances().items() if _is_below(instance, folder)]
+class Instances:
+    """netlab's list of the labs that it has started. All methods block."""
 
+    def __init__(self, path: Callable[[], Path]) -> None:
+        """`path` tells where netlab keeps the list."""
+        self._path = path
 
-def instance_folders(root: Path) -> list[str]:
-    """The names of the work folders below `root` that netlab has instances in."""
-    folders = [Path(instance["dir"]) for instance in _instances().values() if _is_below(instance, root)]
-    return [folder.relative_to(root.resolve()).parts[0] for folder in folders if folder != root.resolve()]
+    def below(self, folder: Path) -> list[str]:
+        """netlab's instances whose directory lies at or below a directory."""
+        return [str(name) for name, instance in self.all().items() if _is_below(instance, folder)]
 
+    def directories(self, root: Path) -> list[str]:
+        """The names of the labs' directories below `root` that netlab has instances in."""
+        real = root.resolve()
+        found = [Path(instance["dir"]) for instance in self.all().values() if _is_below(instance, root)]
+        return [folder.relative_to(real).parts[0] for folder in found if folder != real]
 
-def instance_status(folder: Path) -> str | None:
-    """The state of the instance in a folder, in netlab's own words."""
-    states = [instance.get("status") for instance in _instances().values() if _is_below(instance, folder)]
-    return str(states[0]) if states else None
+    def status(self, folder: Path) -> str | None:
+        """The state of the instance in a directory, in netlab's own words."""
+        states = [instance.get("status") for instance in self.all().values() if _is_below(instance, folder)]
+        return str(states[0]) if states else None
 
+    def elsewhere(self, root: Path) -> dict[str, Path]:
+        """The directories of instances that do not lie below `root`, by the instance's name."""
+        return {
+            str(name): Path(str(instance.get("dir", "/")))
+            for name, instance in self.all().items()
+            if isinstance(instance, dict) and not _is_below(instance, root)
+        }
 
-def forget_instances(folder: Path) -> None:
-    """Strike instances below a folder off netlab's list, as `netlab down` does at its end."""
-    path = Path.home() / INSTANCES_FILE
-    if not instances_below(folder):
-        return
-    with FileLock(f"{path}.lock", timeout=INSTANCES_TIMEOUT):
-        kept = {name: instance for name, instance in _read(path).items() if not _is_below(instance, folder)}
-        scratch = path.with_suffix(".new")
-        scratch.write_text(yaml.safe_dump(kept))
-        scratch.replace(path)
+    def forget(self, folder: Path) -> None:
+        """Strike instances below a directory off the list, as `netlab down` does at its end."""
+        if not self.below(folder):
+            return
+        path = self._path()
+        with FileLock(f"{path}.lock", timeout=INSTANCES_TIMEOUT):
+            kept = {name: instance for name, instance in _read(path).items() if not _is_below(instance, folder)}
+            scratch = path.with_suffix(".new")
+            scratch.write_text(yaml.safe_dump(kept))
+            scratch.replace(path)
 
-
-def _instances() -> dict[Any, Any]:
-    """netlab's list. It is rewritten in place, so an unlocked reader could see half of it."""
-    path = Path.home() / INSTANCES_FILE
-    if not path.exists():
-        return {}
-    with FileLock(f"{path}.lock", timeout=INSTANCES_TIMEOUT):
-        return _read(path)
+    def all(self) -> dict[Any, Any]:
+        """The whole list. netlab rewrites it in place, so an unlocked reader could see half of it."""
+        path = self._path()
+        if not path.exists():
+            return {}
+        with FileLock(f"{path}.lock", timeout=INSTANCES_TIMEOUT):
+            return _read(path)
 
 
 def _read(path: Path) -> dict[Any, Any]:

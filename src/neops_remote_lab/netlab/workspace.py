@@ -2,12 +2,12 @@
 
 import hashlib
 import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from neops_remote_lab.netlab import ownership
 from neops_remote_lab.netlab.topology import TOPOLOGY_FILE, topology_name
 
 LOG_NAME: Final = "netlab.log"
@@ -99,8 +99,18 @@ def digest(topology: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def copy_topology(topology: Path, root: Path) -> Workspace:
-    """A work directory below `root` with a copy of a local topology file.
+def begin(base: Path, host: str) -> None:
+    """Make a lab's directory, with the record that it is ours; one that is there already is fine.
+
+    Raises:
+        OSError: the work directory is not ours, or it cannot be written to.
+    """
+    if not base.exists():
+        ownership.new_directory(base.parent, base.name, host)
+
+
+def copy_topology(topology: Path, root: Path, host: str) -> Workspace:
+    """A directory below `root` with a copy of a local topology file.
 
     Raises:
         ValueError: the file's name does not end in .yml.
@@ -113,7 +123,8 @@ def copy_topology(topology: Path, root: Path) -> Workspace:
     workspace = Workspace(
         lab_id, root / lab_id, topology_name(topology.name), identity(hashlib.sha256(content).hexdigest(), {})
     )
-    workspace.folder.mkdir(parents=True)
+    begin(workspace.base, host)
+    workspace.folder.mkdir()
     workspace.topology_file.write_bytes(content)
     return workspace
 
@@ -123,11 +134,6 @@ def left_in(base: Path) -> Workspace:
     return Workspace(base.name, base, TOPOLOGY_FILE, Identity(""))
 
 
-def folders_below(root: Path) -> list[Path]:
-    """All work folders below `root`."""
-    return [base for base in sorted(root.iterdir()) if base.is_dir()] if root.is_dir() else []
-
-
 def remove(base: Path) -> None:
-    """Remove a work folder with all that is in it; one that is gone already is fine."""
-    shutil.rmtree(base, ignore_errors=True)
+    """Remove a lab's directory with all that is in it, if it is provably ours; one that is gone already is fine."""
+    ownership.remove(base)

@@ -217,6 +217,10 @@ def run_ps(args: list[str]) -> None:
     found = [container for container in containers() if any_of_each_key(container, filters)]
     if not everything and not any(text.startswith("status=") for text in filters):
         found = [container for container in found if container.get("state", "running") == "running"]
+    if knob("podman"):
+        for container in found:
+            say(json.dumps({"Id": container["full_id"], "Names": [container["name"]], "Labels": container["labels"]}))
+        return
     rows = [ps_row(container, whole=bool(given(options, "--no-trunc"))) for container in found]
     form = "{{.ID}}" if given(options, "-q", "--quiet") else "".join(given(options, "--format")[-1:])
     columns = {
@@ -436,7 +440,7 @@ def main() -> NoReturn:
     if arguments[:1] == ["container"]:
         arguments = ["ps" if word == "ls" else word for word in arguments[1:2]] + arguments[2:]
     if arguments[:1] in (["--version"], ["-v"]):
-        say(f"Docker version {VERSION}, build 297e128")
+        say("podman version 5.4.0" if knob("podman") else f"Docker version {VERSION}, build 297e128")
     elif not arguments or arguments[0] not in COMMANDS:
         refuse(f"docker: '{' '.join(arguments[:1])}' is not a docker command.\nSee 'docker --help'")
     elif knob("docker_unreachable"):

@@ -6,12 +6,15 @@ by default ``$HOME/.fake-netlab``), which holds
 
 - ``containers/`` and ``networks/``: a JSON file for each thing that "runs"; the fake ``docker`` uses them too;
 - ``log``: JSON lines of everything that was started, each phase it reached and how it ended;
+- ``system/``: what a start makes besides containers, as files below ``etc``, ``run`` and ``sys``: bridges for links of
+  more than two nodes, a network namespace for each container, a block in the hosts file, an SSH configuration file;
 - ``violations``: a line for each lab that was started while another one was alive (absent when all is well);
 - ``control.json``: the knobs, see `KNOBS`. A topology may carry knobs of its own under ``x_fake``; those win.
 
 It is one file, which imports only the standard library, and PyYAML where YAML is read or written: it runs as a script
 anywhere, and start-up time is what a run costs. Two things differ from netlab on purpose: the registry is replaced as
-a whole (netlab truncates and rewrites it), and nothing is written to ``~/.netlab`` besides the registry.
+a whole (netlab truncates and rewrites it), and nothing is written to ``~/.netlab`` besides the registry. Of the user's
+defaults in ``~/.netlab.yml``, ``lab_status_file`` alone is obeyed.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ VERSION = "26.10"
 SNAPSHOT = "netlab.snapshot.pickle"
 LOCK = "netlab.lock"
 MGMT_NETWORK = "netlab_mgmt"
+MOST_WITHOUT_BRIDGE = 2
 DEPLOY = "containerlab deploy --reconfigure -t clab.yml"
 DESTROY = "containerlab destroy --cleanup -t clab.yml"
 PROBES = ("containerlab version", "docker version")
@@ -59,6 +63,8 @@ KNOBS = {
     "hang_child": "a hanging process has a child that hangs as well and holds its output open",
     "spam_bytes": "how much is printed in the first phase of each process",
     "leak_containers": "how many containers a down leaves behind",
+    "leak_system": "a down leaves bridges, network namespaces, the block in the hosts file and the SSH configuration",
+    "podman": "the docker command is podman's: another version line, and containers as JSON of another shape",
     "traceback": "die with a Python traceback: true for the first phase, or the name of one",
     "docker_unreachable": "the Docker daemon does not answer: docker fails, and so do netlab's probes",
     "docker_rm_fails": "docker rm fails",
@@ -274,8 +280,21 @@ def change_locked(path: Path, change: Callable[[str], str]) -> None:
 # The registry of lab instances
 
 
+def user_defaults() -> Data:
+    path = Path.home() / ".netlab.yml"
+    if not path.exists():
+        return {}
+    import yaml  # noqa: PLC0415
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        fatal(f"Cannot read YAML from {path}: {error}")
+    return value if isinstance(value, dict) else {}
+
+
 def registry_path() -> Path:
-    return Path.home() / ".netlab" / "status.yaml"
+    return Path(user_defaults().get("lab_status_file") or "~/.netlab/status.yaml").expanduser()
 
 
 def read_yaml(text: str) -> Any:
@@ -417,6 +436,7 @@ def transform(raw: Data, path: Path, options: Data) -> Data:
         "input": [str(Path(_cwd()) / path), "package:topology-defaults.yml"],
         "defaults": {"device": device, "provider": provider},
         "lab_id": f"external_{name}" if provider == "external" else "default",
+        "network": ((raw.get("addressing") or {}).get("mgmt") or {}).get("_network") or MGMT_NETWORK,
         "validate": raw.get("validate") or {},
         "x_fake": raw.get("x_fake") or {},
         "nodes": node_dict(raw["nodes"]),
@@ -426,6 +446,10 @@ def transform(raw: Data, path: Path, options: Data) -> Data:
     if errors.lines:
         errors.abort()
     topology["links"] = [connect(topology, index, members) for index, members in enumerate(links, 1)]
+    for given, link in zip(raw.get("links") or [], topology["links"], strict=True):
+        if len(link["interfaces"]) > MOST_WITHOUT_BRIDGE:
+            named = given.get("bridge") if isinstance(given, dict) else None
+            link["bridge"] = named or f"{name}_{link['linkindex']}"
     return topology
 
 
@@ -599,15 +623,26 @@ def write_file(path: str, text: str) -> None:
 
 
 def clab_yaml(topology: Data) -> str:
-    lines = [f"name: {topology['name']}", 'prefix: "clab"', "", "mgmt:", f"  network: {MGMT_NETWORK}"]
+    lines = [f"name: {topology['name']}", 'prefix: "clab"', "", "mgmt:", f"  network: {topology['network']}"]
     lines += ["  ipv4-subnet: 192.168.121.0/24", "  ipv6-subnet: fd00:df:1ab::/64", "topology:", "  nodes:"]
-    for name, node in topology["nodes"].items():
+    for name, node in managed(topology).items():
         lines += [f"    {name}:", f"      mgmt-ipv4: {node['mgmt']['ipv4']}", "      kind: linux"]
         lines += ["      restart-policy: 'no'", f"      image: {node['box']}"]
+    for bridge in bridges(topology):
+        lines += [f"    {bridge}:", "      kind: bridge"]
     lines += ["  links:"] if topology["links"] else []
     for link in topology["links"]:
         lines += ["  - endpoints:", *(f'    - "{end["node"]}:{end["ifname"]}"' for end in link["interfaces"])]
     return "\n".join(lines) + "\n"
+
+
+def managed(topology: Data) -> Data:
+    """The nodes that the provider runs."""
+    return {name: node for name, node in topology["nodes"].items() if not node.get("unmanaged")}
+
+
+def bridges(topology: Data) -> list[str]:
+    return [link["bridge"] for link in topology["links"] if "bridge" in link]
 
 
 def external_text(topology: Data) -> str:
@@ -716,7 +751,7 @@ def create_container(run: Run, topology: Data, name: str) -> None:
         "image": node["box"],
         "created": time.time(),
         "state": "running",
-        "network": MGMT_NETWORK,
+        "network": topology["network"],
         "ipv4": node["mgmt"]["ipv4"],
         "labels": {
             "clab-node-kind": "linux",
@@ -731,19 +766,54 @@ def create_container(run: Run, topology: Data, name: str) -> None:
     run.log("node", node=name, container=full_id[:12])
 
 
-def create_network(state: Path) -> None:
-    path = state / "networks" / MGMT_NETWORK
+def create_network(state: Path, name: str) -> None:
+    path = state / "networks" / name
     if not path.exists():
-        complain(f"INFO Creating docker network name={MGMT_NETWORK}")
-        network = {"name": MGMT_NETWORK, "id": os.urandom(32).hex(), "created": time.time(), "driver": "bridge"}
+        complain(f"INFO Creating docker network name={name}")
+        network = {"name": name, "id": os.urandom(32).hex(), "created": time.time(), "driver": "bridge"}
         write_whole(path, json.dumps(network))
 
 
-def remove_containers(state: Path, lab: str, keep: int = 0) -> None:
+def remove_containers(state: Path, lab: str, network: str, keep: int = 0) -> None:
     for container in lab_containers(state, lab)[keep:]:
         (state / "containers" / f"{container['id']}.json").unlink(missing_ok=True)
-    if not containers(state):
-        (state / "networks" / MGMT_NETWORK).unlink(missing_ok=True)
+    if network and not any(container["network"] == network for container in containers(state)):
+        (state / "networks" / network).unlink(missing_ok=True)
+
+
+# What a start makes besides containers
+
+
+def make_system(state: Path, topology: Data) -> None:
+    lab, names = topology["name"], [f"clab-{topology['name']}-{name}" for name in managed(topology)]
+    system = state / "system"
+    for folder in ("sys/class/net", "run/netns", "etc/ssh/ssh_config.d"):
+        (system / folder).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (system / "run/netns" / name).touch()
+    (system / f"etc/ssh/ssh_config.d/clab-{lab}.conf").write_text("# Containerlab SSH Config\n", encoding="utf-8")
+    lines = [
+        f"###### CLAB-{lab}-START ######",
+        *(f"192.0.2.1\t{name}" for name in names),
+        f"###### CLAB-{lab}-END ######",
+    ]
+    with (system / "etc/hosts").open("a", encoding="utf-8") as hosts:
+        hosts.write("".join(f"{line}\n" for line in lines))
+
+
+def remove_system(state: Path, topology: Data) -> None:
+    lab, system = topology["name"], state / "system"
+    for name in managed(topology):
+        (system / f"run/netns/clab-{lab}-{name}").unlink(missing_ok=True)
+    (system / f"etc/ssh/ssh_config.d/clab-{lab}.conf").unlink(missing_ok=True)
+    hosts = system / "etc/hosts"
+    if hosts.exists():
+        block = rf"###### CLAB-{lab}-START ######\n.*?###### CLAB-{lab}-END ######\n"
+        write_whole(hosts, re.sub(block, "", hosts.read_text(encoding="utf-8"), flags=re.DOTALL))
+
+
+def bridge_paths(state: Path, topology: Data) -> list[Path]:
+    return [state / "system/sys/class/net" / name for name in bridges(topology)]
 
 
 def note_violation(run: Run, topology: Data) -> None:
@@ -908,10 +978,13 @@ def deploy(run: Run, topology: Data) -> None:
     if not Path("clab.yml").exists():
         complain(f"ERROR [Errno 2] No such file or directory: '{_cwd()}/clab.yml'")
         command_failed(topology, DEPLOY, "netlab up")
-    remove_containers(run.state, topology["name"])
-    create_network(run.state)
+    for path in bridge_paths(run.state, topology):
+        (path / "bridge").mkdir(parents=True, exist_ok=True)
+    remove_containers(run.state, topology["name"], deployed_network())
+    remove_system(run.state, topology)
+    create_network(run.state, topology["network"])
     write_file(f"clab-{topology['name']}/topology-data.json", "{}\n")
-    nodes = list(topology["nodes"])
+    nodes = list(managed(topology))
     for count, name in enumerate(nodes, 1):
         time.sleep(float(run.knobs.get("node_seconds", 0)))
         complain(f"INFO Creating container name={name}")
@@ -921,8 +994,15 @@ def deploy(run: Run, topology: Data) -> None:
             if run.failing("start"):
                 complain("ERROR failed deploy stage for a node: the fake was told to fail")
                 command_failed(topology, DEPLOY, "netlab up")
+    make_system(run.state, topology)
     say(json.dumps({topology["name"]: deployed(run, topology)}, indent=2))
     log_command(topology, f"OK: {DEPLOY}")
+
+
+def deployed_network() -> str:
+    """The management network that the containerlab topology names."""
+    found = re.search(r"^  network: (\S+)$", Path("clab.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def deployed(run: Run, topology: Data) -> list[Data]:
@@ -1072,7 +1152,11 @@ def destroy(run: Run, topology: Data) -> None:
     if not Path("clab.yml").exists():
         complain(f"ERROR [Errno 2] No such file or directory: '{_cwd()}/clab.yml'")
         command_failed(topology, DESTROY, "netlab down")
-    remove_containers(run.state, topology["name"], int(run.knobs.get("leak_containers", 0)))
+    remove_containers(run.state, topology["name"], deployed_network(), int(run.knobs.get("leak_containers", 0)))
+    if not run.knobs.get("leak_system"):
+        remove_system(run.state, topology)
+        for path in bridge_paths(run.state, topology):
+            remove_files([str(path)])
     folder = Path(f"clab-{topology['name']}")
     if folder.is_dir():
         (folder / "topology-data.json").unlink(missing_ok=True)
@@ -1225,7 +1309,10 @@ def node_status(state: Path, topology: Data) -> Data:
             "provider": topology["provider"],
             "provider_name": workload,
         }
-        if workload in running:
+        if node.get("unmanaged"):
+            nodes[name].update(image="unmanaged", provider="unmanaged", status="Unknown")
+            del nodes[name]["provider_name"]
+        elif workload in running:
             nodes[name]["status"] = "Up 2 seconds"
     return nodes
 
@@ -1252,6 +1339,15 @@ def run_validate(run: Run, args: list[str]) -> None:
     say("[SUCCESS] Tests passed: " + str(len(topology["validate"])))
 
 
+def run_defaults(run: Run, args: list[str]) -> None:
+    options, rest = parse(args, "defaults", "", "--format")
+    run.enter("defaults")
+    value = user_defaults().get(rest[0])
+    if value is None:
+        refuse(f"{rest[0]} not found in netlab,user defaults", "-")
+    say(f"{rest[0]}: {value}" if options.get("--format") == "yaml" else f"{rest[0]} = {value}")
+
+
 def run_version(run: Run, args: list[str]) -> None:
     parse(args, "version")
     run.enter("version")
@@ -1262,6 +1358,7 @@ def run_version(run: Run, args: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Run, list[str]], None]] = {
     "create": run_create,
+    "defaults": run_defaults,
     "up": run_up,
     "down": run_down,
     "inspect": run_inspect,

@@ -1,0 +1,268 @@
+"""Which directories are ours: a marker in the work directory, and a record and an owner for each lab's directory.
+
+Nothing without that proof is ever removed. A lab's directory is left over once the process that owned it has ended:
+each process holds a lock file of its own, which its directories name.
+"""
+
+import errno
+import getpass
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from neops_remote_lab.text import one_line
+
+logger = logging.getLogger(__name__)
+
+PROGRAM: Final = "neops-remote-lab"
+MARKER_DIR: Final = f".{PROGRAM}"
+"""Holds the marker, the lock of the server, and the locks of the owners."""
+RECORD: Final = "lab.json"
+GUARD_TIMEOUT: Final = 10.0
+"""Seconds to wait while another process makes or removes a lock file of an owner."""
+
+_LAB_ID: Final = re.compile(r"[0-9a-f]{16}")
+_DRAFT: Final = re.compile(r"\.new-[0-9a-f]{16}")
+_owners: dict[tuple[Path, str], FileLock] = {}
+"""The lock of this process in each work directory; held until the process ends."""
+_owners_guard = threading.Lock()
+
+
+class Record(NamedTuple):
+    """What a lab's directory says of itself."""
+
+    lab_id: str
+    host: str
+    work_dir: str
+    """The id in the work directory's marker."""
+    owner: str
+    """The name of the lock file that the owning process holds."""
+
+
+def claim(root: Path) -> str:
+    """The id of a work directory; one that is new or empty becomes ours.
+
+    Raises:
+        PermissionError: it is not ours, or may not be; `strerror` is a sentence for the operator.
+        OSError: it cannot be made.
+    """
+    _require_owned(root)
+    if (known := _marker(root)) is not None:
+        return known
+    if any(entry.name != MARKER_DIR for entry in root.iterdir()):
+        if (known := _marker(root)) is None:  # another process may have claimed it meanwhile
+            raise _refusal(root, "has content, and no marker of this program")
+        return known
+    (root / MARKER_DIR).mkdir(mode=0o700, exist_ok=True)
+    content = {"program": PROGRAM, "id": secrets.token_hex(16), **origin()}
+    draft = root / MARKER_DIR / f"draft-{secrets.token_hex(8)}"
+    _write(draft, content)
+    try:
+        os.link(draft, root / MARKER_DIR / "work-dir.json")
+    except FileExistsError:
+        logger.debug("another process has claimed %s", root)
+    finally:
+        draft.unlink()
+    if (known := _marker(root)) is None:
+        raise _refusal(root, "has a marker that cannot be read")
+    return known
+
+
+def _require_owned(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    link, real = root.lstat(), root.stat()
+    if link.st_uid not in (0, os.geteuid()) or real.st_uid != os.geteuid():
+        raise _refusal(root, f"belongs to another user (uid {real.st_uid})")
+
+
+def _refusal(root: Path, why: str) -> PermissionError:
+    return PermissionError(
+        errno.EACCES, f"the work directory {root} {why}. Name a new or an empty directory with --work-dir"
+    )
+
+
+def _marker(root: Path) -> str | None:
+    known = _read(root / MARKER_DIR / "work-dir.json")
+    identifier = known.get("id")
+    return identifier if known.get("program") == PROGRAM and isinstance(identifier, str) else None
+
+
+def origin() -> dict[str, str]:
+    """Who this process is, for a note."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # no entry in the list of users
+        user = str(os.geteuid())
+    return {
+        "host": socket.gethostname(),
+        "user": user,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def hold_server_lock(root: Path, note: Mapping[str, Any]) -> FileLock:
+    """Be the one server of a work directory, for as long as the lock that is returned lives.
+
+    Raises:
+        BlockingIOError: another server holds it; the message names that one.
+        What `claim` raises.
+    """
+    claim(root)
+    lock = FileLock(root / MARKER_DIR / "server.lock", thread_local=False, mode=0o600)
+    path = root / MARKER_DIR / "server.json"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        known = _read(path)
+        named = one_line(", ".join(f"{key} {value}" for key, value in known.items())) or "it has left no note"
+        raise BlockingIOError(f"another server uses the work directory {root}: {named}") from None
+    path.unlink(missing_ok=True)
+    _write(path, dict(note))
+    return lock
+
+
+def new_directory(root: Path, lab_id: str, host: str) -> Path:
+    """Make the directory of a lab, with its record: it is never there without. Raises what `claim` raises."""
+    work_dir = claim(root)
+    record = Record(lab_id, host, work_dir, _owner(root, work_dir))
+    draft = root / f".new-{lab_id}"
+    draft.mkdir(mode=0o700)
+    _write(draft / RECORD, {"program": PROGRAM, **record._asdict()})
+    return draft.rename(root / lab_id)
+
+
+def proof(base: Path) -> Record | None:
+    """The record of a directory that is provably ours; None for any other."""
+    if base.is_symlink() or not base.is_dir():
+        return None
+    known = _read(base / RECORD)
+    fields = [known.get(field) for field in Record._fields]
+    if known.get("program") != PROGRAM or not all(isinstance(field, str) for field in fields):
+        return None
+    record = Record(*map(str, fields))
+    return record if record.lab_id == base.name and record.work_dir == _marker(base.parent) else None
+
+
+def is_left(base: Path, host: str) -> bool:
+    """Whether a directory is that of a lab of this host whose owner has ended.
+
+    A lab's directory that has vanished counts as left: only its name, below our marker, can tell.
+    """
+    if not os.path.lexists(base):
+        return _marker(base.parent) is not None and _LAB_ID.fullmatch(base.name) is not None
+    record = proof(base)
+    return record is not None and record.host == host and not _is_held(base.parent, record.owner)
+
+
+def adopt(base: Path, host: str) -> None:
+    """Become the owner of a lab that an earlier process has left; a directory that is not ours stays as it is."""
+    if (record := proof(base)) is None:
+        return
+    owner = _owner(base.parent, record.work_dir)
+    draft = base / f"{RECORD}.new"
+    _write(draft, {"program": PROGRAM, **record._replace(owner=owner, host=host)._asdict()})
+    draft.replace(base / RECORD)
+
+
+def remove(base: Path) -> None:
+    """Remove a lab's directory, its record last; one that is not provably ours stays."""
+    if proof(base) is None:
+        if os.path.lexists(base):
+            logger.error("%s is not removed: it has no record of a lab of this work directory", base)
+        return
+    for entry in base.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != RECORD:
+            with suppress(OSError):
+                entry.unlink()
+    if [entry.name for entry in base.iterdir()] == [RECORD]:
+        (base / RECORD).unlink()
+        base.rmdir()
+
+
+def directories(root: Path) -> list[Path]:
+    """Directories of labs below a work directory, whoever owns them; others are told in the log."""
+    if not root.is_dir():
+        return []
+    ours = {path: proof(path) is not None for path in sorted(root.iterdir())}
+    for path in (path for path, is_ours in ours.items() if not is_ours):
+        if path.name != MARKER_DIR and not _DRAFT.fullmatch(path.name):
+            logger.warning("%s has no record of a lab: it is left alone", path)
+    return [path for path, is_ours in ours.items() if is_ours]
+
+
+def tidy(root: Path) -> None:
+    """Remove the lock files of processes that have ended, and directories that they had only begun to make."""
+    if _marker(root) is None:
+        return
+    for draft in root.iterdir():
+        if _DRAFT.fullmatch(draft.name) and not draft.is_symlink() and not _is_held(root, _read(draft / RECORD)):
+            with suppress(OSError):
+                (draft / RECORD).unlink(missing_ok=True)
+                draft.rmdir()
+    named = {record.owner for path in root.iterdir() if (record := proof(path))}
+    owners = root / MARKER_DIR / "owners"
+    with _guard(root):
+        for path in owners.iterdir() if owners.is_dir() else ():
+            if path.name not in named and not _is_held(root, path.name):
+                path.unlink(missing_ok=True)
+
+
+def _owner(root: Path, work_dir: str) -> str:
+    key = (root.resolve(), work_dir)
+    with _owners_guard:
+        if key not in _owners:
+            owners = root / MARKER_DIR / "owners"
+            owners.mkdir(mode=0o700, exist_ok=True)
+            lock = FileLock(owners / secrets.token_hex(8), thread_local=False, mode=0o600)
+            with _guard(root):
+                lock.acquire(blocking=False)
+            _owners[key] = lock
+        return Path(_owners[key].lock_file).name
+
+
+def _guard(root: Path) -> FileLock:
+    return FileLock(root / MARKER_DIR / "owners.lock", timeout=GUARD_TIMEOUT, mode=0o600)
+
+
+def _is_held(root: Path, owner: str | Mapping[str, Any]) -> bool:
+    name = owner if isinstance(owner, str) else str(owner.get("owner", ""))
+    path = root / MARKER_DIR / "owners" / Path(name).name
+    if not name or not path.is_file():
+        return False
+    lock = FileLock(path, thread_local=False, mode=0o600)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that survives a loss of power."""
+    with path.open("x", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
