@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.measure import Row
-from bench.rows import acquire, calls, handover, held, joining, loop, plugin, queue, start, wholerun
+from bench.rows import acquire, calls, firsttest, handover, held, joining, loop, plugin, queue, start, wholerun
 from bench.servers import Bench
 
 ROWS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
@@ -20,4 +20,5 @@ ROWS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "loop": loop.measure,
     "start": start.measure,
     "plugin-cost": plugin.measure,
+    "first-test": firsttest.measure,
 }
