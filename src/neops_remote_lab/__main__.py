@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import errno
 import getpass
 import json
 import logging
@@ -11,11 +12,13 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+import psutil
 import uvicorn
 from filelock import FileLock, Timeout
 from starlette.applications import Starlette
@@ -84,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lock = hold_host(settings)
     work_dir = hold_work_dir(settings)
     try:
+        require_free_port(settings.host, settings.port)
         serve(settings)
     finally:
         work_dir.release()
@@ -99,6 +103,44 @@ def require_home() -> None:
         refuse(NO_HOME)
     if not home.is_absolute():
         refuse(f"HOME must be an absolute path, not {str(home)!r}")
+
+
+def require_free_port(host: str, port: int) -> None:
+    """End the program with a sentence where it could not listen, before the database or a lab is touched."""
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        refuse(f"it cannot listen on {host}:{port}: {error.strerror}. Name another address with --host")
+    problems = [problem for address in addresses if (problem := _bind_error(*address))]
+    # A name may stand for an address that this host does not have (::1 without IPv6): one that it has is enough.
+    serious = [problem for problem in problems if problem.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}]
+    if serious or len(problems) == len(addresses):
+        problem = (serious or problems)[0]
+        who = f" by {_listener(port)}" if problem.errno == errno.EADDRINUSE else ""
+        reason = (problem.strerror or str(problem)).lower()
+        refuse(f"it cannot listen on {host}:{port}: {reason}{who}. Name another address with --host or --port")
+
+
+def _bind_error(family: int, kind: int, protocol: int, _: str, address: Any) -> OSError | None:
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server's own socket
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return None
+
+
+def _listener(port: int) -> str:
+    """The process that listens on a TCP port, as far as this user may know."""
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
+            if listens and connection.pid:
+                return f"pid {connection.pid} ({one_line(psutil.Process(connection.pid).name())})"
+    return "another program"
 
 
 def hold_host(settings: Settings) -> HostLock:

@@ -67,6 +67,9 @@ _UPLOAD: Final = {
 }
 
 
+Content = type[BaseModel] | tuple[str, ...] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One call, as the description tells it."""
@@ -74,8 +77,8 @@ class Operation:
     method: str
     path: str
     summary: str
-    success: dict[int, type[BaseModel] | str | None]
-    """Status code: the answer's model, a media type, or nothing."""
+    success: dict[int, Content]
+    """Status code: the answer's model, its media types, or nothing."""
     failures: dict[int, str]
     parameters: tuple[dict[str, Any], ...] = ()
     body: type[BaseModel] | str | None = None
@@ -86,6 +89,15 @@ class Operation:
 _UNKNOWN: Final = {404: "unknown session"}
 _NOT_ACTIVE: Final = {404: "unknown session, or no lab", 423: "the session is not active"}
 _HEADER_MISSING: Final = {422: "X-Session-ID is missing"}
+_ALWAYS: Final = {500: "the server failed; its log says why", 503: "the server's database cannot be used"}
+"""What any call may answer that needs the database."""
+_UPLOAD_FAILURES: Final = {
+    400: "a file name is not allowed",
+    413: "the upload is too large",
+    422: "the form is wrong, or netlab rejects the topology",
+    503: "the server is about to end, or its database cannot be used",
+    507: "the lab host's disk is full",
+}
 
 OPERATIONS: Final = (
     Operation(
@@ -93,7 +105,11 @@ OPERATIONS: Final = (
         "/session",
         "Join the queue",
         {201: CreateSessionResponseDto},
-        {422: "the body is wrong", 503: "the server is about to end"},
+        {
+            413: "the body is too large",
+            422: "the body is wrong",
+            503: "the server is about to end, or its database cannot be used",
+        },
         (KEY_HEADER,),
         CreateSessionRequestDto,
     ),
@@ -117,7 +133,7 @@ OPERATIONS: Final = (
         "/active-session",
         "Who holds the lab host",
         {200: ActiveSessionResponseDto},
-        {404: "nobody"},
+        {404: "no session is active"},
         ({**SESSION_HEADER, "required": False},),
     ),
     Operation(
@@ -129,15 +145,11 @@ OPERATIONS: Final = (
         "Acquire the lab with a topology",
         {200: AcquireResponseDto, 202: None},
         {
-            400: "a file name is not allowed",
+            **_UPLOAD_FAILURES,
             404: "unknown session",
             409: "the lab was torn down while it started",
-            413: "the upload is too large",
-            422: "the form is wrong, or netlab rejects the topology",
             423: "the session is not active, or the lab is busy",
-            500: "netlab failed",
-            503: "the server is about to end, or its database cannot be used",
-            507: "the lab host's disk is full",
+            500: "netlab failed, or the server did; its log says why",
         },
         (SESSION_HEADER, KEY_HEADER, _header("Prefer", "respond-async: answer 202 at once; GET /lab tells the rest")),
         "upload",
@@ -165,9 +177,11 @@ OPERATIONS: Final = (
     Operation(
         "get",
         "/lab/log",
-        "What netlab has printed",
-        {200: "text/plain"},
-        _NOT_ACTIVE | _HEADER_MISSING | {429: "too many readers of this log", 503: "too many readers of logs"},
+        "What netlab has printed; live, where text/event-stream is accepted",
+        {200: ("text/plain", "text/event-stream")},
+        _NOT_ACTIVE
+        | _HEADER_MISSING
+        | {429: "too many readers of this log", 503: "too many readers of logs, or the database cannot be used"},
         (SESSION_HEADER,),
     ),
     Operation(
@@ -184,12 +198,10 @@ OPERATIONS: Final = (
         "Let netlab check a topology, and prepare it for this session's acquire",
         {200: TopologyCheckDto},
         {
-            400: "a file name is not allowed",
+            **_UPLOAD_FAILURES,
             404: "unknown session",
             409: "the session's turn came before the check had begun",
-            413: "the upload is too large",
-            422: "the form is wrong, or netlab rejects the topology",
-            503: "the server is about to end",
+            500: "netlab could not be run, or the server failed; its log says why",
         },
         (SESSION_HEADER,),
         "upload",
@@ -206,7 +218,7 @@ OPERATIONS: Final = (
     Operation(
         "get", "/readyz", "Whether the host can take a lab", {200: ReadyDto}, {503: "it cannot; what is missing"}
     ),
-    Operation("get", "/metrics", "Numbers for Prometheus", {200: "text/plain"}, {}),
+    Operation("get", "/metrics", "Numbers for Prometheus", {200: ("text/plain",)}, {}),
     Operation("get", "/debug/health", "The server's numbers", {200: DebugHealthDto}, {}),
 )
 
@@ -243,7 +255,7 @@ def _describe(operation: Operation) -> dict[str, Any]:
             str(code): _answer(operation.summary, content, many=operation.many)
             for code, content in operation.success.items()
         }
-        | {str(code): _answer(text, ErrorDto) for code, text in operation.failures.items()},
+        | {str(code): _answer(text, ErrorDto) for code, text in sorted(_failures(operation).items())},
     }
     if operation.body == "upload":
         described["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD}}}
@@ -253,11 +265,15 @@ def _describe(operation: Operation) -> dict[str, Any]:
     return described
 
 
-def _answer(text: str, content: type[BaseModel] | str | None, *, many: bool = False) -> dict[str, Any]:
+def _failures(operation: Operation) -> dict[int, str]:
+    return operation.failures if operation.path == "/healthz" else _ALWAYS | operation.failures
+
+
+def _answer(text: str, content: Content, *, many: bool = False) -> dict[str, Any]:
     if content is None:
         return {"description": text}
-    if isinstance(content, str):
-        return {"description": text, "content": {content: {"schema": {"type": "string"}}}}
+    if isinstance(content, tuple):
+        return {"description": text, "content": {kind: {"schema": {"type": "string"}} for kind in content}}
     schema = _reference(content)
     body = {"application/json": {"schema": {"type": "array", "items": schema} if many else schema}}
     return {"description": text, "content": body}

@@ -49,6 +49,7 @@ class SessionQueue:
     async def load(self) -> None:
         """Take over the queue as the database has it. Every session has its full time again."""
         self._holds = HoldHistory(await self._store.latest_holds())
+        self._roster.reload(await self._store.live_sessions(), self._clock.monotonic())  # counted by an earlier server
         await self.reconcile()
 
     async def register_host(self, boot_id: str) -> str | None:
@@ -78,8 +79,8 @@ class SessionQueue:
         if session.session_id in self._roster:
             self._roster.renew(session.session_id, self._clock.monotonic())
         else:
-            self._roster.put(session, self._clock.monotonic())
             self._metrics.joined()
+            self._put(session)
         await self.promote_if_idle()  # the holder may have left while this one was being written down
         return self._place(self._roster.get(session.session_id) or session)
 
@@ -95,7 +96,8 @@ class SessionQueue:
 
     def _place(self, session: Session) -> Place:
         position = self._roster.position(session)
-        return Place(session, position, self._holds.eta(position, self._roster.held_for(self._clock.monotonic())))
+        eta = None if self.quarantined else self._holds.eta(position, self._roster.held_for(self._clock.monotonic()))
+        return Place(session, position, eta)
 
     def _position(self, session_id: str) -> int | None:
         session = self._roster.get(session_id)
@@ -181,12 +183,19 @@ class SessionQueue:
 
     def _promoted(self, session: Session | None) -> None:
         if session:
-            self._roster.put(session, self._clock.monotonic())
-            self._metrics.became_active(
-                ((session.activated_at or session.created_at) - session.created_at).total_seconds()
-            )
+            self._put(session)
             self._polls.answer([session.session_id])
             self._polls.moved()
+
+    def _put(self, session: Session) -> None:
+        self._roster.put(session, self._clock.monotonic())
+        if session.state == "active":
+            self._became_active(session)
+
+    def _became_active(self, session: Session) -> None:
+        """To be called once for each session, however it became active."""
+        waited = (session.activated_at or session.created_at) - session.created_at
+        self._metrics.became_active(max(0.0, waited.total_seconds()))
 
     async def expire(self) -> tuple[str, ...]:
         """End those who have gone silent, or hold for longer than is allowed; their ids."""
@@ -204,11 +213,15 @@ class SessionQueue:
     async def reconcile(self) -> None:
         """Act on what somebody wrote into the database by hand as if the API had been called."""
         self.quarantined = await self._store.quarantine_reason()
-        difference = self._roster.reload(await self._store.live_sessions(), self._clock.monotonic())
+        truth = await self._store.live_sessions()
+        before = self.active
+        difference = self._roster.reload(truth, self._clock.monotonic())
         self._polls.answer(difference.vanished | difference.changed)
         self._polls.moved(len(difference.vanished))
         for _ in difference.vanished:
             self._metrics.ended(ENDED_BY_OPERATOR, None)
+        if (active := self.active) and (before is None or before.session_id != active.session_id):
+            self._became_active(active)
         self._promoted(await self._store.promote(self._clock.now()))
 
     async def quarantine(self, reason: str | None) -> None:

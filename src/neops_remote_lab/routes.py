@@ -27,6 +27,7 @@ from neops_remote_lab.models import (
     QueueDto,
     QueueEntryDto,
     ReadyDto,
+    SessionState,
     SessionStatusResponseDto,
 )
 from neops_remote_lab.queue import ENDED_BY_CLIENT, Place
@@ -61,14 +62,14 @@ async def get_session(request: Request) -> Response:
     seconds = min(_seconds(request, "wait"), services.settings.max_wait)
     known = int(_seconds(request, "position")) if "position" in request.query_params else None
     if services.queue.place(session_id) is None:
-        raise await _not_live(services, session_id, gone=True)
+        raise await _gone(services, session_id)
     with services.queue.open_call(session_id):
         held = services.queue.wait_for_change(session_id, seconds, known)
         await (_while_connected(request, held) if seconds else held)  # who has gone away is in contact no more
     if (place := services.queue.place(session_id)) is None:
-        raise await _not_live(services, session_id, gone=True)
+        raise await _gone(services, session_id)
     answer = SessionStatusResponseDto(
-        status="active" if place.position == 0 else "waiting",
+        status=SessionState.ACTIVE if place.position == 0 else SessionState.WAITING,
         position=place.position,
         eta_seconds=place.eta_seconds if place.position else None,
         waiting_for=_waiting_for(services, place),
@@ -93,7 +94,7 @@ async def get_active_session(request: Request) -> Response:
         raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no session is active")
     own = request.headers.get("X-Session-ID") == active.session_id
     shown = active.session_id if own else active.session_id[:SHOWN_ID]
-    return _json(ActiveSessionResponseDto(session_id=shown, status="active", position=0))
+    return _json(ActiveSessionResponseDto(session_id=shown, status=SessionState.ACTIVE, position=0))
 
 
 async def heartbeat(request: Request) -> Response:
@@ -233,7 +234,7 @@ async def debug_health(request: Request) -> Response:
             timestamp=services.clock.now(),
             uptime=services.clock.monotonic() - services.started,
             sessions=len(services.queue),
-            queue_length=services.queue.waiting,
+            queue_length=len(services.queue),
         )
     )
 
@@ -303,12 +304,20 @@ async def _active_caller(request: Request) -> tuple[Services, str]:
     return services, session_id
 
 
-async def _not_live(services: Services, session_id: str, *, gone: bool = False) -> HTTPException:
+async def _not_live(services: Services, session_id: str) -> HTTPException:
     reason = await services.queue.end_reason(session_id)
     if reason is None:
         return HTTPException(status.HTTP_404_NOT_FOUND, detail="unknown session: POST /session joins the queue")
-    code = status.HTTP_410_GONE if gone and reason != ENDED_BY_CLIENT else status.HTTP_404_NOT_FOUND
-    return HTTPException(code, detail=f"the session has ended: {reason}")
+    return HTTPException(status.HTTP_404_NOT_FOUND, detail=f"the session has ended: {reason}")
+
+
+async def _gone(services: Services, session_id: str) -> HTTPException:
+    """As `_not_live`, but 410 for a session that somebody else has ended."""
+    error = await _not_live(services, session_id)
+    reason = await services.queue.end_reason(session_id)
+    if reason in {None, ENDED_BY_CLIENT}:
+        return error
+    return HTTPException(status.HTTP_410_GONE, detail=error.detail)
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
@@ -371,7 +380,7 @@ def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto
     return QueueEntryDto(
         session_id=session.session_id[:SHOWN_ID],
         position=place.position if place else 0,
-        status="active" if session.state == "active" else "waiting",
+        status=SessionState(session.state),
         client=session.client,
         purpose=session.purpose,
         age_seconds=max(0.0, (now - session.created_at).total_seconds()),

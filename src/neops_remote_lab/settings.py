@@ -1,6 +1,7 @@
 """Every setting of the server, read once from flags and environment."""
 
 import argparse
+import difflib
 import os
 import shlex
 import socket
@@ -14,7 +15,11 @@ from typing import Annotated, Any, Literal, NoReturn
 from platformdirs import user_state_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from neops_remote_lab.text import one_line
+
 ENVIRONMENT_PREFIX = "NEOPS_REMOTE_LAB_"
+OWN = frozenset({"NEOPS_REMOTE_LAB_LAB_ID"})
+"""Variables that the server itself sets, for the commands that it starts."""
 RUN_LOCK = Path("/run/lock")
 NO_HOME = (
     "this user has no home directory: set HOME to a directory that the user can write, "
@@ -170,15 +175,29 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str] | Non
     """Settings from flags, then from the environment, then from the defaults.
 
     Raises:
-        ValueError: a value is wrong; the message names the flag or the variable that brought it.
+        ValueError: a value is wrong, or a variable names no setting; the message names the flag or the variable.
     """
     environment = os.environ if environment is None else environment
+    _refuse_unknown(environment)
     given = {name: environment[variable(name)] for name in Settings.model_fields if environment.get(variable(name))}
     chosen = {name: value for name, value in flags.items() if name in Settings.model_fields}
     try:
         return Settings.model_validate({**given, **chosen})
     except ValidationError as error:
         raise ValueError(_explain(error, chosen)) from None
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    """A mistyped variable would otherwise count as not set, for example on a port that nobody asked for."""
+    known = [variable(name) for name in Settings.model_fields]
+    unknown = [name for name in environment if name.startswith(ENVIRONMENT_PREFIX) and name not in {*known, *OWN}]
+    problems = []
+    for name in sorted(unknown):
+        nearest = difflib.get_close_matches(name, known, 1)
+        meant = f": {nearest[0]} may be meant" if nearest else ""
+        problems.append(f"the environment variable {one_line(name)} is no setting{meant}")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def _explain(error: ValidationError, flags: Mapping[str, Any]) -> str:

@@ -192,13 +192,28 @@ def test_lock_files_that_a_server_leaves_behind_are_in_nobodys_way(lab_server: L
 # Starting in a bad place
 
 
-def test_a_port_in_use_ends_the_program_with_the_reason(idle: LabServer) -> None:
+def test_a_port_in_use_ends_the_program_before_it_touches_anything(idle: LabServer) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", idle.port))
         listener.listen()
         words = refusal(idle)
-    assert "address already in use" in words
-    assert f"127.0.0.1:{idle.port}" in words or str(idle.port) in words
+    assert f"127.0.0.1:{idle.port}: address already in use by pid {os.getpid()}" in words
+    assert "startup" not in words
+    assert not idle.database.exists()
+    assert not idle.work_dir.exists()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_an_address_that_is_not_this_hosts_ends_the_program(idle: LabServer, host: str) -> None:
+    idle.settings = {"host": host}
+    words = refusal(idle)
+    assert f"it cannot listen on {host}:{idle.port}" in words
+    assert not idle.database.exists()
+
+
+def test_a_mistyped_variable_ends_the_program(idle: LabServer) -> None:
+    idle.environment = {"NEOPS_REMOTE_LAB_PROT": "9000"}
+    assert "NEOPS_REMOTE_LAB_PORT may be meant" in refusal(idle)
 
 
 def test_the_database_of_a_newer_version_is_refused_and_left_alone(idle: LabServer) -> None:

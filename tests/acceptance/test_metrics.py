@@ -1,5 +1,8 @@
 """What Prometheus scrapes."""
 
+import sqlite3
+from contextlib import closing
+
 import httpx
 
 from tests.fakes import topology_text, wait_until
@@ -35,10 +38,36 @@ def test_what_happens_is_counted_and_how_things_stand_is_told(lab_server: LabSer
     assert now['sessions_ended_total{reason="ended by its client"}'] == 1
     assert now["hold_seconds_count"] == 1
     assert now["lab_teardown_seconds_count"] == 1
-    assert now["queue_wait_seconds_count"] == 1
+    assert now["queue_wait_seconds_count"] == 2
 
     broken = lab_server.acquire(waiter, "provider: clab\nnodes: [a]\n")
     assert broken.status_code == 422
     now = scrape(lab_server)
     assert now['lab_start_seconds_count{outcome="rejected"}'] == 1
     assert now["quarantined"] == 0
+
+
+def test_every_wait_is_counted_once_however_it_ended(lab_server: LabServer) -> None:
+    def waits() -> float:
+        return scrape(lab_server)["queue_wait_seconds_count"]
+
+    holder, second, third = (lab_server.join() for _ in range(3))
+    assert waits() == 1  # the first one was admitted at once
+    with lab_server.client() as client:
+        client.delete(f"/session/{holder}")
+    assert lab_server.place(second, 10)["status"] == "active"
+    assert waits() == 2
+    with closing(sqlite3.connect(lab_server.database, isolation_level=None)) as database:
+        database.execute("UPDATE session SET state = 'ended' WHERE session_id = ?", [second])
+    assert lab_server.place(third, 10)["status"] == "active"
+    assert waits() == 3
+    fourth = lab_server.join()
+    lab_server.restart()
+    assert waits() == 0  # an earlier server has counted the active one
+    with closing(sqlite3.connect(lab_server.database, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("UPDATE session SET state = 'ended' WHERE session_id = ?", [third])
+        database.execute("UPDATE session SET state = 'active' WHERE session_id = ?", [fourth])
+        database.execute("COMMIT")
+    assert lab_server.place(fourth, 10)["status"] == "active"
+    assert waits() == 1

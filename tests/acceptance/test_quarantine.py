@@ -163,6 +163,17 @@ def test_folders_that_could_not_be_swept_at_the_start_are_swept_later(server: La
     assert server.work_folders() == []
 
 
+def test_a_quarantined_host_promises_no_time(server: LabServer) -> None:
+    for _ in range(2):  # without a history there is never a time
+        httpx.delete(f"{server.url}/session/{server.join()}")
+    server.join()
+    waiting = server.join()
+    assert server.place(waiting)["eta_seconds"] is not None
+    sql(server.database, "UPDATE lab_host SET quarantine_reason = 'a new image is being built'")
+    wait_until(lambda: queue(server)["quarantined"])
+    assert server.place(waiting)["eta_seconds"] is None
+
+
 def test_a_hand_written_quarantine_is_a_pause_that_only_a_hand_ends(server: LabServer) -> None:
     sql(server.database, "UPDATE lab_host SET quarantine_reason = 'a new image is being built'")
     wait_until(lambda: queue(server)["quarantined"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -9,13 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 import neops_remote_lab
-from neops_remote_lab.netlab.lab_manager import LabManager
+from neops_remote_lab.netlab.lab_manager import HeldLab, LabManager
 from neops_remote_lab.settings import Settings, read_settings
 from tests.chaos.shell import is_running, wait_for_event
 from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
@@ -520,6 +522,65 @@ def test_the_status_never_waits_for_netlab(manager: LabManager, host: FakeNetlab
         assert starting.result(20)
     assert manager.netlab_status() == "started"
     manager.release(topology)
+
+
+MEETING = 2.0
+"""Seconds that one thread waits for the other where only one can be there."""
+
+
+class MeetingLab(HeldLab):
+    """A lab whose count of references is read by two threads at the same moment, where that is possible."""
+
+    meeting: ClassVar[threading.Barrier]
+
+    @property
+    def references(self) -> int:
+        count = int(vars(self)["references"])
+        with suppress(threading.BrokenBarrierError):
+            self.meeting.wait(MEETING)
+        return count
+
+    @references.setter
+    def references(self, count: int) -> None:
+        vars(self)["references"] = count
+
+
+def test_two_releases_at_the_same_moment_are_both_counted(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    topology = write()
+    manager.acquire(topology)
+    manager.acquire(topology)
+    MeetingLab.meeting = threading.Barrier(2)
+    held = manager.current
+    assert held
+    held.__class__ = MeetingLab
+    with ThreadPoolExecutor(2) as threads:
+        for release in [threads.submit(manager.release, topology) for _ in range(2)]:
+            release.result(30)
+    assert manager.current is None
+    assert host.is_clean()
+
+
+def test_no_more_is_released_than_was_acquired(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    topology = write()
+    manager.acquire(topology)
+    host.control(hang="down")
+    with ThreadPoolExecutor(1) as threads:
+        last = threads.submit(manager.release, topology)
+        hanging = wait_for_event(host, "hang")
+        host.control()
+        try:
+            with pytest.raises(RuntimeError, match="nothing to release"):
+                manager.release(topology)
+            assert manager.try_acquire(topology) is None
+        finally:
+            for line in hanging:
+                os.kill(line["pid"], signal.SIGKILL)
+        last.result(30)
+    assert manager.current is None
 
 
 def test_no_thread_or_process_is_left_of_a_lab(manager: LabManager, write: Callable[..., Path]) -> None:

@@ -36,7 +36,24 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
 
 
 def test_variables_of_other_programs_are_ignored() -> None:
-    assert read_settings({}, {"PORT": "1", "NEOPS_REMOTE_LAB_COLOUR": "red", "REMOTE_LAB_URL": "http://x"}).port == 8000
+    others = {"PORT": "1", "REMOTE_LAB_URL": "http://x", "NEOPS_REMOTE_LAB_LAB_ID": "of a lab", "NEOPS": "x"}
+    assert read_settings({}, others).port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("NEOPS_REMOTE_LAB_PROT", "NEOPS_REMOTE_LAB_PORT may be meant"),
+        ("NEOPS_REMOTE_LAB_WORKDIR", "NEOPS_REMOTE_LAB_WORK_DIR may be meant"),
+        ("NEOPS_REMOTE_LAB_port", "is no setting"),
+        ("NEOPS_REMOTE_LAB_QQQ", "is no setting"),
+    ],
+)
+@pytest.mark.parametrize("value", ["9000", ""])
+def test_a_mistyped_variable_is_refused_and_the_nearest_one_named(name: str, nearest: str, value: str) -> None:
+    with pytest.raises(ValueError, match=name) as refusal:
+        read_settings({}, {name: value})
+    assert nearest in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

@@ -7,7 +7,8 @@ from neops_remote_lab.models.session import (
     ActiveSessionResponseDto,
     CreateSessionRequestDto,
     CreateSessionResponseDto,
-    SessionStatus,
+    SessionInfoDto,
+    SessionState,
     SessionStatusResponseDto,
 )
 
@@ -24,7 +25,8 @@ __all__ = [
     "QueueDto",
     "QueueEntryDto",
     "ReadyDto",
-    "SessionStatus",
+    "SessionInfoDto",
+    "SessionState",
     "SessionStatusResponseDto",
     "TopologyCheckDto",
 ]

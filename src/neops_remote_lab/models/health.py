@@ -13,7 +13,7 @@ class DebugHealthDto(BaseModel):
     timestamp: datetime
     uptime: float = Field(ge=0, description="seconds since the server started")
     sessions: int = Field(ge=0, description="live sessions, waiting or active")
-    queue_length: int = Field(ge=0, description="sessions that wait")
+    queue_length: int = Field(ge=0, description="live sessions, the active one included")
 
 
 class ReadyDto(BaseModel):

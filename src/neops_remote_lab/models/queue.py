@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, Field
 
-from neops_remote_lab.models.session import SessionStatus
+from neops_remote_lab.models.session import SessionState
 
 
 class QueueEntryDto(BaseModel):
@@ -10,7 +10,7 @@ class QueueEntryDto(BaseModel):
 
     session_id: str = Field(description="the first 8 characters")
     position: int = Field(ge=0)
-    status: SessionStatus
+    status: SessionState
     client: str | None = None
     purpose: str | None = None
     age_seconds: float = Field(ge=0, description="since the session joined")

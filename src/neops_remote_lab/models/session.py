@@ -1,14 +1,21 @@
 """Sessions: joining the queue and asking for one's place in it."""
 
-from typing import Annotated, Literal
+from enum import StrEnum
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 LABEL_LENGTH = 200
 """Longest client or purpose label, in characters."""
 
-SessionStatus = Literal["waiting", "active"]
 Label = Annotated[str, Field(max_length=LABEL_LENGTH)]
+
+
+class SessionState(StrEnum):
+    """What a live session does."""
+
+    WAITING = "waiting"
+    ACTIVE = "active"
 
 
 class CreateSessionRequestDto(BaseModel):
@@ -30,7 +37,7 @@ class CreateSessionResponseDto(BaseModel):
 class SessionStatusResponseDto(BaseModel):
     """A session's place in the queue."""
 
-    status: SessionStatus
+    status: SessionState
     position: int = Field(ge=0, description="0: active; 1: next; and so on")
     eta_seconds: float | None = Field(
         default=None, description="expected wait in seconds, from this host's own history; null where there is none"
@@ -42,5 +49,16 @@ class ActiveSessionResponseDto(BaseModel):
     """The session that holds the lab host."""
 
     session_id: str = Field(description="whole for its owner, else the first 8 characters")
-    status: SessionStatus
+    status: SessionState
     position: int = Field(ge=0)
+
+
+class SessionInfoDto(BaseModel):
+    """All about one session. No call answers it; code that was written for 1.x may build it."""
+
+    id: str
+    status: SessionState
+    position: int
+    created_at: float = Field(description="seconds since 1970")
+    last_seen_at: float = Field(description="seconds since 1970")
+    topology_name: str | None = None

@@ -205,13 +205,18 @@ class LabManager:
             RuntimeError: no lab is held, or something is left after the tear-down.
             ValueError: the lab that runs is not this topology.
         """
-        lab = self._lab
-        if lab is None:
-            raise RuntimeError("no lab is held: there is nothing to release")
-        if lab.workspace.identity.topology != workspace.digest(Path(topology)):
-            raise ValueError(f"{topology} is not the topology that runs")
-        self.set_references(lab.references - 1)
-        if lab.references == 0 and (left := self.tear_down()):
+        digest = workspace.digest(Path(topology))
+        with self._guard:
+            lab = self._lab
+            if lab is None or not (lab.references or lab.left):
+                raise RuntimeError("no lab is held: there is nothing to release")
+            if lab.workspace.identity.topology != digest:
+                raise ValueError(f"{topology} is not the topology that runs")
+            lab.references = max(0, lab.references - 1)
+            last = lab.references == 0
+            if last:
+                lab.state = "stopping"  # before anybody else can share a lab that is about to end
+        if last and (left := self.tear_down()):
             raise RuntimeError(f"the lab could not be removed: {', '.join(left)} is left")
 
     def set_references(self, count: int) -> None:
