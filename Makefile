@@ -16,7 +16,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 CODE := src $(foreach folder,tests bench examples,$(if $(wildcard $(folder)/*),$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check format format-check lint types audit test coverage demo bench bench-full chaos clean
+.PHONY: help venv check format format-check lint types audit test coverage demo bench bench-full build chaos clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -73,6 +73,12 @@ bench: $(READY)  ## short measurements side by side, 4 minutes; BENCH_ARGS="--on
 
 bench-full: $(READY)  ## the same with more rounds, and a whole run on the real netlab, 20 minutes
 	$(RUN) $(BIN)/python -m bench --full $(BENCH_ARGS)
+
+build: $(READY)  ## sdist and wheel in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python .ci/check_dist.py dist
 
 chaos: $(READY)  ## long tests that kill, cut off and fill up
 	$(RUN) REMOTE_LAB_CHAOS_KILLS=$(KILLS) $(BIN)/python -m pytest tests/chaos -m chaos -s $(PYTEST_ARGS)
