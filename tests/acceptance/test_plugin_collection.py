@@ -152,10 +152,44 @@ def test_lab_tests_need_a_lab_host(project: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*RuntimeError: REMOTE_LAB_URL is not set*"])
 
 
-@pytest.mark.parametrize("name", ["REQUEST_TIMEOUT", "SESSION_TIMEOUT", "ACQUISITION_TIMEOUT"])
-def test_a_time_that_is_none_is_told(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv("REMOTE_LAB_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv(f"REMOTE_LAB_{name}", "soon")
-    project.makepyfile("def test_lab(shared): pass")
-    result = project.runpytest_subprocess()
-    result.stdout.fnmatch_lines([f"*RuntimeError: REMOTE_LAB_{name} must be a number of seconds above 0, not 'soon'*"])
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("REMOTE_LAB_REQUEST_TIMEOUT", "soon", "must be a number of seconds above 0, not 'soon'"),
+        ("REMOTE_LAB_SESSION_TIMEOUT", "soon", "must be a number of seconds above 0, not 'soon'"),
+        ("REMOTE_LAB_ACQUISITION_TIMEOUT", "soon", "must be a number of seconds above 0, not 'soon'"),
+        ("REMOTE_LAB_UNREACHABLE_TIMEOUT", "-1", "must be a number of seconds above 0, not '-1'"),
+        ("REMOTE_LAB_URL", "https://ann:s3cret@lab:8000\n", "begins or ends with a space or a line break"),
+        ("REMOTE_LAB_URL", "ann:s3cret@lab", "lacks the scheme"),
+        ("REMOTE_LAB_TOKEN", "s3cret token", "has a space"),
+        ("HTTP_PROXY", "ftp://ann:s3cret@proxy", "has another scheme"),
+        ("ALL_PROXY", "socks5://proxy:1080", "names a SOCKS proxy"),
+    ],
+)
+def test_a_variable_that_cannot_work_is_one_usage_error(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("REMOTE_LAB_URL", "http://lab.invalid:9")
+    monkeypatch.setenv(variable, value)
+    project.makepyfile("def test_lab(shared): pass\ndef test_other(shared): pass\ndef test_third(fresh): pass")
+    result = project.runpytest_subprocess("--junit-xml=junit.xml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = result.stdout.str() + result.stderr.str()
+    assert len([line for line in text.splitlines() if f"{variable} {message}" in line]) == 1
+    assert "s3cret" not in text + project.path.joinpath("junit.xml").read_text()
+    assert "Traceback" not in text
+
+
+def test_a_variable_that_cannot_work_is_a_usage_error_of_a_run_with_workers(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMOTE_LAB_URL", "ann:s3cret@lab")
+    project.makepyfile("def test_lab(shared): pass\ndef test_other(shared): pass\ndef test_third(fresh): pass")
+    result = project.runpytest_subprocess("-p", "xdist", "-n2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = result.stdout.str() + result.stderr.str()
+    assert "REMOTE_LAB_URL lacks the scheme" in text
+    assert "s3cret" not in text

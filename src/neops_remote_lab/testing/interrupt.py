@@ -17,11 +17,12 @@ SESSION_ENDED = 75
 """Exit status of a run whose session was ended by the server: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
-def leave_run(session: pytest.Session, reason: str) -> NoReturn:
+def leave_run(session: pytest.Session, reason: str, status: int = SESSION_ENDED) -> NoReturn:
     """End the pytest run with one line that says why."""
+    __tracebackhide__ = True
     line = f"remote lab: {reason}"
-    xdist.say_farewell(session.config, line, SESSION_ENDED)
-    pytest.exit(line, returncode=SESSION_ENDED)
+    xdist.say_farewell(session.config, line, status)
+    pytest.exit(line, returncode=status)
 
 
 class LostSession:

@@ -108,12 +108,10 @@ def remote_lab_client(request: pytest.FixtureRequest) -> Iterator[RemoteLabClien
 
 def _session_of(session: pytest.Session) -> LabSession:
     """The one session of a run with the lab host."""
-    from neops_remote_lab.testing.session import LabSession  # noqa: PLC0415 - slow, and only needed with a lab
-    from neops_remote_lab.testing.settings import LabHostSettings  # noqa: PLC0415
+    from neops_remote_lab.testing.session import LabSession, settings_of  # noqa: PLC0415 - slow, only needed with a lab
 
     if _session not in session.config.stash:
-        settings = LabHostSettings.read(os.environ)
-        session.config.stash[_session] = LabSession(session, settings, _topologies(session))
+        session.config.stash[_session] = LabSession(session, settings_of(session), _topologies(session))
     return session.config.stash[_session]
 
 

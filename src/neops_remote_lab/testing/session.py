@@ -1,5 +1,6 @@
 """Opens the session of a pytest run and closes it again."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -16,6 +17,19 @@ from neops_remote_lab.testing.settings import LabHostSettings
 from neops_remote_lab.text import one_line, printable_lines
 
 T = TypeVar("T")
+
+
+def settings_of(session: pytest.Session) -> LabHostSettings:
+    """What the environment says of the lab host. What cannot work ends the run as a usage error, once for all tests.
+
+    Raises:
+        RuntimeError: `REMOTE_LAB_URL` is not set.
+    """
+    __tracebackhide__ = True
+    try:
+        return LabHostSettings.read(os.environ)
+    except ValueError as error:
+        leave_run(session, str(error), pytest.ExitCode.USAGE_ERROR)
 
 
 class LabSession:

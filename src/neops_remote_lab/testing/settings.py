@@ -40,15 +40,13 @@ class LabHostSettings:
         there is a way to the server.
 
         Raises:
-            RuntimeError: `REMOTE_LAB_URL` is not set, or something cannot work; one sentence that names the variable.
+            RuntimeError: `REMOTE_LAB_URL` is not set.
+            ValueError: something cannot work; one sentence that names the variable.
         """
         url = environment.get("REMOTE_LAB_URL")
         if not url:
             raise RuntimeError("REMOTE_LAB_URL is not set: it names the lab host, for example http://lab-host:8000")
-        try:
-            access = Access(url, Credentials.read(environment), name="REMOTE_LAB_URL")
-        except ValueError as error:
-            raise RuntimeError(str(error)) from None
+        access = Access(url, Credentials.read(environment), name="REMOTE_LAB_URL")
         return cls(
             url,
             access.url,
@@ -69,7 +67,7 @@ def _seconds(environment: Mapping[str, str], name: str, default: float) -> float
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise RuntimeError(f"{name} must be a number of seconds above 0, not {text!r}")
+        raise ValueError(f"{name} must be a number of seconds above 0, not {text!r}")
     return value
 
 

@@ -134,11 +134,11 @@ def _release(session_id: str, references: list[str]) -> None:
         return
     import httpx  # noqa: PLC0415 - slow, and rarely needed
 
-    from neops_remote_lab.connection import ServerConnection  # noqa: PLC0415
+    from neops_remote_lab.connection import CLOSE_TIMEOUT, ServerConnection  # noqa: PLC0415
 
     with ServerConnection(url) as server, contextlib.suppress(httpx.HTTPError):  # the session's end lets go as well
         for reference in references:
-            server.release(session_id, reference)
+            server.release(session_id, reference, server.now() + CLOSE_TIMEOUT)
 
 
 def _end(sessions: set[str], key: str | None) -> None:
