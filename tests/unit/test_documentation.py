@@ -1,5 +1,6 @@
 """What the documentation must not lack."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,20 @@ def test_every_call_is_documented(operation: object) -> None:
     method, path = getattr(operation, "method", ""), getattr(operation, "path", "")
     text = (DOCS / "http.md").read_text()
     assert f"{method.upper()} {path.replace('{session_id}', '{id}')}" in text
+
+
+SOURCES = DOCS.parent / "src" / "neops_remote_lab"
+CLIENT_VARIABLES = sorted(
+    {
+        name
+        for file in ("access.py", "testing/settings.py")
+        for name in re.findall(r"REMOTE_LAB_[A-Z_]+", (SOURCES / file).read_text(encoding="utf-8"))
+    }
+)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/pytest.md"])
+@pytest.mark.parametrize("name", CLIENT_VARIABLES)
+def test_every_variable_of_the_client_has_a_row(page: str, name: str) -> None:
+    rows = [line for line in (DOCS.parent / page).read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert any(f"`{name}`" in row for row in rows)
