@@ -28,6 +28,7 @@ from neops_remote_lab import __version__, show_queue
 from neops_remote_lab.framing import protocol
 from neops_remote_lab.host_locks import HostLock, read_note
 from neops_remote_lab.netlab import ownership
+from neops_remote_lab.responses import NEVER_SNIFFED
 from neops_remote_lab.server import create_app
 from neops_remote_lab.settings import NO_HOME, Settings, add_flags, parse_settings, refuse
 from neops_remote_lab.store import migrate
@@ -238,6 +239,7 @@ def _uvicorn_config(settings: Settings, level: str) -> uvicorn.Config:
             workers=1,  # uvicorn would obey $WEB_CONCURRENCY, and two servers cannot share one lab
             timeout_graceful_shutdown=CONNECTIONS_TIMEOUT,
             lifespan="on",
+            headers=[NEVER_SNIFFED],
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, YAMLError) as error:
         if settings.log_config is None:

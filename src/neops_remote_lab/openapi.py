@@ -107,7 +107,7 @@ OPERATIONS: Final = (
         {201: CreateSessionResponseDto},
         {
             413: "the body is too large",
-            422: "the body is wrong",
+            422: "the body, a label or the key is wrong",
             503: "the server is about to end, or its database cannot be used",
         },
         (KEY_HEADER,),

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Final, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette import status
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -30,16 +30,27 @@ from neops_remote_lab.models import (
     SessionState,
     SessionStatusResponseDto,
 )
+from neops_remote_lab.models.session import LABEL_LENGTH
 from neops_remote_lab.queue import ENDED_BY_CLIENT, Place
+from neops_remote_lab.responses import json_response
 from neops_remote_lab.services import Services
 from neops_remote_lab.store import Session
+from neops_remote_lab.text import one_line, refuse_unprintable
 
 T = TypeVar("T")
 
 SHOWN_ID: Final = 8
 """So many characters of another session's id are shown."""
+SHOWN_KEY: Final = 50
+"""So many characters of a JSON object's unknown key are shown."""
+SHOWN_REASON: Final = 500
+"""So many characters of a reason that the database holds are shown."""
 KEY_LENGTH: Final = 200
-MAX_JSON_BYTES: Final = 64 * 1024
+"""Longest idempotency key."""
+MAX_JSON_BYTES: Final = 8 * 1024
+"""Largest JSON body: two labels, every character of them escaped, fit in."""
+MAX_PROBLEMS: Final = 10
+"""Most mistakes of one body that are named."""
 QUEUE_SHOWN: Final = 1000
 """Sessions that GET /queue lists unless ?limit= says otherwise."""
 
@@ -53,7 +64,7 @@ async def create_session(request: Request) -> Response:
     wish = _parse(CreateSessionRequestDto, await _body(request))
     place = await services.queue.join(client=wish.client, purpose=wish.purpose, key=_key(request))
     answer = CreateSessionResponseDto(session_id=place.session.session_id, position=place.position)
-    return _json(answer, status.HTTP_201_CREATED)
+    return json_response(answer, status.HTTP_201_CREATED)
 
 
 async def get_session(request: Request) -> Response:
@@ -75,7 +86,7 @@ async def get_session(request: Request) -> Response:
         waiting_for=_waiting_for(services, place),
     )
     headers = {"Retry-After": str(services.settings.retry_after)} if services.queue.draining else None
-    return _json(answer, headers=headers)
+    return json_response(answer, headers=headers)
 
 
 async def end_session(request: Request) -> Response:
@@ -94,7 +105,7 @@ async def get_active_session(request: Request) -> Response:
         raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no session is active")
     own = request.headers.get("X-Session-ID") == active.session_id
     shown = active.session_id if own else active.session_id[:SHOWN_ID]
-    return _json(ActiveSessionResponseDto(session_id=shown, status=SessionState.ACTIVE, position=0))
+    return json_response(ActiveSessionResponseDto(session_id=shown, status=SessionState.ACTIVE, position=0))
 
 
 async def heartbeat(request: Request) -> Response:
@@ -118,20 +129,19 @@ async def acquire_lab(request: Request) -> Response:
             await services.labs.acquire_in_background(session_id, upload, key)
             headers = {"Location": "/lab", "Preference-Applied": "respond-async"}
             return Response(status_code=status.HTTP_202_ACCEPTED, headers=headers)
-        return _json(await _while_connected(request, services.labs.acquire(session_id, upload, key)))
+        return json_response(await _while_connected(request, services.labs.acquire(session_id, upload, key)))
 
 
 async def get_lab(request: Request) -> Response:
     """GET /lab."""
     services, session_id = await _active_caller(request)
-    return _json(await services.labs.status(session_id))
+    return json_response(await services.labs.status(session_id))
 
 
 async def list_devices(request: Request) -> Response:
     """GET /lab/devices."""
     services, session_id = await _active_caller(request)
-    body = _DEVICES.dump_json(await services.labs.devices(session_id))
-    return Response(body, media_type="application/json")
+    return json_response(_DEVICES.dump_json(await services.labs.devices(session_id)))
 
 
 async def get_log(request: Request) -> Response:
@@ -188,7 +198,7 @@ async def check_topology(request: Request) -> Response:
             await asyncio.wait([check, turn], return_when=asyncio.FIRST_COMPLETED)
             turn.cancel()
             services.preparations.give_up(session_id)
-        return _json(await check)
+        return json_response(await check)
 
 
 async def get_queue(request: Request) -> Response:
@@ -197,7 +207,7 @@ async def get_queue(request: Request) -> Response:
     limit = int(_seconds(request, "limit", default=QUEUE_SHOWN))
     now = services.clock.now()
     shown = [_entry(services, session, now) for session, _ in zip(services.queue, range(limit), strict=False)]
-    return _json(QueueDto(length=len(services.queue), quarantined=services.queue.quarantined, sessions=shown))
+    return json_response(QueueDto(length=len(services.queue), quarantined=_quarantined(services), sessions=shown))
 
 
 async def healthz(_request: Request) -> Response:
@@ -213,12 +223,12 @@ async def readyz(request: Request) -> Response:
     if await services.run_blocking(shutil.which, services.settings.netlab) is None:
         missing.append("netlab cannot be run: install it, or name it with --netlab")
     if services.queue.quarantined:
-        missing.append(f"the host is quarantined: {services.queue.quarantined}")
+        missing.append(f"the host is quarantined: {_quarantined(services)}")
     if services.queue.draining:
         missing.append("the server is about to end")
     if missing:
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail="; ".join(missing))
-    return _json(ReadyDto())
+    return json_response(ReadyDto())
 
 
 async def get_metrics(request: Request) -> Response:
@@ -229,7 +239,7 @@ async def get_metrics(request: Request) -> Response:
 async def debug_health(request: Request) -> Response:
     """GET /debug/health."""
     services = _services(request)
-    return _json(
+    return json_response(
         DebugHealthDto(
             timestamp=services.clock.now(),
             uptime=services.clock.monotonic() - services.started,
@@ -253,16 +263,13 @@ def _refuse_while_draining(services: Services) -> None:
         )
 
 
-def _json(model: BaseModel, code: int = status.HTTP_200_OK, headers: dict[str, str] | None = None) -> Response:
-    return Response(model.model_dump_json(), code, headers, "application/json")
-
-
 async def _body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_JSON_BYTES:
-            raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, detail=f"the body is over {MAX_JSON_BYTES} bytes")
+            detail = f"the body is larger than {MAX_JSON_BYTES} bytes"
+            raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, detail=detail, headers={"Connection": "close"})
     return bytes(body)
 
 
@@ -270,9 +277,13 @@ def _parse(model: type[CreateSessionRequestDto], body: bytes) -> CreateSessionRe
     try:
         return model.model_validate_json(body or b"{}")
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        detail = [{**problem, "loc": ["body", *problem["loc"]]} for problem in problems]
+        problems = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_PROBLEMS]
+        detail = [{**problem, "loc": ["body", *map(_shown_key, problem["loc"])]} for problem in problems]
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail) from None  # type: ignore[arg-type]
+
+
+def _shown_key(key: str | int) -> str | int:
+    return one_line(key, SHOWN_KEY) if isinstance(key, str) else key
 
 
 def _session_header(request: Request) -> str:
@@ -287,7 +298,20 @@ def _key(request: Request) -> str | None:
     if key is not None and not 0 < len(key) <= KEY_LENGTH:
         detail = f"the header Idempotency-Key must have 1 to {KEY_LENGTH} characters"
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+    if key is not None:
+        try:
+            refuse_unprintable("the header Idempotency-Key", _as_utf8(key))
+        except ValueError as error:
+            raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=str(error)) from None
     return key
+
+
+def _as_utf8(header: str) -> str:
+    """A header, which the HTTP library decodes as Latin-1, as its sender meant it."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return header
 
 
 async def _active_caller(request: Request) -> tuple[Services, str]:
@@ -308,7 +332,8 @@ async def _not_live(services: Services, session_id: str) -> HTTPException:
     reason = await services.queue.end_reason(session_id)
     if reason is None:
         return HTTPException(status.HTTP_404_NOT_FOUND, detail="unknown session: POST /session joins the queue")
-    return HTTPException(status.HTTP_404_NOT_FOUND, detail=f"the session has ended: {reason}")
+    detail = f"the session has ended: {one_line(reason, SHOWN_REASON)}"
+    return HTTPException(status.HTTP_404_NOT_FOUND, detail=detail)
 
 
 async def _gone(services: Services, session_id: str) -> HTTPException:
@@ -358,11 +383,11 @@ def _waiting_for(services: Services, place: Place) -> str | None:
     if place.position == 0:
         return None
     if services.queue.quarantined:
-        return f"the lab host is quarantined: {services.queue.quarantined}"
+        return f"the lab host is quarantined: {_quarantined(services)}"
     if (active := services.queue.active) is None:
         return "nobody holds the lab; the queue moves in a moment"
-    who = active.client or f"session {active.session_id[:SHOWN_ID]}"
-    what = f" for {active.purpose}" if active.purpose else ""
+    who = _label(active.client) or f"session {one_line(active.session_id[:SHOWN_ID])}"
+    what = f" for {_label(active.purpose)}" if active.purpose else ""
     topology = _topology(services, active)
     with_ = f" with {topology}" if topology else " without a lab yet"
     since = f" since {active.activated_at:%Y-%m-%d %H:%M:%S} UTC" if active.activated_at else ""
@@ -371,18 +396,28 @@ def _waiting_for(services: Services, place: Place) -> str | None:
 
 def _topology(services: Services, session: Session) -> str | None:
     lab = services.labs.lab
-    return lab.topology if lab and lab.session_id == session.session_id else None
+    return _label(lab.topology) if lab and lab.session_id == session.session_id else None
+
+
+def _label(text: str | None) -> str | None:
+    """A label or a name as others see it: whoever wrote it to the database may not have checked it."""
+    return one_line(text, LABEL_LENGTH) if text else None
+
+
+def _quarantined(services: Services) -> str | None:
+    reason = services.queue.quarantined
+    return one_line(reason, SHOWN_REASON) if reason else None
 
 
 def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto:
     active = session.activated_at
     place = services.queue.place(session.session_id)
     return QueueEntryDto(
-        session_id=session.session_id[:SHOWN_ID],
+        session_id=one_line(session.session_id[:SHOWN_ID]),
         position=place.position if place else 0,
         status=SessionState(session.state),
-        client=session.client,
-        purpose=session.purpose,
+        client=_label(session.client),
+        purpose=_label(session.purpose),
         age_seconds=max(0.0, (now - session.created_at).total_seconds()),
         active_seconds=max(0.0, (now - active).total_seconds()) if active else None,
         last_seen_seconds=services.queue.silent_for(session.session_id),

@@ -13,14 +13,16 @@ from starlette import status
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from neops_remote_lab import __version__, openapi, routes
 from neops_remote_lab.clock import Clock
+from neops_remote_lab.responses import error_response, json_response
 from neops_remote_lab.services import Keeper, build_services
 from neops_remote_lab.settings import Settings
+from neops_remote_lab.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -78,31 +80,37 @@ def _routes() -> list[BaseRoute]:
         Route("/metrics", routes.get_metrics, methods=["GET"]),
         Route("/openapi.json", _openapi, methods=["GET"]),
         Route("/docs", _docs, methods=["GET"]),
+        Route("/docs/docs.js", _docs_script, methods=["GET"]),
         Mount("/docs", StaticFiles(directory=_STATIC / "swagger-ui")),
     ]
 
 
 async def _openapi(_request: Request) -> Response:
-    return Response(json.dumps(openapi.describe(__version__)), media_type="application/json")
+    return json_response(json.dumps(openapi.describe(__version__)).encode())
 
 
 async def _docs(_request: Request) -> Response:
-    return FileResponse(_STATIC / "docs.html")
+    # A page's own policy, which allows its own scripts alone, cannot forbid to be framed.
+    return FileResponse(_STATIC / "docs.html", headers={"Content-Security-Policy": "frame-ancestors 'none'"})
+
+
+async def _docs_script(_request: Request) -> Response:
+    return FileResponse(_STATIC / "docs.js")
 
 
 async def _explain(_request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
-        return JSONResponse({"detail": "this path does not take that method: see /docs"}, 405, error.headers)
-    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        return error_response("this path does not take that method: see /docs", 405, error.headers)
+    return error_response(error.detail, error.status_code, error.headers)
 
 
 async def _database_fails(request: Request, error: Exception) -> Response:
     cause = error.orig if isinstance(error, DBAPIError) else error
-    logger.error("%s %s failed: the database says: %s", request.method, request.url.path, cause)
+    logger.error("%s %s failed: the database says: %s", request.method, one_line(request.url.path), cause)
     detail = f"the server's database cannot be used ({cause}): nothing was changed; try again later"
-    return JSONResponse({"detail": detail}, status.HTTP_503_SERVICE_UNAVAILABLE, {"Retry-After": "5"})
+    return error_response(detail, status.HTTP_503_SERVICE_UNAVAILABLE, {"Retry-After": "5"})
 
 
 async def _nobody_there(_request: Request, _error: Exception) -> Response:
@@ -111,4 +119,4 @@ async def _nobody_there(_request: Request, _error: Exception) -> Response:
 
 async def _unexpected(_request: Request, _error: Exception) -> Response:
     detail = "the server failed; its log says why"
-    return JSONResponse({"detail": detail}, status.HTTP_500_INTERNAL_SERVER_ERROR)
+    return error_response(detail, status.HTTP_500_INTERNAL_SERVER_ERROR)

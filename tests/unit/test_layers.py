@@ -21,7 +21,7 @@ SERVER = (
     {"labs", "preparations", "queue"},
     {"acquires", "log_stream", "long_polls", "roster"},
     {"uploads"},
-    {"form_headers", "netlab", "store"},
+    {"form_headers", "netlab", "responses", "store"},
     {"metrics", "openapi"},
     {"connection"},  # this and the next two are the client's, for the sub-commands
     {"answers", "failures", "notices"},

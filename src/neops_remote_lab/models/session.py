@@ -3,12 +3,17 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from neops_remote_lab.text import refuse_unprintable
 
 LABEL_LENGTH = 200
 """Longest client or purpose label, in characters."""
 
-Label = Annotated[str, Field(max_length=LABEL_LENGTH)]
+Label = Annotated[
+    str, Field(max_length=LABEL_LENGTH), AfterValidator(lambda text: refuse_unprintable("the label", text))
+]
+"""A text that others see in a terminal: printable in one line."""
 
 
 class SessionState(StrEnum):
@@ -23,8 +28,10 @@ class CreateSessionRequestDto(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    client: Label | None = Field(default=None, description="who asks, for example user@host")
-    purpose: Label | None = Field(default=None, description="what for, for example a CI job's address")
+    client: Label | None = Field(default=None, description="who asks, for example user@host; printable, in one line")
+    purpose: Label | None = Field(
+        default=None, description="what for, for example a CI job's address; printable, in one line"
+    )
 
 
 class CreateSessionResponseDto(BaseModel):
