@@ -147,6 +147,7 @@ OPERATIONS: Final = (
         {
             **_UPLOAD_FAILURES,
             404: "unknown session",
+            408: "no byte of the upload came for a while",
             409: "the lab was torn down while it started",
             423: "the session is not active, or the lab is busy",
             500: "netlab failed, or the server did; its log says why",
@@ -200,6 +201,7 @@ OPERATIONS: Final = (
         {
             **_UPLOAD_FAILURES,
             404: "unknown session",
+            408: "no byte of the upload came for a while",
             409: "the session's turn came before the check had begun",
             500: "netlab could not be run, or the server failed; its log says why",
         },

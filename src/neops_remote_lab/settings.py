@@ -121,6 +121,7 @@ class Settings(BaseModel):
     quarantine_retry: PositiveSeconds = Field(60, description="seconds between two sweeps of a quarantined host")
     lab_threads: int = Field(8, ge=2, description="threads for netlab, files and locks")
 
+    upload_timeout: PositiveSeconds = Field(60, description="seconds without a byte after which an upload is given up")
     max_topology_bytes: int = Field(1 << 20, ge=1, description="largest topology file, in bytes")
     max_extra_bytes: int = Field(64 << 20, ge=0, description="largest sum of the extra files, in bytes")
     max_extra_files: int = Field(200, ge=0, description="most extra files")

@@ -4,9 +4,13 @@ A name that is refused is refused when its part begins, before a byte of it is w
 stopped where it crosses the limit.
 """
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
@@ -57,6 +61,16 @@ def _refuse(code: int, detail: str) -> HTTPException:
     return HTTPException(code, detail=detail, headers={"Connection": "close"})
 
 
+@contextmanager
+def _full_disk_is_507() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = scrub(str(error.strerror))
+        detail = f"the upload cannot be written: {reason}. Free the disk of the lab host and try again"
+        raise _refuse(status.HTTP_507_INSUFFICIENT_STORAGE, detail) from None
+
+
 def _invalid(detail: str) -> HTTPException:
     """A refusal of a body that has been read to its end."""
     return HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
@@ -76,7 +90,10 @@ class _Part:
 
 
 class UploadReceiver:
-    """Takes the bytes of one upload. All methods block; they are called one after the other, from any thread."""
+    """Takes the bytes of one upload. All methods block, and any thread may call them: they run one after the other.
+
+    No file is open between two calls, however long the next bytes take to arrive.
+    """
 
     def __init__(self, content_type: str, settings: Settings) -> None:
         """Raises HTTPException 422 when the body is no multipart form."""
@@ -95,7 +112,8 @@ class UploadReceiver:
         self._part: _Part | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._header = (bytearray(), bytearray())
-        self._ended = False
+        self._ended = self._discarded = False
+        self._turn = threading.Lock()
         parts = 2 * settings.max_extra_files + MAX_OTHER_PARTS
         self._max_parts = parts
         # Beyond that nothing can be right; what comes after the last boundary counts too.
@@ -125,17 +143,22 @@ class UploadReceiver:
         self._received += len(data)
         if self._received > self._max_bytes:
             raise _refuse(status.HTTP_413_CONTENT_TOO_LARGE, f"the form is larger than {self._max_bytes} bytes")
-        try:
-            self._parser.write(data)
-        except FormParserError as error:
-            raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, f"the form cannot be read: {error}") from None
-        except OSError as error:
-            reason = scrub(str(error.strerror))
-            detail = f"the upload cannot be written: {reason}. Free the disk of the lab host and try again"
-            raise _refuse(status.HTTP_507_INSUFFICIENT_STORAGE, detail) from None
+        with self._turn, _full_disk_is_507():
+            if self._discarded:
+                return  # a call that was cancelled while it waited for a thread
+            try:
+                self._parser.write(data)
+            except FormParserError as error:
+                raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, f"the form cannot be read: {error}") from None
+            finally:
+                self._close_file()
 
     def finish(self) -> Upload:
         """The whole upload. Raises HTTPException when something is missing or is no topology."""
+        with self._turn, _full_disk_is_507():
+            return self._finish()
+
+    def _finish(self) -> Upload:
         if not self._ended:
             raise _invalid("the form ends before its last boundary")
         if (topology := self._topology) is None or topology.path is None:
@@ -166,10 +189,15 @@ class UploadReceiver:
             self._extra[relative] += EXECUTABLE_MARK
 
     def discard(self) -> None:
-        """Remove whatever has been written."""
-        if self._part and self._part.file:
-            self._part.file.close()
-        workspace.remove(self._base)
+        """Remove whatever has been written, once the call that runs has ended."""
+        with self._turn:
+            self._discarded = True
+            workspace.remove(self._base)
+
+    def _close_file(self) -> None:
+        if (part := self._part) and part.file:
+            file, part.file = part.file, None
+            file.close()
 
     def _begin(self) -> None:
         self._parts += 1
@@ -210,7 +238,7 @@ class UploadReceiver:
         workspace.begin(self._base, self._settings.lab_host)
         part.path = self._staging / relative
         part.path.parent.mkdir(parents=True, exist_ok=True)
-        part.file = part.path.open("xb")
+        part.path.touch(exist_ok=False)
 
     def _place(self, part: _Part, filename: str) -> PurePosixPath | None:
         """Where a file goes, below the directory of the topology; None for one that is not kept."""
@@ -248,9 +276,10 @@ class UploadReceiver:
                 raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, detail)
             return
         self._check_size(part, len(data))
-        if part.file is None:
+        if part.path is None:
             return
         part.digest.update(data)
+        part.file = part.file or part.path.open("ab")
         part.file.write(data)
 
     def _check_size(self, part: _Part, added: int) -> None:
@@ -263,6 +292,7 @@ class UploadReceiver:
             raise _refuse(status.HTTP_413_CONTENT_TOO_LARGE, f"{what} larger than {limit} bytes")
 
     def _close(self) -> None:
+        self._close_file()
         part, self._part = self._part, None
         if part is None:
             return
@@ -272,9 +302,6 @@ class UploadReceiver:
                 self._executable.add(value)
             else:
                 self._fields[part.name] = value
-        if part.file is None:
-            return
-        part.file.close()
         if part.name == "extra_files" and part.path:
             self._extra[PurePosixPath(part.path.relative_to(self._staging).as_posix())] = part.digest.hexdigest()
 
@@ -288,13 +315,14 @@ async def receive(
     """Receive an upload; nothing of it is left when it is refused or breaks off.
 
     Raises:
-        HTTPException: 400, 413 or 422, with what is wrong; 507 when the disk is full.
+        HTTPException: 400, 413 or 422, with what is wrong; 408 when the client sends nothing for a while; 507 when the
+            disk is full.
         starlette.requests.ClientDisconnect: the client went away.
     """
     receiver = UploadReceiver(content_type, settings)
     batch = bytearray()
     try:
-        async for chunk in chunks:
+        async for chunk in _in_time(chunks, settings.upload_timeout):
             batch += chunk
             if len(batch) >= BATCH_BYTES:
                 await run_blocking(receiver.feed, bytes(batch))
@@ -302,9 +330,23 @@ async def receive(
         await run_blocking(receiver.feed, bytes(batch))
         upload: Upload = await run_blocking(receiver.finish)
     except BaseException:
-        await run_blocking(receiver.discard)
+        # Also when this is cancelled a second time.
+        await asyncio.shield(asyncio.ensure_future(run_blocking(receiver.discard)))
         raise
     return upload
+
+
+async def _in_time(chunks: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
+    """The chunks of a body; HTTPException 408 when the next one does not come in so many seconds."""
+    while True:
+        try:
+            async with asyncio.timeout(seconds):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise _refuse(HTTPStatus.REQUEST_TIMEOUT, f"no byte of the upload came for {seconds:g} s") from None
+        yield chunk
 
 
 def boolean(what: str, text: str) -> bool:

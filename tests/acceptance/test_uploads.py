@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import socket
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.chaos.shell import fake, lab, sql
@@ -496,6 +498,75 @@ def test_a_client_that_goes_away_during_its_upload_leaves_nothing(server: LabSer
         connection.sendall(head.encode() + body[:30_000])
     wait_until(lambda: server.work_folders() == [])
     assert lab(server, holder)["state"] == "none"
+
+
+def begin(server: LabServer, session_id: str, size: int) -> socket.socket:
+    """A connection with an upload of a large file, of which `size` bytes have been sent."""
+    head = (
+        f"POST /lab HTTP/1.1\r\nHost: lab\r\nX-Session-ID: {session_id}\r\nContent-Length: 190000\r\n"
+        f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n"
+    )
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    connection.sendall(head.encode() + form(part('name="extra_files"; filename="a"', b"x" * 180_000))[:size])
+    return connection
+
+
+@pytest.mark.parametrize("abruptly", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("size", [100, 150_000])
+def test_clients_that_vanish_during_their_uploads_leave_no_descriptor_open(
+    server: LabServer, holder: str, size: int, abruptly: bool
+) -> None:
+    assert server.process
+    process = psutil.Process(server.process.pid)
+
+    def connections() -> list[object]:
+        return [one for one in process.net_connections("tcp") if one.status != psutil.CONN_LISTEN]
+
+    wait_until(lambda: not connections())
+    clients = [begin(server, holder, size) for _ in range(50)]
+    wait_until(lambda: len(connections()) == 50)
+    for client in clients:
+        if abruptly:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    wait_until(lambda: not connections() and not open_files(server), 30, "descriptors of vanished clients are left")
+    wait_until(lambda: server.work_folders() == [], 30)
+
+
+def open_files(server: LabServer) -> list[str]:
+    """The files below the work directory that the server has open."""
+    assert server.process
+    paths = [file.path for file in psutil.Process(server.process.pid).open_files()]
+    return [path for path in paths if path.startswith(str(server.work_dir))]
+
+
+def test_no_file_is_open_while_an_upload_is_waited_for(tmp_path: Path) -> None:
+    with running_server(tmp_path, max_extra_bytes="900000") as server:
+        session_id = server.join()
+        size = 600_000
+        head = (
+            f"POST /lab HTTP/1.1\r\nHost: lab\r\nX-Session-ID: {session_id}\r\nContent-Length: 900000\r\n"
+            f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n"
+        )
+        body = form(part('name="extra_files"; filename="a"', b"x" * size))[:size]
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(head.encode() + body)
+            wait_until(lambda: sum(path.stat().st_size for path in server.work_dir.glob("*/upload/a")) > size // 3)
+            wait_until(lambda: not open_files(server))
+        wait_until(lambda: server.work_folders() == [])
+
+
+def test_an_upload_that_stands_still_is_given_up(tmp_path: Path) -> None:
+    with running_server(tmp_path, upload_timeout="0.5") as server:
+        session_id = server.join()
+        with begin(server, session_id, 1000) as connection:
+            answer = b""
+            while piece := connection.recv(65_536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"no byte of the upload came for 0.5 s" in answer
+        assert server.work_folders() == []
+        assert server.place(session_id)["position"] == 0
 
 
 def test_a_session_that_may_not_have_the_lab_is_refused_before_its_upload_is_written(

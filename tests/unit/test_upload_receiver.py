@@ -1,0 +1,53 @@
+"""What becomes of an upload whose request is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neops_remote_lab.settings import read_settings
+from neops_remote_lab.uploads import receive
+from tests.corpora import FORM, Upload
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("method", ["feed", "finish"])
+def test_a_cancelled_upload_leaves_nothing(tmp_path: Path, method: str, times: int) -> None:
+    asyncio.run(cancel(tmp_path, method, times))  # returns when the late call has ended too
+    assert list(tmp_path.iterdir()) == []
+
+
+async def cancel(work_dir: Path, method: str, times: int) -> None:
+    """Cancel an upload so many times while one of its calls is in a thread; the call goes on after the clean-up."""
+    began, goes_on, discarded = threading.Event(), threading.Event(), threading.Event()
+
+    def work(function: Callable[..., Any], *arguments: Any) -> Any:
+        if function.__name__ == method:
+            began.set()
+            goes_on.wait(30)
+        result = function(*arguments)
+        if function.__name__ == "discard":
+            discarded.set()
+        return result
+
+    async def run_blocking(function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.to_thread(work, function, *arguments)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield Upload("", 200, "", {"extra": ["a"]}).body()
+
+    settings = read_settings({"work_dir": str(work_dir)}, {})
+    task = asyncio.create_task(receive(FORM, chunks(), settings, run_blocking))
+    await asyncio.to_thread(began.wait, 30)
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.to_thread(discarded.wait, 30)
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
