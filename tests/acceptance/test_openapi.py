@@ -17,8 +17,8 @@ from neops_remote_lab.settings import read_settings
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 
-UNDESCRIBED = {"/openapi.json", "/docs"}
-"""The description itself, and the page that shows it."""
+UNDESCRIBED = {"/openapi.json", "/docs", "/docs/docs.js"}
+"""The description itself, and the page that shows it with its script."""
 
 
 @pytest.fixture(scope="module")

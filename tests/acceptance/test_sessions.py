@@ -162,8 +162,8 @@ def test_labels_that_go_to_their_limit_are_shown_to_all(server: LabServer) -> No
         pytest.param(b'{"client": "\\ud800"}', id="half a character"),
         pytest.param(b'{"client": "ann", "colour": "red"}', id="unknown field"),
         pytest.param(json.dumps({"client": "x" * 201}).encode(), id="too long a label"),
-        pytest.param(b"[" * 60_000, id="deep nesting"),
-        pytest.param(b'{"client": ' + b"[" * 30_000 + b"]" * 30_000 + b"}", id="deep nesting in a field"),
+        pytest.param(b"[" * 6_000, id="deep nesting"),
+        pytest.param(b'{"client": ' + b"[" * 3_000 + b"]" * 3_000 + b"}", id="deep nesting in a field"),
     ],
 )
 def test_a_wrong_body_is_refused_and_joins_nothing(server: LabServer, body: bytes) -> None:
