@@ -23,6 +23,8 @@ from typing import IO, Any
 
 import httpx
 
+from neops_remote_lab.netlab.ownership import RECORD
+
 EXAMPLES = Path(__file__).resolve().parent
 LABS = {"ospf": "three FRR routers in containers", "hosts": "an inventory of three hosts, without devices"}
 PROBES = (["docker", "info"], ["containerlab", "version"])
@@ -123,10 +125,10 @@ def lab_containers() -> set[str]:
     return set(subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split())
 
 
-def server_command(folder: Path) -> list[str]:
+def server_command(directory: Path) -> list[str]:
     """A server as the README sets one up; only its files are apart from those of another server."""
     command = [sys.executable, "-m", "neops_remote_lab", "--host=127.0.0.1", "--port=0", "--on-exit=teardown"]
-    command += [f"--database=sqlite+aiosqlite:///{folder / 'demo.sqlite3'}", f"--work-dir={folder / 'labs'}"]
+    command += [f"--database=sqlite+aiosqlite:///{directory / 'demo.sqlite3'}", f"--work-dir={directory / 'labs'}"]
     return command
 
 
@@ -173,19 +175,19 @@ def watch(url: str, runs: list[Program]) -> bool:
     return waited
 
 
-def demonstrate(lab: str, folder: Path) -> None:
+def demonstrate(lab: str, directory: Path) -> None:
     """Server, two runs, end of the server, nothing left."""
     before = lab_containers()
-    server_log = folder / "server.log"
+    server_log = directory / "server.log"
     tests = [sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "no:asyncio", "-p", "no:cacheprovider"]
-    with running("server", server_command(folder), server_log) as server:
+    with running("server", server_command(directory), server_log) as server:
         url = wait_until_ready(server, server_log)
         say(f"the server is ready at {url}; now two test runs start at the same time")
         options: dict[str, Any] = {"cwd": EXAMPLES / lab, "environment": {"REMOTE_LAB_URL": url}}
         options["farewell"] = signal.SIGINT  # on which pytest leaves the queue before it ends
         with (
-            running("run 1", tests, folder / "run-1.log", **options) as first,
-            running("run 2", tests, folder / "run-2.log", **options) as second,
+            running("run 1", tests, directory / "run-1.log", **options) as first,
+            running("run 2", tests, directory / "run-2.log", **options) as second,
         ):
             waited = watch(url, [first, second])
         if first.returncode or second.returncode:
@@ -196,10 +198,10 @@ def demonstrate(lab: str, folder: Path) -> None:
         status = stop(server)
     if status not in (0, -signal.SIGTERM):
         raise DemoError(f"the server ended with status {status}")
-    left = sorted(lab_containers() - before) + [str(path) for path in (folder / "labs").glob("*")]
+    left = sorted(lab_containers() - before) + [str(path.parent) for path in (directory / "labs").glob(f"*/{RECORD}")]
     if left:
-        raise DemoError(f"left behind: {', '.join(left)}. `netlab down --cleanup` in the work folder removes a lab")
-    say("the server has ended; no container and no work folder is left")
+        raise DemoError(f"left behind: {', '.join(left)}. `netlab down --cleanup` in that directory removes a lab")
+    say("the server has ended; no container and no work directory is left")
 
 
 def main() -> int:
@@ -209,21 +211,21 @@ def main() -> int:
     wish = parser.parse_args().lab
     state = EXAMPLES.parent / ".demo"
     state.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="run-", dir=state))
+    directory = Path(tempfile.mkdtemp(prefix="run-", dir=state))
     try:
         lab = choose_lab(wish)
         say(f"the lab is {LABS[lab]}: examples/{lab}")
-        demonstrate(lab, folder)
+        demonstrate(lab, directory)
     except (DemoError, httpx.HTTPError) as error:
         say(f"FAILED: {error}")
-        say(f"All output is kept in {folder}")
+        say(f"All output is kept in {directory}")
         if wish is None:
             say("Where routers cannot start, for want of their image for instance, try `make demo DEMO=hosts`")
         return 1
     except KeyboardInterrupt:
-        say(f"interrupted; all output is kept in {folder}")
+        say(f"interrupted; all output is kept in {directory}")
         return 130
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
     say("DONE")
     return 0
 
