@@ -24,14 +24,15 @@ from filelock import FileLock, Timeout
 from starlette.applications import Starlette
 from yaml import YAMLError
 
-from neops_remote_lab import __version__, show_queue
+from neops_remote_lab import __version__, file_modes, log_format, show_queue
+from neops_remote_lab.file_modes import CONTENT_UMASK
 from neops_remote_lab.framing import protocol
 from neops_remote_lab.host_locks import HostLock, read_note
 from neops_remote_lab.netlab import ownership
 from neops_remote_lab.responses import NEVER_SNIFFED
 from neops_remote_lab.server import create_app
 from neops_remote_lab.settings import NO_HOME, Settings, add_flags, parse_settings, refuse
-from neops_remote_lab.store import migrate
+from neops_remote_lab.store import database_file, migrate
 from neops_remote_lab.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -208,14 +209,26 @@ def _holder(lock_file: str) -> str:
 
 def serve(settings: Settings) -> None:
     """Migrate the database and serve until a signal comes."""
+    os.umask(CONTENT_UMASK)
+    level = "DEBUG" if settings.debug else settings.log_level
+    log_format.configure(level, settings.log_format)
+    logging.getLogger("uvicorn.access").addFilter(log_format.ShortIds())
+    logger.info(
+        "neops-remote-lab %s, pid %d: %s:%d, database %s, work directory %s, lock directory %s",
+        *(__version__, os.getpid(), settings.host, settings.port),
+        *(settings.database, settings.work_dir, settings.lock_dir),
+    )
+    umask = int(settings.umask, 8)
     try:
+        file_modes.limit_directory(settings.work_dir, umask)
+        database = database_file(settings.database)
+        file_modes.make_database(database)
         migrate(settings.database)
+        file_modes.limit_database(database, umask)
     except (RuntimeError, ValueError) as error:
         refuse(str(error))
     except (sqlite3.Error, OSError) as error:
         refuse(f"the database {settings.database} cannot be used: {error}. Mend it, or name another with --database")
-    level = "DEBUG" if settings.debug else settings.log_level
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     server = Server(_uvicorn_config(settings, level), settings.exit_timeout)
     server.run()
     if not server.started:

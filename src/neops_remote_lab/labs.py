@@ -38,10 +38,13 @@ from neops_remote_lab.netlab.lab_manager import LabManager, Verdict
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings
 from neops_remote_lab.store import Lab, LabStore
+from neops_remote_lab.text import one_line
 from neops_remote_lab.uploads import RunBlocking, Upload
 
 logger = logging.getLogger(__name__)
 
+LOGGED_REASON = 500
+"""Most characters of the reason for which a lab did not start, in the log; the answer has all of it."""
 LEFT_BEHIND = "left behind: "
 """How the reason of a quarantine begins that a clean sweep ends; others are the operator's."""
 
@@ -229,6 +232,7 @@ class LabService:
         if acquire.present:
             held = await self._store.add_reference(lab.lab_id, acquire.session_id, acquire.key, self._clock.now())
             self._manager.set_references(held)
+            logger.info("session %.8s shares lab %s: %d references", acquire.session_id, lab.lab_id, held)
         return AcquireResponseDto(reused=acquire.upload.reuse or not unclaimed, devices=self._devices())
 
     async def _bring_up(self, acquire: Acquire) -> None:
@@ -236,6 +240,7 @@ class LabService:
         made = await self._prepared(acquire.session_id, uploaded.identity) or uploaded
         self._lab = lab = _row(acquire.session_id, made)
         began = self._clock.monotonic()
+        logger.info("session %.8s acquires %s: lab %s starts", lab.session_id, one_line(lab.topology), lab.lab_id)
         outcome: Outcome = "failed"
         try:
             await self._store.starting(lab, self._clock.now())
@@ -253,7 +258,9 @@ class LabService:
             outcome = outcome_of(error)
             await self._failed(lab, error)
         finally:
-            self._metrics.lab_started(self._clock.monotonic() - began, outcome)
+            seconds = self._clock.monotonic() - began
+            self._metrics.lab_started(seconds, outcome)
+            logger.info("lab %s of session %.8s: %s after %.1f s", lab.lab_id, lab.session_id, outcome, seconds)
 
     def _start(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         if (devices := self._manager.try_acquire(made, interrupt=interrupt)) is None:
@@ -268,6 +275,8 @@ class LabService:
             else answer_to(error)
         )
         outcome = self._stopped_for if isinstance(error, InterruptedError) else str(answer.detail)
+        why = one_line(outcome, LOGGED_REASON)
+        logger.warning("lab %s of session %.8s did not start: %s", lab.lab_id, lab.session_id, why)
         if self._manager.current and not self._manager.current.left:
             await self._run_blocking(self._manager.tear_down)
         await self._run_blocking(self._manager.load_ahead)
@@ -276,14 +285,17 @@ class LabService:
 
     async def _take_down(self, outcome: str) -> None:
         lab = self._live()
+        logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, outcome)
         self._lab = replace(lab, state="stopping")  # first: another release must not begin a second tear-down
         await self._store.stopping(lab.lab_id)
         await self._run_blocking(self._manager.load_ahead)  # netlab is loaded for the next lab while this one ends
         began = self._clock.monotonic()
         await self._run_blocking(self._manager.tear_down)
-        self._metrics.lab_torn_down(self._clock.monotonic() - began)
+        seconds = self._clock.monotonic() - began
+        self._metrics.lab_torn_down(seconds)
         await self._conclude(lab.lab_id, outcome)
         if self._stuck_since is None:
+            logger.info("lab %s of session %.8s is gone: teardown took %.1f s", lab.lab_id, lab.session_id, seconds)
             await self._sweep()
 
     async def open(self, *, rebooted: bool, quarantined: str | None) -> None:
@@ -327,7 +339,6 @@ class LabService:
 
     async def _stuck(self, what: str) -> None:
         self._stuck_since = self._clock.monotonic()
-        logger.error("quarantined: %s could not be removed", what)
         await self._quarantine(f"{LEFT_BEHIND}{what} could not be removed")
 
     async def _conclude(self, lab_id: str, outcome: str) -> None:
@@ -364,6 +375,7 @@ class LabService:
             lab = await self._running(session_id)
             left = await self._store.release_reference(lab.lab_id, key, self._clock.now())
             self._manager.set_references(left)
+            logger.info("session %.8s released lab %s: %d references are left", session_id, lab.lab_id, left)
             if not left:
                 self._operate(self._take_down(RELEASED))
 

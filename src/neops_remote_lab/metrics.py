@@ -25,6 +25,7 @@ class Snapshot:
     lab_state: str
     references: int
     quarantined: bool
+    log_bytes: int
 
 
 class Metrics:
@@ -85,3 +86,4 @@ class StateCollector(Collector):
         yield lab
         yield GaugeMetricFamily(f"{PREFIX}_lab_references", "Acquires not yet released", value=now.references)
         yield GaugeMetricFamily(f"{PREFIX}_quarantined", "1 while nobody is made active", value=float(now.quarantined))
+        yield GaugeMetricFamily(f"{PREFIX}_database_wal_bytes", "Write-ahead log of the database", value=now.log_bytes)

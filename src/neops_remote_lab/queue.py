@@ -3,6 +3,7 @@
 The store is the truth and is written first; the roster mirrors it, so that asking for a place reads no disk.
 """
 
+import logging
 import math
 import secrets
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from neops_remote_lab.metrics import Metrics
 from neops_remote_lab.roster import HoldHistory, Roster
 from neops_remote_lab.settings import Settings
 from neops_remote_lab.store import Joining, Session, SessionStore
+from neops_remote_lab.text import one_line
+
+logger = logging.getLogger(__name__)
 
 ENDED_BY_CLIENT = "ended by its client"
 ENDED_BY_OPERATOR = "ended by an operator"
@@ -81,6 +85,8 @@ class SessionQueue:
         else:
             self._metrics.joined()
             self._put(session)
+            position, who = self._roster.position(session), one_line(session.client or "without a label")
+            logger.info("session %.8s joined: position %d, client %s", session.session_id, position, who)
         await self.promote_if_idle()  # the holder may have left while this one was being written down
         return self._place(self._roster.get(session.session_id) or session)
 
@@ -176,10 +182,15 @@ class SessionQueue:
         if held is not None:
             self._holds.add(held)
         self._metrics.ended(reason, held)
+        self._log_end(session_id, reason, held)
         self._roster.drop(session_id)
         self._unwritten.pop(session_id, None)
         self._polls.answer([session_id])
         self._polls.moved()
+
+    def _log_end(self, session_id: str, reason: str, held: float | None) -> None:
+        active = "was not active" if held is None else f"active for {held:.1f} s"
+        logger.info("session %.8s ended: %s, %s", session_id, one_line(str(reason)), active)
 
     def _promoted(self, session: Session | None) -> None:
         if session:
@@ -196,6 +207,8 @@ class SessionQueue:
         """To be called once for each session, however it became active."""
         waited = (session.activated_at or session.created_at) - session.created_at
         self._metrics.became_active(max(0.0, waited.total_seconds()))
+        who = one_line(session.client or "without a label")
+        logger.info("session %.8s is active: waited %.1f s, client %s", session.session_id, waited.total_seconds(), who)
 
     async def expire(self) -> tuple[str, ...]:
         """End those who have gone silent, or hold for longer than is allowed; their ids."""
@@ -212,14 +225,18 @@ class SessionQueue:
 
     async def reconcile(self) -> None:
         """Act on what somebody wrote into the database by hand as if the API had been called."""
-        self.quarantined = await self._store.quarantine_reason()
+        reason = await self._store.quarantine_reason()
+        if reason != self.quarantined:
+            self._log_quarantine(reason)
+        self.quarantined = reason
         truth = await self._store.live_sessions()
         before = self.active
         difference = self._roster.reload(truth, self._clock.monotonic())
         self._polls.answer(difference.vanished | difference.changed)
         self._polls.moved(len(difference.vanished))
-        for _ in difference.vanished:
+        for session_id in difference.vanished:
             self._metrics.ended(ENDED_BY_OPERATOR, None)
+            self._log_end(session_id, ENDED_BY_OPERATOR, None)
         if (active := self.active) and (before is None or before.session_id != active.session_id):
             self._became_active(active)
         self._promoted(await self._store.promote(self._clock.now()))
@@ -227,9 +244,16 @@ class SessionQueue:
     async def quarantine(self, reason: str | None) -> None:
         """Make nobody active any more, for a reason; or lift that with None and go on."""
         if reason != self.quarantined:
+            self._log_quarantine(reason)
             await self._store.set_quarantine(reason, self._clock.now())
         self.quarantined = reason
         self._promoted(await self._store.promote(self._clock.now()))
+
+    def _log_quarantine(self, reason: str | None) -> None:
+        if reason:
+            logger.error("the host is quarantined: %s", one_line(reason))
+        else:
+            logger.info("the quarantine is lifted")
 
     async def write_contacts(self) -> None:
         """Write the last contacts for the operator's eyes. A restart may forget them: it renews everybody."""

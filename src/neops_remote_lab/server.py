@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from neops_remote_lab import __version__, openapi, routes
 from neops_remote_lab.clock import Clock
+from neops_remote_lab.log_format import shorten_ids
 from neops_remote_lab.responses import error_response, json_response
 from neops_remote_lab.services import Keeper, build_services
 from neops_remote_lab.settings import Settings
@@ -108,7 +109,8 @@ async def _explain(_request: Request, error: Exception) -> Response:
 
 async def _database_fails(request: Request, error: Exception) -> Response:
     cause = error.orig if isinstance(error, DBAPIError) else error
-    logger.error("%s %s failed: the database says: %s", request.method, one_line(request.url.path), cause)
+    path = one_line(shorten_ids(request.url.path))
+    logger.error("%s %s failed: the database says: %s", request.method, path, cause)
     detail = f"the server's database cannot be used ({cause}): nothing was changed; try again later"
     return error_response(detail, status.HTTP_503_SERVICE_UNAVAILABLE, {"Retry-After": "5"})
 

@@ -87,7 +87,7 @@ def build_services(settings: Settings, clock: Clock) -> Services:
         prepared=preparations.take,
         metrics=metrics,
     )
-    metrics.registry.register(StateCollector(lambda: _look_at(queue, labs)))
+    metrics.registry.register(StateCollector(lambda: _look_at(queue, labs, database)))
     streams = LogStreams(settings, _in_threads(LOG_THREADS))
     return Services(
         settings, clock, database, queue, labs, preparations, streams, metrics, run_blocking, clock.monotonic()
@@ -103,13 +103,14 @@ def _in_threads(count: int) -> Callable[..., Awaitable[Any]]:
     return run_blocking
 
 
-def _look_at(queue: SessionQueue, labs: LabService) -> Snapshot:
+def _look_at(queue: SessionQueue, labs: LabService, database: Database) -> Snapshot:
     return Snapshot(
         waiting=queue.waiting,
         active=len(queue) - queue.waiting,
         lab_state=labs.lab.state if labs.lab else "none",
         references=labs.references,
         quarantined=queue.quarantined is not None,
+        log_bytes=database.log_bytes,
     )
 
 
@@ -121,6 +122,7 @@ class Keeper:
         self._data_version = -1
         self._contacts_due = self._prune_due = 0.0
         self._failing = False
+        self._log_is_long = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -173,11 +175,11 @@ class Keeper:
         if (version := await services.database.data_version()) != self._data_version:
             await services.queue.reconcile()
             self._data_version = version
-        for session_id in await services.queue.expire():
-            logger.info("session %.8s was ended by the server", session_id)
+        await services.queue.expire()
         await services.queue.promote_if_idle()
         await services.labs.tick(quarantined=services.queue.quarantined is not None)
         await services.preparations.settle()
+        await self._limit_log()
         if now >= self._contacts_due:
             self._contacts_due = now + services.settings.contact_write
             await services.queue.write_contacts()
@@ -185,6 +187,24 @@ class Keeper:
             self._prune_due = now + PRUNE_EVERY
             await services.queue.prune()
             await services.labs.prune()
+
+    async def _limit_log(self) -> None:
+        """Cut the database's write-ahead log off once the program has gone that had it grow."""
+        database, limit = self._services.database, self._services.settings.wal_limit
+        before = await database.measure_log()
+        if before <= limit:
+            return
+        shrunk = await database.shrink_log()
+        after = await database.measure_log()
+        if shrunk:
+            logger.info("the database's write-ahead log had %d bytes, and has %d now", before, after)
+        elif not self._log_is_long:
+            logger.warning(
+                "the database's write-ahead log has %d bytes (--wal-limit %d): another program reads the database in "
+                "a transaction that it does not end",
+                *(before, limit),
+            )
+        self._log_is_long = not shrunk
 
 
 def boot_id() -> str:

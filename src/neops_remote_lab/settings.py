@@ -74,6 +74,14 @@ class Settings(BaseModel):
         None, description="logging configuration: .ini, .json or .yaml, as uvicorn takes it"
     )
 
+    log_format: Literal["text", "json"] = Field("text", description="text, or one JSON object a line")
+    umask: str = Field(
+        "077",
+        pattern="^0?0[0-7]{2}$",
+        description="permissions that other users do not get on the database and the work directory, in octal: "
+        "027 lets the group read them",
+    )
+
     database: str = Field(
         default_factory=lambda: f"sqlite+aiosqlite:///{state_dir() / 'remote-lab.sqlite3'}",
         description="SQLAlchemy URL of the SQLite database (default: remote-lab.sqlite3 in the state directory)",
@@ -83,6 +91,9 @@ class Settings(BaseModel):
     )
     busy_timeout: Seconds = Field(5, description="seconds to wait for a database that another program has locked")
     sql_poll: PositiveSeconds = Field(0.5, description="seconds between two looks for changes made with plain SQL")
+    wal_limit: int = Field(
+        8 << 20, ge=1 << 20, description="largest write-ahead log of the database, in bytes, without a warning"
+    )
     history_days: Seconds = Field(30, description="days for which ended sessions and labs are kept")
 
     lab_host: str = Field(

@@ -17,7 +17,9 @@ import pytest
 from filelock import FileLock, Timeout
 
 from neops_remote_lab.host_locks import HostLock, read_note
-from tests.server import LabServer
+from neops_remote_lab.netlab.topology import TOPOLOGY_FILE
+from tests.fakes import topology_text
+from tests.server import LabServer, running_server
 from tests.users import FIRST_USER, SECOND_USER, as_user, directory_for_all, python_environment, run_as
 
 LOCK_FILE = f"neops-remote-lab-server.{os.geteuid()}.lock"
@@ -26,6 +28,7 @@ import sys
 from pathlib import Path
 from filelock import Timeout
 from neops_remote_lab.host_locks import HostLock, read_note
+from neops_remote_lab.netlab.topology import TOPOLOGY_FILE
 try:
     lock = HostLock(Path(sys.argv[1]), "server")
     lock.acquire()
@@ -242,6 +245,54 @@ def test_a_note_that_makes_no_sense_is_not_shown(lab_server: LabServer, note: st
     assert "another server runs on this host" in told
     assert "\x1b" not in told
     assert "Traceback" not in told
+
+
+# What others may read
+
+
+def modes(server: LabServer) -> dict[str, int]:
+    """Permissions of the database's files, of the work directory, and of what is in it."""
+    files = [*server.root.glob("remote-lab.sqlite3*"), server.work_dir, *server.work_dir.glob("[!.]*")]
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
+
+
+@pytest.mark.parametrize(("umask", "file", "directory"), [("077", 0o600, 0o700), ("027", 0o640, 0o750)])
+def test_other_users_can_read_neither_database_nor_labs(tmp_path: Path, umask: str, file: int, directory: int) -> None:
+    with running_server(tmp_path, umask=umask) as server:
+        session_id = server.join()
+        assert server.acquire(session_id, topology_text(1)).status_code == 200
+        found = modes(server)
+        lab = next(path for path in server.work_dir.glob("[!.]*") if path.is_dir())
+        topology = next(lab.rglob("*.yml"))
+        readable = stat.S_IMODE(topology.stat().st_mode) & 0o444
+    databases = {mode for name, mode in found.items() if name.startswith("remote-lab.sqlite3")}
+    assert databases == {file}
+    assert {name for name in found if name.startswith("remote-lab")} >= {"remote-lab.sqlite3", "remote-lab.sqlite3-wal"}
+    assert found["labs"] == directory
+    assert found[lab.name] == directory
+    assert readable == 0o444  # programs of containers run as other users; the directory above keeps others out
+
+
+def test_a_database_that_all_could_read_is_closed_at_the_next_start(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        server.kill()
+        for path in (*server.root.glob("remote-lab.sqlite3*"), server.work_dir):
+            path.chmod(0o777)
+        server.start()
+        found = modes(server)
+    assert {found["remote-lab.sqlite3"], found["remote-lab.sqlite3-wal"]} == {0o600}
+    assert found["labs"] == 0o700
+
+
+def test_a_lab_is_readable_below_whatever_umask_the_server_was_started_with(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with running_server(tmp_path) as server:
+            assert server.acquire(server.join(), topology_text(1)).status_code == 200
+            [topology] = [path for path in server.work_dir.rglob("*.yml") if path.name == TOPOLOGY_FILE]
+            assert stat.S_IMODE(topology.stat().st_mode) & 0o444 == 0o444
+    finally:
+        os.umask(before)
 
 
 # Users and disks that lack something

@@ -26,7 +26,7 @@ SERVER = (
     {"connection"},  # this and the next two are the client's, for the sub-commands
     {"answers", "failures", "notices"},
     {"access"},
-    {"clock", "framing", "host_locks", "models", "settings"},
+    {"clock", "file_modes", "framing", "host_locks", "log_format", "models", "settings"},
     {"text"},
 )
 """The server's modules, the highest first. Those of one layer do not know each other."""

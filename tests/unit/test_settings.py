@@ -70,10 +70,11 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(monkeypatch: pytest.
         "host": "::1", "port": 9000, "debug": True, "log_level": "WARNING", "log_config": tmp_path / "log.yaml",
         "database": "sqlite+aiosqlite:///x", "synchronous": "EXTRA", "lab_host": "rack-7", "work_dir": tmp_path,
         "lock_dir": tmp_path, "on_exit": "keep", "netlab": "/opt/netlab", "netlab_up_args": ("--no-config", "-v v"),
-        "docker": "podman", "preload": False, "http_parser": "h11", "host_root": tmp_path,
+        "docker": "podman", "preload": False, "http_parser": "h11", "host_root": tmp_path, "log_format": "json",
+        "umask": "027",
     }  # fmt: skip
     for name in Settings.model_fields.keys() - values.keys():
-        values[name] = 3_000_000 if name == "max_create_bytes" else 7
+        values[name] = 3_000_000 if name in {"max_create_bytes", "wal_limit"} else 7
     texts = {name: str(value) for name, value in values.items()} | {"netlab_up_args": "--no-config '-v v'"}
     by_variable = read_settings({}, {variable(name): text for name, text in texts.items()})
     for name in Settings.model_fields:

@@ -81,7 +81,7 @@ def claim(root: Path) -> str:
 
 
 def _require_owned(root: Path) -> None:
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
     link, real = root.lstat(), root.stat()
     if link.st_uid not in (0, os.geteuid()) or real.st_uid != os.geteuid():
         raise _refusal(root, f"belongs to another user (uid {real.st_uid})")
@@ -139,6 +139,7 @@ def new_directory(root: Path, lab_id: str, host: str) -> Path:
     record = Record(lab_id, host, work_dir, _owner(root, work_dir))
     draft = root / f".new-{lab_id}"
     draft.mkdir(mode=0o700)
+    draft.chmod(root.stat().st_mode & 0o777)  # whoever may enter the work directory may look at labs
     _write(draft / RECORD, {"program": PROGRAM, **record._asdict()})
     return draft.rename(root / lab_id)
 

@@ -1,9 +1,9 @@
 """The database: tables, connection, migrations, and the only statements there are."""
 
-from neops_remote_lab.store.database import Database
+from neops_remote_lab.store.database import Database, database_file
 from neops_remote_lab.store.labs import LabStore
 from neops_remote_lab.store.migrate import migrate
 from neops_remote_lab.store.rows import Lab, Session
 from neops_remote_lab.store.sessions import Ending, Joining, SessionStore
 
-__all__ = ["Database", "Ending", "Joining", "Lab", "LabStore", "Session", "SessionStore", "migrate"]
+__all__ = ["Database", "Ending", "Joining", "Lab", "LabStore", "Session", "SessionStore", "database_file", "migrate"]

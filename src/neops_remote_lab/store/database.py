@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import aiosqlite
@@ -39,6 +40,9 @@ class Database:
     def __init__(self, url: str, *, synchronous: str = "FULL", busy_timeout: float = 5) -> None:
         """`busy_timeout` in seconds."""
         self._engine = _create_engine(url, synchronous, busy_timeout)
+        self._busy_timeout = busy_timeout
+        self.log_bytes = 0
+        self._log = Path(f"{database_file(url)}-wal")
         self._open: _Connections | None = None
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
@@ -80,6 +84,28 @@ class Database:
         [(version,)] = await self.run_statement("PRAGMA data_version")
         return int(version)
 
+    async def measure_log(self) -> int:
+        """Bytes of the write-ahead log, which `log_bytes` remembers."""
+        self.log_bytes = await asyncio.to_thread(_size, self._log)
+        return self.log_bytes
+
+    async def shrink_log(self) -> bool:
+        """Copy the write-ahead log into the database and cut it off; False where another program still reads it.
+
+        Does not wait for that program: everything else would wait too.
+        """
+
+        async def checkpoint(connections: _Connections) -> bool:
+            driver = connections.driver
+            try:
+                await driver.execute_fetchall("PRAGMA busy_timeout = 0")
+                [(busy, *_)] = await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                await driver.execute_fetchall(f"PRAGMA busy_timeout = {int(self._busy_timeout * 1000)}")
+            return not busy
+
+        return await self._shielded(checkpoint)
+
     async def close(self) -> None:
         """Let the running work end, then let go of the file."""
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -111,6 +137,13 @@ class Database:
         return self._open
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def database_url(text: str) -> URL:
     """The URL of a database that this program can use. Raises ValueError for any other."""
     try:
@@ -122,6 +155,11 @@ def database_url(text: str) -> URL:
     if url.drivername != "sqlite+aiosqlite" or not url.database:
         raise ValueError(f"--database must begin with sqlite+aiosqlite:// and name a file, not {text}")
     return url
+
+
+def database_file(text: str) -> Path:
+    """The file of a database. Raises what `database_url` raises."""
+    return Path(database_url(text).database or "")
 
 
 def _create_engine(url: str, synchronous: str, busy_timeout: float) -> AsyncEngine:
