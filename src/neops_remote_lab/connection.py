@@ -159,7 +159,7 @@ class ServerConnection:
                 response = self._send(method, path, attempts, held, request)
             except httpx.TransportError as error:
                 reason = failures.reason_of(error, self._access)
-                self._count(attempts, sent, timed_out=not isinstance(error, _NOT_CONNECTED))
+                self._count(attempts, sent, was_reached=slow and not isinstance(error, _NOT_CONNECTED))
                 if self._is_hopeless(error, attempts) or self._is_over(attempts):
                     raise self._explained(error, reason, attempts) from None  # the cause shows addresses
                 wait = attempts.delay
@@ -168,7 +168,7 @@ class ServerConnection:
                     self._reached()
                     return response
                 self._answered = True  # not by a lab server, but the address leads somewhere
-                self._count(attempts, sent, timed_out=response.status_code in TIMED_OUT)
+                self._count(attempts, sent, was_reached=(slow or held > 0) and response.status_code in TIMED_OUT)
                 if self._is_over(attempts):
                     return response
                 reason = f"{response.status_code}: {detail_of(response)}"
@@ -217,9 +217,9 @@ class ServerConnection:
 
     # When to give up
 
-    def _count(self, attempts: _Attempts, sent: float, *, timed_out: bool) -> None:
-        """Note an attempt in vain. A slow call that was cut after a while was with a server that could be reached."""
-        if attempts.slow and timed_out and self.now() - sent > LONGEST_BACK_OFF:
+    def _count(self, attempts: _Attempts, sent: float, *, was_reached: bool) -> None:
+        """Note an attempt in vain. A long call that was cut after a while was with a server that could be reached."""
+        if was_reached and self.now() - sent > LONGEST_BACK_OFF:
             attempts.trouble_since = self.now()
         elif attempts.trouble_since is None:
             attempts.trouble_since = sent
@@ -282,7 +282,8 @@ class ServerConnection:
         """
         until = self.now() + CLOSE_TIMEOUT
         try:
-            response = self.call("DELETE", f"/session/{session_id}", until=until, headers=headers_of(session_id))
+            headers = headers_of(session_id)
+            response = self.call("DELETE", f"/session/{session_id}", until=until, quiet=True, headers=headers)
             if response.status_code not in GONE:
                 raise_for_error(response)
         except httpx.HTTPError as error:

@@ -50,7 +50,8 @@ class Notices:
             return
         timer = threading.Timer(seconds, self.trouble, (f"no answer from {server} yet", self._now(), end))
         timer.daemon = True
-        timer.start()
+        with contextlib.suppress(RuntimeError):  # at the end of the interpreter no thread can be started
+            timer.start()
         try:
             yield
         finally:

@@ -225,7 +225,7 @@ def test_asks_again_at_once_when_its_position_has_changed(
 ) -> None:
     seen: list[int] = []
     server.script(POLL, *[waiting(position) for position in (3, 3, 2, 1)], active)
-    connect(on_progress=lambda position, _: seen.append(position))
+    connect(on_progress=lambda position, _: seen.append(position)).close()
     assert seen == [3, 2, 1, 0]
     assert [request.url.params.get("position") for request in server.of(POLL)] == [None, "3", "3", "2", "1"]
     assert server.moments(POLL) == [0, 0, 1, 1, 1]  # only the second answer said nothing new
@@ -749,6 +749,34 @@ def test_a_long_acquire_that_a_proxy_cuts_again_and_again_goes_on(
         client.acquire(topology)
     assert len(set(server.keys(ACQUIRE))) == 1
     assert len(server.keys(ACQUIRE)) == 8
+
+
+def test_a_proxy_that_cuts_held_polls_does_not_end_the_wait(
+    server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
+) -> None:
+    def cut(_: httpx.Request) -> httpx.Response:
+        clock.pause(20)
+        return httpx.Response(504, html="<h1>504 Gateway Time-out</h1>")
+
+    server.script(POLL, waiting(1), *[cut] * 10, active)
+    connect(on_trouble=told.append).close()
+    assert len(server.of(POLL)) == 12
+    assert told == []
+
+
+def test_the_end_of_the_interpreter_is_no_trouble(
+    server: ScriptedServer, connect: Connect, monkeypatch: pytest.MonkeyPatch, topology: Path
+) -> None:
+    client = connect()
+    client.acquire(topology)
+
+    def no_more_threads(_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+    client.release()
+    client.close()
+    assert server.of(END)
 
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504, 520, 521, 522, 523, 524])
