@@ -19,6 +19,7 @@ import yaml
 from filelock import FileLock
 
 from neops_remote_lab.netlab.ownership import MARKER_DIR, PROGRAM, RECORD, claim
+from neops_remote_lab.netlab.workspace import LAB_NAME_PREFIX
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, wait_until
 
 
@@ -74,8 +75,14 @@ class RealNetlab:
         path = Path.home() / ".netlab" / "status.yaml"
         return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
 
+    def system_objects(self) -> list[str]:
+        """Bridges of our labs, and network namespaces of all labs."""
+        namespaces = Path("/run/netns").glob("clab-*")
+        bridges = Path("/sys/class/net").glob(f"{LAB_NAME_PREFIX}*")
+        return sorted(path.name for path in (*namespaces, *bridges))
+
     def leftovers(self) -> list[str]:
-        return self.containers() + sorted(map(str, self.instances()))
+        return self.containers() + sorted(map(str, self.instances())) + self.system_objects()
 
 
 @dataclass

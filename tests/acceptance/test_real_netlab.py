@@ -39,6 +39,27 @@ nodes:
     clab.cmd: /no/such/program
 links: [r1-r2]
 """
+PAIR = """\
+provider: clab
+defaults.device: frr
+nodes: [r1, r2]
+links: [r1-r2]
+"""
+LAN = """\
+provider: clab
+defaults.device: frr
+nodes: [r1, r2, r3]
+links: [r1-r2-r3]
+"""
+UNMANAGED = """\
+provider: clab
+defaults.device: frr
+nodes:
+  r1:
+  firewall:
+    unmanaged: true
+links: [r1-firewall]
+"""
 HOSTS = """\
 provider: external
 defaults.device: linux
@@ -217,6 +238,99 @@ def test_two_pytest_runs_at_once_both_get_their_own_lab(lab_host: LabServer) -> 
     assert len(waited) == 1
     assert "holds the lab" in waited[0]
     wait_until(lambda: not lab_host.netlab.leftovers(), 60, "the labs are not torn down")
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_a_lab_that_somebody_has_started_by_hand_runs_on(lab_host: LabServer, tmp_path: Path) -> None:
+    by_hand = tmp_path / "colleague"
+    by_hand.mkdir()
+    (by_hand / "topology.yml").write_text(PAIR)
+    subprocess.run(["netlab", "up"], cwd=by_hand, check=True, capture_output=True)
+    try:
+        before = lab_host.netlab.containers()
+        assert len(before) == 2
+        session = lab_host.join()
+        answer = lab_host.acquire(session, PAIR, "colleague.yml")
+        assert answer.status_code == 423, answer.text
+        assert "somebody else's lab colleague (containers clab-colleague-r1" in answer.json()["detail"]
+        lab_host.restart()
+        assert lab_host.acquire(session, PAIR, "colleague.yml").status_code == 423
+        assert lab_host.netlab.containers() == before
+    finally:
+        subprocess.run(["netlab", "down", "--cleanup"], cwd=by_hand, check=False, capture_output=True)
+    assert lab_host.acquire(session, PAIR, "colleague.yml").status_code == 200
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_an_operators_own_network_stays(lab_host: LabServer) -> None:
+    name, subnet = "neops-test-operator", "192.168.217.0/24"
+    subprocess.run(["docker", "network", "create", f"--subnet={subnet}", name], check=True, capture_output=True)
+    try:
+        session = lab_host.join()
+        topology = PAIR + f"addressing: {{mgmt: {{_network: {name}, ipv4: {subnet}}}}}\n"
+        answer = lab_host.acquire(session, topology)
+        assert answer.status_code == 200, answer.text
+        with lab_host.client(session) as client:
+            assert client.post("/lab/release").status_code == 204
+        wait_until(lab_host.is_clean, 60, "the lab is not torn down")
+    finally:
+        removed = subprocess.run(["docker", "network", "rm", name], check=False, capture_output=True, text=True)
+    assert removed.returncode == 0, removed.stderr
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_a_teardown_by_force_leaves_no_bridge_and_no_namespace(tmp_path: Path) -> None:
+    with running_real_server(tmp_path, down_timeout="0.1", kill_grace="0.1", teardown_retries="1") as server:
+        session = server.join()
+        answer = server.acquire(session, LAN)
+        assert answer.status_code == 200, answer.text
+        assert len(server.netlab.system_objects()) == 4
+        with server.client(session) as client:
+            assert client.post("/lab/release").status_code == 204
+            wait_until(lambda: client.get("/lab").json()["state"] == "none", 60, "the lab is not torn down")
+            assert client.get("/queue").json()["quarantined"] is None
+        assert server.is_clean()
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_a_lab_with_an_unmanaged_node_is_adopted(lab_host: LabServer) -> None:
+    session = lab_host.join()
+    answer = lab_host.acquire(session, UNMANAGED)
+    assert answer.status_code == 200, answer.text
+    before = lab_host.netlab.containers()
+    lab_host.restart()
+    with lab_host.client(session) as client:
+        assert client.get("/lab").json()["state"] == "running"
+    assert lab_host.netlab.containers() == before
+
+
+@pytest.mark.external
+@with_netlab
+def test_netlab_says_where_its_list_of_instances_is(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".netlab.yml").write_text(f"lab_status_file: {home}/instances.yaml\n")
+    stale = {"default": {"dir": str(tmp_path / "gone"), "status": "started", "providers": ["external"]}}
+    with running_real_server(tmp_path, netlab_up_args="--no-config") as server:
+        server.close()
+        server.environment["HOME"] = str(home)
+        server.start()
+        session = server.join()
+        assert server.acquire(session, HOSTS, "hosts.yml").status_code == 200
+        assert (home / "instances.yaml").exists()
+        with server.client(session) as client:
+            assert client.get("/lab").json()["netlab_status"] == "started"
+            assert client.post("/lab/release").status_code == 204
+        wait_until(server.is_clean, 60, "the lab is not torn down")
+        assert (home / "instances.yaml").read_text().strip() == "{}"
+        (home / "instances.yaml").write_text(json.dumps(stale))
+        answer = server.acquire(session, PAIR, "pair.yml")
+        assert answer.status_code == 423, answer.text
+        assert "a directory 'gone' that is gone" in answer.json()["detail"]
 
 
 @pytest.mark.external
