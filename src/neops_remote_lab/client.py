@@ -243,6 +243,14 @@ class RemoteLabClient:
             self._require_live_session()
         raise_for_error(response)
 
+    def hand_over(self) -> None:
+        """Leave the last reference to another process that shares the session, which takes it over."""
+        del self._references[-1:]
+
+    def take_over(self, reference: str) -> None:
+        """Have a reference of another process that shares the session, as if `acquire` had given it."""
+        self._references.append(reference)
+
     def destroy(self, force: bool = True) -> None:
         """Tear the lab down.
 

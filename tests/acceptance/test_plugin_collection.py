@@ -193,3 +193,67 @@ def test_a_variable_that_cannot_work_is_a_usage_error_of_a_run_with_workers(
     text = result.stdout.str() + result.stderr.str()
     assert "REMOTE_LAB_URL lacks the scheme" in text
     assert "s3cret" not in text
+
+
+# Where a topology lies
+
+
+def two_topologies(project: pytest.Pytester, *, same: bool) -> None:
+    """A conftest file with a topology beside it, and another one of that name in the current directory."""
+    directory = project.mkdir("labs")
+    text = project.path.joinpath("shared.yml").read_text()
+    directory.joinpath("shared.yml").write_text(text if same else "nodes: [mine]\n")
+    directory.joinpath("conftest.py").write_text(
+        "from neops_remote_lab.testing.fixture import remote_lab_fixture\n"
+        "from neops_remote_lab.testing.labs import labs_of\n"
+        "mine = remote_lab_fixture('shared.yml', name='mine')\n"
+        "def pytest_collection_finish(session):\n"
+        "    print('TOPOLOGY', *(spec.path for item in session.items for spec in labs_of(item)))\n"
+    )
+    directory.joinpath("test_mine.py").write_text("def test_mine(mine): pass\n")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_topology_beside_the_calling_file_comes_first(project: pytest.Pytester, same: bool) -> None:
+    two_topologies(project, same=same)
+    result = project.runpytest_subprocess("--collect-only")
+    mine, other = project.path / "labs" / "shared.yml", project.path / "shared.yml"
+    result.stdout.fnmatch_lines([f"TOPOLOGY {mine}"])
+    warning = f"*PytestWarning: there are two topology files shared.yml: {mine} is used, and not {other}*"
+    if same:
+        result.stdout.no_fnmatch_line("*two topology files*")
+    else:
+        result.stdout.fnmatch_lines([warning])
+
+
+def test_a_suite_that_takes_warnings_for_errors_is_told_both_topologies(project: pytest.Pytester) -> None:
+    two_topologies(project, same=False)
+    result = project.runpytest_subprocess("-W", "error")
+    assert result.ret != pytest.ExitCode.OK
+    assert "give an absolute path to choose" in result.stdout.str() + result.stderr.str()
+
+
+# Secrets
+
+
+@pytest.mark.parametrize("options", [[], ["-l"], ["--tb=long", "-l"], ["--full-trace", "-l"], ["-vv", "--tb=native"]])
+@pytest.mark.parametrize("setting", ["", "not an address", "http://127.0.0.1:9"])
+def test_a_failure_shows_nothing_of_the_environment(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: list[str], setting: str
+) -> None:
+    monkeypatch.setenv("CI_TOKEN_SECRET", "do-not-show-me")
+    monkeypatch.setenv("REMOTE_LAB_UNREACHABLE_TIMEOUT", "0.1")
+    if setting:
+        monkeypatch.setenv("REMOTE_LAB_URL", setting)
+    project.makepyfile("def test_1(shared): pass")
+    result = project.runpytest_subprocess("--junitxml=report.xml", *options)
+    shown = result.stdout.str() + result.stderr.str() + project.path.joinpath("report.xml").read_text()
+    assert "do-not-show-me" not in shown
+    assert setting or "REMOTE_LAB_URL is not set" in shown
+
+
+def test_without_a_lab_host_one_sentence_is_shown(project: pytest.Pytester) -> None:
+    project.makepyfile("def test_1(shared): pass")
+    output = project.runpytest_subprocess("-l").stdout.str()
+    assert "E   RuntimeError: REMOTE_LAB_URL is not set" in output
+    assert "def remote_lab_client" not in output

@@ -107,3 +107,76 @@ ServerConnection.join = spied
         httpx.delete(f"{lab_server.url}/session/{session.read_text()}")
         assert "remote lab: the session was ended by the server: " in finish(process)
         assert process.returncode == SESSION_ENDED
+
+
+# Told to end
+
+
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_job_that_is_cancelled_ends_its_session_before_its_teardown(
+    online: pytest.Pytester, lab_server: LabServer, options: list[str], number: signal.Signals
+) -> None:
+    online.makepyfile(
+        f"""
+import pathlib, pytest, threading
+
+@pytest.fixture
+def slow_to_leave():
+    yield
+    while not pathlib.Path("go").exists(): threading.Event().wait(0.05)
+
+def test_1(shared, slow_to_leave):{BLOCK}
+"""
+    )
+    process = start(online, *options)
+    wait_until(online.path.joinpath("blocked").exists, 30)
+    process.send_signal(number)
+    wait_until(lambda: queue(lab_server) == [], 30, "the session goes on")
+    online.path.joinpath("go").touch()
+    output = finish(process)
+    assert process.returncode == 128 + number
+    assert "ended by the server" not in output
+
+
+def test_a_job_that_is_cancelled_while_it_waits_leaves_the_queue(
+    online: pytest.Pytester, lab_server: LabServer
+) -> None:
+    online.makepyfile("def test_1(shared): pass")
+    with other_session(lab_server):
+        process = start(online)
+        wait_until(lambda: len(queue(lab_server)) == 2, 30)
+        process.send_signal(signal.SIGTERM)
+        finish(process)
+        assert len(queue(lab_server)) == 1
+
+
+def test_a_signal_that_the_user_handles_stays_the_users(online: pytest.Pytester) -> None:
+    online.makeconftest(
+        CONFTEST
+        + """
+import pathlib, signal
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path("handled").touch())
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+"""
+    )
+    online.makepyfile(
+        """
+        import os, pathlib, signal
+        def test_1(shared):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert pathlib.Path("handled").exists()
+        """
+    )
+    online.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
+def test_a_signal_ends_a_run_without_labs_as_it_always_did(project: pytest.Pytester, options: list[str]) -> None:
+    project.makepyfile(f"def test_1():{BLOCK}")
+    process = start(project, *options)
+    wait_until(project.path.joinpath("blocked").exists, 30)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    assert process.returncode == -signal.SIGTERM

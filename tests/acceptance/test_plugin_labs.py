@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin import ups
+from tests.fakes import wait_until
+from tests.plugin import finish, start, ups
 from tests.server import LabServer
 
 
@@ -57,3 +58,88 @@ def test_a_topology_that_netlab_rejects_is_one_clear_message(online: pytest.Pyte
     result.stdout.fnmatch_lines(["remote lab broken: *", "*no_such_attribute*"])
     result.stdout.no_fnmatch_line("*Traceback*")
     result.stdout.no_fnmatch_line("*httpx*")
+
+
+# Failures that repeat
+
+
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
+def test_a_shared_lab_that_does_not_start_is_not_started_again_for_its_other_tests(
+    online: pytest.Pytester, lab_server: LabServer, options: list[str]
+) -> None:
+    lab_server.fake.control(fail="config")
+    online.makepyfile("def test_1(shared): pass\ndef test_2(shared): pass\ndef test_3(shared): pass")
+    result = online.runpytest_subprocess(*options)
+    result.assert_outcomes(errors=3)
+    result.stdout.fnmatch_lines(["remote lab shared: not started again: *"])
+    assert ups(lab_server) == 1
+
+
+def test_a_test_that_is_repeated_starts_its_lab_again(online: pytest.Pytester, lab_server: LabServer) -> None:
+    lab_server.fake.control(fail="config", fail_times=1)
+    online.makepyfile("def test_1(shared): pass\ndef test_2(shared): pass")
+    online.runpytest_subprocess("-p", "pytest_rerunfailures", "--reruns", "1").assert_outcomes(passed=2)
+    assert ups(lab_server) == 2
+
+
+def test_after_a_lab_host_that_is_gone_nothing_more_is_tried(
+    project: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMOTE_LAB_URL", lab_server.url)
+    monkeypatch.setenv("REMOTE_LAB_UNREACHABLE_TIMEOUT", "1")
+    project.makepyfile(
+        """
+        import pathlib, threading
+        def test_1(fresh):
+            pathlib.Path("blocked").touch()
+            while not pathlib.Path("gone").exists(): threading.Event().wait(0.05)
+        def test_2(fresh): pass
+        def test_3(fresh): pass
+        def test_plain(): pass
+        """
+    )
+    process = start(project)
+    wait_until(project.path.joinpath("blocked").exists, 30)
+    lab_server.kill()
+    project.path.joinpath("gone").touch()
+    output = finish(process)
+    assert output.count("not tried again: no answer from") >= 2
+    assert "2 passed, 3 errors" in output
+
+
+# Fixtures that are set up twice
+
+
+@pytest.mark.parametrize(
+    ("options", "mark"),
+    [
+        (["-p", "flaky.flaky_pytest_plugin"], "flaky.flaky(max_runs=3)"),
+        (["-p", "pytest_rerunfailures"], "pytest.mark.flaky(reruns=2)"),
+    ],
+    ids=["flaky", "rerunfailures"],
+)
+@pytest.mark.parametrize("lab", ["shared", "fresh"])
+def test_the_last_lab_test_may_be_repeated(
+    online: pytest.Pytester, lab_server: LabServer, options: list[str], mark: str, lab: str
+) -> None:
+    online.makepyfile(
+        f"""
+        import pathlib, httpx, flaky, pytest
+
+        def session_of_the_run(client):
+            path = pathlib.Path("session")
+            known = path.exists() and path.read_text()
+            path.write_text(client.session_id)
+            return known in (False, client.session_id)
+
+        @{mark}
+        def test_1({lab}, remote_lab_client):
+            assert session_of_the_run(remote_lab_client), "another session"
+            path = pathlib.Path("tried")
+            path.write_text((path.read_text() if path.exists() else "") + "x")
+            assert path.read_text() == "xxx"
+        """
+    )
+    result = online.runpytest_subprocess(*options)
+    assert result.ret == pytest.ExitCode.OK, result.stdout.str()
+    assert online.path.joinpath("tried").read_text() == "xxx"

@@ -25,6 +25,45 @@ def test_a_user_sees_what_the_run_waits_for(
     )
 
 
+def test_every_change_of_position_is_shown(online: pytest.Pytester, lab_server: LabServer) -> None:
+    online.makepyfile("def test_1(shared): pass")
+    with other_session(lab_server), other_session(lab_server):
+        with other_session(lab_server):
+            process = start(online)
+            assert process.stdout is not None
+            lines = (line.decode() for line in process.stdout if line.startswith(b"remote lab: "))
+            assert "joining" in next(lines)
+            assert "position 3 " in next(lines)
+        assert "position 2 " in next(lines)
+    assert "1 passed" in finish(process)
+
+
+def test_labels_of_others_cannot_forge_lines_of_the_run(
+    online: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMOTE_LAB_SESSION_TIMEOUT", "2")
+    online.makepyfile("def test_1(shared): pass")
+    online.makeconftest(
+        CONFTEST
+        + """
+from neops_remote_lab.client import RemoteLabClient
+from neops_remote_lab.testing import session
+
+class Client(RemoteLabClient):
+    def __init__(self, *arguments, on_progress, **options):
+        super().__init__(*arguments, on_progress=lambda place, _: on_progress(place, "x\\n\\x1b[31mforged"), **options)
+
+session.RemoteLabClient = Client
+"""
+    )
+    with other_session(lab_server):
+        result = online.runpytest_subprocess()
+    output = result.stdout.str()
+    assert "\x1b[31m" not in output
+    assert "\nforged" not in output
+    assert r"x\n\x1b[31mforged" in output
+
+
 def test_a_run_survives_a_restart_of_the_server_while_it_waits(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile("def test_1(shared): pass")
     with other_session(lab_server):

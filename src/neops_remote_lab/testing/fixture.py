@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ def remote_lab_fixture(topology: str | Path, *, name: str | None = None, reuse_l
     """Make a function-scoped pytest fixture that yields the devices of a running lab, a `list[DeviceInfoDto]`.
 
     Args:
-        topology: netlab topology file. A relative path starts at the current directory, else at the caller's folder.
+        topology: netlab topology file. A relative path starts at the caller's directory, else at the current one.
         name: the fixture's name; the file's stem where none is given.
         reuse_lab: tests in a row share one lab, from the first to the last one that uses the fixture; otherwise each
             test gets a fresh one.
@@ -36,10 +37,11 @@ def remote_lab_fixture(topology: str | Path, *, name: str | None = None, reuse_l
     spec = LabSpec(path, name or path.stem, reuse_lab)
 
     def lab(
+        request: pytest.FixtureRequest,
         remote_lab_client: RemoteLabClient,  # noqa: ARG001 - what pytest misses by name where the plugin is switched off
         _remote_lab_holder: LabHolder,
     ) -> Iterator[list[DeviceInfoDto]]:
-        with _remote_lab_holder.lend(spec) as devices:
+        with _remote_lab_holder.lend(spec, request.node) as devices:
             yield devices
 
     lab.__doc__ = f"The devices of the remote lab {path.name}."
@@ -48,7 +50,15 @@ def remote_lab_fixture(topology: str | Path, *, name: str | None = None, reuse_l
 
 
 def _find(topology: Path, caller: Path) -> Path:
-    for path in (Path.cwd() / topology, caller / topology):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no topology file {topology}, neither from {Path.cwd()} nor from {caller}")
+    beside, current = caller / topology, Path.cwd() / topology
+    found = [path for path in (beside, current) if path.is_file()]
+    if not found:
+        raise FileNotFoundError(f"no topology file {topology}, neither from {caller} nor from {Path.cwd()}")
+    if len(found) == 2 and beside.read_bytes() != current.read_bytes():
+        warnings.warn(
+            f"there are two topology files {topology}: {beside} is used, and not {current}, which earlier versions"
+            " preferred: give an absolute path to choose",
+            pytest.PytestWarning,
+            stacklevel=3,
+        )
+    return found[0]

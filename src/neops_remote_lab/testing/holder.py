@@ -1,16 +1,20 @@
 """Holds the one lab that this process uses, from test to test."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import httpx
 import pytest
 
 from neops_remote_lab.client import RemoteLabClient
+from neops_remote_lab.connection import RESTARTING
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.testing.interrupt import leave_run
-from neops_remote_lab.testing.labs import LabSpec
+from neops_remote_lab.testing.labs import LabSpec, labs_of
+from neops_remote_lab.testing.workers import KeptLab, LabsOfOneProcess
+
+_LAB_HOST = "the lab host"
+"""Key of the failure that concerns every lab."""
 
 
 class LabHolder:
@@ -20,26 +24,29 @@ class LabHolder:
     Args:
         session: the pytest run.
         client: whose session it is.
-        rejected: netlab's message for each topology that it has already refused.
+        workers: the other processes of the run.
     """
 
-    def __init__(self, session: pytest.Session, client: RemoteLabClient, rejected: Mapping[Path, str]) -> None:
+    def __init__(self, session: pytest.Session, client: RemoteLabClient, workers: LabsOfOneProcess) -> None:
+        self.client = client
         self._session = session
-        self._client = client
-        self._rejected = rejected
+        self._workers = workers
         self._held: LabSpec | None = None
+        self._declared = True
         self._devices: list[DeviceInfoDto] = []
         self._lent = False
+        self._told: set[tuple[str, str]] = set()
 
     @contextmanager
-    def lend(self, spec: LabSpec) -> Iterator[list[DeviceInfoDto]]:
+    def lend(self, spec: LabSpec, item: pytest.Item) -> Iterator[list[DeviceInfoDto]]:
         """Have the lab for one test."""
         if self._lent:  # asked for by request.getfixturevalue(): nobody could know when the tests were collected
             pytest.fail(f"remote lab {spec.name}: the test uses a lab already, and the host runs one at a time", False)
         if self._held is not spec:
             self.let_go()
-            self._devices = self._acquire(spec)
+            self._take(spec, item)
             self._held = spec
+        self._declared = spec in labs_of(item)
         self._lent = True
         try:
             yield list(self._devices)
@@ -49,33 +56,96 @@ class LabHolder:
                 self.let_go()
 
     def keep_only(self, specs: tuple[LabSpec, ...]) -> None:
-        """Release the lab unless the next test uses it."""
-        if self._held not in specs:
+        """Let go of the lab unless the next test uses it.
+
+        A lab that was asked for at run time is kept until another one is needed, since later tests may ask for it too.
+        """
+        if self._held not in specs and (self._declared or self._workers.passes_labs_on):
             self.let_go()
 
     def let_go(self) -> None:
-        """Release the lab, if any is held."""
+        """Release the lab, if any is held, or leave it to the other workers."""
         spec, self._held = self._held, None
         if spec is None:
             return
         try:
-            with suppress(RuntimeError):  # the session is over, and its lab with it
-                self._client.release()
-        except httpx.HTTPError as error:
-            reason = str(error)
-        else:
-            return
-        pytest.fail(f"remote lab {spec.name}: not released: {reason}", pytrace=False)
+            if spec.reuse_lab and self._workers.is_needed(spec.key):
+                self.client.hand_over()
+            else:
+                self._release(spec.name)
+        finally:
+            self._workers.drop()
 
-    def _acquire(self, spec: LabSpec) -> list[DeviceInfoDto]:
-        if spec.path in self._rejected:
-            pytest.fail(f"remote lab {spec.name}: {self._rejected[spec.path]}", False)
+    def _take(self, spec: LabSpec, item: pytest.Item) -> None:
+        self._fail_again(spec, item)
+        kept = self._workers.take(item)
         try:
-            return self._client.acquire(spec.path, spec.reuse_lab)
+            self._fail_again(spec, item)  # another worker may have tried meanwhile
+            if kept is not None:
+                self.client.take_over(kept.reference)
+            if kept is not None and spec.reuse_lab and kept.key == spec.key:
+                self._devices = [DeviceInfoDto.model_validate(device) for device in kept.devices]
+                return
+            if kept is not None:
+                self._release(spec.name)
+            self._devices = self._acquire(spec, item)
+            if self._workers.passes_labs_on:
+                devices = [device.model_dump(mode="json") for device in self._devices]
+                self._workers.keep(KeptLab(spec.key, self.client.references[-1], devices))
+        except BaseException:
+            self._workers.drop()
+            raise
+
+    def _acquire(self, spec: LabSpec, item: pytest.Item) -> list[DeviceInfoDto]:
+        rejected = getattr(self.client, "rejected", {})  # the client of a conftest file may know of none
+        if spec.path in rejected:
+            pytest.fail(f"remote lab {spec.name}: {rejected[spec.path]}", False)
+        try:
+            devices = self.client.acquire(spec.path, spec.reuse_lab and self._workers.may_reuse)
         except (httpx.HTTPError, TimeoutError) as error:
             reason = str(error)
+            if _is_unreachable(error):
+                self._workers.note_failure(_LAB_HOST, reason)
+            elif spec.reuse_lab or _is_rejected(error):
+                self._workers.note_failure(spec.key, reason)
+                self._told.add((spec.key, item.nodeid))
         except RuntimeError as error:
-            if self._client.lost_reason is not None:
+            if self.client.lost_reason is not None:
                 leave_run(self._session, str(error))
             reason = str(error)
+        else:
+            self._workers.note_failure(spec.key, None)
+            return devices
         pytest.fail(f"remote lab {spec.name}: {reason}", pytrace=False)
+
+    def _release(self, name: str) -> None:
+        try:
+            with suppress(RuntimeError):  # the session is over, and its lab with it
+                self.client.release()
+        except httpx.HTTPError as error:
+            reason = str(error)
+            if _is_unreachable(error):
+                self._workers.note_failure(_LAB_HOST, reason)
+        else:
+            self._workers.keep(None)
+            return
+        pytest.fail(f"remote lab {name}: not released: {reason}", pytrace=False)
+
+    def _fail_again(self, spec: LabSpec, item: pytest.Item) -> None:
+        """Fail at once where the same was tried in vain, unless this very test is repeated."""
+        if (reason := self._workers.failure(_LAB_HOST)) is not None:
+            pytest.fail(f"remote lab {spec.name}: not tried again: {reason}", pytrace=False)
+        if (reason := self._workers.failure(spec.key)) is not None and (spec.key, item.nodeid) not in self._told:
+            self._told.add((spec.key, item.nodeid))
+            pytest.fail(f"remote lab {spec.name}: not started again: {reason}", pytrace=False)
+
+
+def _is_rejected(error: BaseException) -> bool:
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNPROCESSABLE_ENTITY
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether the lab host did not answer, or only a proxy in front of it."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in RESTARTING
+    return error is not None and (isinstance(error, httpx.TransportError) or _is_unreachable(error.__cause__))

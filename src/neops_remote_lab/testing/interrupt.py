@@ -1,10 +1,10 @@
-"""Ends the pytest run when the server has ended its session."""
+"""Ends the pytest run when the server has ended its session, and the session when the run is told to end."""
 
 import _thread
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -15,6 +15,7 @@ from neops_remote_lab.testing import xdist
 
 SESSION_ENDED = 75
 """Exit status of a run whose session was ended by the server: EX_TEMPFAIL of sysexits.h, "try again later"."""
+_END_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def leave_run(session: pytest.Session, reason: str, status: int = SESSION_ENDED) -> NoReturn:
@@ -25,6 +26,39 @@ def leave_run(session: pytest.Session, reason: str, status: int = SESSION_ENDED)
     pytest.exit(line, returncode=status)
 
 
+@contextmanager
+def ended_by_signals(end: Callable[[], object], concerned: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Meanwhile SIGTERM and SIGHUP end the session at once, and then the run with its teardown.
+
+    A signal that somebody else handles or ignores stays theirs.
+
+    Args:
+        end: ends the session; called in a thread of its own, since the main thread may be in the middle of a call.
+        concerned: whether there is a session; otherwise the signal does what it always does.
+    """
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        if not concerned():
+            os.kill(os.getpid(), number)
+            return
+        threading.Thread(target=end, name="remote-lab-end").start()
+        pytest.exit(f"{signal.Signals(number).name} received", returncode=128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for number in _END_SIGNALS:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in _END_SIGNALS:
+            if signal.getsignal(number) is on_signal:
+                signal.signal(number, signal.SIG_DFL)
+
+
 class LostSession:
     """Carries the news from the heartbeat thread to the main thread, whatever call that one may be blocked in."""
 
@@ -32,9 +66,16 @@ class LostSession:
         self._session = session
         self._reason: str | None = None
         self._watching = False
+        self._expected = False
+
+    def expect(self) -> None:
+        """Take the end of the session for our own doing from now on."""
+        self._expected = True
 
     def stop_run(self, reason: str) -> None:
         """End the run, from any thread."""
+        if self._expected:
+            return
         self._reason = f"the session was ended by the server: {reason}"
         # in case the test swallows the exception, or the main thread is not pytest's
         self._session.shouldstop = f"remote lab: {self._reason}"

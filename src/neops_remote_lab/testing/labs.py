@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ class LabSpec:
     reuse_lab: bool
     number: int = field(default_factory=lambda: next(_declared))
 
+    @property
+    def key(self) -> str:
+        """What the lab is called among the processes of a run."""
+        return f"{self.name}\0{self.path}"
+
 
 def mark_as_lab(function: Callable[..., Any], spec: LabSpec) -> None:
     """Make a fixture function recognisable, under whatever name it is used."""
@@ -37,9 +42,21 @@ def mark_as_lab(function: Callable[..., Any], spec: LabSpec) -> None:
 
 
 def labs_of(item: pytest.Item) -> tuple[LabSpec, ...]:
-    """The labs that a test uses, be it through other fixtures, in the order of their declaration."""
-    found = {spec for definition in _definitions(item) if (spec := getattr(definition.func, _ATTRIBUTE, None))}
-    return tuple(sorted(found, key=lambda spec: spec.number))
+    """The labs that a test declares to use, be it through other fixtures, in the order of their declaration."""
+    if _declares not in item.stash:
+        definitions = itertools.chain(_definitions(item), _definitions_of(item, _lazy_fixtures(item)))
+        item.stash[_declares] = _specs(definitions)
+    return item.stash[_declares]
+
+
+def expected_labs_of(item: pytest.Item) -> tuple[LabSpec, ...]:
+    """The same, or the labs that a test is likely to ask for at run time.
+
+    Only for decisions that may be wrong: a parameter that is the name of a lab fixture need not be meant as one.
+    """
+    if _expects not in item.stash:
+        item.stash[_expects] = labs_of(item) or _specs(_definitions_of(item, _names_in_parameters(item)))
+    return item.stash[_expects]
 
 
 def in_order_of_labs(items: Iterable[pytest.Item]) -> list[pytest.Item]:
@@ -57,7 +74,7 @@ def refuse_several_labs(items: Iterable[pytest.Item]) -> None:
 
 def topologies_of(items: Iterable[pytest.Item]) -> list[Path]:
     """The topology files that the tests need, each once, in the order of their use."""
-    return list(dict.fromkeys(spec.path for item in items for spec in labs_of(item)))
+    return list(dict.fromkeys(spec.path for item in items for spec in expected_labs_of(item)))
 
 
 def definition_of(item: pytest.Item, fixture: str) -> pytest.FixtureDef[Any] | None:
@@ -67,9 +84,18 @@ def definition_of(item: pytest.Item, fixture: str) -> pytest.FixtureDef[Any] | N
     return definitions[-1] if definitions else None
 
 
+_declares = pytest.StashKey[tuple[LabSpec, ...]]()
+_expects = pytest.StashKey[tuple[LabSpec, ...]]()
+
+
 def _rank(item: pytest.Item) -> tuple[bool, int]:
-    labs = labs_of(item)
+    labs = expected_labs_of(item)
     return (not labs, labs[0].number if labs else 0)
+
+
+def _specs(definitions: Iterable[pytest.FixtureDef[Any]]) -> tuple[LabSpec, ...]:
+    found = {spec for definition in definitions if (spec := getattr(definition.func, _ATTRIBUTE, None))}
+    return tuple(sorted(found, key=lambda spec: spec.number))
 
 
 def _definitions(item: pytest.Item) -> Iterator[pytest.FixtureDef[Any]]:
@@ -85,3 +111,49 @@ def _reached(definitions: Sequence[pytest.FixtureDef[Any]]) -> Iterator[pytest.F
         yield definition
         if definition.argname not in definition.argnames:
             return
+
+
+# Fixtures that a test does not name as arguments
+
+
+def _definitions_of(item: pytest.Item, names: Iterable[str]) -> Iterator[pytest.FixtureDef[Any]]:
+    """The definitions of fixtures for a test, and of all that these depend on."""
+    manager = item.session._fixturemanager  # pytest has no public way to look up a fixture that is not an argument
+    waiting, seen = list(names), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for definition in _reached(manager.getfixturedefs(name, item) or ()):
+            yield definition
+            waiting += definition.argnames
+
+
+def _lazy_fixtures(item: pytest.Item) -> Iterator[str]:
+    """The fixtures that `lf("name")` of pytest-lazy-fixtures stands for in a test's parameters."""
+    for value in _parameters(item):
+        name = getattr(value, "fixture_name", None)
+        if type(value).__name__ == "LazyFixtureWrapper" and isinstance(name, str):
+            yield name
+
+
+def _names_in_parameters(item: pytest.Item) -> Iterator[str]:
+    if "request" in getattr(item, "fixturenames", ()):  # else the test cannot look a fixture up by its name
+        yield from (value for value in _parameters(item) if isinstance(value, str))
+
+
+def _parameters(item: pytest.Item) -> Iterator[object]:
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None:
+        yield from _flat(callspec.params)
+
+
+def _flat(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value

@@ -5,10 +5,8 @@ Every pytest run loads this module, and few use a lab: anything else is imported
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,12 +14,10 @@ import pytest
 if TYPE_CHECKING:
     from neops_remote_lab.client import RemoteLabClient
     from neops_remote_lab.testing.holder import LabHolder
-    from neops_remote_lab.testing.labs import LabSpec
-    from neops_remote_lab.testing.session import LabSession
+    from neops_remote_lab.testing.run import LabRun
 
 MARKER = "remote_lab"
-_CLIENT_FIXTURE = "remote_lab_client"
-_session = pytest.StashKey["LabSession"]()
+_run = pytest.StashKey["LabRun"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,114 +29,77 @@ def pytest_configure(config: pytest.Config) -> None:
         xdist.register(config)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, object, object]:
-    """Mark the tests that use a lab before `-m` chooses, and put those of one lab together after others have sorted."""
-    if not _labs_are_declared():
-        return (yield)
-    from neops_remote_lab.testing import xdist  # noqa: PLC0415 - only needed with a lab
-    from neops_remote_lab.testing.labs import in_order_of_labs, labs_of, refuse_several_labs  # noqa: PLC0415
-
-    for item in items:
-        if labs_of(item):
-            item.add_marker(MARKER)
-    result = yield
-    try:
-        refuse_several_labs(items)
-    except pytest.UsageError as error:
-        xdist.say_farewell(config, str(error), pytest.ExitCode.USAGE_ERROR)
-        raise
-    items[:] = in_order_of_labs(items)
-    config.pluginmanager.register(_Forecast(), "remote-lab-forecast")
-    return result
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Register the hooks that sort, after all others: pytest calls the last one registered first."""
+    if not session.config.pluginmanager.has_plugin("remote-lab-order"):
+        session.config.pluginmanager.register(_Order(), "remote-lab-order")
 
 
-class _Forecast:
-    """The hook of a run with lab fixtures that looks ahead; other runs do without."""
-
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Fail a test whose topology netlab rejects before the turn has come, and before anything is waited for."""
-        from neops_remote_lab.testing.labs import definition_of  # noqa: PLC0415 - has been imported with the declaration
-
-        labs, client = _labs_of(item), definition_of(item, _CLIENT_FIXTURE)
-        # A client that a conftest file puts in the place of ours has the only session; and without REMOTE_LAB_URL it is
-        # for the fixture to complain.
-        ours = client is not None and client.func.__module__ == __name__
-        if not (labs and ours and os.environ.get("REMOTE_LAB_URL")):
-            return
-        rejected = _session_of(item.session).join().rejected
-        for spec in labs:
-            if spec.path in rejected:
-                pytest.fail(f"remote lab {spec.name}: {rejected[spec.path]}", pytrace=False)
-
-
-class _LabRun:
-    """The hooks of a run that uses labs; other runs do without."""
-
-    def __init__(self, holder: LabHolder) -> None:
-        self._holder = holder
+class _Order:
+    """Sorts the tests before others choose among them, such as `--sw`, and again after others have sorted them."""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self, nextitem: pytest.Item | None) -> Generator[None, object, object]:
-        """Release a lab that is kept from test to test once the last of them is done."""
-        try:
+    def pytest_collection_modifyitems(
+        self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+    ) -> Generator[None, object, object]:
+        """Mark the tests that use a lab before `-m` chooses, and put those of one lab together."""
+        if not _labs_are_declared():
             return (yield)
-        finally:
-            if nextitem is not None:
-                self._holder.keep_only(_labs_of(nextitem))
+        from neops_remote_lab.testing import xdist  # noqa: PLC0415 - only needed with a lab
+        from neops_remote_lab.testing.labs import in_order_of_labs, labs_of, refuse_several_labs  # noqa: PLC0415
+
+        for item in items:
+            if labs_of(item):
+                item.add_marker(MARKER)
+        result = yield
+        try:
+            refuse_several_labs(items)
+        except pytest.UsageError as error:
+            xdist.say_farewell(config, str(error), pytest.ExitCode.USAGE_ERROR)
+            raise
+        items[:] = in_order_of_labs(items)
+        _run_of(session)
+        return result
+
+    @pytest.hookimpl(specname="pytest_collection_modifyitems")
+    def pytest_remote_lab_sort(self, items: list[pytest.Item]) -> None:
+        """Let those who leave out the tests before a certain one know which these are."""
+        if _labs_are_declared():
+            from neops_remote_lab.testing.labs import in_order_of_labs  # noqa: PLC0415 - only needed with a lab
+
+            items[:] = in_order_of_labs(items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the session although a second Ctrl-C has cut the end of the fixtures short, or no fixture got as far."""
-    if _session in config.stash:
-        config.stash[_session].leave()
+    """End the session although a second Ctrl-C has cut the end of the run short, or no fixture got as far."""
+    if _run in config.stash:
+        config.stash[_run].leave()
 
 
 @pytest.fixture(scope="session")
-def remote_lab_client(request: pytest.FixtureRequest) -> Iterator[RemoteLabClient]:
+def remote_lab_client(request: pytest.FixtureRequest) -> RemoteLabClient:
     """The session with the lab host that `REMOTE_LAB_URL` names: active, and ended with the run."""
-    lab_session = _session_of(request.session)
-    try:
-        yield lab_session.wait()
-    finally:
-        lab_session.leave()
-
-
-def _session_of(session: pytest.Session) -> LabSession:
-    """The one session of a run with the lab host."""
-    from neops_remote_lab.testing.session import LabSession, settings_of  # noqa: PLC0415 - slow, only needed with a lab
-
-    if _session not in session.config.stash:
-        session.config.stash[_session] = LabSession(session, settings_of(session), _topologies(session))
-    return session.config.stash[_session]
+    __tracebackhide__ = True
+    if request.config.getoption("setuponly", False):
+        pytest.skip("--setup-only starts no remote lab")
+    return _run_of(request.session).wait()
 
 
 @pytest.fixture(scope="session")
 def _remote_lab_holder(request: pytest.FixtureRequest, remote_lab_client: RemoteLabClient) -> Iterator[LabHolder]:
-    from neops_remote_lab.testing.holder import LabHolder  # noqa: PLC0415 - slow, and only needed with a lab
-
-    # a client that a conftest file puts in the place of ours may know of none
-    holder = LabHolder(request.session, remote_lab_client, getattr(remote_lab_client, "rejected", {}))
-    request.config.pluginmanager.register(_LabRun(holder), "remote-lab-run")
-    yield holder
-    holder.let_go()
+    with _run_of(request.session).holding(remote_lab_client) as holder:
+        yield holder
 
 
-def _topologies(session: pytest.Session) -> list[Path]:
-    """The labs of the run, unless a test needs the client alone: then a session without any of them has a use."""
-    from neops_remote_lab.testing.labs import topologies_of  # noqa: PLC0415 - only needed with a lab
+def _run_of(session: pytest.Session) -> LabRun:
+    from neops_remote_lab.testing.run import LabRun  # noqa: PLC0415 - only needed with a lab
 
-    items = [item for item in session.items if _CLIENT_FIXTURE in getattr(item, "fixturenames", ())]
-    return topologies_of(items) if all(map(_labs_of, items)) else []
+    if _run not in session.config.stash:
+        session.config.stash[_run] = LabRun(session)
+        session.config.pluginmanager.register(session.config.stash[_run], "remote-lab-run")
+    return session.config.stash[_run]
 
 
 def _labs_are_declared() -> bool:
     return "neops_remote_lab.testing.labs" in sys.modules  # which the first declaration imports
-
-
-def _labs_of(item: pytest.Item) -> tuple[LabSpec, ...]:
-    if not _labs_are_declared():
-        return ()
-    from neops_remote_lab.testing.labs import labs_of  # noqa: PLC0415 - has been imported with the declaration
-
-    return labs_of(item)

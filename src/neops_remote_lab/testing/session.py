@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from neops_remote_lab.client import RemoteLabClient
+from neops_remote_lab.connection import ServerConnection
 from neops_remote_lab.testing import xdist
-from neops_remote_lab.testing.interrupt import LostSession, leave_run
+from neops_remote_lab.testing.interrupt import LostSession, ended_by_signals, leave_run
 from neops_remote_lab.testing.settings import LabHostSettings
 from neops_remote_lab.text import one_line, printable_lines
 
@@ -30,6 +31,9 @@ def settings_of(session: pytest.Session) -> LabHostSettings:
         return LabHostSettings.read(os.environ)
     except ValueError as error:
         leave_run(session, str(error), pytest.ExitCode.USAGE_ERROR)
+    except RuntimeError as error:
+        reason = str(error)
+    raise RuntimeError(reason)  # anew: the frames of the other one show the environment, with --full-trace
 
 
 class LabSession:
@@ -40,6 +44,9 @@ class LabSession:
         session: the pytest run.
         settings: which lab host.
         topologies: the topology files that the run needs.
+
+    Attributes:
+        client: the client, once it has joined.
     """
 
     def __init__(self, session: pytest.Session, settings: LabHostSettings, topologies: Sequence[Path]) -> None:
@@ -48,17 +55,17 @@ class LabSession:
         self._topologies = topologies
         self._lost = LostSession(session)
         self._ends = ExitStack()
-        self._client: RemoteLabClient | None = None
+        self.client: RemoteLabClient | None = None
         self._failure: str | None = None
 
     def join(self) -> RemoteLabClient:
         """Join the queue and have the topologies checked, once; the client, which may not be active yet."""
-        if self._client is None:
-            self._client = self._try(self._new_client)
-            xdist.announce(self._session.config, self._client)
-            for path, message in self._client.rejected.items():
+        if self.client is None:
+            self.client = self._try(self._new_client)
+            xdist.announce(self._session.config, self.client)
+            for path, message in self.client.rejected.items():
                 _say(self._session.config, f"{path.name}: {message}")
-        return self._client
+        return self.client
 
     def wait(self) -> RemoteLabClient:
         """Wait until the session is active, unless netlab accepts none of its topologies."""
@@ -69,17 +76,28 @@ class LabSession:
 
     def leave(self) -> None:
         """End the session, or leave it to the other workers. May be called again."""
-        if self._client is None:
+        if self.client is None:
             pass
         elif xdist.is_worker(self._session.config):
-            self._client.detach()
+            self.client.detach()
         else:
-            self._client.close()
+            self.client.close()
         self._ends.close()
+
+    def _end_at_once(self) -> None:
+        """End the session on a connection of its own, whatever the main thread does meanwhile."""
+        self._lost.expect()
+        session_id = self.client.session_id if self.client is not None else ""
+        if session_id:
+            with ServerConnection(self._settings.url) as server:
+                server.end_session(session_id)
 
     def _new_client(self) -> RemoteLabClient:
         config, settings = self._session.config, self._settings
         self._ends.enter_context(self._lost.watched())
+        if not xdist.is_worker(config):  # the controller ends the session of its workers
+            self._ends.enter_context(ended_by_signals(self._end_at_once))
+        xdist.note_use(config)
         _say(config, f"joining the queue of {settings.shown_url}")
         return RemoteLabClient(
             settings.url,

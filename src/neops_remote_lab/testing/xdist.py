@@ -1,15 +1,19 @@
 """One session for all workers of a pytest-xdist run.
 
 Every worker joins with the same key, which makes it the same session. A worker leaves without ending it; the
-controller ends it when the last one is down. Every report of a test carries what its worker holds, so that the
-controller can let go of it when that worker crashes.
+controller ends it when the last one is down. Workers of the controller's machine share a directory, in which they
+arrange who has the lab. A worker of another machine cannot: every report of its tests carries what it holds, so that
+the controller can let go of it when that worker crashes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -18,10 +22,14 @@ if TYPE_CHECKING:  # xdist need not be installed, and httpx has to wait until a 
     from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
     from neops_remote_lab.client import RemoteLabClient
+    from neops_remote_lab.connection import ServerConnection
+    from neops_remote_lab.testing.workers import LabsOfOneProcess
 
 _SESSION = "remote_lab_session"
 _REFERENCES = "remote_lab_references"
 _FAREWELL = "remote_lab_farewell"
+_DIRECTORY = "remote_lab_directory"
+_COPIES = "remote_lab_copies"
 
 
 def register(config: pytest.Config) -> None:
@@ -40,6 +48,24 @@ def is_worker(config: pytest.Config) -> bool:
 def session_key(config: pytest.Config) -> str | None:
     """What the workers of one run have in common, and nobody else; None in a run without workers."""
     return _key(config.workerinput) if is_worker(config) else None  # type: ignore[attr-defined]
+
+
+def labs_of(config: pytest.Config) -> LabsOfOneProcess:
+    """How this process shares the lab with the others of its run."""
+    from neops_remote_lab.testing import workers  # noqa: PLC0415 - only needed with a lab
+
+    if not is_worker(config):
+        return workers.LabsOfOneProcess()
+    workerinput: dict[str, Any] = config.workerinput  # type: ignore[attr-defined]
+    if not workerinput.get(_DIRECTORY):
+        return workers.LabsApart()
+    return workers.LabsAmongWorkers(Path(workerinput[_DIRECTORY]), workerinput["workerid"], workerinput[_COPIES])
+
+
+def note_use(config: pytest.Config) -> None:
+    """Tell the controller, if there is one on this machine, that the run is going to have a session."""
+    if is_worker(config) and (directory := config.workerinput.get(_DIRECTORY)):  # type: ignore[attr-defined]
+        Path(directory, _SESSION).touch()
 
 
 def announce(config: pytest.Config, client: RemoteLabClient) -> None:
@@ -77,29 +103,43 @@ class Controller:
     """Hooks of the process that hands out the tests: they end the workers' session, however the run ends."""
 
     def __init__(self) -> None:
+        self._signals = contextlib.ExitStack()
         self._key: str | None = None
+        self._directory: Path | None = None
+        self._has_remote = False
         self._running: set[str] = set()
         self._sessions: set[str] = set()
         self._held: dict[str, tuple[str, list[str]]] = {}
 
     def pytest_configure_node(self, node: WorkerController) -> None:
-        """Remember who works, and by which key the session can be found."""
+        """Tell a worker what it shares with the others, and remember by which key their session can be found."""
+        if self._directory is None:
+            from neops_remote_lab.testing.interrupt import ended_by_signals  # noqa: PLC0415 - imports this module
+
+            self._directory = Path(tempfile.mkdtemp(prefix="neops-remote-lab-run-"))
+            self._signals.enter_context(ended_by_signals(self._end, self._uses_labs))
         self._key = _key(node.workerinput)
         self._running.add(node.gateway.id)
+        self._has_remote |= not _is_local(node)
+        node.workerinput[_DIRECTORY] = str(self._directory) if _is_local(node) else ""
+        node.workerinput[_COPIES] = len(node.nodemanager.specs) if node.config.getoption("dist") == "each" else 1
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember what a worker holds."""
-        session_id = report.__dict__.get(_SESSION)
+        """Remember what a worker holds, and take it away from the report, which others may write to a file."""
+        session_id = report.__dict__.pop(_SESSION, None)
+        references = report.__dict__.pop(_REFERENCES, [])
         if session_id is not None:
             self._sessions.add(session_id)
-            self._held[report.__dict__["node"].gateway.id] = session_id, report.__dict__[_REFERENCES]
+            self._held[report.__dict__["node"].gateway.id] = session_id, references
 
     def pytest_testnodedown(self, node: WorkerController) -> None:
         """Clear up after a worker: one that crashed would keep the others from their labs."""
         session_id, references = self._held.pop(node.gateway.id, ("", []))
         output: dict[str, Any] | None = getattr(node, "workeroutput", None)
         if output is None:
-            _release(session_id, references)
+            if not node.workerinput[_DIRECTORY]:  # else the next worker that takes the lab finds it written down
+                _release(session_id, references)
             return
         self._running.discard(node.gateway.id)
         if _SESSION in output:
@@ -114,8 +154,30 @@ class Controller:
         try:
             return (yield)
         finally:
-            if self._sessions or self._running:
-                _end(self._sessions, self._key)
+            self._end()
+
+    def pytest_unconfigure(self) -> None:
+        """Remove what the workers shared."""
+        self._signals.close()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _uses_labs(self) -> bool:
+        if self._directory is None:
+            return False
+        return bool(self._sessions) or self._has_remote or self._directory.joinpath(_SESSION).exists()
+
+    def _end(self) -> None:
+        sessions, unknown = self._sessions, bool(self._running) and self._uses_labs()
+        self._sessions, self._running = set(), set()
+        if sessions or unknown:
+            _end(sessions, self._key)
+
+
+def _is_local(node: WorkerController) -> bool:
+    """Whether a worker runs on this machine."""
+    spec = node.gateway.spec
+    return bool(spec.popen) and not spec.via
 
 
 def _key(workerinput: dict[str, Any]) -> str:
@@ -129,27 +191,36 @@ def _leave(reason: str, status: int) -> NoReturn:
 
 
 def _release(session_id: str, references: list[str]) -> None:
-    url = os.environ.get("REMOTE_LAB_URL")
-    if not (url and references):
+    server = _server()
+    if server is None or not references:
         return
     import httpx  # noqa: PLC0415 - slow, and rarely needed
 
-    from neops_remote_lab.connection import CLOSE_TIMEOUT, ServerConnection  # noqa: PLC0415
+    from neops_remote_lab.connection import CLOSE_TIMEOUT  # noqa: PLC0415
 
-    with ServerConnection(url) as server, contextlib.suppress(httpx.HTTPError):  # the session's end lets go as well
+    with server, contextlib.suppress(httpx.HTTPError):  # the session's end lets go as well
         for reference in references:
             server.release(session_id, reference, server.now() + CLOSE_TIMEOUT)
 
 
 def _end(sessions: set[str], key: str | None) -> None:
     """End the sessions, or the one behind the key when a worker vanished before it could name it."""
-    url = os.environ.get("REMOTE_LAB_URL")
-    if not (url and key):
+    server = _server()
+    if server is None or not key:
         return
-    from neops_remote_lab.connection import ServerConnection  # noqa: PLC0415 - slow, and needed in runs with labs alone
-
-    with ServerConnection(url) as server:
+    with server:
         if not sessions:
             server.end_session_of(key)
         for session_id in sessions:
             server.end_session(session_id)
+
+
+def _server() -> ServerConnection | None:
+    """A connection of the controller; None where the workers cannot have had one either."""
+    from neops_remote_lab.connection import ServerConnection  # noqa: PLC0415 - slow, and needed in runs with labs alone
+
+    url = os.environ.get("REMOTE_LAB_URL")
+    try:
+        return ServerConnection(url) if url else None
+    except ValueError:  # the workers have told what is wrong with the address
+        return None

@@ -1,0 +1,114 @@
+"""The hooks of a run that uses labs; other runs do without."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from neops_remote_lab.testing import xdist
+from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
+
+if TYPE_CHECKING:  # a run may declare labs and choose none of their tests: httpx and pydantic wait until one is used
+    from neops_remote_lab.client import RemoteLabClient
+    from neops_remote_lab.testing.holder import LabHolder
+    from neops_remote_lab.testing.session import LabSession
+    from neops_remote_lab.testing.workers import LabsOfOneProcess
+
+_CLIENT_FIXTURE = "remote_lab_client"
+_PLUGIN = "neops_remote_lab.testing.plugin"
+
+
+class LabRun:
+    """What a pytest run has of the lab host: one session, and one holder of labs in each process.
+
+    Both outlive the session-scoped fixtures that show them, which plugins that repeat tests set up more than once.
+    """
+
+    def __init__(self, session: pytest.Session) -> None:
+        self._session = session
+        self._lab_session: LabSession | None = None
+        self._holder: LabHolder | None = None
+
+    @cached_property
+    def _workers(self) -> LabsOfOneProcess:
+        return xdist.labs_of(self._session.config)
+
+    def wait(self) -> RemoteLabClient:
+        """The client of an active session."""
+        __tracebackhide__ = True
+        return self._joined().wait()
+
+    def leave(self) -> None:
+        """End the session. May be called again."""
+        if self._lab_session is not None:
+            self._lab_session.leave()
+
+    @contextmanager
+    def holding(self, client: RemoteLabClient) -> Iterator[LabHolder]:
+        """Hold labs of a client, which is one that a conftest file has put in the place of ours or our own."""
+        from neops_remote_lab.testing.holder import LabHolder  # noqa: PLC0415 - slow, and only needed with a lab
+        from neops_remote_lab.testing.workers import LabsOfOneProcess  # noqa: PLC0415
+
+        if self._holder is None or self._holder.client is not client:
+            ours = self._lab_session is not None and self._lab_session.client is client
+            self._holder = LabHolder(self._session, client, self._workers if ours else LabsOfOneProcess())
+        try:
+            yield self._holder
+        finally:
+            self._holder.let_go()
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Fail a test whose topology netlab rejects before the turn has come, and before anything is waited for."""
+        labs, client = labs_of(item), definition_of(item, _CLIENT_FIXTURE)
+        # A client that a conftest file puts in the place of ours has the only session; and without REMOTE_LAB_URL it is
+        # for the fixture to complain.
+        ours = client is not None and client.func.__module__ == _PLUGIN
+        if not (labs and ours and os.environ.get("REMOTE_LAB_URL")) or item.config.getoption("setuponly", False):
+            return
+        rejected = self._joined().join().rejected
+        for spec in labs:
+            if spec.path in rejected:
+                pytest.fail(f"remote lab {spec.name}: {rejected[spec.path]}", pytrace=False)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        """Release a lab that is kept from test to test once the last of them is done."""
+        for spec in labs_of(item):
+            self._workers.finish(spec.key, item.nodeid)
+        try:
+            return (yield)
+        finally:
+            if nextitem is not None and self._holder is not None:
+                self._holder.keep_only(expected_labs_of(nextitem))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self) -> Generator[None, object, object]:
+        """End the session after the last fixture."""
+        try:
+            return (yield)
+        finally:
+            self.leave()
+
+    def _joined(self) -> LabSession:
+        """The one session of the run with the lab host."""
+        __tracebackhide__ = True
+        if self._lab_session is None:
+            from neops_remote_lab.testing.session import LabSession, settings_of  # noqa: PLC0415 - slow
+
+            settings = settings_of(self._session)
+            self._lab_session = LabSession(self._session, settings, _topologies(self._session))
+        return self._lab_session
+
+
+def _topologies(session: pytest.Session) -> list[Path]:
+    """The labs of the run, unless a test needs the client alone: then a session without any of them has a use."""
+    items = [item for item in session.items if _CLIENT_FIXTURE in getattr(item, "fixturenames", ())]
+    return topologies_of(session.items) if all(map(labs_of, items)) else []
