@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from http import HTTPStatus
+from itertools import islice
 from typing import Final, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -53,6 +54,9 @@ MAX_PROBLEMS: Final = 10
 """Most mistakes of one body that are named."""
 QUEUE_SHOWN: Final = 1000
 """Sessions that GET /queue lists unless ?limit= says otherwise."""
+
+QUEUE_PIECE: Final = 100
+"""Sessions that GET /queue describes at a time."""
 
 _DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
 
@@ -206,7 +210,12 @@ async def get_queue(request: Request) -> Response:
     services = _services(request)
     limit = int(_seconds(request, "limit", default=QUEUE_SHOWN))
     now = services.clock.now()
-    shown = [_entry(services, session, now) for session, _ in zip(services.queue, range(limit), strict=False)]
+    shown = []
+    for number, session in enumerate(list(islice(services.queue, limit)), 1):
+        if services.queue.place(session.session_id):
+            shown.append(_entry(services, session, now))
+        if number % QUEUE_PIECE == 0:
+            await asyncio.sleep(0)  # a long list, asked for by many, leaves the loop its turns
     return json_response(QueueDto(length=len(services.queue), quarantined=_quarantined(services), sessions=shown))
 
 

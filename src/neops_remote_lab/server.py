@@ -1,6 +1,7 @@
 """The HTTP service: routes, errors, and the lifespan."""
 
 import contextlib
+import functools
 import json
 import logging
 import sqlite3
@@ -87,7 +88,12 @@ def _routes() -> list[BaseRoute]:
 
 
 async def _openapi(_request: Request) -> Response:
-    return json_response(json.dumps(openapi.describe(__version__)).encode())
+    return json_response(_description())
+
+
+@functools.cache
+def _description() -> bytes:
+    return json.dumps(openapi.describe(__version__)).encode()
 
 
 async def _docs(_request: Request) -> Response:

@@ -59,6 +59,10 @@ def test_a_line_without_an_end_is_cut(end: str) -> None:
     assert shown == [["x" * MAX_LINE_BYTES + CUT], *([["next"]] if "next" in end else [])]
 
 
+def test_a_tail_within_one_line_says_so() -> None:
+    assert last_lines(io.BytesIO(b"x" * 3 * TAIL_BYTES), 0) == CUT.strip()
+
+
 def test_a_line_has_as_many_parts_as_carriage_returns_cut_it_into() -> None:
     assert Lines().feed(b"10%\r20%\rdone\r\nnext\n") == [["10%", "20%", "done"], ["next"]]
 

@@ -89,6 +89,7 @@ class Lines:
         self._scrubber = Scrubber(inside=partial)
         self._line = bytearray()
         self._skipping = partial  # up to the next end of a line
+        self._none_ended = partial
 
     def feed(self, data: bytes, *, last: bool = False) -> list[list[str]]:
         """The lines that have ended, each as its parts; those of which nothing may be shown are left out.
@@ -105,6 +106,10 @@ class Lines:
             if not self._skipping and (ended or too_long or (last and self._line)):
                 lines.append(self._take())
             self._skipping = not ended and (self._skipping or too_long)
+            self._none_ended &= not ended
+        if last and self._none_ended:  # all of it lies within one line
+            lines.append([CUT.strip()])
+            self._none_ended = False
         return [line for line in lines if line]
 
     def _take(self) -> list[str]:
