@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.measure import Row
-from bench.rows import acquire, calls, firsttest, handover, held, joining, loop, plugin, queue, start, wholerun
+from bench.rows import acquire, calls, firsttest, handover, held, joining, loop, plugin, queue, stall, start, wholerun
 from bench.servers import Bench
 
 ROWS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
@@ -18,6 +18,7 @@ ROWS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "held-calls": held.measure,
     "joining": joining.measure,
     "loop": loop.measure,
+    "stall": stall.measure,
     "start": start.measure,
     "plugin-cost": plugin.measure,
     "first-test": firsttest.measure,

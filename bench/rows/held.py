@@ -55,9 +55,20 @@ class Crowd:
         raise BenchError(f"the server does not come to rest with {len(self._held)} calls held")
 
     def hold(self, session: str, connection: Connection) -> None:
-        sent = request("GET", f"/session/{session}?wait={HOLD}", session)
         self._connections[session] = connection
-        self._held[session] = load.in_background(connection.call(sent))
+        self._held[session] = load.in_background(self._until_active(session, connection))
+
+    async def _until_active(self, session: str, connection: Connection) -> Answer:
+        """The answer that the session is active; until then one for each change of its position."""
+        position = None
+        while True:
+            sent = request("GET", f"/session/{session}?wait={HOLD}", session)
+            answer = (await connection.call(sent)).expect(200)
+            place = answer.json()
+            if place["status"] == "active":
+                return answer
+            require(place["position"] != position, f"a call was answered although nothing had changed: {place}")
+            position = place["position"]
 
     async def hand_over(self) -> float:
         """Seconds from the end of the active session to the next one's answer; a new session joins at the end."""
@@ -85,7 +96,7 @@ class Crowd:
     async def disperse(self) -> None:
         """Check that everybody was held to the end, and let go."""
         early = [session for session, held in self._held.items() if held.done()]
-        require(not early, f"{len(early)} calls were answered before their turn")
+        require(not early, f"{len(early)} calls were over before their turn")
         require(time.monotonic() - self._began < HOLD, "the calls could not be held for as long as was measured")
         for connection in self._connections.values():
             connection.close()

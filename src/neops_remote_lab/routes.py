@@ -208,7 +208,7 @@ async def check_topology(request: Request) -> Response:
 async def get_queue(request: Request) -> Response:
     """GET /queue."""
     services = _services(request)
-    limit = int(_seconds(request, "limit", default=QUEUE_SHOWN))
+    limit = min(int(_seconds(request, "limit", default=QUEUE_SHOWN)), len(services.queue))
     now = services.clock.now()
     shown = []
     for number, session in enumerate(list(islice(services.queue, limit)), 1):

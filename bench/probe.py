@@ -1,0 +1,77 @@
+"""Status calls at an even pace from a process of its own, so that whatever else the bench does delays none of them."""
+
+import asyncio
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
+from typing import Final, TypeVar
+
+from bench import load
+from bench.load import Connection, request
+
+T = TypeVar("T")
+
+PACE: Final = 0.005
+"""Seconds between two calls."""
+LONGEST: Final = 120.0
+"""Seconds after which a probe gives up."""
+SETTLE: Final = 0.3
+"""Seconds for which the calls go on before and after what they are to watch."""
+
+_over: Event
+
+
+class Probe:
+    """The process that calls."""
+
+    def __init__(self, pool: ProcessPoolExecutor, over: Event, port: int, session: str) -> None:
+        self._pool = pool
+        self._over = over
+        self._port = port
+        self._session = session
+
+    def during(self, work: Callable[[], T]) -> tuple[float, T]:
+        """The longest of the calls while something is done, in seconds, and what that gave."""
+        self._over.clear()
+        longest = self._pool.submit(_call, self._port, self._session)
+        time.sleep(SETTLE)
+        try:
+            result = work()
+            time.sleep(SETTLE)
+        finally:
+            self._over.set()
+        return longest.result(), result
+
+
+@contextmanager
+def probing(port: int, session: str) -> Iterator[Probe]:
+    """A probe of a server by the status of a session."""
+    context = multiprocessing.get_context("spawn")
+    over = context.Event()
+    with ProcessPoolExecutor(1, context, _remember, (over,)) as pool:
+        pool.submit(time.monotonic).result()  # it is there
+        yield Probe(pool, over, port, session)
+
+
+def _remember(over: Event) -> None:
+    global _over  # noqa: PLW0603 - the only way in which an initializer leaves something behind
+    _over = over
+
+
+def _call(port: int, session: str) -> float:
+    return load.run(lambda: _calls(port, session), LONGEST + 10)
+
+
+async def _calls(port: int, session: str) -> float:
+    connection, asked = await Connection(port).open(), request("GET", f"/session/{session}", session)
+    longest, began = 0.0, time.perf_counter()
+    while not _over.is_set() and (sent := time.perf_counter()) - began < LONGEST:
+        (await connection.call(asked)).expect(200)
+        took = time.perf_counter() - sent
+        longest = max(longest, took)
+        await asyncio.sleep(max(0.0, PACE - took))
+    connection.close()
+    return longest
