@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import errno
+import gc
 import getpass
 import json
 import logging
@@ -230,6 +231,8 @@ def serve(settings: Settings) -> None:
     except (sqlite3.Error, OSError) as error:
         refuse(f"the database {settings.database} cannot be used: {error}. Mend it, or name another with --database")
     server = Server(_uvicorn_config(settings, level), settings.exit_timeout)
+    gc.collect()
+    gc.freeze()  # what lives as long as the process is not looked at again: each look would stall the event loop
     server.run()
     if not server.started:
         refuse(f"the server could not start on {settings.host}:{settings.port}; the lines above say why")
