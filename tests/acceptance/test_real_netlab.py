@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -127,6 +128,20 @@ def test_three_routers_come_up_and_speak_ospf(lab_host: LabServer) -> None:
         assert client.post("/lab/release").status_code == 204
         assert client.post("/lab/release").status_code == 204
     wait_until(lab_host.is_clean, 60, "the lab is not torn down")
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_the_users_of_containers_read_what_is_mounted_below_a_closed_directory(lab_host: LabServer) -> None:
+    answer = lab_host.acquire(lab_host.join(), ROUTERS, "ospf.yml")
+    assert answer.status_code == 200, answer.text
+    lab = next(path for path in lab_host.work_dir.glob("[!.]*") if path.is_dir())
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (lab_host.work_dir, lab)] == [0o700, 0o700]
+    container = answer.json()["devices"][0]["raw"]["ansible_host"]
+    command = ["docker", "exec", "--user", "frr", container, "cat", "/etc/frr/daemons"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "ospfd=yes" in shown.stdout
 
 
 @pytest.mark.netlab
