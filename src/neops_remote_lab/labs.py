@@ -7,6 +7,7 @@ never run netlab themselves, so a client that goes away leaves nothing half done
 
 import asyncio
 import logging
+import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -34,7 +35,9 @@ from neops_remote_lab.clock import Clock
 from neops_remote_lab.metrics import Metrics, Outcome
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab import ownership, workspace
+from neops_remote_lab.netlab.commands import failure
 from neops_remote_lab.netlab.lab_manager import LabManager, Verdict
+from neops_remote_lab.netlab.output import scrub
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings
 from neops_remote_lab.store import Lab, LabStore
@@ -104,6 +107,15 @@ class LabService:
         """Where netlab's output of the session's lab is written."""
         lab = self._lab
         return Path(lab.work_dir) / workspace.LOG_NAME if lab and lab.session_id == session_id else None
+
+    def in_the_way(self) -> str | None:
+        """Why no lab can start on this host, whoever asks: a lab of somebody else, for example. Blocks."""
+        try:
+            return self._manager.in_the_way()
+        except FileNotFoundError:
+            return None  # there is no netlab, which is told otherwise
+        except (subprocess.SubprocessError, OSError, ValueError) as error:
+            return f"it cannot be told whether a lab can start: {scrub(failure(error))}"
 
     async def acquire(self, session_id: str, upload: Upload, key: str | None) -> AcquireResponseDto:
         """Get the lab for a session, and count one reference more.

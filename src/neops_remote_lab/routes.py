@@ -235,6 +235,8 @@ async def readyz(request: Request) -> Response:
         missing.append(f"the host is quarantined: {_quarantined(services)}")
     if services.queue.draining:
         missing.append("the server is about to end")
+    if (in_the_way := await services.run_blocking(services.labs.in_the_way)) is not None:
+        missing.append(in_the_way)
     if missing:
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail="; ".join(missing))
     return json_response(ReadyDto())

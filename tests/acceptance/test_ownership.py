@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -277,6 +278,24 @@ def test_a_lab_that_somebody_has_started_by_hand_is_never_touched(tmp_path: Path
         assert lab(server, session)["state"] == "none"
         assert server.work_folders() == []
         assert queue(server)["quarantined"] is None
+
+
+def test_a_stale_entry_in_netlabs_list_is_told_before_and_at_the_start(lab_server: LabServer, tmp_path: Path) -> None:
+    host = fake(lab_server)
+    readiness = f"{lab_server.url}/readyz"
+    assert httpx.get(readiness).status_code == 200
+    (host.home / ".netlab").mkdir(exist_ok=True)
+    entry = {"default": {"dir": str(tmp_path / "gone"), "status": "started", "providers": ["clab"]}}
+    (host.home / ".netlab" / "status.yaml").write_text(yaml.safe_dump(entry))
+    session = lab_server.join()
+    for answer in (httpx.get(readiness), lab_server.acquire(session, TOPOLOGY)):
+        assert answer.status_code in {503, 423}
+        assert "a directory 'gone' that is gone" in answer.json()["detail"]
+        assert str(tmp_path) not in answer.text
+    assert host.instances() == entry
+    (host.home / ".netlab" / "status.yaml").unlink()
+    assert httpx.get(readiness).status_code == 200
+    assert lab_server.acquire(session, TOPOLOGY).status_code == 200
 
 
 def test_a_network_that_was_there_before_stays(lab_server: LabServer) -> None:
