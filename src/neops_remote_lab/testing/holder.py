@@ -63,8 +63,12 @@ class LabHolder:
         if self._held not in specs and (self._declared or self._workers.passes_labs_on):
             self.let_go()
 
-    def let_go(self) -> None:
-        """Release the lab, if any is held, or leave it to the other workers."""
+    def let_go(self, timeout: float | None = None) -> None:
+        """Release the lab, if any is held, or leave it to the other workers.
+
+        Args:
+            timeout: seconds for which a server that cannot be reached is tried again, where it is not the usual time.
+        """
         spec, self._held = self._held, None
         if spec is None:
             return
@@ -72,7 +76,7 @@ class LabHolder:
             if spec.reuse_lab and self._workers.is_needed(spec.key):
                 self.client.hand_over()
             else:
-                self._release(spec.name)
+                self._release(spec.name, timeout)
         finally:
             self._workers.drop()
 
@@ -118,10 +122,10 @@ class LabHolder:
             return devices
         pytest.fail(f"remote lab {spec.name}: {reason}", pytrace=False)
 
-    def _release(self, name: str) -> None:
+    def _release(self, name: str, timeout: float | None = None) -> None:
         try:
             with suppress(RuntimeError):  # the session is over, and its lab with it
-                self.client.release()
+                self.client.release(**{} if timeout is None else {"timeout": timeout})
         except httpx.HTTPError as error:
             reason = str(error)
             if _is_unreachable(error):

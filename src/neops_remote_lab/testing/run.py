@@ -52,16 +52,17 @@ class LabRun:
     @contextmanager
     def holding(self, client: RemoteLabClient) -> Iterator[LabHolder]:
         """Hold labs of a client, which is one that a conftest file has put in the place of ours or our own."""
-        from neops_remote_lab.testing.holder import LabHolder  # noqa: PLC0415 - slow, and only needed with a lab
+        from neops_remote_lab.connection import CLOSE_TIMEOUT  # noqa: PLC0415 - slow, and only needed with a lab
+        from neops_remote_lab.testing.holder import LabHolder  # noqa: PLC0415
         from neops_remote_lab.testing.workers import LabsOfOneProcess  # noqa: PLC0415
 
+        ours = self._lab_session is not None and self._lab_session.client is client
         if self._holder is None or self._holder.client is not client:
-            ours = self._lab_session is not None and self._lab_session.client is client
             self._holder = LabHolder(self._session, client, self._workers if ours else LabsOfOneProcess())
         try:
             yield self._holder
         finally:
-            self._holder.let_go()
+            self._holder.let_go(CLOSE_TIMEOUT if ours else None)  # the end of the session releases it as well
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Fail a test whose topology netlab rejects before the turn has come, and before anything is waited for."""
