@@ -91,12 +91,12 @@ def test_an_upload_to_a_full_disk_is_refused_and_leaves_nothing(tmp_path: Path, 
         answer = ask(server, session_id, "POST", "/lab", files=large)
         assert answer.status_code == 507
         assert "Free the disk" in answer.json()["detail"]
-        assert list((small_disk / "labs").iterdir()) == []
+        assert server.work_folders() == []
 
         filler = fill(small_disk)
         answer = server.acquire(session_id, TOPOLOGY)
         assert answer.status_code in {500, 507}
-        assert list((small_disk / "labs").iterdir()) == []
+        assert server.work_folders() == []
         filler.unlink()
         assert server.acquire(session_id, TOPOLOGY).status_code == 200
 
