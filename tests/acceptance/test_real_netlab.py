@@ -81,7 +81,8 @@ def _is_installed() -> bool:
 
 
 NO_LAB_HOST = _missing("netlab", "docker", "containerlab")
-NO_NETLAB = _missing("netlab")
+# A server that finds a Docker command asks it what is on the host before a start, and refuses where there is no answer.
+NO_NETLAB = _missing("netlab") or (docker_problem() if shutil.which("docker") else "")
 on_lab_host = pytest.mark.skipif(bool(NO_LAB_HOST), reason=NO_LAB_HOST)
 with_netlab = pytest.mark.skipif(bool(NO_NETLAB), reason=NO_NETLAB)
 
