@@ -534,10 +534,10 @@ def test_clients_that_vanish_during_their_uploads_leave_no_descriptor_open(
 
 
 def open_files(server: LabServer) -> list[str]:
-    """The files below the work directory that the server has open."""
+    """The files of uploads that the server has open."""
     assert server.process
     paths = [file.path for file in psutil.Process(server.process.pid).open_files()]
-    return [path for path in paths if path.startswith(str(server.work_dir))]
+    return [path for path in paths if path.startswith(str(server.work_dir)) and "/upload/" in path]
 
 
 def test_no_file_is_open_while_an_upload_is_waited_for(tmp_path: Path) -> None:
