@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 import neops_remote_lab.testing
+from neops_remote_lab.netlab.failures import GOOD_NAME
 from neops_remote_lab.testing.fake_netlab import KNOBS
 
 # Held by whichever test process runs the real netlab: it can have only one lab on a machine.
@@ -35,6 +36,10 @@ IP = """\
 #!{python} -I
 import fake_ip
 fake_ip.main()
+"""
+CONTAINERLAB = """\
+#!/bin/sh
+echo "version: 0.76.0"
 """
 DOCKER = """\
 #!{python} -I
@@ -82,9 +87,12 @@ class FakeNetlab:
         return _json_lines(self.state / "log")
 
     def invocations(self, command: str | None = None) -> list[list[str]]:
-        """The arguments of each netlab that was started for a lab, in order; only those of `command` where given."""
+        """The arguments of each netlab that was started, in order; only those of `command` where one is given.
+
+        Without one, those are left out that ask for the host and not for a lab.
+        """
         started = [line["argv"][1:] for line in self.log() if line["event"] == "start"]
-        return [argv for argv in started if (argv[:1] == [command] if command else argv[:1] != ["defaults"])]
+        return [argv for argv in started if (argv[:1] == [command] if command else not _asks_for_the_host(argv))]
 
     def containers(self) -> list[dict[str, Any]]:
         return _json_files(self.state / "containers", "[!.]*.json")
@@ -121,6 +129,10 @@ class FakeNetlab:
         return not self.leftovers()
 
 
+def _asks_for_the_host(arguments: list[str]) -> bool:
+    return arguments[:1] in (["version"], ["defaults"]) or arguments[:2] == ["create", GOOD_NAME]
+
+
 def install_fake_netlab(root: Path, *, import_seconds: float = 0) -> FakeNetlab:
     """Make a lab host below `root`, with the executables ``bin/netlab`` and ``bin/docker``.
 
@@ -130,7 +142,8 @@ def install_fake_netlab(root: Path, *, import_seconds: float = 0) -> FakeNetlab:
     for folder in (fake.bin, fake.home, fake.state / "containers", fake.state / "networks"):
         folder.mkdir(parents=True, exist_ok=True)
     python = _make_environment(root / "netlab-environment", import_seconds)
-    for program, text in (("netlab", NETLAB), ("docker", DOCKER), ("ip", IP)):
+    programs = (("netlab", NETLAB), ("docker", DOCKER), ("containerlab", CONTAINERLAB), ("ip", IP))
+    for program, text in programs:
         path = fake.bin / program
         path.write_text(text.format(python=python), encoding="utf-8")
         path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)

@@ -18,14 +18,16 @@ import httpx
 import yaml
 from filelock import FileLock
 
+from neops_remote_lab.netlab.logs import FAILED
 from neops_remote_lab.netlab.ownership import MARKER_DIR, PROGRAM, RECORD, claim
 from neops_remote_lab.netlab.workspace import LAB_NAME_PREFIX
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, wait_until
 
 
 def labs_in(work_dir: Path) -> list[str]:
-    """What there is in a work directory, apart from its marker."""
-    return sorted(path.name for path in work_dir.iterdir() if path.name != MARKER_DIR) if work_dir.exists() else []
+    """What there is in a work directory, apart from its marker and the logs of labs that did not start."""
+    found = work_dir.iterdir() if work_dir.exists() else ()
+    return sorted(path.name for path in found if path.name not in {MARKER_DIR, FAILED})
 
 
 def leave_directory(work_dir: Path, name: str, host: str = "test-host") -> Path:
@@ -129,6 +131,7 @@ class LabServer:
             "lab-host": "test-host",
             "sql-poll": "0.1",
             **({"host-root": str(self.netlab.system)} if isinstance(self.netlab, FakeNetlab) else {}),
+            "ready-cache": "0",
             **self.settings,
         }
         words = [f"--{name}={value}" for name, value in flags.items()]

@@ -1,6 +1,7 @@
 """One acquire on its way, and what its failures mean to whoever waits for it."""
 
 import asyncio
+import errno
 import logging
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from neops_remote_lab.metrics import Outcome
 from neops_remote_lab.models import AcquireResponseDto
-from neops_remote_lab.netlab.commands import failure
+from neops_remote_lab.netlab.failures import failure
 from neops_remote_lab.uploads import Upload
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ REPLACED: Final = "replaced by another topology"
 SERVER_ENDED: Final = "the server ended, and was told to tear the lab down"
 EXPECTED: Final = frozenset({RELEASED, DESTROYED, SESSION_ENDED, REPLACED})
 """How labs end that end as their session wanted it."""
+
+_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _STOPPED: Final = {
     SESSION_ENDED: status.HTTP_404_NOT_FOUND,
@@ -69,23 +72,30 @@ def outcome_of(error: Exception) -> Outcome:
     return "stopped" if isinstance(error, InterruptedError) else "failed"
 
 
-def answer_to(error: Exception) -> HTTPException:
-    """The answer to an acquire whose start failed."""
+def answer_to(error: Exception, failed: str = "netlab failed to start the lab") -> HTTPException:
+    """The answer where netlab made no lab of a topology: 422 is the topology's fault, and nothing else is.
+
+    Args:
+        failed: what failed, as the beginning of a sentence.
+    """
+    code, headers = status.HTTP_500_INTERNAL_SERVER_ERROR, None
     match error:
         case ValueError():
-            detail = f"netlab rejects the topology: {error}"
-            return HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+            code, detail = status.HTTP_422_UNPROCESSABLE_CONTENT, f"netlab rejects the topology: {error}"
         case BlockingIOError():
-            return HTTPException(
-                status.HTTP_423_LOCKED, detail=f"the lab is busy: {error}", headers={"Retry-After": "2"}
-            )
+            code, detail, headers = status.HTTP_423_LOCKED, f"the lab is busy: {error}", {"Retry-After": "2"}
         case FileNotFoundError():
             detail = "netlab cannot be run on the lab host: install it there, or name it with --netlab"
-            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
-        case subprocess.SubprocessError():
-            detail = f"netlab failed to start the lab: {failure(error)}"
-            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
+        case MemoryError():
+            code, detail = status.HTTP_507_INSUFFICIENT_STORAGE, f"{failed}: {error}"
+        case OSError(errno=number) if number in _DISK_FULL:
+            code = status.HTTP_507_INSUFFICIENT_STORAGE
+            detail = f"{failed}: the disk of the lab host is full. Free it and try again"
+        case subprocess.TimeoutExpired():
+            detail = f"{failed}: {failure(error)}. --up-timeout sets that limit on the lab host"
+        case subprocess.SubprocessError() | TimeoutError():
+            detail = f"{failed}: {failure(error)}"
         case _:
-            logger.error("the lab's start failed", exc_info=error)
-            detail = f"the lab could not be started ({type(error).__name__}); the server's log says why"
-            return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
+            logger.error("%s", failed, exc_info=error)
+            detail = f"{failed} ({type(error).__name__}); the server's log says why"
+    return HTTPException(code, detail=detail, headers=headers)

@@ -35,8 +35,9 @@ from neops_remote_lab.clock import Clock
 from neops_remote_lab.metrics import Metrics, Outcome
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab import ownership, workspace
-from neops_remote_lab.netlab.commands import failure
+from neops_remote_lab.netlab.failures import failure
 from neops_remote_lab.netlab.lab_manager import LabManager, Verdict
+from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.netlab.output import scrub
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings
@@ -83,6 +84,9 @@ class LabService:
         self._quarantine = quarantine
         self._prepared = prepared
         self._metrics = metrics
+        self._failed_logs = FailedLogs(
+            settings.work_dir, days=settings.failed_log_days, number=settings.max_failed_logs
+        )
         self._lab: Lab | None = None
         self._operation: Operation | None = None
         self._decisions = asyncio.Lock()
@@ -116,6 +120,16 @@ class LabService:
             return None  # there is no netlab, which is told otherwise
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             return f"it cannot be told whether a lab can start: {scrub(failure(error))}"
+
+    async def failed_log(self, session_id: str) -> Path | None:
+        """Where netlab's output of the session's latest lab is kept, if that lab did not start."""
+        await self._recovered.wait()
+        if self._lab and self._lab.session_id == session_id:
+            return None
+        if (ended := await self._store.last_ended(session_id)) is None or ended.outcome in EXPECTED:
+            return None
+        kept = self._failed_logs.path(ended.lab_id)
+        return kept if await self._run_blocking(kept.exists) else None
 
     async def acquire(self, session_id: str, upload: Upload, key: str | None) -> AcquireResponseDto:
         """Get the lab for a session, and count one reference more.
@@ -275,7 +289,10 @@ class LabService:
             logger.info("lab %s of session %.8s: %s after %.1f s", lab.lab_id, lab.session_id, outcome, seconds)
 
     def _start(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
-        if (devices := self._manager.try_acquire(made, interrupt=interrupt)) is None:
+        self._failed_logs.keep(made.lab_id, made.log)
+        devices = self._manager.try_acquire(made, interrupt=interrupt)
+        self._failed_logs.forget(made.lab_id)
+        if devices is None:
             raise BlockingIOError(self._manager.holder())
         return devices
 
@@ -289,6 +306,7 @@ class LabService:
         outcome = self._stopped_for if isinstance(error, InterruptedError) else str(answer.detail)
         why = one_line(outcome, LOGGED_REASON)
         logger.warning("lab %s of session %.8s did not start: %s", lab.lab_id, lab.session_id, why)
+        await self._run_blocking(self._failed_logs.prune)
         if self._manager.current and not self._manager.current.left:
             await self._run_blocking(self._manager.tear_down)
         await self._run_blocking(self._manager.load_ahead)
@@ -474,7 +492,8 @@ class LabService:
         await asyncio.gather(*self._background, return_exceptions=True)
 
     async def prune(self) -> int:
-        """Forget labs that ended longer ago than the history is kept; their number."""
+        """Forget labs that ended longer ago than the history is kept; their number. The same for logs."""
+        await self._run_blocking(self._failed_logs.prune)
         return await self._store.prune(self._clock.now() - timedelta(days=self._settings.history_days))
 
     async def _running(self, session_id: str) -> Lab:
@@ -488,8 +507,8 @@ class LabService:
         )
 
     async def _unexpected_end(self, session_id: str) -> str | None:
-        outcome = await self._store.last_outcome(session_id)
-        return None if outcome in EXPECTED else outcome
+        ended = await self._store.last_ended(session_id)
+        return None if ended is None or ended.outcome in EXPECTED else ended.outcome
 
     def _live(self) -> Lab:
         if self._lab is None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from starlette import status
 from starlette.exceptions import HTTPException
 
+from neops_remote_lab.acquires import answer_to
 from neops_remote_lab.models import TopologyCheckDto
 from neops_remote_lab.netlab import workspace
-from neops_remote_lab.netlab.commands import NetlabCommands, Prepared, failure
+from neops_remote_lab.netlab.commands import NetlabCommands, Prepared
 from neops_remote_lab.netlab.workspace import Identity, Workspace
 from neops_remote_lab.settings import Settings
+from neops_remote_lab.text import one_line
 from neops_remote_lab.uploads import RunBlocking, Upload
 
 logger = logging.getLogger(__name__)
@@ -74,13 +76,22 @@ class Preparations:
             async with self._turn:
                 found = await self._create(session_id, preparation)
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+            answer = _answer(error)
+            if answer.status_code != status.HTTP_422_UNPROCESSABLE_CONTENT:
+                self._forget(session_id, preparation)
             await self._run_blocking(workspace.remove, made.base)
             if not outcome.done():
-                outcome.set_exception(_answer(error))
+                outcome.set_exception(answer)
             return
         if self._has_enough(session_id) or not self._is_live(session_id):
             await self._run_blocking(workspace.remove, made.base)
         outcome.set_result(TopologyCheckDto(nodes=len(found.devices), links=found.links))
+
+    def _forget(self, session_id: str, preparation: Preparation) -> None:
+        """Let the next call check again: only netlab's word on the topology holds for good."""
+        known = self._prepared.get(session_id, {})
+        if known.get(preparation.workspace.identity) is preparation:
+            del known[preparation.workspace.identity]
 
     async def _create(self, session_id: str, preparation: Preparation) -> Prepared:
         if not self._is_live(session_id) or preparation.interrupt.is_set():
@@ -136,14 +147,12 @@ class Preparations:
 
 
 def _answer(error: Exception) -> HTTPException:
-    if isinstance(error, ValueError):
-        detail = f"netlab rejects the topology: {error}"
-        return HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
     if isinstance(error, InterruptedError):
         return HTTPException(status.HTTP_404_NOT_FOUND, detail="the check was stopped, for its session has ended")
-    logger.warning("checking a topology failed: %s", failure(error))
-    detail = f"netlab could not check the topology: {failure(error)}"
-    return HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail=detail)
+    answer = answer_to(error, "netlab could not check the topology")
+    if answer.status_code != status.HTTP_422_UNPROCESSABLE_CONTENT:
+        logger.warning("checking a topology failed: %s", one_line(str(answer.detail)))
+    return answer
 
 
 def _retrieve(outcome: asyncio.Future[TopologyCheckDto]) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import shutil
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -151,8 +150,8 @@ async def list_devices(request: Request) -> Response:
 async def get_log(request: Request) -> Response:
     """GET /lab/log."""
     services, session_id = await _active_caller(request)
-    if (log := services.labs.log(session_id)) is None:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no lab is running, so there is no log")
+    if (log := services.labs.log(session_id) or await services.labs.failed_log(session_id)) is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no lab is running, and none failed, so there is no log")
     holds = _reading(services, session_id)
     if "text/event-stream" not in request.headers.get("Accept", ""):
         return HeldResponse(services.log_streams.text(log), holds, media_type="text/plain")
@@ -228,9 +227,7 @@ async def readyz(request: Request) -> Response:
     """GET /readyz."""
     services = _services(request)
     await services.database.data_version()  # raises where the database does not answer
-    missing = []
-    if await services.run_blocking(shutil.which, services.settings.netlab) is None:
-        missing.append("netlab cannot be run: install it, or name it with --netlab")
+    missing = [*await services.readiness.problems()]
     if services.queue.quarantined:
         missing.append(f"the host is quarantined: {_quarantined(services)}")
     if services.queue.draining:

@@ -24,6 +24,7 @@ from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.lab_manager import LabManager
 from neops_remote_lab.preparations import Preparations
 from neops_remote_lab.queue import SessionQueue
+from neops_remote_lab.readiness import Readiness
 from neops_remote_lab.settings import Settings
 from neops_remote_lab.store import Database, LabStore, SessionStore
 
@@ -47,6 +48,7 @@ class Services:
     queue: SessionQueue
     labs: LabService
     preparations: Preparations
+    readiness: Readiness
     log_streams: LogStreams
     metrics: Metrics
     run_blocking: Callable[..., Awaitable[Any]]
@@ -89,8 +91,19 @@ def build_services(settings: Settings, clock: Clock) -> Services:
     )
     metrics.registry.register(StateCollector(lambda: _look_at(queue, labs, database)))
     streams = LogStreams(settings, _in_threads(LOG_THREADS))
+    readiness = Readiness(settings, NetlabCommands(settings), clock, run_blocking)
     return Services(
-        settings, clock, database, queue, labs, preparations, streams, metrics, run_blocking, clock.monotonic()
+        settings,
+        clock,
+        database,
+        queue,
+        labs,
+        preparations,
+        readiness,
+        streams,
+        metrics,
+        run_blocking,
+        clock.monotonic(),
     )
 
 
@@ -124,6 +137,7 @@ class Keeper:
         self._failing = False
         self._log_is_long = False
         self._task: asyncio.Task[None] | None = None
+        self._announcement: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load the queue, take over the lab that an earlier server has left, and begin to keep house."""
@@ -135,14 +149,15 @@ class Keeper:
         await services.queue.load()
         rebooted = before is not None and before != boot
         await services.labs.open(rebooted=rebooted, quarantined=services.queue.quarantined)
+        self._announcement = asyncio.create_task(services.readiness.announce())
         self._task = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
         """End the keeping; what is not written yet is written."""
-        if self._task:
-            self._task.cancel()
+        for task in filter(None, (self._task, self._announcement)):
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._task
+                await task
         with suppress(DBAPIError, sqlite3.Error):  # the contacts are for the eye alone
             await self._services.queue.write_contacts()
 

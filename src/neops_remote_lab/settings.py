@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from platformdirs import user_state_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from neops_remote_lab import up_arguments
 from neops_remote_lab.text import one_line
 
 ENVIRONMENT_PREFIX = "NEOPS_REMOTE_LAB_"
@@ -50,8 +51,17 @@ def shared_lock_dir() -> Path:
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _known_to_netlab_up(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    up_arguments.split(arguments)
+    return arguments
+
+
 Arguments = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: shlex.split(value) if isinstance(value, str) else value)
+    tuple[str, ...],
+    BeforeValidator(lambda value: shlex.split(value) if isinstance(value, str) else value),
+    AfterValidator(_known_to_netlab_up),
 ]
 
 
@@ -118,12 +128,20 @@ class Settings(BaseModel):
     retry_after: int = Field(2, ge=1, description="seconds in Retry-After")
 
     netlab: str = Field("netlab", description="the netlab command")
-    netlab_up_args: Arguments = Field((), description="more arguments for `netlab up`, in one string")
+    netlab_up_args: Arguments = Field(
+        (), description="more arguments for `netlab up`, in one string; what changes topologies counts for checks too"
+    )
     preload: bool = Field(True, description="keep one netlab loaded, so that the next lab starts sooner")
     docker: str = Field("docker", description="the Docker command, asked what is left of a lab")
     host_root: Path = Field(
         Path("/"), description="directory in which the lab host's etc, run and sys lie, for a server in a container"
     )
+    containers: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        description="whether labs run in containers, so that GET /readyz asks for Docker and containerlab; "
+        "auto: where one of them is installed, or --docker names one",
+    )
+    ready_cache: Seconds = Field(5, description="seconds for which GET /readyz repeats what it has found on the host")
     up_timeout: PositiveSeconds = Field(1800, description="seconds that `netlab up` may take")
     down_timeout: PositiveSeconds = Field(600, description="seconds that `netlab down` may take")
     command_timeout: PositiveSeconds = Field(60, description="seconds that any other command may take")
@@ -137,6 +155,13 @@ class Settings(BaseModel):
     max_extra_bytes: int = Field(64 << 20, ge=0, description="largest sum of the extra files, in bytes")
     max_extra_files: int = Field(200, ge=0, description="most extra files")
     max_yaml_nodes: int = Field(50_000, ge=1, description="most YAML nodes of a topology, aliases expanded")
+    max_log_bytes: int = Field(
+        32 << 20,
+        ge=4,
+        description="most of netlab's output that is kept of a lab, in bytes: its begin and its end",
+    )
+    failed_log_days: Seconds = Field(7, description="days for which the log of a lab that did not start is kept")
+    max_failed_logs: int = Field(50, ge=1, description="most logs of labs that did not start that are kept")
     max_create_bytes: int = Field(2 << 30, ge=1 << 20, description="most memory for checking a topology, in bytes")
     create_timeout: PositiveSeconds = Field(120, description="seconds that checking a topology may take")
     create_niceness: int = Field(

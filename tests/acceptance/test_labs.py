@@ -685,3 +685,34 @@ def test_a_host_can_do_without_a_netlab_that_waits(tmp_path: Path) -> None:
         session = server.join()
         assert server.acquire(session, topology_text(1)).status_code == 200
         assert loaded_ahead(server) == []
+
+
+def test_the_log_of_a_lab_that_failed_stays_readable_until_the_next_acquire(tmp_path: Path) -> None:
+    with running_server(tmp_path, max_failed_logs="2") as server:
+        session = server.join()
+        with server.client(session) as client:
+            assert client.get("/lab/log").status_code == 404
+            server.fake.control(fail="start", traceback=False)
+            answer = server.acquire(session, topology_text(2))
+            assert answer.status_code == 500
+            assert answer.json()["detail"].splitlines()[0].endswith("the fake was told to fail")
+            assert "Stopping clab nodes" in client.get("/lab/log").text  # the teardown is in it too
+            assert "Starting clab nodes" in client.get("/lab/log").text
+            streamed = client.get("/lab/log", headers={"Accept": "text/event-stream"}).text
+            assert "data: Starting clab nodes" in streamed
+            assert "event: end" in streamed
+            server.restart()
+            assert "Starting clab nodes" in client.get("/lab/log").text
+            server.fake.control()
+            assert server.acquire(session, topology_text(2)).status_code == 200
+            assert "told to fail" not in client.get("/lab/log").text
+            client.delete("/lab")
+            wait_until(lambda: client.get("/lab/log").status_code == 404, 10, "the lab is not torn down")
+        other = server.join()
+        with server.client() as client:
+            client.delete(f"/session/{session}")
+        for nodes in (1, 2, 3):
+            assert server.acquire(other, topology_text(nodes, fail="create")).status_code == 422
+        assert len(list((server.work_dir / "failed-labs").iterdir())) == 2
+        with server.client(other) as client:
+            assert "told to reject this topology" in client.get("/lab/log").text

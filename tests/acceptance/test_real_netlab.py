@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from tests.fakes import wait_until
-from tests.server import LabServer, docker_problem, running_real_server
+from tests.fakes import REAL_NETLAB_LOCK, wait_until
+from tests.server import LabServer, RealNetlab, docker_problem, running_real_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ROUTERS = """\
@@ -375,3 +376,51 @@ def test_a_topology_that_netlab_rejects_is_answered_with_its_own_words(tmp_path:
         assert "No device type specified for node a" in answer.json()["detail"]
         assert str(tmp_path) not in answer.text
         assert server.is_clean()
+
+
+@pytest.mark.external
+@with_netlab
+def test_arguments_of_the_operator_and_missing_links_are_no_difference_to_a_prepared_lab(tmp_path: Path) -> None:
+    text = "provider: external\nnodes: [h1, h2]\n"  # its device comes from the operator
+    with running_real_server(tmp_path, netlab_up_args="-d linux --no-config") as server:
+        session = server.join()
+        cold = server.acquire(session, text)
+        assert cold.status_code == 200, cold.text
+        with server.client(session) as client:
+            assert client.delete("/lab").status_code == 202
+            checked = client.post("/topology/check", files={"topology": ("--set=a.yml", text)})
+        assert checked.status_code == 200, checked.text
+        assert checked.json() == {"nodes": 2, "links": 0}
+        prepared = server.acquire(session, text)
+        assert prepared.status_code == 200, prepared.text
+        for answer in (cold, prepared):
+            assert [device["raw"]["ansible_network_os"] for device in answer.json()["devices"]] == ["linux", "linux"]
+
+
+@pytest.mark.external
+@with_netlab
+@pytest.mark.parametrize("defaults", ["devices: [\n", "devices.frr: 3\n", "addressing.loopback.ipv4: nonsense\n"])
+def test_a_mistake_in_the_hosts_own_defaults_is_no_fault_of_a_topology(tmp_path: Path, defaults: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with FileLock(REAL_NETLAB_LOCK):
+        server = LabServer(tmp_path, RealNetlab(), {"containers": "no"}, {"HOME": str(home)})
+        try:
+            server.start()
+            session = server.join()
+            with server.client(session) as client:
+                assert client.get("/lab").status_code == 200  # it has looked for leftovers
+                (home / ".netlab.yml").write_text(defaults)
+                assert client.get("/readyz").status_code == 503
+                checked = client.post("/topology/check", files={"topology": ("hosts.yml", HOSTS)})
+            for answer in (checked, server.acquire(session, HOSTS)):
+                assert answer.status_code == 500, answer.text
+                assert "the lab host's own netlab defaults are at fault" in answer.json()["detail"]
+                assert str(tmp_path) not in answer.text
+            (home / ".netlab.yml").write_text("device: frr\n")
+            with server.client(session) as client:
+                assert client.get("/readyz").status_code == 200
+                checked = client.post("/topology/check", files={"topology": ("hosts.yml", HOSTS)})
+            assert checked.status_code == 200, checked.text
+        finally:
+            server.close()

@@ -16,7 +16,7 @@ import pytest
 
 from neops_remote_lab.client import RemoteLabClient
 from tests.chaos.shell import sql
-from tests.fakes import topology_text, wait_until
+from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, running_server
 
 UNKNOWN = "0" * 32
@@ -533,6 +533,44 @@ def test_without_netlab_the_server_is_not_ready_and_says_why(tmp_path: Path) -> 
         assert acquired.status_code == 500
         assert "netlab cannot be run" in acquired.json()["detail"]
         assert server.is_clean()
+
+
+@pytest.mark.parametrize(
+    ("settings", "knobs", "missing"),
+    [
+        pytest.param({"docker": "no-such-docker"}, {}, "Docker cannot be run", id="no Docker"),
+        pytest.param({}, {"docker_unreachable": True}, "Docker does not answer: exit status 1", id="no daemon"),
+        pytest.param({}, {"fail": "create"}, "own defaults", id="a host on which no lab can start"),
+        pytest.param({"docker": "no-such-docker", "containers": "no"}, {}, "", id="no containers, no Docker"),
+        pytest.param({"containers": "no"}, {"docker_unreachable": True}, "", id="no containers, no daemon"),
+    ],
+)
+def test_the_server_is_ready_when_a_lab_can_start_and_end(
+    tmp_path: Path, settings: dict[str, str], knobs: dict[str, Any], missing: str
+) -> None:
+    server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"), settings)
+    server.fake.control(**knobs)
+    try:
+        server.start()
+        answer = get(server, "/readyz")
+        assert answer.status_code == (503 if missing else 200), answer.text
+        assert missing in answer.text
+        assert str(tmp_path) not in answer.text
+    finally:
+        server.close()
+
+
+def test_what_is_found_on_the_host_is_repeated_for_a_while(tmp_path: Path) -> None:
+    with running_server(tmp_path, ready_cache="3600") as server:
+        assert get(server, "/readyz").status_code == 200
+        server.fake.control(docker_unreachable=True)
+        assert get(server, "/readyz").status_code == 200
+
+
+def test_the_log_says_at_the_start_what_labs_are_made_with(server: LabServer) -> None:
+    told = f"netlab 26.10 ({server.fake.bin / 'netlab'}), Docker "
+    wait_until(lambda: told in server.log.read_text(), 30, "the start is not told")
+    assert f"containerlab 0.76.0 ({server.fake.bin / 'containerlab'})" in server.log.read_text()
 
 
 @pytest.mark.parametrize(

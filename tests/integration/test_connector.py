@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE, run_netlab
+from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE, find_command, run_netlab
+from neops_remote_lab.netlab.logs import LEFT_OUT
 from neops_remote_lab.netlab.output import TAIL_LINES, scrub, tail
 from tests.chaos.shell import is_running
 from tests.fakes import wait_until
@@ -241,6 +242,69 @@ def test_files_of_ours_are_not_open_in_the_command(tmp_path: Path) -> None:
         names = run("import os; print([os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)])", tmp_path)
         found = run("import psutil; print([f.path for f in psutil.Process().open_files()])", tmp_path)
     assert str(tmp_path / "ours") not in names + found
+
+
+def test_a_log_is_bounded_while_it_grows_and_has_its_begin_and_its_end(tmp_path: Path) -> None:
+    log, limit = tmp_path / "log", 40_000
+    code = """
+import os, time
+print("first", flush=True)
+for _ in range(50): print("x" * 20_000, end="", flush=True)
+print("\\nlast", flush=True)
+open("printed", "w").close()
+while not os.path.exists("go"): time.sleep(0.01)
+raise SystemExit("end")
+"""
+
+    def is_small() -> bool:
+        return (tmp_path / "printed").exists() and log.stat().st_size < limit
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, code, tmp_path, log=log, max_log_bytes=limit)
+        wait_until(is_small, 20, "the log stays large")
+        (tmp_path / "go").touch()
+        with pytest.raises(subprocess.CalledProcessError, match="exit status 1") as failed:
+            running.result()
+    assert failed.value.stderr.endswith("last\nend")
+    text = log.read_bytes()
+    assert text.startswith(b"first\n")
+    assert LEFT_OUT in text
+    assert text.endswith(b"last\nend\n")
+
+
+def test_a_command_is_never_less_nice_than_this_process(tmp_path: Path) -> None:
+    """A server may be nice itself, and not allowed to make anything less nice."""
+    # Its input ends once the command has its limits.
+    inner = "import os, sys; sys.stdin.read(); print(os.getpriority(os.PRIO_PROCESS, 0), flush=True)"
+    outer = (
+        "import os, pathlib, sys\n"
+        "from neops_remote_lab.netlab.connector import run_netlab\n"
+        "os.nice(15)\n"
+        "for niceness in (0, 3, 10):\n"
+        f"    words = ['-c', {inner!r}]\n"
+        "    told = run_netlab(words, folder=pathlib.Path('/'), timeout=30, command=sys.executable,\n"
+        "                      niceness=niceness)\n"
+        "    print(told.strip())\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", outer], check=True, capture_output=True, text=True, env=dict(os.environ)
+    )
+    own = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 15)
+    assert [int(line) for line in shown.stdout.split()] == [min(19, own + niceness) for niceness in (0, 3, 10)]
+
+
+def test_a_command_beside_this_python_is_found_and_finds_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "venv" / "bin"
+    directory.mkdir(parents=True)
+    for name, text in (("netlab", "exec helper"), ("helper", "echo found")):
+        (directory / name).write_text(f"#!/bin/sh\n{text}\n")
+        (directory / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setattr(sys, "executable", str(directory / "python"))
+    assert find_command("netlab") == str(directory / "netlab")
+    assert run_netlab([], folder=tmp_path, timeout=10) == "found\n"
 
 
 # Failure

@@ -295,9 +295,9 @@ async def test_the_end_of_a_lab_ends_its_references(labs: LabStore) -> None:
     assert await labs.live_lab() is None
     assert await labs.held_references("one") == 0
     assert await labs.reference_by_key("ann", "k") == ("one", False, "lost")
-    assert await labs.last_outcome("ann") == "lost"
+    assert await labs.last_ended("ann") == ("one", "lost")
     await labs.starting(lab("two"), NOON)
-    assert await labs.last_outcome("ann") is None
+    assert await labs.last_ended("ann") is None
 
 
 async def test_a_reference_to_a_lab_that_never_was_is_refused(labs: LabStore) -> None:

@@ -19,7 +19,7 @@ SERVER = (
     {"routes"},
     {"services"},
     {"labs", "preparations", "queue"},
-    {"acquires", "log_stream", "long_polls", "roster"},
+    {"acquires", "log_stream", "long_polls", "readiness", "roster"},
     {"uploads"},
     {"form_headers", "netlab", "responses", "store"},
     {"metrics", "openapi"},
@@ -27,7 +27,7 @@ SERVER = (
     {"answers", "failures", "notices"},
     {"access"},
     {"clock", "file_modes", "framing", "host_locks", "log_format", "models", "settings"},
-    {"text"},
+    {"text", "up_arguments"},
 )
 """The server's modules, the highest first. Those of one layer do not know each other."""
 

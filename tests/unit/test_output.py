@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from neops_remote_lab.netlab.output import CUT, MAX_LINE_BYTES, TAIL_BYTES, Lines, last_lines, scrub
+from neops_remote_lab.netlab.output import CUT, MAX_LINE_BYTES, TAIL_BYTES, Lines, last_lines, scrub, tail
 from tests.corpora import TRACEBACKS, UNPRINTABLE
 
 every_traceback = pytest.mark.parametrize("printed", TRACEBACKS.values(), ids=TRACEBACKS)
@@ -97,3 +97,27 @@ def test_no_text_takes_long(piece: str) -> None:
     lines = Lines()
     for _ in range(50):
         lines.feed((piece * MAX_LINE_BYTES)[:MAX_LINE_BYTES].encode() + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("printed", "cause"),
+    [
+        (
+            "[CONFIG]  r1: initial\nErrors encountered while processing x.yml\nMissingValue in nodes: No device type\n"
+            "Fatal error in netlab: Cannot proceed beyond this point due to errors, exiting\n",
+            "MissingValue in nodes: No device type",
+        ),
+        (
+            "22:05:01 INFO Creating container\n22:05:02 ERRO no such image\nError executing containerlab deploy\n"
+            "Fatal error in netlab up: containerlab deploy failed, aborting...\n",
+            "22:05:02 ERRO no such image",
+        ),
+        ("fatal: [r1]: UNREACHABLE!\nPLAY RECAP\nr1 : ok=0\n", "fatal: [r1]: UNREACHABLE!"),
+        ("one\ntwo\n", "one"),
+    ],
+)
+def test_the_cause_of_a_failure_comes_first(printed: str, cause: str) -> None:
+    shown = tail(printed).split("\n")
+    assert shown[0] == cause
+    assert shown.count(cause) == 1
+    assert not [line for line in shown if line.startswith("[CONFIG]")]

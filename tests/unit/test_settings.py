@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from neops_remote_lab import up_arguments
 from neops_remote_lab.settings import Settings, add_flags, flag, parse_settings, read_settings, variable
 
 
@@ -65,17 +66,41 @@ def test_every_setting_has_a_flag_a_variable_and_a_description(name: str) -> Non
     assert variable(name) == f"NEOPS_REMOTE_LAB_{name.upper()}"
 
 
+@pytest.mark.parametrize(
+    "arguments", ["--no-confg", "--snapshot", "--dry-run", "lab.yml", "-d", "--no-config=yes", "-o none", "-- -v"]
+)
+def test_arguments_that_netlab_up_does_not_take_are_refused(arguments: str) -> None:
+    with pytest.raises(ValueError, match="NEOPS_REMOTE_LAB_NETLAB_UP_ARGS"):
+        read_settings({}, {variable("netlab_up_args"): arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "topology", "start"),
+    [
+        ("", [], []),
+        ("-d frr --no-config", ["-d", "frr"], ["--no-config"]),
+        ("-vv --set=a=b -r saved", ["--set=a=b"], ["-vv", "-r", "saved"]),
+        ("--defaults a.yml b.yml -q --plugin p", ["--defaults", "a.yml", "b.yml", "--plugin", "p"], ["-q"]),
+    ],
+)
+def test_arguments_that_change_the_topology_are_told_from_the_others(
+    arguments: str, topology: list[str], start: list[str]
+) -> None:
+    assert up_arguments.split(arguments.split()) == (tuple(topology), tuple(start))
+
+
 def test_every_setting_can_be_given_by_flag_and_by_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "host": "::1", "port": 9000, "debug": True, "log_level": "WARNING", "log_config": tmp_path / "log.yaml",
         "database": "sqlite+aiosqlite:///x", "synchronous": "EXTRA", "lab_host": "rack-7", "work_dir": tmp_path,
-        "lock_dir": tmp_path, "on_exit": "keep", "netlab": "/opt/netlab", "netlab_up_args": ("--no-config", "-v v"),
-        "docker": "podman", "preload": False, "http_parser": "h11", "host_root": tmp_path, "log_format": "json",
-        "umask": "027",
+        "lock_dir": tmp_path, "on_exit": "keep", "netlab": "/opt/netlab",
+        "netlab_up_args": ("--no-config", "-s", "message=a b"), "docker": "podman", "containers": "no",
+        "preload": False,
+        "http_parser": "h11", "host_root": tmp_path, "log_format": "json", "umask": "027",
     }  # fmt: skip
     for name in Settings.model_fields.keys() - values.keys():
         values[name] = 3_000_000 if name in {"max_create_bytes", "wal_limit"} else 7
-    texts = {name: str(value) for name, value in values.items()} | {"netlab_up_args": "--no-config '-v v'"}
+    texts = {name: str(value) for name, value in values.items()} | {"netlab_up_args": "--no-config -s 'message=a b'"}
     by_variable = read_settings({}, {variable(name): text for name, text in texts.items()})
     for name in Settings.model_fields:
         monkeypatch.delenv(variable(name), raising=False)

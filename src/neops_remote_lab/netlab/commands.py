@@ -2,20 +2,24 @@
 
 import json
 import logging
+import mmap
 import os
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import yaml
 from pydantic import TypeAdapter
 
+from neops_remote_lab import up_arguments
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.netlab.connector import Standby, run_docker, run_netlab
-from neops_remote_lab.netlab.inventory import read_devices, read_links
+from neops_remote_lab.netlab.failures import GOOD_NAME, Judge, failure
+from neops_remote_lab.netlab.inventory import read_devices, read_lab
 from neops_remote_lab.netlab.traces import NOT_DOCKER
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.settings import Settings
@@ -50,36 +54,54 @@ class NetlabCommands:
         self._standby = standby
         self._status_file: Path | None = None
         self._is_docker = False
+        self._arguments = up_arguments.split(settings.netlab_up_args)
+        self._judge = Judge(self._create_good)
 
     def create(self, made: Workspace, interrupt: threading.Event) -> Prepared:
         """Make a lab's configuration files and start nothing, at low priority and in bounded memory and time.
 
         Raises:
             ValueError: netlab rejects the topology; the message is netlab's own.
+            TimeoutError, MemoryError: it is over the host's limits.
             What `run_netlab` raises otherwise.
         """
         try:
-            run_netlab(
-                ["create", *_topology_arguments(made)],
-                folder=made.folder,
-                timeout=self._settings.create_timeout,
-                command=self._settings.netlab,
-                log=made.log,
-                kill_grace=self._settings.kill_grace,
-                memory=self._settings.max_create_bytes,
-                niceness=self._settings.create_niceness,
-                lab_id=made.lab_id,
-                interrupt=interrupt,
-            )
+            self._create(made.folder, self._topology_arguments(made), made.log, made.lab_id, interrupt)
         except subprocess.CalledProcessError as error:
-            raise ValueError(error.stderr) from None
+            self._judge.rejected(error, memory=self._settings.max_create_bytes)
         except subprocess.TimeoutExpired as error:
-            raise ValueError(f"netlab took longer than {error.timeout:g} s to make its files") from None
+            limit = f"{error.timeout:g} s, the limit that --create-timeout sets on the lab host"
+            raise TimeoutError(f"netlab took longer than {limit}, to check this topology") from None
         niceness = self._settings.create_niceness
-        links = read_links(lambda arguments: self._inspect(made, arguments, interrupt, niceness))
-        devices = self.devices(made, interrupt, niceness=niceness)
+        with _nonsense_is_no_rejection():
+            devices, links = read_lab(lambda arguments: self._inspect(made, arguments, interrupt, niceness))
         made.devices.write_bytes(_DEVICES.dump_json(devices))
         return Prepared(devices, links)
+
+    def _create(self, folder: Path, what: list[str], log: Path, lab_id: str, interrupt: threading.Event) -> None:
+        run_netlab(
+            ["create", *what],
+            folder=folder,
+            timeout=self._settings.create_timeout,
+            command=self._settings.netlab,
+            log=log,
+            kill_grace=self._settings.kill_grace,
+            memory=self._settings.max_create_bytes,
+            niceness=self._settings.create_niceness,
+            max_log_bytes=self._settings.max_log_bytes,
+            lab_id=lab_id,
+            interrupt=interrupt,
+        )
+
+    def wrong_defaults(self) -> str | None:
+        """What netlab says on a host on which it rejects every topology; None on any other."""
+        try:
+            return self._judge.wrong_defaults()
+        except (subprocess.SubprocessError, OSError) as error:
+            return failure(error)
+
+    def _create_good(self, scratch: Path) -> None:
+        self._create(scratch, [GOOD_NAME, *self._arguments.topology], scratch / "netlab.log", "", threading.Event())
 
     def up(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         """Start a lab, from its prepared files where it has them, and tell its devices.
@@ -99,10 +121,10 @@ class NetlabCommands:
                 self._devices_once_written, made, start, ended, interrupt
             )
             try:
-                self._run_up(made, ["--snapshot"] if prepared else _topology_arguments(made), interrupt)
+                self._run_up(made, ["--snapshot"] if prepared else self._topology_arguments(made), interrupt)
             except subprocess.CalledProcessError as error:
                 if not prepared and not _printed(made, start, ACCEPTED):
-                    raise ValueError(error.stderr) from None
+                    self._judge.rejected(error)
                 raise
             finally:
                 ended.set()
@@ -113,13 +135,14 @@ class NetlabCommands:
 
     def _run_up(self, made: Workspace, what: list[str], interrupt: threading.Event) -> None:
         run_netlab(
-            ["up", *what, *self._settings.netlab_up_args],
+            ["up", *what, *self._arguments.start],
             folder=made.folder,
             timeout=self._settings.up_timeout,
             command=self._settings.netlab,
             log=made.log,
             answer="y\n",  # the external provider asks whether the cabling is right
             kill_grace=self._settings.kill_grace,
+            max_log_bytes=self._settings.max_log_bytes,
             lab_id=made.lab_id,
             interrupt=interrupt,
             standby=self._standby,
@@ -158,10 +181,8 @@ class NetlabCommands:
 
     def devices(self, made: Workspace, interrupt: threading.Event, *, niceness: int = 0) -> list[DeviceInfoDto]:
         """All nodes of a lab. Raises what `run_netlab` raises, and SubprocessError where netlab prints nonsense."""
-        try:
+        with _nonsense_is_no_rejection():
             return read_devices(lambda arguments: self._inspect(made, arguments, interrupt, niceness))
-        except ValueError:  # it would be taken for a topology that netlab rejects
-            raise subprocess.SubprocessError("netlab printed something else than the devices as JSON") from None
 
     def runs(self, made: Workspace) -> bool:
         """Whether netlab and the provider say that all of a lab runs."""
@@ -218,6 +239,10 @@ class NetlabCommands:
         except (yaml.YAMLError, LookupError, TypeError):
             raise subprocess.SubprocessError("netlab does not say where it keeps its list of instances") from None
 
+    def _topology_arguments(self, made: Workspace) -> list[str]:
+        """The topology, what the operator adds to it, and a lab name that wins over any that those may have."""
+        return [made.topology_file.name, *self._arguments.topology, "-s", f"name={made.lab_name}"]
+
     def _inspect(self, made: Workspace, arguments: Sequence[str], interrupt: threading.Event, niceness: int) -> str:
         return self._ask(made, ["inspect", *arguments], interrupt, niceness)
 
@@ -236,9 +261,12 @@ class NetlabCommands:
         )
 
 
-def _topology_arguments(made: Workspace) -> list[str]:
-    """The topology, and a lab name that wins over the one that the topology may have."""
-    return [made.topology_file.name, "-s", f"name={made.lab_name}"]
+@contextmanager
+def _nonsense_is_no_rejection() -> Iterator[None]:
+    try:
+        yield
+    except ValueError:
+        raise subprocess.SubprocessError("netlab printed something else than the devices as JSON") from None
 
 
 def _is_provided(node: dict[str, Any]) -> bool:
@@ -247,14 +275,7 @@ def _is_provided(node: dict[str, Any]) -> bool:
 
 def _printed(made: Workspace, start: int, words: str) -> bool:
     with made.log.open("rb") as log:
-        log.seek(start, os.SEEK_SET)
-        return words.encode() in log.read()
-
-
-def failure(error: BaseException) -> str:
-    """What a command's failure was, for a person."""
-    if isinstance(error, subprocess.CalledProcessError):
-        return f"exit status {error.returncode}: {error.stderr or 'it printed nothing'}"
-    if isinstance(error, subprocess.TimeoutExpired):
-        return f"it took longer than {error.timeout:g} s and was ended"
-    return str(error)
+        if log.seek(0, os.SEEK_END) == 0:
+            return False
+        with mmap.mmap(log.fileno(), 0, access=mmap.ACCESS_READ) as printed:
+            return printed.find(words.encode(), min(start, len(printed))) >= 0

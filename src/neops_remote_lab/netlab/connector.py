@@ -19,6 +19,7 @@ from typing import IO, Final
 import psutil
 
 from neops_remote_lab.netlab import preload
+from neops_remote_lab.netlab.logs import Bound
 from neops_remote_lab.netlab.output import last_lines
 
 if sys.platform == "linux":
@@ -59,7 +60,7 @@ class Standby:
         with self._lock:
             if self._closed or self._one_waits():
                 return
-            script = shutil.which(self._command)
+            script = find_command(self._command)
             try:
                 if script and (python := _python_of(Path(script))):
                     self._waiting = _start([*python, preload.__file__, script], Path("/"), PRELOADED)
@@ -107,6 +108,7 @@ def run_netlab(
     kill_grace: float = 5,
     memory: int | None = None,
     niceness: int = 0,
+    max_log_bytes: int | None = None,
     lab_id: str = "",
     interrupt: threading.Event | None = None,
     standby: Standby | None = None,
@@ -119,7 +121,8 @@ def run_netlab(
         answer: what standard input says before it is closed.
         kill_grace: seconds between SIGTERM and SIGKILL.
         memory: most address space, in bytes (Linux only).
-        niceness: how much less of the processors it takes than others, 0 to 19.
+        niceness: how much it yields the processors to this process, 0 to 19.
+        max_log_bytes: most of the log that is kept, while it is written and afterwards.
         interrupt: ends the command early, once it is set.
         standby: has a netlab that may be loaded already; for commands with a log.
 
@@ -144,9 +147,15 @@ def run_netlab(
         else:
             process = _start(words, folder, lab_id, output, errors)
         _limit(process, memory, niceness)
-        status = _watch(process, answer, timeout, kill_grace, interrupt)
+        bound = Bound(log, max_log_bytes) if log and max_log_bytes else None
+        try:
+            status = _watch(process, answer, timeout, kill_grace, interrupt=interrupt, bound=bound)
+        finally:
+            if bound:
+                bound.enforce()
         if status:
-            raise subprocess.CalledProcessError(status, words, stderr=last_lines(errors, start))
+            begin = 0 if bound and bound.was_cut else start
+            raise subprocess.CalledProcessError(status, words, stderr=last_lines(errors, begin))
         return "" if log else _read(output)
 
 
@@ -157,10 +166,11 @@ def _start(
     output: IO[bytes] | int = subprocess.DEVNULL,
     errors: IO[bytes] | int = subprocess.DEVNULL,
 ) -> psutil.Popen:
+    command = find_command(words[0]) or words[0]
     return psutil.Popen(
-        words,
+        [command, *words[1:]],
         cwd=folder,
-        env={**os.environ, **_ENVIRONMENT, LAB_ID_VARIABLE: lab_id},
+        env={**os.environ, **_ENVIRONMENT, "PATH": _search_path(command), LAB_ID_VARIABLE: lab_id},
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=errors,
@@ -168,12 +178,33 @@ def _start(
     )
 
 
+def find_command(command: str) -> str | None:
+    """Where a command is: on PATH, or else beside this Python, where `pip` puts what it installs with this package."""
+    return shutil.which(command) or shutil.which(command, path=str(Path(sys.executable).parent))
+
+
+def _search_path(command: str) -> str:
+    """PATH for a command: one that is not on it starts others that lie beside it, as netlab does with Ansible."""
+    path, directory = os.environ.get("PATH", os.defpath), str(Path(command).parent)
+    if not Path(command).is_absolute() or directory in path.split(os.pathsep):
+        return path
+    return os.pathsep.join([directory, path])
+
+
 def run_docker(arguments: Sequence[str], *, command: str = "docker", timeout: float) -> str:
     """Run `docker ARGUMENTS` and return its standard output. Raises what `run_netlab` raises."""
     return run_netlab(arguments, folder=Path("/"), command=command, timeout=timeout)
 
 
-def _watch(process: psutil.Popen, answer: str, timeout: float, kill_grace: float, interrupt: threading.Event) -> int:
+def _watch(
+    process: psutil.Popen,
+    answer: str,
+    timeout: float,
+    kill_grace: float,
+    *,
+    interrupt: threading.Event,
+    bound: Bound | None,
+) -> int:
     """Wait for the end of a process, and see to it; its exit status.
 
     Without a thread of its own: when the interpreter ends, and labs are torn down, none can be started any more.
@@ -182,7 +213,7 @@ def _watch(process: psutil.Popen, answer: str, timeout: float, kill_grace: float
     try:
         with suppress(BrokenPipeError), process.stdin as standard_input:
             standard_input.write(answer.encode())
-        ended = _ends(process, timeout, interrupt)
+        ended = _ends(process, timeout, interrupt, bound)
     finally:
         if not ended:
             _stop(process, kill_grace)
@@ -195,13 +226,15 @@ def _watch(process: psutil.Popen, answer: str, timeout: float, kill_grace: float
     return int(process.returncode)
 
 
-def _ends(process: psutil.Popen, seconds: float, interrupt: threading.Event) -> bool:
+def _ends(process: psutil.Popen, seconds: float, interrupt: threading.Event, bound: Bound | None) -> bool:
     """Whether a process ends by itself within so many seconds. Its end is noticed at once."""
     until = time.monotonic() + seconds
     while not interrupt.is_set() and (left := until - time.monotonic()) > 0:
         with suppress(psutil.TimeoutExpired):
             process.wait(min(left, INTERRUPT_POLL))
             return True
+        if bound:
+            bound.enforce()
     return False
 
 
@@ -226,7 +259,8 @@ def _limit(process: psutil.Popen, memory: int | None, niceness: int) -> None:
         if memory is not None and sys.platform == "linux":
             resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
         if niceness:
-            os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
+            with suppress(PermissionError):  # a courtesy, no duty
+                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
 
 
 def _read(file: IO[bytes]) -> str:

@@ -14,29 +14,36 @@ _RAW: Final = (
     f"type(nodes)(list({_ADJUST}(d, defaults, None, None, True).items()) + [('_netlab_version', _netlab_version)])"
 )
 # Pairs in a list keep the topology's order; the keys of what netlab prints are sorted.
-ALL_DEVICES: Final = f"type(nodes)([('devices', [[n, {_RAW}] for n, d in nodes.items()])])"
+_ALL_DEVICES: Final = f"('devices', [[n, {_RAW}] for n, d in nodes.items()])"
+# The names of the expression are the topology's own; one without links has no name `links`.
+LINKS: Final = "len(globals().get('links') or [])"
+ALL: Final = f"type(nodes)([{_ALL_DEVICES}, ('links', {LINKS})])"
 
 Inspect = Callable[[Sequence[str]], str]
 """Runs `netlab inspect` with these arguments in the lab's work folder, and returns what it prints."""
 
 
 def read_devices(inspect: Inspect) -> list[DeviceInfoDto]:
-    """All nodes of the lab, by one netlab process; by one a node where this netlab has no such function.
+    """As `read_lab`, without the links."""
+    return read_lab(inspect)[0]
+
+
+def read_lab(inspect: Inspect) -> tuple[list[DeviceInfoDto], int]:
+    """All nodes of the lab, and the number of its links, by one netlab process.
+
+    By one a node where this netlab has not the function that tells all.
 
     Raises:
         ValueError: netlab printed something else than a JSON object.
         Whatever `inspect` raises.
     """
     try:
-        nodes = dict(_object(inspect(["--format", "json", ALL_DEVICES]))["devices"])
+        found = _object(inspect(["--format", "json", ALL]))
+        nodes, links = dict(found["devices"]), int(found["links"])
     except (subprocess.CalledProcessError, ValueError, LookupError):
         nodes = {name: _object(inspect(["--node", name, "--format", "json"])) for name in _names(inspect)}
-    return [DeviceInfoDto(name=name, raw=raw) for name, raw in nodes.items()]
-
-
-def read_links(inspect: Inspect) -> int:
-    """The number of links. Raises what `inspect` raises."""
-    return len(json.loads(inspect(["--format", "json", "links"])))
+        links = int(inspect([LINKS]))
+    return [DeviceInfoDto(name=name, raw=raw) for name, raw in nodes.items()], links
 
 
 def _names(inspect: Inspect) -> list[str]:

@@ -39,6 +39,14 @@ _TERMINAL_COMMAND = re.compile(
 )
 
 
+_CAUSE = re.compile(
+    r"(?:\d[\d:T.+-]* |time=\S+ )?"  # containerlab begins its lines with a time
+    r"(?:ERRO(?:R\b|\b)|level=error|fatal: \[|Fatal ?[Ee]rror in|(?:Incorrect|Missing)\w+ in|\w+Error(?: in|:))"
+)
+"""How lines begin that say why something failed: in netlab, containerlab, Ansible and Python."""
+_PROGRESS = re.compile(r"\[CONFIG\]|Created ")
+
+
 class Scrubber:
     """Takes one line of an output after the other, and gives what may be shown of it."""
 
@@ -127,7 +135,7 @@ def scrub(text: str) -> str:
 
 
 def tail(text: str) -> str:
-    """The last lines of an output, as they may be shown."""
+    """The last lines of an output, as they may be shown, the cause of a failure first where one is recognised."""
     return _last(scrub(text).split("\n"))
 
 
@@ -140,4 +148,8 @@ def last_lines(file: IO[bytes], start: int) -> str:
 
 
 def _last(lines: list[str]) -> str:
-    return "\n".join([line.rstrip() for line in lines if line.strip()][-TAIL_LINES:])
+    lines = [line.rstrip() for line in lines if line.strip()]
+    if cause := next((line for line in lines if _CAUSE.match(line)), None):
+        others = [line for line in lines if line != cause and not _PROGRESS.match(line)]
+        return "\n".join([cause, *others[1 - TAIL_LINES :]])
+    return "\n".join(lines[-TAIL_LINES:])

@@ -8,7 +8,7 @@ from sqlalchemy import Update, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.store.database import Database
-from neops_remote_lab.store.rows import KeyedReference, Lab
+from neops_remote_lab.store.rows import EndedLab, KeyedReference, Lab
 from neops_remote_lab.store.tables import LAB, LAB_REFERENCE
 
 _COLUMNS = tuple(LAB.c[field.name] for field in fields(Lab))
@@ -60,12 +60,14 @@ class LabStore:
 
         await self._database.write(work)
 
-    async def last_outcome(self, session_id: str) -> str | None:
-        """How the session's latest lab ended; None where it had none or it lives."""
-        query = select(LAB.c.outcome).where(LAB.c.session_id == session_id).order_by(LAB.c.number.desc()).limit(1)
+    async def last_ended(self, session_id: str) -> EndedLab | None:
+        """The session's latest lab, if it has ended."""
+        of_session = select(LAB.c.lab_id, LAB.c.outcome).where(LAB.c.session_id == session_id)
+        query = of_session.order_by(LAB.c.number.desc()).limit(1)
 
-        async def work(connection: AsyncConnection) -> str | None:
-            return (await connection.execute(query)).scalar_one_or_none()
+        async def work(connection: AsyncConnection) -> EndedLab | None:
+            row = (await connection.execute(query)).one_or_none()
+            return EndedLab(row[0], row[1]) if row and row[1] is not None else None
 
         return await self._database.read(work)
 

@@ -42,3 +42,10 @@ class KeyedReference(NamedTuple):
     held: bool
     outcome: str | None
     """How the lab ended; None while it lives."""
+
+
+class EndedLab(NamedTuple):
+    """A lab that is gone."""
+
+    lab_id: str
+    outcome: str

@@ -833,8 +833,9 @@ def note_violation(run: Run, topology: Data) -> None:
 
 
 def create(run: Run, args: list[str], command: str = "create") -> Data:
-    flags = "-v --verbose -q --quiet --no-config --no-tools --fast-config --validate --unlock --log --devices"
-    valued = "-d --device -p --provider" + (" -o --output" if command == "create" else " -r --reload-config")
+    flags = "-v --verbose -q --quiet --log --unlock"
+    flags += " --devices" if command == "create" else " --no-config --no-tools --fast-config --validate"
+    valued = "-d --device -p --provider --plugin" + (" -o --output" if command == "create" else " -r --reload-config")
     options, rest = parse(args, command, flags, valued)
     path = Path(rest[0] if rest else "topology.yml")
     if not path.exists():
@@ -842,6 +843,9 @@ def create(run: Run, args: list[str], command: str = "create") -> Data:
     if not path.is_file():
         fatal(f"The specified lab topology ({path}) is not a file", "create")
     raw = read_topology(path)
+    defaults = Path.home() / ".netlab.yml"
+    if defaults.exists():
+        raw["defaults"] = {**read_topology(defaults), **(raw.get("defaults") or {})}
     for setting in options.get("-s", []):
         key, _, value = setting.partition("=")
         raw[key] = value
@@ -1194,7 +1198,7 @@ def run_inspect(run: Run, args: list[str]) -> None:
         extra = {"_netlab_version": VERSION} if "_netlab_version" in expression else {}
         devices: Any = {name: {**inventory_host(topology, name), **extra} for name in topology["nodes"]}
         if "'devices'" in expression:  # asked for as a list, which keeps the order
-            devices = {"devices": [list(pair) for pair in devices.items()]}
+            devices = {"devices": [list(pair) for pair in devices.items()], "links": len(topology["links"])}
         print_value(devices, options.get("--format", "yaml"))
     else:
         print_value(select(topology, expression), options.get("--format", "yaml"))
@@ -1223,6 +1227,10 @@ def node_names(topology: Data, wanted: str) -> list[str]:
 
 
 def select(data: Data, expression: str) -> Any:
+    if expression == "len(globals().get('links') or [])":
+        return len(data["links"])
+    if expression == "links" and not data["links"]:  # netlab leaves out what a topology has none of
+        fatal(f"Error trying to evaluate {expression}: name 'links' is not defined")
     if expression == "list(nodes.keys())":  # netlab evaluates Python; this is what older servers ask for
         return list(data["nodes"])
     value: Any = data

@@ -1,0 +1,70 @@
+"""The files that netlab's output goes to: bounded while they grow, and kept for some days when a lab did not start."""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+FAILED: Final = "failed-labs"
+"""The directory below the work directory with the logs of labs that did not start."""
+LEFT_OUT: Final = b"\n[remote-lab] some of the output is left out here, since it is over the limit (--max-log-bytes)\n"
+SECONDS_A_DAY: Final = 86_400
+
+
+class Bound:
+    """Keeps a log within a size while somebody appends to it: its first quarter and what came last stay."""
+
+    def __init__(self, log: Path, limit: int) -> None:
+        self._log = log
+        self._limit = limit
+        self.was_cut = False
+
+    def enforce(self) -> None:
+        """Cut the middle out of the log if it is too large. What is appended at the very moment may be lost."""
+        with suppress(OSError):  # the log has gone, or its disk is full: the command itself fails then
+            if self._log.stat().st_size > self._limit:
+                self._cut(self._limit // 4)
+
+    def _cut(self, quarter: int) -> None:
+        with self._log.open("r+b") as log:
+            log.seek(-quarter, os.SEEK_END)
+            end = log.read(2 * quarter)
+            log.truncate(quarter)
+        with self._log.open("ab") as log:
+            log.write(LEFT_OUT + end)
+        self.was_cut = True
+
+
+class FailedLogs:
+    """The logs of labs that did not start, under the ids of those labs. All methods block."""
+
+    def __init__(self, work_dir: Path, *, days: float, number: int) -> None:
+        self._directory = work_dir / FAILED
+        self._seconds = days * SECONDS_A_DAY
+        self._number = number
+
+    def path(self, lab_id: str) -> Path:
+        """Where the log of a lab is kept if the lab does not start."""
+        return self._directory / f"{lab_id}.log"
+
+    def keep(self, lab_id: str, log: Path) -> None:
+        """Give a log a second name, so that it outlives its lab, and gets what is appended meanwhile."""
+        with suppress(OSError):  # a full disk: the lab itself decides what becomes of the start
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            log.touch()
+            os.link(log, self.path(lab_id))
+
+    def forget(self, lab_id: str) -> None:
+        """Give up a log: the lab runs."""
+        self.path(lab_id).unlink(missing_ok=True)
+
+    def prune(self) -> None:
+        """Remove what is too old, and the oldest of too many."""
+        if not self._directory.is_dir():
+            return
+        logs = sorted(self._directory.glob("*.log"), key=lambda log: log.stat().st_mtime, reverse=True)
+        too_old = time.time() - self._seconds
+        for position, log in enumerate(logs):
+            if position >= self._number or log.stat().st_mtime < too_old:
+                log.unlink(missing_ok=True)

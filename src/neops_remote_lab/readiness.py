@@ -1,0 +1,45 @@
+"""Whether this host can take a lab: asked for by many, looked at once in a while."""
+
+import asyncio
+import logging
+
+from neops_remote_lab.clock import Clock
+from neops_remote_lab.netlab import tools
+from neops_remote_lab.netlab.commands import NetlabCommands
+from neops_remote_lab.settings import Settings
+from neops_remote_lab.text import one_line
+from neops_remote_lab.uploads import RunBlocking
+
+logger = logging.getLogger(__name__)
+
+
+class Readiness:
+    """What is missing on this host, as it was found within the last few seconds."""
+
+    def __init__(self, settings: Settings, netlab: NetlabCommands, clock: Clock, run_blocking: RunBlocking) -> None:
+        self._settings = settings
+        self._netlab = netlab
+        self._clock = clock
+        self._run_blocking = run_blocking
+        self._looking: asyncio.Task[list[str]] | None = None
+        self._looked_at = 0.0
+
+    async def problems(self) -> list[str]:
+        """What a lab needs and this host lacks, each as a sentence."""
+        if self._looking is None or (self._looking.done() and self._is_old()):
+            self._looking = asyncio.create_task(self._look())
+        return await asyncio.shield(self._looking)
+
+    def _is_old(self) -> bool:
+        return self._clock.monotonic() - self._looked_at >= self._settings.ready_cache
+
+    async def _look(self) -> list[str]:
+        found: list[str] = await self._run_blocking(tools.problems, self._settings, self._netlab)
+        self._looked_at = self._clock.monotonic()
+        return [one_line(sentence) for sentence in found]
+
+    async def announce(self) -> None:
+        """Log which programs labs are made with, and what is missing."""
+        logger.info("this host has %s", one_line(await self._run_blocking(tools.versions, self._settings)))
+        for sentence in await self.problems():
+            logger.warning("no lab can start: %s", sentence)

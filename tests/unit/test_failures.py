@@ -1,0 +1,65 @@
+"""Whose fault it is that netlab made no lab of a topology."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from neops_remote_lab.acquires import answer_to
+from neops_remote_lab.netlab.failures import Judge
+
+REJECTION = "MissingValue in nodes: No device type specified for node a"
+
+
+def _answer(status: int, said: str, probe: str | None = None) -> tuple[int, str]:
+    """Status and detail of the answer where `netlab create` failed, and what it says of the good topology."""
+
+    def create(_scratch: Path) -> None:
+        if probe:
+            raise subprocess.CalledProcessError(1, "netlab", stderr=probe)
+
+    error = subprocess.CalledProcessError(status, "netlab", stderr=said)
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - the answer is what is looked at
+        Judge(create).rejected(error, memory=1000)
+    answer = answer_to(raised.value)
+    return answer.status_code, answer.detail
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "probe", "code", "sentence"),
+    [
+        pytest.param(1, REJECTION, None, 422, REJECTION, id="the topology"),
+        pytest.param(1, REJECTION, "Cannot read YAML", 500, "own netlab defaults are at fault", id="the defaults"),
+        pytest.param(1, "MemoryError", None, 507, "--max-create-bytes", id="memory"),
+        pytest.param(1, "OSError: [Errno 28] No space left on device", None, 507, "disk of the lab host", id="disk"),
+        pytest.param(-9, "", None, 500, "exit status -9", id="killed"),
+        pytest.param(2, "netlab create: error: unrecognized arguments", None, 500, "exit status 2", id="arguments"),
+    ],
+)
+def test_only_the_topologys_own_faults_are_422(
+    status: int, said: str, probe: str | None, code: int, sentence: str
+) -> None:
+    answered, detail = _answer(status, said, probe)
+    assert answered == code
+    assert sentence in detail
+
+
+def test_a_full_disk_of_the_server_itself_is_507_too() -> None:
+    assert answer_to(OSError(errno.ENOSPC, "No space left on device", "/srv/labs/x")).status_code == 507
+
+
+def test_the_good_topology_is_asked_for_once_while_the_defaults_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked: list[Path] = []
+    judge = Judge(asked.append)
+    for content in ("", "device: frr", "device: linux"):
+        (tmp_path / ".netlab.yml").write_text(content)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="No device type"):
+                judge.rejected(subprocess.CalledProcessError(1, "netlab", stderr=REJECTION))
+    assert len(asked) == 3
