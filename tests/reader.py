@@ -25,6 +25,7 @@ INSTALL_TIMEOUT = 600
 COMMAND_TIMEOUT = 300
 NO_INDEX = re.compile(r"No matching distribution|Connection|unreachable|Temporary failure|timed out", re.IGNORECASE)
 SERVER = re.compile(r"^(venv/bin/)?neops-remote-lab --(?!version|help)")
+SQL_PROMPT = "sqlite> "
 ASSIGNMENT = re.compile(r"^(?P<name>[A-Z_]+)=(?P<value>\S+)$")
 
 
@@ -94,17 +95,20 @@ class Reader:
             self.environment[assigned["name"]] = assigned["value"]
         elif SERVER.match(command):
             self.start(command)
+        elif shown.startswith(SQL_PROMPT):
+            typed = [line.removeprefix(SQL_PROMPT) for line in shown.splitlines()]
+            self.printed = self.run(["bash", "-c", f"{command} -bail"], command, "\n".join(typed))
         else:
             self.printed = self.run(["bash", "-o", "pipefail", "-c", command], command)
             assert agrees(shown, self.printed), f"{command} printed {self.printed!r}, not {shown!r}"
 
-    def run(self, argv: list[str], what: str) -> str:
+    def run(self, argv: list[str], what: str, typed: str = "") -> str:
         installs = "pip install" in what
         done = subprocess.run(
             argv,
             cwd=self.directory,
             env=self.environment,
-            stdin=subprocess.DEVNULL,
+            input=typed,
             capture_output=True,
             text=True,
             timeout=INSTALL_TIMEOUT if installs else COMMAND_TIMEOUT,
@@ -152,7 +156,9 @@ def reader(directory: Path, **environment: str) -> Iterator[Reader]:
     directory.mkdir(parents=True, exist_ok=True)
     home = directory / "home"
     home.mkdir(exist_ok=True)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST_"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST_", "XDG_"))
+    }
     inherited.pop("VIRTUAL_ENV", None)
     outside = [
         entry
