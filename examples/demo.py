@@ -125,11 +125,12 @@ def lab_containers() -> set[str]:
     return set(subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split())
 
 
-def server_command(directory: Path) -> list[str]:
-    """A server as the README sets one up; only its files are apart from those of another server."""
+def server_command(lab: str, directory: Path) -> list[str]:
+    """A server whose files are apart from those of another server."""
     command = [sys.executable, "-m", "neops_remote_lab", "--host=127.0.0.1", "--port=0", "--on-exit=teardown"]
     command += [f"--database=sqlite+aiosqlite:///{directory / 'demo.sqlite3'}", f"--work-dir={directory / 'labs'}"]
-    return command
+    # Without containers the server must not ask for Docker, of which a part may be installed.
+    return command if lab == "ospf" else [*command, "--containers=no"]
 
 
 def wait_until_ready(server: Program, log: Path) -> str:
@@ -180,7 +181,7 @@ def demonstrate(lab: str, directory: Path) -> None:
     before = lab_containers()
     server_log = directory / "server.log"
     tests = [sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "no:asyncio", "-p", "no:cacheprovider"]
-    with running("server", server_command(directory), server_log) as server:
+    with running("server", server_command(lab, directory), server_log) as server:
         url = wait_until_ready(server, server_log)
         say(f"the server is ready at {url}; now two test runs start at the same time")
         options: dict[str, Any] = {"cwd": EXAMPLES / lab, "environment": {"REMOTE_LAB_URL": url}}

@@ -23,7 +23,8 @@ NO_LAB_HOST = docker_problem() or ("" if shutil.which("containerlab") else "cont
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     """A user who has set up a lab host as the README says, and whose server runs."""
     directory = tmp_path_factory.mktemp("readme")
-    with reader(directory, **build_wheel(directory / "wheel")) as user:
+    containers = {"NEOPS_REMOTE_LAB_CONTAINERS": "no"} if NO_LAB_HOST else {}
+    with reader(directory, **build_wheel(directory / "wheel"), **containers) as user:
         for block in blocks(ROOT / "README.md"):
             if block.heading == SETUP and not block.not_run:
                 user.take(block)
