@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,10 +153,16 @@ class Reader:
 
 @contextmanager
 def reader(directory: Path, **environment: str) -> Iterator[Reader]:
-    """A user whose home is empty and whose environment says nothing of this checkout or of a virtual environment."""
+    """A user whose home holds the host's defaults of netlab, such as the images of its devices, and nothing else.
+
+    The environment says nothing of this checkout or of a virtual environment.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     home = directory / "home"
     home.mkdir(exist_ok=True)
+    defaults = Path.home() / ".netlab.yml"
+    if defaults.exists():
+        shutil.copy(defaults, home)
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST_", "XDG_"))
     }
