@@ -43,10 +43,10 @@ class Crowd:
             waiting = self.ids[start : start + BATCH]
             for session, connection in zip(waiting, await load.connect(self.server.port, len(waiting)), strict=True):
                 self.hold(session, connection)
-        await self._quiet()
+        await self.quiet()
         self.memory = (self.process.memory_info().rss - before) / len(self._held)
 
-    async def _quiet(self) -> None:
+    async def quiet(self) -> None:
         """Wait until the server has taken in all that was sent."""
         await load.settle()
         for _ in range(60):
@@ -155,6 +155,8 @@ async def _in_turn(bench: Bench, crowds: list[Crowd]) -> tuple[list[list[float]]
     for _ in range(bench.choose(60, 200)):
         for index, crowd in enumerate(crowds):
             hand_over[index].append(1000 * await crowd.hand_over())
+    for crowd in crowds:
+        await crowd.quiet()  # the last hand-overs have moved others up, who are told so and ask again
     for _ in range(bench.choose(1, 3)):
         # Both at once: they are processes of their own, and neither does anything.
         found = await asyncio.gather(*(crowd.idle(bench.choose(3.0, 5.0)) for crowd in crowds))

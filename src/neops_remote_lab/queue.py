@@ -45,7 +45,7 @@ class SessionQueue:
         self._metrics = metrics or Metrics()
         self._roster = Roster()
         self._holds = HoldHistory()
-        self._polls = LongPolls(self._position)
+        self._polls = LongPolls(self._roster.nearest)
         self._unwritten: dict[str, datetime] = {}
         self._draining = False
         self.quarantined: str | None = None
@@ -104,10 +104,6 @@ class SessionQueue:
         position = self._roster.position(session)
         eta = None if self.quarantined else self._holds.eta(position, self._roster.held_for(self._clock.monotonic()))
         return Place(session, position, eta)
-
-    def _position(self, session_id: str) -> int | None:
-        session = self._roster.get(session_id)
-        return self._roster.position(session) if session else None
 
     def is_active(self, session_id: str) -> bool:
         """Whether a session holds the lab host."""
@@ -233,7 +229,7 @@ class SessionQueue:
         before = self.active
         difference = self._roster.reload(truth, self._clock.monotonic())
         self._polls.answer(difference.vanished | difference.changed)
-        self._polls.moved(len(difference.vanished))
+        self._polls.moved()
         for session_id in difference.vanished:
             self._metrics.ended(ENDED_BY_OPERATOR, None)
             self._log_end(session_id, ENDED_BY_OPERATOR, None)

@@ -59,6 +59,10 @@ class Roster:
         """How many wait."""
         return len(self._waiting)
 
+    def nearest(self, count: int) -> list[str]:
+        """The ids of the first so many who wait, in order."""
+        return [session_id for _, session_id in self._waiting[:count]]
+
     def get(self, session_id: str) -> Session | None:
         """A live session."""
         return self._sessions.get(session_id)

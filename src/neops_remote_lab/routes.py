@@ -337,7 +337,10 @@ async def _active_caller(request: Request) -> tuple[Services, str]:
 
 
 async def _not_live(services: Services, session_id: str) -> HTTPException:
-    reason = await services.queue.end_reason(session_id)
+    return _unknown(await services.queue.end_reason(session_id))
+
+
+def _unknown(reason: str | None) -> HTTPException:
     if reason is None:
         return HTTPException(status.HTTP_404_NOT_FOUND, detail="unknown session: POST /session joins the queue")
     detail = f"the session has ended: {one_line(reason, SHOWN_REASON)}"
@@ -346,8 +349,8 @@ async def _not_live(services: Services, session_id: str) -> HTTPException:
 
 async def _gone(services: Services, session_id: str) -> HTTPException:
     """As `_not_live`, but 410 for a session that somebody else has ended."""
-    error = await _not_live(services, session_id)
     reason = await services.queue.end_reason(session_id)
+    error = _unknown(reason)
     if reason in {None, ENDED_BY_CLIENT}:
         return error
     return HTTPException(status.HTTP_410_GONE, detail=error.detail)
