@@ -65,6 +65,12 @@ def stopped(reason: str, retry_after: int) -> HTTPException:
     return HTTPException(_STOPPED[reason], detail=f"the lab's start was stopped: {reason}", headers=headers)
 
 
+def lab_in_the_way(reason: str, retry_after: int) -> HTTPException:
+    """The answer to an acquire that meets a lab of somebody else."""
+    headers = {"Retry-After": str(retry_after)}
+    return HTTPException(status.HTTP_423_LOCKED, detail=f"the lab is busy: {reason}", headers=headers)
+
+
 def outcome_of(error: Exception) -> Outcome:
     """How a start ended, for the metrics."""
     if isinstance(error, ValueError):
@@ -78,12 +84,10 @@ def answer_to(error: Exception, failed: str = "netlab failed to start the lab") 
     Args:
         failed: what failed, as the beginning of a sentence.
     """
-    code, headers = status.HTTP_500_INTERNAL_SERVER_ERROR, None
+    code = status.HTTP_500_INTERNAL_SERVER_ERROR
     match error:
         case ValueError():
             code, detail = status.HTTP_422_UNPROCESSABLE_CONTENT, f"netlab rejects the topology: {error}"
-        case BlockingIOError():
-            code, detail, headers = status.HTTP_423_LOCKED, f"the lab is busy: {error}", {"Retry-After": "2"}
         case FileNotFoundError():
             detail = "netlab cannot be run on the lab host: install it there, or name it with --netlab"
         case MemoryError():
@@ -98,4 +102,4 @@ def answer_to(error: Exception, failed: str = "netlab failed to start the lab") 
         case _:
             logger.error("%s", failed, exc_info=error)
             detail = f"{failed} ({type(error).__name__}); the server's log says why"
-    return HTTPException(code, detail=detail, headers=headers)
+    return HTTPException(code, detail=detail)

@@ -28,6 +28,7 @@ from neops_remote_lab.acquires import (
     Acquire,
     Operation,
     answer_to,
+    lab_in_the_way,
     outcome_of,
     stopped,
 )
@@ -298,11 +299,13 @@ class LabService:
 
     async def _failed(self, lab: Lab, error: Exception) -> NoReturn:
         """Write down how an `up` failed, and say so to whoever waits for it. The lab manager has cleaned up."""
-        answer = (
-            stopped(self._stopped_for, self._settings.retry_after)
-            if isinstance(error, InterruptedError)
-            else answer_to(error)
-        )
+        retry_after = self._settings.retry_after
+        if isinstance(error, InterruptedError):
+            answer = stopped(self._stopped_for, retry_after)
+        elif isinstance(error, BlockingIOError):
+            answer = lab_in_the_way(str(error), retry_after)
+        else:
+            answer = answer_to(error)
         outcome = self._stopped_for if isinstance(error, InterruptedError) else str(answer.detail)
         why = one_line(outcome, LOGGED_REASON)
         logger.warning("lab %s of session %.8s did not start: %s", lab.lab_id, lab.session_id, why)
