@@ -64,7 +64,10 @@ class LogReader:
         if start:
             with self._log.open("rb") as file:
                 file.seek(before)
-                self._lines.feed(file.read(start - before))
+                self._lines.feed(file.read(start - 1 - before))
+                # The line that began before `start` would be shown whole, and with it more than was asked for.
+                self._lines.feed(file.readline(LOOK_BACK_BYTES))
+                self._position = file.tell()
 
 
 class LogFeed:
