@@ -88,12 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(parser, words)
     require_home()
     lock = hold_host(settings)
-    work_dir = hold_work_dir(settings)
     try:
         require_free_port(settings.host, settings.port)
-        serve(settings)
+        work_dir = hold_work_dir(settings)
+        try:
+            serve(settings)
+        finally:
+            work_dir.release()
     finally:
-        work_dir.release()
         lock.remove_note()
         lock.release()
 
