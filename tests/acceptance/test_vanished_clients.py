@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -59,6 +60,13 @@ def user(server: LabServer, *, beat: float = 0.2) -> Iterator[tuple[subprocess.P
             process.kill()
 
 
+def until_active(server: LabServer, session_id: str) -> dict[str, Any]:
+    """Wait as clients do: ask again whenever the position has changed."""
+    while (place := server.place(session_id, 30))["status"] == "waiting":
+        pass
+    return place
+
+
 def test_the_lab_of_a_client_that_was_killed_is_free_soon(server: LabServer) -> None:
     with user(server) as (process, session_id):
         assert process.stdout is not None
@@ -102,7 +110,7 @@ def test_a_client_that_waits_and_is_killed_is_passed_over(tmp_path: Path) -> Non
         with server.client() as client, pytest.raises(httpx.ReadTimeout):
             client.get(f"/session/{gone}", params={"wait": 60}, timeout=0.1)
         waiting = server.join()
-        with in_background(server.place, waiting, 30) as held:
+        with in_background(until_active, server, waiting) as held:
             wait_until(lambda: queue(server)["length"] == 2, 1 + GRACE)
             assert [entry["session_id"] for entry in queue(server)["sessions"]] == [holder[:8], waiting[:8]]
             assert httpx.get(f"{server.url}/session/{gone}").status_code == 410
