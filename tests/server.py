@@ -187,7 +187,10 @@ class LabServer:
 
     def close(self) -> None:
         if self.process and self.process.poll() is None:
-            self.stop()
+            try:
+                self.stop()
+            finally:  # one that does not end must not be in the way of the tests that follow
+                self.kill()
 
     # What clients do.
 
