@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from neops_remote_lab.netlab.reserved_names import is_ignored
 from neops_remote_lab.netlab.topology import collision, extra_file_name, relative_name, topology_name
-from neops_remote_lab.netlab.yaml_check import check_topology
+from neops_remote_lab.netlab.yaml_check import MAX_KEYS, check_topology
 from neops_remote_lab.settings import Settings
 from tests.corpora import REFUSED_NAMES, UNPRINTABLE, UPLOADS, Upload
 
@@ -235,6 +235,7 @@ def test_a_small_file_that_would_cost_much_is_refused(upload: Upload) -> None:
         "a: " + "x" * 100_000 + "\n",
         "a: |\n" + " %TAG !x! tag:x\n" * 1000,
         "a: |\n" + "  neighbor 10.0.0.1\n" * 20_000,
+        "groups: {" + ", ".join(f"g{n}: 1" for n in range(MAX_KEYS)) + "}\n",
         "nodes: [" + ", ".join(f"r{n}" for n in range(2000)) + "]\nlinks: [" + ", ".join(["r1-r2"] * 8000) + "]\n",
     ],
     ids=lambda content: content[:20],

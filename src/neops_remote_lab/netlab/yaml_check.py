@@ -1,12 +1,14 @@
 """Refuses, quickly and in little memory, what cannot be a topology or would keep netlab busy for minutes.
 
 Small files can cost much: nested aliases expand without end, `%TAG` lines cost PyYAML time quadratic in their number,
-and a base-60 number of a megabyte costs whatever reads it a minute. So everything is bounded before it is read, or
-while it is read event by event. No bound is near to what a topology has.
+a base-60 number of a megabyte costs whatever reads it a minute, and netlab needs time quadratic in a mapping's size to
+look for duplicate keys. So everything is bounded before it is read, or while it is read event by event. No bound is
+near to what a topology has.
 """
 
 import re
 import threading
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -17,6 +19,8 @@ from neops_remote_lab.text import one_line
 MAX_DEPTH: Final = 64
 """Deepest nesting of a topology; netlab's own reader recurses."""
 TOO_DEEP: Final = f"the topology is nested too deeply: more than {MAX_DEPTH} levels"
+MAX_KEYS: Final = 2000
+"""Most keys of one mapping: netlab compares each of them with all the others."""
 MAX_DIRECTIVES: Final = 8
 """Most lines that begin with %. libyaml reads all of them in one call, which no other thread can interrupt."""
 MAX_TAG: Final = 256
@@ -70,6 +74,22 @@ def _read(text: str, max_nodes: int) -> yaml.Event | None:
     return tree.root
 
 
+@dataclass(slots=True)
+class _Collection:
+    """A list or a mapping whose end has not come yet; `before` is how many nodes there were at its beginning."""
+
+    anchor: str | None
+    before: int
+    is_mapping: bool
+    children: int = 0
+
+    def take_child(self) -> None:
+        """Count an item, a key or a value."""
+        self.children += 1
+        if self.is_mapping and self.children > 2 * MAX_KEYS:
+            raise ValueError(f"the topology has a mapping with more than {MAX_KEYS} keys")
+
+
 class _Tree:
     """Counts the nodes of a YAML document event by event: nothing is built, and nothing recurses."""
 
@@ -77,11 +97,13 @@ class _Tree:
         self.root: yaml.Event | None = None
         self._max_nodes = max_nodes
         self._size = 0
-        self._open: list[tuple[str | None, int]] = []
+        self._open: list[_Collection] = []
         self._anchors: dict[str, int | None] = {}
 
     def take(self, event: yaml.Event) -> None:
         """Count one event. Raises ValueError for what no topology has."""
+        if isinstance(event, yaml.NodeEvent) and self._open:
+            self._open[-1].take_child()
         if isinstance(event, yaml.ScalarEvent):
             self._take_scalar(event)
         elif isinstance(event, yaml.AliasEvent):
@@ -89,9 +111,9 @@ class _Tree:
         elif isinstance(event, yaml.CollectionStartEvent):
             self._begin(event)
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = self._open.pop()
-            if anchor:
-                self._anchors[anchor] = self._size - before
+            closed = self._open.pop()
+            if closed.anchor:
+                self._anchors[closed.anchor] = self._size - closed.before
         elif isinstance(event, yaml.DocumentStartEvent) and self.root:
             raise ValueError("the topology is not valid YAML: it holds more than one document")
 
@@ -115,7 +137,7 @@ class _Tree:
 
     def _begin(self, event: yaml.CollectionStartEvent) -> None:
         self.root = self.root or event
-        self._open.append((event.anchor, self._size))
+        self._open.append(_Collection(event.anchor, self._size, isinstance(event, yaml.MappingStartEvent)))
         if len(self._open) > MAX_DEPTH:
             raise ValueError(TOO_DEEP)
         if event.anchor:
