@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from platformdirs import user_cache_path
 
 from tests.plugin import ups
 from tests.server import LabServer
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 SUITE = """
     import pytest
@@ -17,6 +27,7 @@ SUITE = """
     def test_fresh(fresh): assert fresh
     def test_shared_2(router): assert router
 """
+ASYNCIO = ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function")
 
 
 @dataclass(frozen=True)
@@ -28,12 +39,14 @@ class Neighbour:
         suite: a test module.
         passed: how many tests pass.
         starts: how often a lab is started.
+        features: name and text of the `.feature` files beside the module.
     """
 
     options: tuple[str, ...]
     suite: str
     passed: int
     starts: int
+    features: dict[str, str] = field(default_factory=dict)
 
 
 NEIGHBOURS = {
@@ -87,7 +100,7 @@ NEIGHBOURS = {
     ),
     "timeout": Neighbour(("-p", "pytest_timeout", "--timeout", "60"), SUITE, 4, 2),
     "asyncio": Neighbour(
-        ("-p", "pytest_asyncio.plugin", "-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"),
+        ("-p", "pytest_asyncio.plugin", *ASYNCIO),
         """
         import asyncio, pytest
 
@@ -117,14 +130,99 @@ NEIGHBOURS = {
         4,
         3,
     ),
+    "bdd": Neighbour(
+        ("-p", "pytest_bdd.plugin"),
+        """
+        from pytest_bdd import given, scenario, scenarios, then
+
+        @scenario("ospf.feature", "Neighbours are found")
+        def test_neighbours(shared): pass
+        @scenario("ospf.feature", "Routes are learned")
+        def test_routes(shared): pass
+
+        scenarios("fresh.feature")
+
+        @given("the lab", target_fixture="devices")
+        def the_lab(shared): return shared
+        @given("a fresh lab", target_fixture="devices")
+        def fresh_lab(fresh): return fresh
+        @then("there are routers")
+        def there_are_routers(devices): assert devices
+
+        def test_shared(router): assert router
+        def test_plain(): pass
+        """,
+        5,
+        2,
+        {
+            "ospf": """
+                Feature: OSPF
+                    Scenario: Neighbours are found
+                        Given the lab
+                        Then there are routers
+                    Scenario: Routes are learned
+                        Given the lab
+                        Then there are routers
+                """,
+            "fresh": """
+                Feature: A lab that only a step asks for
+                    Scenario: It is there
+                        Given a fresh lab
+                        Then there are routers
+                """,
+        },
+    ),
 }
+PLUGINS = [words[1] for words in (neighbour.options for neighbour in NEIGHBOURS.values())]
+"""What each of them is loaded by: `-p` and its name come first."""
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_gets_along_with_a_plugin(online: pytest.Pytester, lab_server: LabServer, name: str) -> None:
     neighbour = NEIGHBOURS[name]
     online.makepyfile(neighbour.suite)
+    online.makefile(".feature", **neighbour.features)
     result = online.runpytest_subprocess(*neighbour.options)
     assert result.parseoutcomes().get("passed") == neighbour.passed, result.stdout.str()
     assert result.ret == pytest.ExitCode.OK
     assert ups(lab_server) == neighbour.starts
+
+
+def test_gets_along_with_all_of_them_at_once(online: pytest.Pytester, lab_server: LabServer) -> None:
+    online.makepyfile(SUITE)
+    options = [word for name in PLUGINS for word in ("-p", name)]
+    result = online.runpytest_subprocess(*options, "--reruns", "1", "--timeout", "60", *ASYNCIO)
+    result.assert_outcomes(passed=4)
+    assert ups(lab_server) == 2
+
+
+@pytest.fixture(scope="session")
+def oldest_pytest() -> tuple[str, Path]:
+    """The oldest version of pytest that we support, and a directory that has it, which is kept from run to run."""
+    dependencies = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
+    [minimum] = [text.removeprefix("pytest>=") for text in dependencies if text.startswith("pytest>=")]
+    directory = user_cache_path("neops-remote-lab-tests") / f"pytest-{minimum}"
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{directory}.lock"):
+        if not (directory / "complete").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--retries=1", "--timeout=10"]
+            command = [*pip, "install", "--no-deps", f"--target={directory}", f"pytest=={minimum}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                shutil.rmtree(directory, ignore_errors=True)
+                pytest.skip(f"pytest {minimum} cannot be installed: {done.stderr.strip()[-300:]}")
+            (directory / "complete").touch()
+    return minimum, directory
+
+
+def test_works_with_the_oldest_pytest(
+    online: pytest.Pytester, lab_server: LabServer, oldest_pytest: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minimum, directory = oldest_pytest
+    monkeypatch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
+    online.makepyfile(SUITE)
+    result = online.runpytest_subprocess()
+    result.stdout.fnmatch_lines([f"platform *, pytest-{minimum}.*"])
+    result.assert_outcomes(passed=4)
+    assert ups(lab_server) == 2
