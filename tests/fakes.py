@@ -48,6 +48,9 @@ fake_docker.main()
 """
 
 
+HOST_QUESTIONS = (["version"], ["defaults"])
+
+
 @dataclass(frozen=True)
 class FakeNetlab:
     """A lab host made of files: the fake programs, their knobs, and what they left behind."""
@@ -87,12 +90,18 @@ class FakeNetlab:
         return _json_lines(self.state / "log")
 
     def invocations(self, command: str | None = None) -> list[list[str]]:
-        """The arguments of each netlab that was started, in order; only those of `command` where one is given.
+        """The arguments of each netlab that was started for a lab, in order; of one command where it is given.
 
-        Without one, those are left out that ask for the host and not for a lab.
+        `version` and `defaults`, which ask about the host and not about a lab, are in it where they are named.
         """
         started = [line["argv"][1:] for line in self.log() if line["event"] == "start"]
-        return [argv for argv in started if (argv[:1] == [command] if command else not _asks_for_the_host(argv))]
+        asked = [argv for argv in started if argv[:2] != ["create", GOOD_NAME]]
+        return [argv for argv in asked if (argv[:1] == [command] if command else argv[:1] not in HOST_QUESTIONS)]
+
+    def probes(self) -> list[list[str]]:
+        """As `invocations`, but those of the topology that tells whether the host's own defaults are right."""
+        started = [line["argv"][1:] for line in self.log() if line["event"] == "start"]
+        return [argv for argv in started if argv[:2] == ["create", GOOD_NAME]]
 
     def containers(self) -> list[dict[str, Any]]:
         return _json_files(self.state / "containers", "[!.]*.json")
@@ -127,10 +136,6 @@ class FakeNetlab:
 
     def is_clean(self) -> bool:
         return not self.leftovers()
-
-
-def _asks_for_the_host(arguments: list[str]) -> bool:
-    return arguments[:1] in (["version"], ["defaults"]) or arguments[:2] == ["create", GOOD_NAME]
 
 
 def install_fake_netlab(root: Path, *, import_seconds: float = 0) -> FakeNetlab:

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from starlette.applications import Starlette
 from yaml import YAMLError
 
-from neops_remote_lab import __version__, file_modes, log_format, show_queue
+from neops_remote_lab import __version__, file_modes, log_format
 from neops_remote_lab.file_modes import CONTENT_UMASK
 from neops_remote_lab.framing import protocol
 from neops_remote_lab.host_locks import HostLock, read_note
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Start the server, or run a sub-command; the program's exit status is not 0 when it cannot."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["queue"]:
+        from neops_remote_lab import show_queue  # noqa: PLC0415 - a server needs no HTTP client
+
         show_queue.main(words[1:])
         return
     parser = argparse.ArgumentParser(

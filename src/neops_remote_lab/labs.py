@@ -340,6 +340,10 @@ class LabService:
         # After the operation has been struck off: whoever waited would take it for one that is in the way.
         opening.task.add_done_callback(lambda _: self._recovered.set())
 
+    async def opened(self) -> None:
+        """Return when what an earlier server has left is adopted or removed, and the next lab is prepared for."""
+        await self._recovered.wait()
+
     async def _open(self, *, rebooted: bool, quarantined: str | None) -> None:
         await self._run_blocking(self._manager.load_ahead)
         await self._recover(rebooted=rebooted)
@@ -449,6 +453,12 @@ class LabService:
         if self._operation and self._operation.starts_for:
             self._stopped_for = reason
             self._operation.starts_for.interrupt.set()
+
+    def drain(self) -> None:
+        """End what calls wait for, because the server is about to end."""
+        self.stop_starting(SERVER_ENDED)
+        if self._lab is None:  # else netlab is asked at the teardown
+            self._manager.stop_asking()
 
     async def tick(self, *, quarantined: bool) -> None:
         """Do what is due: end a lab without a session, and try again what has failed."""

@@ -50,12 +50,14 @@ class Preparations:
         self._turn = asyncio.Lock()
         self._prepared: dict[str, dict[Identity, Preparation]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
 
     async def check(self, session_id: str, upload: Upload) -> TopologyCheckDto:
         """Let netlab make the configuration files of a topology, and keep them for the session's acquire.
 
         Raises:
-            HTTPException: 422 netlab rejects the topology, 404 the session has ended, 409 its turn has come.
+            HTTPException: 422 netlab rejects the topology, 404 the session has ended, 409 its turn has come, 503 the
+                server is about to end.
         """
         made = upload.workspace
         known = self._prepared.setdefault(session_id, {})
@@ -76,7 +78,7 @@ class Preparations:
             async with self._turn:
                 found = await self._create(session_id, preparation)
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-            answer = _answer(error)
+            answer = self._answer(error)
             if answer.status_code != status.HTTP_422_UNPROCESSABLE_CONTENT:
                 self._forget(session_id, preparation)
             await self._run_blocking(workspace.remove, made.base)
@@ -86,6 +88,19 @@ class Preparations:
         if self._has_enough(session_id) or not self._is_live(session_id):
             await self._run_blocking(workspace.remove, made.base)
         outcome.set_result(TopologyCheckDto(nodes=len(found.devices), links=found.links))
+
+    def _answer(self, error: Exception) -> HTTPException:
+        if isinstance(error, InterruptedError) and self._draining:
+            detail = "the check was stopped, because the server is about to end: try again when it is back"
+            headers = {"Retry-After": str(self._settings.retry_after)}
+            return HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail=detail, headers=headers)
+        if isinstance(error, InterruptedError):
+            detail = "the check was stopped, because its session has ended"
+            return HTTPException(status.HTTP_404_NOT_FOUND, detail=detail)
+        answer = answer_to(error, "netlab could not check the topology")
+        if answer.status_code != status.HTTP_422_UNPROCESSABLE_CONTENT:
+            logger.warning("checking a topology failed: %s", one_line(str(answer.detail)))
+        return answer
 
     def _forget(self, session_id: str, preparation: Preparation) -> None:
         """Let the next call check again: only netlab's word on the topology holds for good."""
@@ -131,28 +146,32 @@ class Preparations:
         """Remove what was prepared for sessions that have ended. To be called whenever that may be the case."""
         for session_id in [known for known in self._prepared if not self._is_live(known)]:
             for preparation in self._prepared.pop(session_id).values():
-                preparation.interrupt.set()
+                self._stop(preparation)
                 if preparation.outcome.done() and not preparation.taken:
                     await self._run_blocking(workspace.remove, preparation.workspace.base)
 
+    def drain(self) -> None:
+        """Stop the check that runs and those that wait for it, because the server is about to end. Never blocks."""
+        self._draining = True
+        for preparation in self._all():
+            self._stop(preparation)
+
+    def _stop(self, preparation: Preparation) -> None:
+        preparation.interrupt.set()
+        if not preparation.begun and not preparation.outcome.done():  # else its answer comes when netlab has ended
+            preparation.outcome.set_exception(self._answer(InterruptedError()))
+
+    def _all(self) -> list[Preparation]:
+        return [one for known in self._prepared.values() for one in known.values()]
+
     async def close(self) -> None:
         """Stop the check that runs, and remove everything that is prepared."""
-        everything = [one for known in self._prepared.values() for one in known.values()]
-        for preparation in everything:
-            preparation.interrupt.set()
+        self.drain()
+        everything = self._all()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for preparation in everything:
             if not preparation.taken:
                 await self._run_blocking(workspace.remove, preparation.workspace.base)
-
-
-def _answer(error: Exception) -> HTTPException:
-    if isinstance(error, InterruptedError):
-        return HTTPException(status.HTTP_404_NOT_FOUND, detail="the check was stopped, for its session has ended")
-    answer = answer_to(error, "netlab could not check the topology")
-    if answer.status_code != status.HTTP_422_UNPROCESSABLE_CONTENT:
-        logger.warning("checking a topology failed: %s", one_line(str(answer.detail)))
-    return answer
 
 
 def _retrieve(outcome: asyncio.Future[TopologyCheckDto]) -> None:

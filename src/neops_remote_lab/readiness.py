@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 
 from neops_remote_lab.clock import Clock
 from neops_remote_lab.netlab import tools
@@ -23,9 +24,12 @@ class Readiness:
         self._run_blocking = run_blocking
         self._looking: asyncio.Task[list[str]] | None = None
         self._looked_at = 0.0
+        self._ended = threading.Event()
 
     async def problems(self) -> list[str]:
-        """What a lab needs and this host lacks, each as a sentence."""
+        """What a lab needs and this host lacks, each as a sentence. Nothing is looked at any more after `stop`."""
+        if self._ended.is_set():
+            return []
         if self._looking is None or (self._looking.done() and self._is_old()):
             self._looking = asyncio.create_task(self._look())
         return await asyncio.shield(self._looking)
@@ -34,12 +38,20 @@ class Readiness:
         return self._clock.monotonic() - self._looked_at >= self._settings.ready_cache
 
     async def _look(self) -> list[str]:
-        found: list[str] = await self._run_blocking(tools.problems, self._settings, self._netlab)
+        found: list[str] = await self._run_blocking(tools.problems, self._settings, self._netlab, self._ended)
         self._looked_at = self._clock.monotonic()
         return [one_line(sentence) for sentence in found]
 
     async def announce(self) -> None:
-        """Log which programs labs are made with, and what is missing."""
-        logger.info("this host has %s", one_line(await self._run_blocking(tools.versions, self._settings)))
-        for sentence in await self.problems():
-            logger.warning("no lab can start: %s", sentence)
+        """Log which programs labs are made with, and which are missing."""
+        versions = await self._run_blocking(tools.versions, self._settings, self._ended)
+        missing = await self._run_blocking(tools.missing, self._settings, self._ended)
+        if self._ended.is_set():
+            return
+        logger.info("this host has %s", one_line(versions))
+        for sentence in missing:
+            logger.warning("no lab can start: %s", one_line(sentence))
+
+    def stop(self) -> None:
+        """End every program that is asked, because the server is about to end. Never blocks."""
+        self._ended.set()

@@ -200,7 +200,8 @@ async def check_topology(request: Request) -> Response:
             turn = asyncio.ensure_future(services.queue.wait_until_active(session_id))
             await asyncio.wait([check, turn], return_when=asyncio.FIRST_COMPLETED)
             turn.cancel()
-            services.preparations.give_up(session_id)
+            if services.queue.is_active(session_id):  # else it has ended, or the server is about to
+                services.preparations.give_up(session_id)
         return json_response(await check)
 
 
@@ -228,11 +229,12 @@ async def readyz(request: Request) -> Response:
     services = _services(request)
     await services.database.data_version()  # raises where the database does not answer
     missing = [*await services.readiness.problems()]
+    in_the_way = await services.run_blocking(services.labs.in_the_way)
     if services.queue.quarantined:
         missing.append(f"the host is quarantined: {_quarantined(services)}")
     if services.queue.draining:
         missing.append("the server is about to end")
-    if (in_the_way := await services.run_blocking(services.labs.in_the_way)) is not None:
+    if in_the_way is not None:
         missing.append(in_the_way)
     if missing:
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail="; ".join(missing))

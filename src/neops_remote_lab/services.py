@@ -14,7 +14,6 @@ import anyio.to_thread
 import psutil
 from sqlalchemy.exc import DBAPIError
 
-from neops_remote_lab.acquires import SERVER_ENDED
 from neops_remote_lab.clock import Clock
 from neops_remote_lab.labs import LabService
 from neops_remote_lab.log_stream import LogStreams
@@ -63,7 +62,9 @@ class Services:
     def drain(self) -> None:
         """Take nothing new and let go of every call that is open, because the server is about to end."""
         self.queue.drain()
-        self.labs.stop_starting(SERVER_ENDED)
+        self.readiness.stop()
+        self.preparations.drain()
+        self.labs.drain()
 
 
 def build_services(settings: Settings, clock: Clock) -> Services:
@@ -72,8 +73,9 @@ def build_services(settings: Settings, clock: Clock) -> Services:
     database = Database(settings.database, synchronous=settings.synchronous, busy_timeout=settings.busy_timeout)
     metrics = Metrics()
     queue = SessionQueue(SessionStore(database, settings.lab_host), settings, clock, metrics)
+    netlab = NetlabCommands(settings)
     preparations = Preparations(
-        NetlabCommands(settings),
+        netlab,
         settings,
         run_blocking=run_blocking,
         is_live=lambda session_id: queue.place(session_id) is not None,
@@ -91,7 +93,7 @@ def build_services(settings: Settings, clock: Clock) -> Services:
     )
     metrics.registry.register(StateCollector(lambda: _look_at(queue, labs, database)))
     streams = LogStreams(settings, _in_threads(LOG_THREADS))
-    readiness = Readiness(settings, NetlabCommands(settings), clock, run_blocking)
+    readiness = Readiness(settings, netlab, clock, run_blocking)
     return Services(
         settings,
         clock,
@@ -149,7 +151,7 @@ class Keeper:
         await services.queue.load()
         rebooted = before is not None and before != boot
         await services.labs.open(rebooted=rebooted, quarantined=services.queue.quarantined)
-        self._announcement = asyncio.create_task(services.readiness.announce())
+        self._announcement = asyncio.create_task(self._announce())
         self._task = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
@@ -160,6 +162,10 @@ class Keeper:
                 await task
         with suppress(DBAPIError, sqlite3.Error):  # the contacts are for the eye alone
             await self._services.queue.write_contacts()
+
+    async def _announce(self) -> None:
+        await self._services.labs.opened()  # the first lab waits for that: what is only told comes after it
+        await self._services.readiness.announce()
 
     async def _keep(self) -> None:
         pause, clock = self._services.settings.sql_poll, self._services.clock

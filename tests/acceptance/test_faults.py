@@ -239,6 +239,43 @@ def test_a_netlab_that_is_missing_is_named_and_can_be_installed_later(tmp_path: 
         assert server.acquire(session_id, TOPOLOGY).status_code == 200
 
 
+def test_a_host_whose_defaults_are_broken_at_the_start_is_served_once_they_are_mended(tmp_path: Path) -> None:
+    server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
+    own = server.fake.home / ".netlab.yml"
+    own.write_text("devices: [\n")
+    try:
+        server.start()
+        session_id = server.join()
+        answer = server.acquire(session_id, TOPOLOGY)
+        assert answer.status_code == 500
+        assert "the lab host's own netlab defaults are at fault" in answer.json()["detail"]
+        assert httpx.get(f"{server.url}/readyz").status_code == 503
+        assert httpx.get(f"{server.url}/queue").json()["quarantined"] is None
+        own.unlink()
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+    finally:
+        server.close()
+
+
+def test_what_only_netlabs_list_knows_of_is_removed_before_the_first_start(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        session_id = server.join()
+        assert server.acquire(session_id, topology_text(2, provider="external")).status_code == 200
+        server.kill()
+        shutil.rmtree(server.work_dir / server.work_folders()[0])
+        sql(server.database, "DELETE FROM lab")
+        own = server.fake.home / ".netlab.yml"
+        own.write_text("devices: [\n")
+        server.start()
+        assert server.acquire(session_id, TOPOLOGY).status_code == 500
+        assert len(server.fake.instances()) == 1
+        own.unlink()
+        answer = server.acquire(session_id, TOPOLOGY)
+        assert answer.status_code == 200, answer.text
+        assert len(server.fake.instances()) == 1
+
+
 @pytest.mark.parametrize("moment", ["create", "probe", "start", "config", "inspect"])
 def test_a_netlab_that_hangs_is_ended_with_its_children(tmp_path: Path, moment: str) -> None:
     limits = {"up_timeout": "1", "command_timeout": "1", "create_timeout": "1", "kill_grace": "0.2"}

@@ -448,6 +448,58 @@ def test_the_end_is_in_time_even_if_netlab_hangs(tmp_path: Path, moment: str) ->
         assert server.acquire(session_id, TOPOLOGY).status_code == 200
 
 
+LONG = {"create_timeout": "3600", "command_timeout": "3600", "exit_timeout": "3600"}
+"""Limits of netlab that the end of a server does not wait for."""
+
+
+def test_the_end_answers_a_check_that_runs_and_those_that_wait_for_it(tmp_path: Path) -> None:
+    with running_server(tmp_path, **LONG) as server:
+        fake(server).control(hang="create")
+        server.join()
+        sessions = [server.join(), server.join()]
+
+        def check(session: str, nodes: int) -> httpx.Response:
+            files = {"topology": ("topology.yml", topology_text(nodes))}
+            return ask(server, session, "POST", "/topology/check", files=files)
+
+        with in_background(check, sessions[0], 1) as running, in_background(check, sessions[1], 2) as waiting:
+            wait_for_event(fake(server), "hang")
+            wait_until(lambda: len(server.work_folders()) == 2, 10, "the second check has not arrived")
+            server.signal(signal.SIGTERM)
+            for answer in (running.result(), waiting.result()):
+                assert answer.status_code == 503, answer.text
+                assert int(answer.headers["Retry-After"]) > 0
+                assert "try again" in answer.json()["detail"]
+        assert server.wait() == 0
+        assert server.is_clean()
+
+
+# The list of instances is asked for by the sweep at the start, too.
+@pytest.mark.parametrize(("moment", "count"), [("create", 1), ("defaults", 2)])
+def test_the_end_does_not_wait_for_a_look_at_the_host(tmp_path: Path, moment: str, count: int) -> None:
+    with running_server(tmp_path, **LONG) as server:
+        server.stop()
+        fake(server).control(hang=moment)
+        server.start()
+        with in_background(httpx.get, f"{server.url}/readyz", timeout=60) as looked:
+            wait_for_event(fake(server), "hang", count)
+            server.signal(signal.SIGTERM)
+            assert looked.result().status_code == 503
+            assert "about to end" in looked.result().json()["detail"]
+        assert server.wait() == 0
+
+
+def test_the_end_does_not_wait_for_the_versions_of_what_the_host_has(tmp_path: Path) -> None:
+    server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"), {"command-timeout": "3600"})
+    server.fake.control(hang="version", stubborn=True)
+    try:
+        server.start()
+        wait_for_event(server.fake, "hang")
+        assert server.stop() == 0
+    finally:
+        server.close()
+
+
 def test_a_second_signal_ends_the_server_at_once(tmp_path: Path) -> None:
     with running_server(tmp_path, exit_timeout="60") as server:
         fake(server).control(hang="down")

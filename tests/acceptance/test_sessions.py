@@ -524,6 +524,15 @@ def test_the_server_is_ready_when_netlab_can_be_run(server: LabServer) -> None:
     assert get(server, "/readyz").status_code == 200
 
 
+def test_netlab_is_given_a_topology_for_the_first_who_asks_and_not_at_the_start(lab_server: LabServer) -> None:
+    host = lab_server.fake
+    wait_until(lambda: "this host has netlab" in lab_server.log.read_text(), 20, "the versions are not in the log")
+    assert host.probes() == []
+    for _ in range(2):
+        assert get(lab_server, "/readyz").status_code == 200
+    assert len(host.probes()) == 1
+
+
 def test_without_netlab_the_server_is_not_ready_and_says_why(tmp_path: Path) -> None:
     with running_server(tmp_path, netlab="no-such-netlab") as server:
         answer = get(server, "/readyz")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,22 @@ def host(tmp_path: Path) -> FakeNetlab:
     return fake
 
 
+Children = Callable[[], list[psutil.Process]]
+
+
 @pytest.fixture
-def standby(host: FakeNetlab) -> Iterator[Standby]:
+def children() -> Children:
+    """The processes that the test has started, whatever other tests have left."""
+    before = set(psutil.Process().children())
+    return lambda: [child for child in psutil.Process().children() if child not in before]
+
+
+@pytest.fixture
+def standby(host: FakeNetlab, children: Children) -> Iterator[Standby]:
     made = Standby(str(host.bin / "netlab"))
     yield made
     made.close()
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
 def commands(host: FakeNetlab) -> Path:
@@ -47,9 +57,9 @@ def commands(host: FakeNetlab) -> Path:
     return path
 
 
-def loaded() -> psutil.Process:
+def loaded(children: Children) -> psutil.Process:
     """The netlab that waits, once it is loaded."""
-    [process] = psutil.Process().children()
+    [process] = children()
     wait_until(lambda: process.status() == psutil.STATUS_SLEEPING and is_reading(process))
     return process
 
@@ -74,13 +84,13 @@ def up(host: FakeNetlab, standby: Standby | None, folder: Path, *words: str) -> 
 
 @pytest.mark.parametrize("options", [" -I", ""], ids=["isolated", "usual"])
 def test_a_loaded_netlab_is_told_what_any_other_is_told(
-    host: FakeNetlab, standby: Standby, tmp_path: Path, options: str
+    host: FakeNetlab, standby: Standby, children: Children, tmp_path: Path, options: str
 ) -> None:
     script = host.bin / "netlab"
     script.write_text(script.read_text().replace(" -I\n", f"{options}\n"))
     anew = up(host, None, tmp_path, "a b", "--snapshot")
     standby.load()
-    waiting = loaded()
+    waiting = loaded(children)
     ahead = up(host, standby, tmp_path, "a b", "--snapshot")
     assert ahead.pop("pid") == waiting.pid != anew.pop("pid")
     assert ahead == anew
@@ -89,13 +99,13 @@ def test_a_loaded_netlab_is_told_what_any_other_is_told(
 
 
 def test_it_serves_one_command_and_the_next_one_is_loaded_on_request(
-    host: FakeNetlab, standby: Standby, tmp_path: Path
+    host: FakeNetlab, standby: Standby, children: Children, tmp_path: Path
 ) -> None:
     standby.load()
     standby.load()
-    first = loaded().pid
+    first = loaded(children).pid
     assert up(host, standby, tmp_path)["pid"] == first
-    assert psutil.Process().children() == []
+    assert children() == []
     assert up(host, standby, tmp_path)["pid"] != first
     standby.load()
     assert up(host, standby, tmp_path)["pid"] not in {first, None}
@@ -111,10 +121,10 @@ def test_its_failure_is_told_like_any_other(host: FakeNetlab, standby: Standby, 
 
 
 def test_a_netlab_that_was_replaced_in_the_meantime_is_not_run_by_halves(
-    host: FakeNetlab, standby: Standby, tmp_path: Path
+    host: FakeNetlab, standby: Standby, children: Children, tmp_path: Path
 ) -> None:
     standby.load()
-    waiting = loaded()
+    waiting = loaded(children)
     draft = tmp_path / "draft"
     draft.write_text(TELLTALE.replace("VERSION = 1", "VERSION = 22"))
     draft.replace(commands(host))
@@ -122,9 +132,9 @@ def test_a_netlab_that_was_replaced_in_the_meantime_is_not_run_by_halves(
     assert (told["version"], told["pid"]) == (22, waiting.pid)
 
 
-def test_one_that_has_died_is_no_loss(host: FakeNetlab, standby: Standby, tmp_path: Path) -> None:
+def test_one_that_has_died_is_no_loss(host: FakeNetlab, standby: Standby, children: Children, tmp_path: Path) -> None:
     standby.load()
-    waiting = loaded()
+    waiting = loaded(children)
     waiting.kill()
     wait_until(lambda: waiting.status() == psutil.STATUS_ZOMBIE)
     assert up(host, standby, tmp_path)["pid"] != waiting.pid
@@ -183,11 +193,11 @@ def test_it_ends_when_nobody_is_there_to_tell_it_anything(host: FakeNetlab) -> N
     assert waiting.wait(10) == 0
 
 
-def test_once_closed_it_loads_no_more(host: FakeNetlab, standby: Standby) -> None:
+def test_once_closed_it_loads_no_more(host: FakeNetlab, standby: Standby, children: Children) -> None:
     standby.load()
-    waiting = loaded()
+    waiting = loaded(children)
     standby.close()
     assert not waiting.is_running()
     standby.load()
-    assert psutil.Process().children() == []
+    assert children() == []
     assert standby.take() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,13 @@ REJECTION = "MissingValue in nodes: No device type specified for node a"
 def _answer(status: int, said: str, probe: str | None = None) -> tuple[int, str]:
     """Status and detail of the answer where `netlab create` failed, and what it says of the good topology."""
 
-    def create(_scratch: Path) -> None:
+    def create(_scratch: Path, _interrupt: threading.Event) -> None:
         if probe:
             raise subprocess.CalledProcessError(1, "netlab", stderr=probe)
 
     error = subprocess.CalledProcessError(status, "netlab", stderr=said)
     with pytest.raises(Exception) as raised:  # noqa: PT011 - the answer is what is looked at
-        Judge(create).rejected(error, memory=1000)
+        Judge(create).rejected(error, threading.Event(), memory=1000)
     answer = answer_to(raised.value)
     return answer.status_code, answer.detail
 
@@ -56,10 +57,10 @@ def test_the_good_topology_is_asked_for_once_while_the_defaults_stay(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     asked: list[Path] = []
-    judge = Judge(asked.append)
+    judge = Judge(lambda scratch, _interrupt: asked.append(scratch))
     for content in ("", "device: frr", "device: linux"):
         (tmp_path / ".netlab.yml").write_text(content)
         for _ in range(2):
             with pytest.raises(ValueError, match="No device type"):
-                judge.rejected(subprocess.CalledProcessError(1, "netlab", stderr=REJECTION))
+                judge.rejected(subprocess.CalledProcessError(1, "netlab", stderr=REJECTION), threading.Event())
     assert len(asked) == 3

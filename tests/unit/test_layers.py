@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,12 @@ def test_netlab_knows_nothing_of_http_and_the_database() -> None:
                     else []
                 )
             }, name
+
+
+def test_a_server_loads_no_http_client() -> None:
+    script = f"import sys, {NAME}.__main__; print({{'httpx', '{NAME}.show_queue'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def calls(path: Path) -> Iterator[tuple[str, str]]:

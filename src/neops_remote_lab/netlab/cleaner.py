@@ -3,6 +3,7 @@
 import logging
 import os
 import subprocess
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,15 +51,22 @@ class Cleaner:
         self._settings = settings
         self._host = HostObjects(settings.host_root, netlab.run)
         self.instances = Instances(netlab.status_file)
+        self._list_unread = False
+        """Whether the latest sweep was made without netlab's list of instances."""
 
-    def look_before(self, made: Workspace) -> None:
+    def look_before(self, made: Workspace, interrupt: threading.Event) -> None:
         """Refuse a start that would meet what somebody else runs, and note what is there: that stays.
 
+        Args:
+            interrupt: ends a question to netlab early, once it is set; InterruptedError is raised then.
+
         Raises:
-            BlockingIOError: somebody else's lab is in the way; the message names it.
+            BlockingIOError: somebody else's lab is in the way, or what a crash has left; the message names it.
             What `run_netlab` raises.
         """
-        self._netlab.status_file()  # a host on which netlab cannot be asked takes no lab
+        self._netlab.status_file(interrupt)  # a host on which netlab cannot be asked takes no lab
+        if self._list_unread and (left := self.sweep((), made.base)):
+            raise BlockingIOError(f"{', '.join(left)} of an earlier lab could not be removed")
         networks, containers = None, []
         if traces.docker_is_installed(self._settings.docker):
             self._netlab.require_docker()
@@ -172,14 +180,18 @@ class Cleaner:
         """Remove what crashes have left below the work directory, apart from the directory that is held; what resists.
 
         Containers and netlab's instances are looked for; directories of labs are those that are named. What has no
-        record of ours, or belongs to a process that lives, stays.
+        record of ours, or belongs to a process that lives, stays. Where there is no other trace of a lab, netlab need
+        not even be installed: its list of instances is then read before the next start.
         """
         root = self._settings.work_dir
         stale = set(folders)
         try:
             containers = [found for found in self._all_containers(expected=False) if _is_below(found, root)]
             stale |= {root / found.lab_folder(root) for found in containers}
-            stale |= {root / name for name in self.instances.directories(root)}
+            stale = {base for base in stale - {held} if ownership.is_left(base, self._settings.lab_host)}
+            self._list_unread = not (stale or self._can_read_list())
+            if not self._list_unread:
+                stale |= {root / name for name in self.instances.directories(root)}
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             return [f"it cannot be told what ({failure(error)})"]
         left: list[str] = []
@@ -191,6 +203,14 @@ class Cleaner:
         with suppress(OSError):  # what cannot be tidied now is tidied by the next sweep
             ownership.tidy(root)
         return left
+
+    def _can_read_list(self) -> bool:
+        try:
+            self._netlab.status_file()
+        except (subprocess.SubprocessError, OSError) as error:
+            logger.info("netlab's list of instances is read later: netlab cannot be asked: %s", failure(error))
+            return False
+        return True
 
     def _remove_leftovers(self, lab: _Lab, *, by_force: bool) -> list[str]:
         left = self._remove_containers(lab, by_force=by_force)

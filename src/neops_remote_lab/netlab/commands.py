@@ -56,6 +56,11 @@ class NetlabCommands:
         self._is_docker = False
         self._arguments = up_arguments.split(settings.netlab_up_args)
         self._judge = Judge(self._create_good)
+        self._ended = threading.Event()
+
+    def stop_asking(self) -> None:
+        """End a question about the host that netlab answers, for good. Never blocks."""
+        self._ended.set()
 
     def create(self, made: Workspace, interrupt: threading.Event) -> Prepared:
         """Make a lab's configuration files and start nothing, at low priority and in bounded memory and time.
@@ -68,7 +73,7 @@ class NetlabCommands:
         try:
             self._create(made.folder, self._topology_arguments(made), made.log, made.lab_id, interrupt)
         except subprocess.CalledProcessError as error:
-            self._judge.rejected(error, memory=self._settings.max_create_bytes)
+            self._judge.rejected(error, interrupt, memory=self._settings.max_create_bytes)
         except subprocess.TimeoutExpired as error:
             limit = f"{error.timeout:g} s, the limit that --create-timeout sets on the lab host"
             raise TimeoutError(f"netlab took longer than {limit}, to check this topology") from None
@@ -93,15 +98,15 @@ class NetlabCommands:
             interrupt=interrupt,
         )
 
-    def wrong_defaults(self) -> str | None:
-        """What netlab says on a host on which it rejects every topology; None on any other."""
-        try:
-            return self._judge.wrong_defaults()
-        except (subprocess.SubprocessError, OSError) as error:
-            return failure(error)
+    def wrong_defaults(self, interrupt: threading.Event) -> str | None:
+        """What netlab says on a host on which it rejects every topology; None on any other.
 
-    def _create_good(self, scratch: Path) -> None:
-        self._create(scratch, [GOOD_NAME, *self._arguments.topology], scratch / "netlab.log", "", threading.Event())
+        Raises what `run_netlab` raises where netlab says nothing.
+        """
+        return self._judge.wrong_defaults(interrupt)
+
+    def _create_good(self, scratch: Path, interrupt: threading.Event) -> None:
+        self._create(scratch, [GOOD_NAME, *self._arguments.topology], scratch / "netlab.log", "", interrupt)
 
     def up(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         """Start a lab, from its prepared files where it has them, and tell its devices.
@@ -124,7 +129,7 @@ class NetlabCommands:
                 self._run_up(made, ["--snapshot"] if prepared else self._topology_arguments(made), interrupt)
             except subprocess.CalledProcessError as error:
                 if not prepared and not _printed(made, start, ACCEPTED):
-                    self._judge.rejected(error)
+                    self._judge.rejected(error, interrupt)
                 raise
             finally:
                 ended.set()
@@ -211,17 +216,21 @@ class NetlabCommands:
             raise subprocess.SubprocessError(NOT_DOCKER)
         self._is_docker = True
 
-    def status_file(self) -> Path:
-        """Where netlab keeps its list of instances on this host; asked once.
+    def status_file(self, interrupt: threading.Event | None = None) -> Path:
+        """Where netlab keeps its list of instances on this host; asked until it is known.
+
+        Args:
+            interrupt: ends the question early, once it is set; without one, `stop_asking` does.
 
         Raises:
             subprocess.SubprocessError: netlab cannot say, because of a mistake in the host's defaults, for example.
+            What `run_netlab` raises otherwise.
         """
         if self._status_file is None:
-            self._status_file = Path(self._ask_status_file()).expanduser()
+            self._status_file = Path(self._ask_status_file(interrupt or self._ended)).expanduser()
         return self._status_file
 
-    def _ask_status_file(self) -> str:
+    def _ask_status_file(self, interrupt: threading.Event) -> str:
         try:
             printed = run_netlab(
                 ["defaults", "--format", "yaml", STATUS_FILE_SETTING],
@@ -229,10 +238,12 @@ class NetlabCommands:
                 timeout=self._settings.command_timeout,
                 command=self._settings.netlab,
                 kill_grace=self._settings.kill_grace,
+                interrupt=interrupt,
             )
         except subprocess.CalledProcessError as error:
             if f"{STATUS_FILE_SETTING} not found" in str(error.stderr):
                 return DEFAULT_STATUS_FILE
+            self._judge.require_good_defaults(interrupt)
             raise
         try:
             return str(yaml.safe_load(printed)[STATUS_FILE_SETTING])

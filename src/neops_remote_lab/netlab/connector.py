@@ -191,9 +191,18 @@ def _search_path(command: str) -> str:
     return os.pathsep.join([directory, path])
 
 
-def run_docker(arguments: Sequence[str], *, command: str = "docker", timeout: float) -> str:
-    """Run `docker ARGUMENTS` and return its standard output. Raises what `run_netlab` raises."""
-    return run_netlab(arguments, folder=Path("/"), command=command, timeout=timeout)
+def run_docker(
+    arguments: Sequence[str],
+    *,
+    command: str = "docker",
+    timeout: float,
+    niceness: int = 0,
+    interrupt: threading.Event | None = None,
+) -> str:
+    """Run `docker ARGUMENTS` and return its standard output. Arguments and exceptions as for `run_netlab`."""
+    return run_netlab(
+        arguments, folder=Path("/"), command=command, timeout=timeout, niceness=niceness, interrupt=interrupt
+    )
 
 
 def _watch(

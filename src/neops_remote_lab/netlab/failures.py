@@ -21,8 +21,11 @@ _NO_SPACE: Final = ("No space left on device", "Disk quota exceeded")
 _USAGE: Final = 2
 """What argparse exits with where a command has a wrong argument: arguments are the operator's."""
 
-Probe = Callable[[Path], object]
-"""Runs `netlab create` for the good topology in a directory; raises subprocess.CalledProcessError where it fails."""
+Probe = Callable[[Path, threading.Event], object]
+"""Runs `netlab create` for the good topology in a directory, until the event is set.
+
+Raises subprocess.CalledProcessError where netlab fails.
+"""
 
 
 class Judge:
@@ -33,10 +36,13 @@ class Judge:
         self._guard = threading.Lock()
         self._good: list[tuple[int, int] | None] | None = None
 
-    def rejected(self, error: subprocess.CalledProcessError, *, memory: int | None = None) -> NoReturn:
+    def rejected(
+        self, error: subprocess.CalledProcessError, interrupt: threading.Event, *, memory: int | None = None
+    ) -> NoReturn:
         """Raise what a failure of netlab is, before it has started anything.
 
         Args:
+            interrupt: ends a question to netlab early, once it is set; InterruptedError is raised then.
             memory: the limit under which netlab ran, in bytes.
 
         Raises:
@@ -53,14 +59,18 @@ class Judge:
             raise MemoryError(f"netlab needs more than {limit} on the lab host, to check this topology") from None
         if error.returncode < 0 or error.returncode == _USAGE:
             raise error
-        if wrong := self.wrong_defaults():
+        self.require_good_defaults(interrupt)
+        raise ValueError(said) from None
+
+    def require_good_defaults(self, interrupt: threading.Event) -> None:
+        """Raise SubprocessError where netlab rejects every topology. `interrupt` as for `rejected`."""
+        if wrong := self.wrong_defaults(interrupt):
             raise subprocess.SubprocessError(
                 "the lab host's own netlab defaults are at fault, not the topology: `netlab create` fails there for "
                 f"every topology, see {', '.join(DEFAULTS)} and --netlab-up-args on the host. netlab says: {wrong}"
             ) from None
-        raise ValueError(said) from None
 
-    def wrong_defaults(self) -> str | None:
+    def wrong_defaults(self, interrupt: threading.Event) -> str | None:
         """What netlab says of the good topology; None where it accepts it. Asked again where the defaults change."""
         now = [_stamp(Path(name).expanduser()) for name in DEFAULTS]
         with self._guard:
@@ -70,7 +80,7 @@ class Judge:
             with tempfile.TemporaryDirectory(prefix="neops-remote-lab-") as scratch:
                 (Path(scratch) / GOOD_NAME).write_text(GOOD_TOPOLOGY, encoding="utf-8")
                 try:
-                    self._probe(Path(scratch))
+                    self._probe(Path(scratch), interrupt)
                 except subprocess.CalledProcessError as error:
                     return str(error.stderr)
             self._good = now

@@ -133,6 +133,10 @@ class LabManager:
         if self._settings.preload:
             self._standby.load()
 
+    def stop_asking(self) -> None:
+        """End what netlab is asked about the host, for good; for a process that holds no lab. Never blocks."""
+        self._netlab.stop_asking()
+
     def stop_loading(self) -> None:
         """End what `load_ahead` has loaded, for good."""
         self._standby.close()
@@ -172,7 +176,7 @@ class LabManager:
 
     def _start(self, lab: HeldLab) -> list[DeviceInfoDto]:
         try:
-            self._cleaner.look_before(lab.workspace)
+            self._cleaner.look_before(lab.workspace, lab.interrupt)
         except BaseException:
             self._abandon(lab)
             raise

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -13,26 +14,36 @@ from neops_remote_lab.settings import Settings
 
 CONTAINERLAB: Final = "containerlab"
 TIMEOUT: Final = 10.0
-"""Seconds that a program may take to say its version, or Docker to list containers."""
+"""Seconds that Docker may take to list containers."""
+VERSION_NICENESS: Final = 19
+"""How much a program that says its version yields the processors: nobody waits for it, but perhaps for a lab."""
 _VERSION = re.compile(r"\bv?(\d+\.\d+[\w.+-]*)")
 _MISSING: Final = "{what} cannot be run: install it{flag}{otherwise}"
 _NO_CONTAINERS: Final = ", or say with --containers=no that this host runs no labs in containers"
 
 
-def versions(settings: Settings) -> str:
-    """Path and version of netlab, Docker and containerlab, in one line; says which are missing."""
+def versions(settings: Settings, interrupt: threading.Event) -> str:
+    """Path and version of netlab, Docker and containerlab, in one line; says which are missing.
+
+    Args:
+        interrupt: ends a program that is asked, once it is set.
+    """
     asked = {"netlab": (settings.netlab, "version"), "Docker": (settings.docker, "--version")}
     asked[CONTAINERLAB] = (CONTAINERLAB, "version")
-    return ", ".join(f"{name} {_version(command, argument)}" for name, (command, argument) in asked.items())
+    limit = settings.command_timeout
+    return ", ".join(f"{name} {_version(*asked[name], limit, interrupt)}" for name in asked)
 
 
-def _version(command: str, argument: str) -> str:
+def _version(command: str, argument: str, timeout: float, interrupt: threading.Event) -> str:
     if (path := find_command(command)) is None:
         return f"is missing ({command} is neither on PATH nor beside this Python)"
     try:
-        found = _VERSION.search(run_docker([argument], command=command, timeout=TIMEOUT))
+        printed = run_docker(
+            [argument], command=command, timeout=timeout, niceness=VERSION_NICENESS, interrupt=interrupt
+        )
     except (subprocess.SubprocessError, OSError) as error:
         return f"at {path} does not say its version ({_first_line(failure(error))})"
+    found = _VERSION.search(printed)
     return f"{found[1] if found else 'of an unknown version'} ({path})"
 
 
@@ -44,26 +55,46 @@ def needs_containers(settings: Settings) -> bool:
     return named or any(find_command(command) for command in (settings.docker, CONTAINERLAB))
 
 
-def problems(settings: Settings, netlab: NetlabCommands) -> list[str]:
-    """What is missing for a lab to start and to end on this host, each as a sentence."""
-    found = [*_work_dir_problems(settings.work_dir)]
-    if find_command(settings.netlab) is None:
-        found.append(_MISSING.format(what="netlab", flag=", or name it with --netlab", otherwise=""))
-    elif not found and (wrong := netlab.wrong_defaults()):
-        found.append(f"netlab rejects every topology, because of this host's own defaults: {_first_line(wrong)}")
-    if needs_containers(settings):
-        found += _container_problems(settings.docker)
+def problems(settings: Settings, netlab: NetlabCommands, interrupt: threading.Event) -> list[str]:
+    """What a lab needs to start and to end, and this host lacks, each as a sentence.
+
+    Args:
+        interrupt: ends a program that is asked, once it is set.
+    """
+    found = missing(settings, interrupt)
+    if not _work_dir_problems(settings.work_dir) and find_command(settings.netlab):
+        found += _netlab_problems(netlab, interrupt)
     return found
 
 
-def _container_problems(docker: str) -> list[str]:
+def missing(settings: Settings, interrupt: threading.Event) -> list[str]:
+    """As `problems`, but netlab, which takes long, is asked nothing."""
+    found = [*_work_dir_problems(settings.work_dir)]
+    if find_command(settings.netlab) is None:
+        found.append(_MISSING.format(what="netlab", flag=", or name it with --netlab", otherwise=""))
+    if needs_containers(settings):
+        found += _container_problems(settings.docker, interrupt)
+    return found
+
+
+def _netlab_problems(netlab: NetlabCommands, interrupt: threading.Event) -> list[str]:
+    try:
+        wrong = netlab.wrong_defaults(interrupt)
+    except (subprocess.SubprocessError, OSError) as error:
+        return [f"it cannot be told whether netlab accepts a topology: {_first_line(failure(error))}"]
+    if wrong is None:
+        return []
+    return [f"netlab rejects every topology, because of this host's own defaults: {_first_line(wrong)}"]
+
+
+def _container_problems(docker: str, interrupt: threading.Event) -> list[str]:
     found = []
     if find_command(docker) is None:
-        missing = _MISSING.format(what="Docker", flag=", or name it with --docker", otherwise=_NO_CONTAINERS)
-        found.append(missing)
+        found.append(_MISSING.format(what="Docker", flag=", or name it with --docker", otherwise=_NO_CONTAINERS))
     else:
         try:
-            run_docker(["ps", "--quiet", "--filter", "label=clab-topo-file"], command=docker, timeout=TIMEOUT)
+            listing = ["ps", "--quiet", "--filter", "label=clab-topo-file"]
+            run_docker(listing, command=docker, timeout=TIMEOUT, interrupt=interrupt)
         except (subprocess.SubprocessError, OSError) as error:
             found.append(f"Docker does not answer: {_first_line(failure(error))}")
     if find_command(CONTAINERLAB) is None:

@@ -58,7 +58,8 @@ KNOBS = {
     "fail": "what fails, one or a list: create, probe, start (half-way), config, down (with --force it goes on, and "
     "leaves the nodes), down_probe (exit status 0, nothing done), inspect, expression, status, validate, version",
     "fail_times": "only the next N that would fail do so",
-    "hang": "the phase that never ends: create, probe, start (half-way), config, down, inspect, status",
+    "hang": "the phase that never ends: create, probe, start (half-way), config, down, inspect, status, "
+    "defaults, version",
     "stubborn": "a hanging process ignores SIGTERM, SIGINT and SIGHUP",
     "hang_child": "a hanging process has a child that hangs as well and holds its output open",
     "spam_bytes": "how much is printed in the first phase of each process",
@@ -1350,6 +1351,7 @@ def run_validate(run: Run, args: list[str]) -> None:
 def run_defaults(run: Run, args: list[str]) -> None:
     options, rest = parse(args, "defaults", "", "--format")
     run.enter("defaults")
+    run.hang("defaults")
     value = user_defaults().get(rest[0])
     if value is None:
         refuse(f"{rest[0]} not found in netlab,user defaults", "-")
@@ -1359,6 +1361,7 @@ def run_defaults(run: Run, args: list[str]) -> None:
 def run_version(run: Run, args: list[str]) -> None:
     parse(args, "version")
     run.enter("version")
+    run.hang("version")
     if run.failing("version"):
         fatal("the fake was told to fail", "version")
     say(f"netlab version {VERSION}\n  executable location: {run.argv[0]}\n  no user defaults")
