@@ -48,7 +48,7 @@ format-check: $(READY)  ## the formatter's word, nothing changed
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 
-# By package bases, so that two folders may hold a conftest.py each.
+# By package bases, so that two directories may hold a conftest.py each.
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy --explicit-package-bases $(CODE)
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 LAB_HOST: Final = "test-host"
 """What tests/server.py calls the lab host."""
 NEVER: Final = "86400"
-"""A time-out, in seconds, that no measurement sees."""
+"""A timeout, in seconds, that no measurement sees."""
 
 REAL_HOST_TIMEOUT: Final = 120.0
 """Seconds to wait until nobody else uses the real netlab."""

@@ -238,7 +238,7 @@ def running_real_server(root: Path, **settings: str) -> Iterator[LabServer]:
 
 @contextmanager
 def running_server(root: Path, **settings: str) -> Iterator[LabServer]:
-    """A server in a folder of its own; settings by flag, with `_` for `-`."""
+    """A server in a directory of its own; settings by flag, with `_` for `-`."""
     flags = {name.replace("_", "-"): value for name, value in settings.items()}
     server = LabServer(root, install_fake_netlab(root / "fake"), flags)
     try:

@@ -117,8 +117,8 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def _crowd(bench: Bench, clients: int) -> list[Row]:
-    # The contacts of everybody who came are written before the idle time begins, not in the middle of it.
-    servers = [bench.our_server(waiting_timeout=NEVER, active_timeout=NEVER, contact_write="2") for _ in range(2)]
+    # When each of them was last seen is written before the idle time begins, not in the middle of it.
+    servers = [bench.our_server(waiting_timeout=NEVER, active_timeout=NEVER, last_seen_write="2") for _ in range(2)]
     crowds = [
         Crowd(server, fill(server.database, count)) for server, count in zip(servers, (FEW, clients), strict=True)
     ]

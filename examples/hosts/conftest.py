@@ -1,4 +1,4 @@
-"""A fresh lab for every test of this folder."""
+"""A fresh lab for every test of this directory."""
 
 from neops_remote_lab.testing.fixture import remote_lab_fixture
 

@@ -1,4 +1,4 @@
-"""One lab for all tests of this folder: it is built for the first of them and torn down after the last."""
+"""One lab for all tests of this directory: it is built for the first of them and torn down after the last."""
 
 from neops_remote_lab.testing.fixture import remote_lab_fixture
 

@@ -205,7 +205,7 @@ class RemoteLabClient:
             The lab's devices.
 
         Raises:
-            TimeoutError: no lab within the acquisition time-out.
+            TimeoutError: no lab within the acquisition timeout.
             RuntimeError: the session is over.
             httpx.HTTPStatusError: the server refused, for example since netlab rejects the topology.
         """

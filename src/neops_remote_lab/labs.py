@@ -74,7 +74,7 @@ class LabService:
 
         Args:
             quarantine: is told why the host takes no labs any more, and None when it does again.
-            prepared: gives the folder in which a session's topology was prepared, if there is one.
+            prepared: gives the directory in which a session's topology was prepared, if there is one.
         """
         self._store = store
         self._manager = manager
@@ -95,7 +95,7 @@ class LabService:
         self._stuck_since: float | None = None
         self._stopped_for = SESSION_ENDED
         self._recovered = asyncio.Event()
-        self._left_folders: list[Path] = []
+        self._left_directories: list[Path] = []
         self._background: set[asyncio.Task[Any]] = set()
 
     @property
@@ -319,7 +319,7 @@ class LabService:
     async def _take_down(self, outcome: str) -> None:
         lab = self._live()
         logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, outcome)
-        self._lab = replace(lab, state="stopping")  # first: another release must not begin a second tear-down
+        self._lab = replace(lab, state="stopping")  # first: another release must not begin a second teardown
         await self._store.stopping(lab.lab_id)
         await self._run_blocking(self._manager.load_ahead)  # netlab is loaded for the next lab while this one ends
         began = self._clock.monotonic()
@@ -335,7 +335,7 @@ class LabService:
         """Take over what an earlier server has left, in the background; calls on the lab wait for the end of that."""
         self._lab = await self._store.live_lab()
         # Listed before any upload can arrive: those must not be taken for something left behind.
-        self._left_folders = await self._run_blocking(ownership.directories, self._settings.work_dir)
+        self._left_directories = await self._run_blocking(ownership.directories, self._settings.work_dir)
         opening = self._operate(self._open(rebooted=rebooted, quarantined=quarantined))
         # After the operation has been struck off: whoever waited would take it for one that is in the way.
         opening.task.add_done_callback(lambda _: self._recovered.set())
@@ -369,10 +369,10 @@ class LabService:
         await self._conclude(lab.lab_id, f"lost: {lost}" if self._is_active(lab.session_id) else SESSION_ENDED)
 
     async def _sweep(self) -> None:
-        if left := await self._run_blocking(self._manager.sweep, self._left_folders):
+        if left := await self._run_blocking(self._manager.sweep, self._left_directories):
             await self._stuck(f"{', '.join(left)} of an earlier lab")
         else:
-            self._left_folders = []
+            self._left_directories = []
 
     async def _stuck(self, what: str) -> None:
         self._stuck_since = self._clock.monotonic()

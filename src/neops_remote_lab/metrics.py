@@ -39,7 +39,7 @@ class Metrics:
         self._wait = self._histogram("queue_wait_seconds", "From joining to being active")
         self._hold = self._histogram("hold_seconds", "From being active to the end of the session")
         self._start = self._histogram("lab_start_seconds", "From the start of a lab to its devices", "outcome")
-        self._teardown = self._histogram("lab_teardown_seconds", "From the begin of a tear-down to its proof")
+        self._teardown = self._histogram("lab_teardown_seconds", "From the start of a teardown to its proof")
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(f"{PREFIX}_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
@@ -63,7 +63,7 @@ class Metrics:
         self._start.labels(outcome).observe(seconds)
 
     def lab_torn_down(self, seconds: float) -> None:
-        """A tear-down came to its end."""
+        """A teardown came to its end."""
         self._teardown.observe(seconds)
 
 

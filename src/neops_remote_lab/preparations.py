@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Preparation:
-    """One topology of one session: its check, and the folder that it left ready."""
+    """One topology of one session: its check, and the directory that it left ready."""
 
     workspace: Workspace
     outcome: asyncio.Future[TopologyCheckDto]
@@ -128,7 +128,7 @@ class Preparations:
                 preparation.outcome.set_exception(HTTPException(status.HTTP_409_CONFLICT, detail=detail))
 
     async def take(self, session_id: str, identity: Identity) -> Workspace | None:
-        """The prepared folder of a topology, which is the caller's from now on; None where there is none.
+        """The prepared directory of a topology, which is the caller's from now on; None where there is none.
 
         A check of it that runs is waited for; one that has not begun is given up, for others may come before it.
         """

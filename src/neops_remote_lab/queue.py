@@ -114,7 +114,7 @@ class SessionQueue:
         self._roster.renew_all(self._clock.monotonic())
 
     def renew(self, session_id: str) -> bool:
-        """Note contact; whether the session is live."""
+        """Note that a session is seen; whether it is live."""
         if session_id not in self._roster:
             return False
         self._roster.renew(session_id, self._clock.monotonic())
@@ -207,13 +207,13 @@ class SessionQueue:
         logger.info("session %.8s is active: waited %.1f s, client %s", session.session_id, waited.total_seconds(), who)
 
     async def expire(self) -> tuple[str, ...]:
-        """End those who have gone silent, or hold for longer than is allowed; their ids."""
+        """End sessions that are stale, or active for longer than is allowed; their ids."""
         now = self._clock.monotonic()
         limits = self._settings
-        silent = self._roster.silent(now, waiting_timeout=limits.waiting_timeout, active_timeout=limits.active_timeout)
+        stale = self._roster.stale(now, waiting_timeout=limits.waiting_timeout, active_timeout=limits.active_timeout)
         ended: tuple[str, ...] = ()
-        if silent:
-            ended += await self._end(silent, "time-out: no call came from its client for too long")
+        if stale:
+            ended += await self._end(stale, "timeout: no call came from its client for too long")
         if limits.max_hold and (active := self.active) and self._roster.held_for(now) > limits.max_hold:
             reason = f"maximum hold: it held the lab for more than {limits.max_hold:g} s"
             ended += await self._end([active.session_id], reason)
@@ -251,10 +251,10 @@ class SessionQueue:
         else:
             logger.info("the quarantine is lifted")
 
-    async def write_contacts(self) -> None:
-        """Write the last contacts for the operator's eyes. A restart may forget them: it renews everybody."""
-        contacts, self._unwritten = self._unwritten, {}
-        await self._store.record_contacts(contacts)
+    async def write_last_seen(self) -> None:
+        """Write when sessions were last seen, for the operator's eyes. A restart may forget it: it renews them all."""
+        seen, self._unwritten = self._unwritten, {}
+        await self._store.record_last_seen(seen)
 
     async def prune(self) -> int:
         """Forget sessions that ended longer ago than the history is kept; their number."""
@@ -264,6 +264,6 @@ class SessionQueue:
         """Why a session of the history ended; None where it is not known."""
         return await self._store.end_reason(session_id)
 
-    def silent_for(self, session_id: str) -> float:
-        """Seconds since the last contact with a live session."""
-        return self._roster.silent_for(session_id, self._clock.monotonic())
+    def unseen_for(self, session_id: str) -> float:
+        """Seconds since a live session was last seen."""
+        return self._roster.unseen_for(session_id, self._clock.monotonic())

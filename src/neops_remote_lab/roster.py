@@ -1,4 +1,4 @@
-"""The rules of the queue, without any I/O: who is where, who is next, who has gone silent.
+"""The rules of the queue, without any I/O: who is where, who is next, who is stale.
 
 Times are monotonic seconds and are passed in.
 """
@@ -23,7 +23,7 @@ class Difference:
 
 
 class Roster:
-    """The live sessions in FIFO order, with their last contacts.
+    """The live sessions in FIFO order, with the time at which each was last seen.
 
     Positions are looked up by bisection: joining appends, and only leaving from the middle moves anything.
     """
@@ -31,7 +31,7 @@ class Roster:
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
         self._waiting: list[tuple[int, str]] = []
-        self._contacts: OrderedDict[str, float] = OrderedDict()  # the longest silent first
+        self._last_seen: OrderedDict[str, float] = OrderedDict()  # the stalest first
         self._open_calls: Counter[str] = Counter()
         self._active: Session | None = None
         self._active_since = 0.0
@@ -74,7 +74,7 @@ class Roster:
         return bisect_left(self._waiting, (session.number, session.session_id)) + 1
 
     def put(self, session: Session, now: float) -> None:
-        """Add a session, or replace what is known of it. Being put counts as contact."""
+        """Add a session, or replace what is known of it. A session that is put is seen."""
         self.drop(session.session_id, keep_calls=True)
         self._sessions[session.session_id] = session
         if session.state == "active":
@@ -93,7 +93,7 @@ class Roster:
             self._active = None
         else:
             del self._waiting[bisect_left(self._waiting, (session.number, session_id))]
-        del self._contacts[session_id]
+        del self._last_seen[session_id]
         if not keep_calls:
             self._open_calls.pop(session_id, None)
 
@@ -113,21 +113,21 @@ class Roster:
         return Difference(frozenset(vanished), frozenset(changed))
 
     def renew(self, session_id: str, now: float) -> None:
-        """Note contact with a live session."""
-        self._contacts[session_id] = now
-        self._contacts.move_to_end(session_id)
+        """Note that a live session is seen."""
+        self._last_seen[session_id] = now
+        self._last_seen.move_to_end(session_id)
 
     def renew_all(self, now: float) -> None:
-        """Note contact with everybody: time in which nobody could be heard counts against nobody."""
-        for session_id in self._contacts:
-            self._contacts[session_id] = now
+        """Note that every session is seen: time in which no call could arrive counts against no session."""
+        for session_id in self._last_seen:
+            self._last_seen[session_id] = now
 
     def call_opened(self, session_id: str) -> None:
-        """A call of the session began: the session is not silent while it is open."""
+        """A call of the session began: the session does not go stale while it is open."""
         self._open_calls[session_id] += 1
 
     def call_closed(self, session_id: str, now: float) -> None:
-        """A call of the session ended, which is contact too."""
+        """A call of the session ended: the session is seen until then."""
         if session_id in self._open_calls:
             self._open_calls[session_id] -= 1
             if not self._open_calls[session_id]:
@@ -135,22 +135,22 @@ class Roster:
         if session_id in self._sessions:
             self.renew(session_id, now)
 
-    def silent_for(self, session_id: str, now: float) -> float:
-        """Seconds since the last contact."""
-        return 0.0 if session_id in self._open_calls else max(0.0, now - self._contacts[session_id])
+    def unseen_for(self, session_id: str, now: float) -> float:
+        """Seconds since a session was last seen."""
+        return 0.0 if session_id in self._open_calls else max(0.0, now - self._last_seen[session_id])
 
-    def silent(self, now: float, *, waiting_timeout: float, active_timeout: float) -> list[str]:
-        """Sessions whose time without contact is over, oldest contact first."""
+    def stale(self, now: float, *, waiting_timeout: float, active_timeout: float) -> list[str]:
+        """Sessions that have not been seen for too long, the stalest first."""
         gone = []
-        if (active := self._active) and self.silent_for(active.session_id, now) > active_timeout:
+        if (active := self._active) and self.unseen_for(active.session_id, now) > active_timeout:
             gone.append(active.session_id)
-        while self._contacts:
-            session_id, contact = next(iter(self._contacts.items()))
-            if session_id not in self._open_calls or now - contact <= waiting_timeout:
+        while self._last_seen:
+            session_id, seen = next(iter(self._last_seen.items()))
+            if session_id not in self._open_calls or now - seen <= waiting_timeout:
                 break
             self.renew(session_id, now)
-        for session_id, contact in self._contacts.items():
-            if now - contact <= waiting_timeout:
+        for session_id, seen in self._last_seen.items():
+            if now - seen <= waiting_timeout:
                 break
             if session_id not in self._open_calls and self._sessions[session_id] is not self._active:
                 gone.append(session_id)

@@ -79,7 +79,7 @@ async def get_session(request: Request) -> Response:
         raise await _gone(services, session_id)
     with services.queue.open_call(session_id):
         held = services.queue.wait_for_change(session_id, seconds, known)
-        await (_while_connected(request, held) if seconds else held)  # who has gone away is in contact no more
+        await (_while_connected(request, held) if seconds else held)  # a client that has gone away is not seen any more
     if (place := services.queue.place(session_id)) is None:
         raise await _gone(services, session_id)
     answer = SessionStatusResponseDto(
@@ -325,7 +325,7 @@ def _as_utf8(header: str) -> str:
 
 
 async def _active_caller(request: Request) -> tuple[Services, str]:
-    """The session that calls, which must be active. Its call counts as contact."""
+    """The session that calls, which must be active. Its call renews it."""
     services, session_id = _services(request), _session_header(request)
     if not services.queue.renew(session_id):
         raise await _not_live(services, session_id)
@@ -433,6 +433,6 @@ def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto
         purpose=_label(session.purpose),
         age_seconds=max(0.0, (now - session.created_at).total_seconds()),
         active_seconds=max(0.0, (now - active).total_seconds()) if active else None,
-        last_seen_seconds=services.queue.silent_for(session.session_id),
+        last_seen_seconds=services.queue.unseen_for(session.session_id),
         topology=_topology(services, session),
     )

@@ -130,12 +130,12 @@ def _look_at(queue: SessionQueue, labs: LabService, database: Database) -> Snaps
 
 
 class Keeper:
-    """Acts on time-outs, on SQL written by hand, and on labs that nobody needs any more, every `sql_poll` seconds."""
+    """Acts on timeouts, on SQL written by hand, and on labs that nobody needs any more, every `sql_poll` seconds."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._data_version = -1
-        self._contacts_due = self._prune_due = 0.0
+        self._last_seen_due = self._prune_due = 0.0
         self._failing = False
         self._log_is_long = False
         self._task: asyncio.Task[None] | None = None
@@ -160,8 +160,8 @@ class Keeper:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        with suppress(DBAPIError, sqlite3.Error):  # the contacts are for the eye alone
-            await self._services.queue.write_contacts()
+        with suppress(DBAPIError, sqlite3.Error):  # when sessions were last seen is for the eye alone
+            await self._services.queue.write_last_seen()
 
     async def _announce(self) -> None:
         await self._services.labs.opened()  # the first lab waits for that: what is only told comes after it
@@ -201,9 +201,9 @@ class Keeper:
         await services.labs.tick(quarantined=services.queue.quarantined is not None)
         await services.preparations.settle()
         await self._limit_log()
-        if now >= self._contacts_due:
-            self._contacts_due = now + services.settings.contact_write
-            await services.queue.write_contacts()
+        if now >= self._last_seen_due:
+            self._last_seen_due = now + services.settings.last_seen_write
+            await services.queue.write_last_seen()
         if now >= self._prune_due:
             self._prune_due = now + PRUNE_EVERY
             await services.queue.prune()

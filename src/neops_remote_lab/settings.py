@@ -118,13 +118,19 @@ class Settings(BaseModel):
         description="directory of the host's lock files: the same for every user of the host",
     )
     on_exit: Literal["teardown", "keep"] = Field("teardown", description="what becomes of the lab when the server ends")
-    exit_timeout: PositiveSeconds = Field(120, description="seconds that a graceful end may take, tear-down included")
+    exit_timeout: PositiveSeconds = Field(120, description="seconds that a graceful exit may take, teardown included")
 
-    waiting_timeout: PositiveSeconds = Field(120, description="seconds without contact until a waiting session ends")
-    active_timeout: PositiveSeconds = Field(120, description="seconds without contact until the active session ends")
+    waiting_timeout: PositiveSeconds = Field(
+        120, description="seconds without a call of its client until a waiting session is stale, and ends"
+    )
+    active_timeout: PositiveSeconds = Field(
+        120, description="seconds without a call of its client until the active session is stale, and ends"
+    )
     max_hold: Seconds = Field(0, description="seconds for which a session may be active; 0: without limit")
     max_wait: PositiveSeconds = Field(60, description="longest seconds that ?wait= holds an answer")
-    contact_write: PositiveSeconds = Field(10, description="seconds between two writes of the last contacts")
+    last_seen_write: PositiveSeconds = Field(
+        10, description="seconds between two writes of when sessions were last seen"
+    )
     retry_after: int = Field(2, ge=1, description="seconds in Retry-After")
 
     netlab: str = Field("netlab", description="the netlab command")
@@ -146,7 +152,7 @@ class Settings(BaseModel):
     down_timeout: PositiveSeconds = Field(600, description="seconds that `netlab down` may take")
     command_timeout: PositiveSeconds = Field(60, description="seconds that any other command may take")
     kill_grace: Seconds = Field(5, description="seconds between the polite and the final signal to a command")
-    teardown_retries: int = Field(2, ge=0, description="further attempts at a tear-down that left something behind")
+    teardown_retries: int = Field(2, ge=0, description="further attempts at a teardown that leaves something behind")
     quarantine_retry: PositiveSeconds = Field(60, description="seconds between two sweeps of a quarantined host")
     lab_threads: int = Field(8, ge=2, description="threads for netlab, files and locks")
 

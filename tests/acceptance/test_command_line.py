@@ -227,7 +227,7 @@ def test_the_database_of_a_newer_version_is_refused_and_left_alone(idle: LabServ
     assert idle.database.read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", ["another program's", "no database", "a folder"])
+@pytest.mark.parametrize("kind", ["another program's", "no database", "a directory"])
 def test_a_file_that_is_no_database_of_ours_is_refused_and_left_alone(idle: LabServer, kind: str) -> None:
     if kind == "another program's":
         with closing(sqlite3.connect(idle.database)) as database:
@@ -252,7 +252,7 @@ def test_a_database_of_another_kind_is_refused(tmp_path: Path, url: str) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["locks"]  # no file of that name was made
 
 
-def test_a_folder_for_locks_that_cannot_be_made_is_refused(idle: LabServer, tmp_path: Path) -> None:
+def test_a_directory_for_locks_that_cannot_be_made_is_refused(idle: LabServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     idle.settings = {"lock-dir": str(tmp_path / "file" / "locks")}
     assert "--lock-dir" in refusal(idle)

@@ -155,12 +155,12 @@ def test_a_lab_runs_for_its_session_once_that_is_written_down(lab_server: LabSer
 
 def test_a_time_out_during_a_lock_is_made_up_for(tmp_path: Path) -> None:
     with running_server(tmp_path, busy_timeout="0.1", waiting_timeout="1", active_timeout="1") as server:
-        silent = server.join()
+        stale = server.join()
         with locked(server.database):
             wait_until(lambda: "cannot be used" in server.log.read_text())
             assert httpx.get(f"{server.url}/active-session").status_code == 200
         wait_until(lambda: queue(server)["length"] == 0)
-        assert httpx.get(f"{server.url}/session/{silent}").status_code == 410
+        assert httpx.get(f"{server.url}/session/{stale}").status_code == 410
         assert "can be used again" in server.log.read_text()
 
 

@@ -471,7 +471,7 @@ def test_a_start_that_hangs_ends_with_its_session(
     server: LabServer, holder: str, background: ThreadPoolExecutor, phase: str, knobs: dict[str, bool]
 ) -> None:
     waiter = server.join()
-    # by control, not by topology: the tear-down of a topology that hangs must not hang as well
+    # by control, not by topology: the teardown of a topology that hangs must not hang as well
     fake(server).control(hang=phase, **knobs)
     answer = background.submit(acquire, server, holder, ROUTERS)
     wait_until(lambda: reached(server, "hang", phase), 20)
@@ -556,7 +556,7 @@ def test_a_failed_acquire_can_be_tried_again_with_its_key(server: LabServer, hol
 # Log
 
 
-def test_the_log_is_what_netlab_printed_without_the_folders_of_the_host(server: LabServer, holder: str) -> None:
+def test_the_log_is_what_netlab_printed_without_the_directories_of_the_host(server: LabServer, holder: str) -> None:
     acquire(server, holder, ROUTERS)
     answer = call(server, holder, "GET", "/lab/log")
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")

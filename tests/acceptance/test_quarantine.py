@@ -45,7 +45,7 @@ def quarantine(server: LabServer, **knobs: object) -> str:
     answer = server.acquire(holder, TOPOLOGY)
     assert answer.status_code == 200, answer.text
     fake(server).control(**knobs)
-    # Released, not ended: the next session becomes active without waiting for a tear-down.
+    # Released, not ended: the next session becomes active without waiting for a teardown.
     assert ask(server, holder, "POST", "/lab/release").status_code == 204
     wait_until(lambda: queue(server)["quarantined"], 20)
     assert ask(server, holder, "DELETE", f"/session/{holder}").status_code == 204
@@ -229,7 +229,7 @@ class Neighbour:
 
 def test_what_belongs_to_others_is_left_alone(server: LabServer) -> None:
     holder = server.join()
-    # A folder beside ours whose name begins as ours does, too.
+    # A directory beside ours whose name begins as ours does, too.
     neighbour = Neighbour(fake(server), server.work_dir.with_name("labs-of-others") / "one")
     assert server.acquire(holder, TOPOLOGY).status_code == 200
     assert ask(server, holder, "POST", "/lab/release").status_code == 204

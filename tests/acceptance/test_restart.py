@@ -152,7 +152,7 @@ def test_a_server_that_was_away_for_hours_finds_everybody_in_place(tmp_path: Pat
         assert time.monotonic() - started >= 3
         answer = httpx.get(f"{server.url}/session/{sessions[0]}")
         assert answer.status_code == 410
-        assert "time-out" in answer.json()["detail"]
+        assert "timeout" in answer.json()["detail"]
 
 
 # A lab that runs on is adopted

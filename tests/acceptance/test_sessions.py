@@ -1,4 +1,4 @@
-"""The queue over HTTP: joining, waiting, being promoted, falling silent, ending."""
+"""The queue over HTTP: joining, waiting, being promoted, going stale, ending."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def server(long_lived: LabServer) -> Iterator[LabServer]:
 
 @pytest.fixture
 def impatient(tmp_path: Path) -> Iterator[LabServer]:
-    """A server that ends whoever is silent for a second."""
+    """A server that ends sessions that send no call for a second."""
     with running_server(tmp_path, waiting_timeout="1", active_timeout="1") as server:
         yield server
 
@@ -80,7 +80,7 @@ def queue(server: LabServer) -> list[dict[str, Any]]:
 def held_call(server: LabServer, background: ThreadPoolExecutor, session_id: str) -> Future[httpx.Response]:
     """A call of GET /session?wait= that the server is holding."""
     call = background.submit(get, server, f"/session/{session_id}?wait=60")
-    # the server has it once its contact is newer than the latest that anybody could have made before
+    # the server has it once it was last seen later than any call before could have arrived
     wait_until(lambda: any(e["session_id"] == session_id[:8] and e["last_seen_seconds"] == 0 for e in queue(server)))
     return call
 
@@ -322,7 +322,7 @@ def test_a_held_call_is_answered_when_the_position_changes(server: LabServer, ba
 def test_a_position_that_the_caller_does_not_know_is_answered_at_once(server: LabServer) -> None:
     _, _, last = [server.join() for _ in range(3)]
     with server.client() as client:
-        answer = client.get(f"/session/{last}", params={"wait": 60, "position": 3})  # well within the client's time-out
+        answer = client.get(f"/session/{last}", params={"wait": 60, "position": 3})  # well within the client's timeout
         assert answer.json()["position"] == 2
         assert client.get(f"/session/{last}", params={"wait": 60, "position": "x"}).status_code == 422
 
@@ -340,7 +340,7 @@ def test_the_client_tells_each_position(server: LabServer, background: ThreadPoo
 
 def test_waiting_when_already_active_is_answered_at_once(server: LabServer) -> None:
     holder = server.join()
-    assert server.place(holder, wait=60)["status"] == "active"  # well within the client's time-out
+    assert server.place(holder, wait=60)["status"] == "active"  # well within the client's timeout
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "-inf", "1e999", "", "1,5", "0x10", "%00", "\u0661x"])
@@ -414,7 +414,7 @@ def test_a_call_of_a_session_needs_the_header_and_a_session_that_lives_and_is_ac
     assert server.is_clean()
 
 
-def test_who_is_silent_is_ended_and_told_why(impatient: LabServer) -> None:
+def test_a_stale_session_is_ended_and_told_why(impatient: LabServer) -> None:
     holder = impatient.join()
     over = threading.Event()
     alive = threading.Thread(target=keep_alive, args=(impatient, holder, over))
@@ -424,7 +424,7 @@ def test_who_is_silent_is_ended_and_told_why(impatient: LabServer) -> None:
         wait_until(lambda: len(queue(impatient)) == 1)
         answer = get(impatient, f"/session/{waiter}")
         assert answer.status_code == 410
-        assert "time-out" in answer.json()["detail"]
+        assert "timeout" in answer.json()["detail"]
         assert end(impatient, waiter).status_code == 404
         assert impatient.place(holder)["status"] == "active"
     finally:
@@ -434,7 +434,7 @@ def test_who_is_silent_is_ended_and_told_why(impatient: LabServer) -> None:
     assert get(impatient, f"/session/{holder}").status_code == 410
 
 
-def test_a_silent_holder_loses_the_lab_to_the_next(impatient: LabServer, background: ThreadPoolExecutor) -> None:
+def test_a_stale_holder_loses_the_lab_to_the_next(impatient: LabServer, background: ThreadPoolExecutor) -> None:
     holder, waiter = impatient.join(), impatient.join()
     assert impatient.acquire(holder, topology_text(1)).status_code == 200
     answer = background.submit(get, impatient, f"/session/{waiter}?wait=30").result()

@@ -37,7 +37,7 @@ def test_a_broken_topology_is_refused_in_netlabs_own_words_and_nothing_is_kept(l
     assert lab_server.place(waiting)["position"] == 1
 
 
-def test_a_topology_that_was_checked_starts_from_its_prepared_folder(lab_server: LabServer) -> None:
+def test_a_topology_that_was_checked_starts_from_its_prepared_directory(lab_server: LabServer) -> None:
     first, second = lab_server.join(), lab_server.join()
     text = topology_text(2)
     assert check(lab_server, second, text).status_code == 200
@@ -50,7 +50,7 @@ def test_a_topology_that_was_checked_starts_from_its_prepared_folder(lab_server:
     assert len(lab_server.fake.invocations("create")) == 1
     with lab_server.client(second) as client:
         assert client.post("/lab/release").status_code == 204
-    wait_until(lab_server.is_clean, 10, "the prepared folder outlives its lab")
+    wait_until(lab_server.is_clean, 10, "the prepared directory outlives its lab")
 
 
 def test_the_same_topology_is_checked_once_for_a_session(lab_server: LabServer) -> None:
@@ -67,7 +67,7 @@ def test_what_was_prepared_goes_with_its_session(lab_server: LabServer) -> None:
     assert len(lab_server.work_folders()) == 1
     with lab_server.client() as client:
         client.delete(f"/session/{waiting}")
-    wait_until(lambda: lab_server.work_folders() == [], 10, "the prepared folder outlives its session")
+    wait_until(lambda: lab_server.work_folders() == [], 10, "the prepared directory outlives its session")
 
 
 def test_what_was_prepared_does_not_outlive_a_killed_server(lab_server: LabServer) -> None:

@@ -233,11 +233,11 @@ NAMES = {
     "drive, relative": "C:x.yml",
     "network share": "//host/x.yml",
     "dot file": ".bashrc",
-    "dot folder": ".ssh/authorized_keys",
-    "folder": "a/",
+    "dot directory": ".ssh/authorized_keys",
+    "directory": "a/",
     "too long": "x" * 300,
     "snapshot": "netlab.snapshot.pickle",
-    "snapshot in a folder": "a/netlab.snapshot.pickle",
+    "snapshot in a directory": "a/netlab.snapshot.pickle",
     "lock": "netlab.lock",
     "ansible": "ansible.cfg",
     "what netlab writes": "clab.yml",
@@ -273,8 +273,8 @@ def test_a_dangerous_name_is_refused_however_it_is_spelt(server: LabServer, hold
     [
         pytest.param(["a.yml", "a.yml"], id="each other"),
         pytest.param(["a.yml", "A.yml"], id="but for the case"),
-        pytest.param(["a", "a/b.yml"], id="a file and a folder"),
-        pytest.param(["a/b.yml", "a"], id="a folder and a file"),
+        pytest.param(["a", "a/b.yml"], id="a file and a directory"),
+        pytest.param(["a/b.yml", "a"], id="a directory and a file"),
     ],
 )
 def test_names_that_collide_are_refused(server: LabServer, holder: str, names: Sequence[str]) -> None:
@@ -578,7 +578,7 @@ def test_a_session_that_may_not_have_the_lab_is_refused_before_its_upload_is_wri
 
 
 def test_a_full_disk_is_the_hosts_trouble_and_not_the_clients(tmp_path: Path, server: LabServer, holder: str) -> None:
-    """The work folder cannot be written to: as good as a full disk, and it does not need one."""
+    """The work directory cannot be written to: as good as a full disk, and it does not need one."""
     server.work_dir.rename(server.root / "away")
     server.work_dir.write_text("in the way")
     try:

@@ -1,4 +1,4 @@
-"""Nobody holds the lab for ever: clients that die, fall silent or stay too long."""
+"""Nobody holds the lab for ever: clients that die, go stale or stay too long."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server import LabServer, running_server
 TOPOLOGY = topology_text(nodes=2)
 ACTIVE_TIMEOUT = 2.0
 GRACE = 10.0
-"""Seconds after its time-out within which a client that has vanished must be released."""
+"""Seconds after its timeout within which a client that has vanished must be released."""
 
 USER = """\
 import sys, threading
@@ -72,7 +72,7 @@ def test_the_lab_of_a_client_that_was_killed_is_free_soon(server: LabServer) -> 
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "200"
         waiting = server.join()
-        # As long as it lives it may hold the lab for longer than its time-out.
+        # As long as it lives it may hold the lab for longer than its timeout.
         held_since = time.monotonic()
         wait_until(lambda: time.monotonic() - held_since > 1.5 * ACTIVE_TIMEOUT)
         assert is_active(server, session_id)
@@ -81,7 +81,7 @@ def test_the_lab_of_a_client_that_was_killed_is_free_soon(server: LabServer) -> 
             assert held.result(ACTIVE_TIMEOUT + GRACE)["status"] == "active"
     answer = httpx.get(f"{server.url}/session/{session_id}")
     assert answer.status_code == 410
-    assert "time-out" in answer.json()["detail"]
+    assert "timeout" in answer.json()["detail"]
     assert server.acquire(waiting, TOPOLOGY).status_code == 200
     assert fake(server).violations() == []
     assert len(fake(server).containers()) == 2
@@ -92,7 +92,7 @@ def test_the_lab_of_a_client_that_was_killed_while_it_started_is_free_soon(serve
     with user(server) as (process, session_id):
         waiting = server.join()
         wait_until(lambda: fake(server).containers())
-        # Its acquire is open, and that counts as contact for as long as it takes.
+        # Its acquire is open, and renews its session for as long as it takes.
         open_since = time.monotonic()
         wait_until(lambda: time.monotonic() - open_since > 1.5 * ACTIVE_TIMEOUT)
         assert is_active(server, session_id)

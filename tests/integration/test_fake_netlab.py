@@ -36,7 +36,7 @@ DEVICES = (
 
 @dataclass
 class Shell:
-    """A work folder in which programs are run with a given environment."""
+    """A work directory in which programs are run with a given environment."""
 
     folder: Path
     environment: dict[str, str]
@@ -474,7 +474,7 @@ def test_a_dead_docker_daemon_stops_netlab_as_well(fake: FakeNetlab, shell: Shel
 
 @pytest.fixture
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """The real netlab in a folder of its own. Its registry is the host's: one lab at a time is all that it can do."""
+    """The real netlab in a directory of its own. Its registry is the host's: it can do one lab at a time."""
     program = shutil.which("netlab")
     if program is None:
         pytest.skip("netlab is not installed on this machine")

@@ -147,11 +147,11 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 40, 99, 101, 3600]))
     def time_passes(self, seconds: float) -> None:
         self.clock.seconds += seconds
-        silent = {name for name in self.model.order if self.clock.seconds - self.model.seen[name] > TIMEOUT}
-        assert set(self.do(self.queue.expire())) == silent
+        stale = {name for name in self.model.order if self.clock.seconds - self.model.seen[name] > TIMEOUT}
+        assert set(self.do(self.queue.expire())) == stale
         # All at once: none of them becomes active on the way.
-        self.model.waiting = [name for name in self.model.waiting if name not in silent]
-        for session_id in silent:
+        self.model.waiting = [name for name in self.model.waiting if name not in stale]
+        for session_id in stale:
             self.gone(session_id)
         self.model.promote(self.clock.seconds)
 

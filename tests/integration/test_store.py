@@ -239,11 +239,11 @@ async def test_no_other_program_ever_sees_a_host_without_its_next_session(path: 
 async def test_several_who_end_together_make_room_for_one(sessions: SessionStore) -> None:
     for name in ("ann", "bob", "cem", "dan"):
         await sessions.join(joining(name), promote=True)
-    ending = await sessions.end(["ann", "bob", "nobody"], reason="time-out", now=NOON)
+    ending = await sessions.end(["ann", "bob", "nobody"], reason="timeout", now=NOON)
     assert ending.ended == ("ann", "bob")
     assert ending.promoted
     assert ending.promoted.session_id == "cem"
-    assert await sessions.end_reason("bob") == "time-out"
+    assert await sessions.end_reason("bob") == "timeout"
     assert await sessions.end_reason("cem") is None
 
 

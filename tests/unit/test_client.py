@@ -197,7 +197,7 @@ def test_waits_by_polls_that_the_server_holds(server: ScriptedServer, connect: C
     server.script(POLL, waiting(1), held, held, active)
     connect().close()
     waits = [int(request.url.params["wait"]) for request in server.of(POLL)]
-    assert waits == [0, LONGEST_POLL - 1, LONGEST_POLL - 1, LONGEST_POLL - 1]  # 80 % of the request time-out
+    assert waits == [0, LONGEST_POLL - 1, LONGEST_POLL - 1, LONGEST_POLL - 1]  # 80 % of the request timeout
     assert server.moments(POLL) == [0, 0, 24, 48]
 
 

@@ -1,4 +1,4 @@
-"""The rules of the queue: who is where, who has gone silent, what a reload changes, how long it will take."""
+"""The rules of the queue: who is where, who is stale, what a reload changes, how long it will take."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def positions(roster: Roster) -> dict[str, int]:
     return {session.session_id: roster.position(session) for session in roster}
 
 
-def silent(roster: Roster, now: float, waiting_timeout: float = 10, active_timeout: float = 10) -> list[str]:
-    return roster.silent(now, waiting_timeout=waiting_timeout, active_timeout=active_timeout)
+def stale(roster: Roster, now: float, waiting_timeout: float = 10, active_timeout: float = 10) -> list[str]:
+    return roster.stale(now, waiting_timeout=waiting_timeout, active_timeout=active_timeout)
 
 
 # Order
@@ -80,44 +80,44 @@ def test_dropping_somebody_unknown_changes_nothing() -> None:
 # Silence
 
 
-def test_a_waiting_session_is_silent_once_its_time_out_is_over_and_not_before() -> None:
+def test_a_waiting_session_is_stale_once_its_timeout_is_over_and_not_before() -> None:
     roster = queue(active(1), waiting(2), now=0)
     roster.renew("s1", 10)
-    assert silent(roster, 10.0) == []
-    assert silent(roster, 10.1) == ["s2"]
+    assert stale(roster, 10.0) == []
+    assert stale(roster, 10.1) == ["s2"]
 
 
-def test_contact_starts_the_time_out_anew() -> None:
+def test_a_call_starts_the_timeout_anew() -> None:
     roster = queue(active(1), waiting(2), waiting(3), now=0)
     for session_id in ("s1", "s2"):
         roster.renew(session_id, 8)
-    assert silent(roster, 12) == ["s3"]
-    assert silent(roster, 18.5, active_timeout=100) == ["s3", "s2"]
+    assert stale(roster, 12) == ["s3"]
+    assert stale(roster, 18.5, active_timeout=100) == ["s3", "s2"]
 
 
 def test_waiting_and_active_sessions_have_time_outs_of_their_own() -> None:
     roster = queue(active(1), waiting(2), now=0)
-    assert silent(roster, 30, waiting_timeout=10, active_timeout=100) == ["s2"]
-    assert silent(roster, 30, waiting_timeout=100, active_timeout=10) == ["s1"]
+    assert stale(roster, 30, waiting_timeout=10, active_timeout=100) == ["s2"]
+    assert stale(roster, 30, waiting_timeout=100, active_timeout=10) == ["s1"]
 
 
-def test_a_session_with_an_open_call_is_never_silent() -> None:
+def test_a_session_with_an_open_call_is_never_stale() -> None:
     roster = queue(active(1), waiting(2), waiting(3), now=0)
     roster.call_opened("s1")
     roster.call_opened("s2")
-    assert silent(roster, 1000) == ["s3"]
-    assert roster.silent_for("s2", 1000) == 0
+    assert stale(roster, 1000) == ["s3"]
+    assert roster.unseen_for("s2", 1000) == 0
 
 
-def test_the_end_of_the_last_open_call_is_contact() -> None:
+def test_the_end_of_the_last_open_call_renews_the_session() -> None:
     roster = queue(waiting(1), now=0)
     roster.call_opened("s1")
     roster.call_opened("s1")
     roster.call_closed("s1", 50)
-    assert silent(roster, 1000) == []
+    assert stale(roster, 1000) == []
     roster.call_closed("s1", 1000)
-    assert silent(roster, 1010) == []
-    assert silent(roster, 1010.1) == ["s1"]
+    assert stale(roster, 1010) == []
+    assert stale(roster, 1010.1) == ["s1"]
 
 
 def test_a_session_that_was_ended_during_its_call_stays_forgotten() -> None:
@@ -126,33 +126,33 @@ def test_a_session_that_was_ended_during_its_call_stays_forgotten() -> None:
     roster.drop("s1")
     roster.call_closed("s1", 5)
     assert "s1" not in roster
-    assert silent(roster, 1000) == []
+    assert stale(roster, 1000) == []
 
 
-def test_an_open_call_of_the_longest_silent_does_not_hide_others() -> None:
+def test_an_open_call_of_the_stalest_does_not_hide_others() -> None:
     roster = queue(waiting(1), waiting(2), waiting(3), now=0)
     roster.call_opened("s1")
-    assert sorted(silent(roster, 11)) == ["s2", "s3"]
+    assert sorted(stale(roster, 11)) == ["s2", "s3"]
     roster.call_closed("s1", 11)
-    assert sorted(silent(roster, 12)) == ["s2", "s3"]
+    assert sorted(stale(roster, 12)) == ["s2", "s3"]
 
 
 def test_an_open_call_survives_promotion() -> None:
     roster = queue(waiting(1), now=0)
     roster.call_opened("s1")
     roster.put(active(1), 1)
-    assert silent(roster, 1000) == []
+    assert stale(roster, 1000) == []
 
 
 # Reload
 
 
-def test_a_reload_without_changes_keeps_contacts_and_says_nothing() -> None:
+def test_a_reload_without_changes_keeps_when_sessions_were_seen_and_says_nothing() -> None:
     rows = [active(1), waiting(2)]
     roster = queue(*rows, now=0)
     difference = roster.reload(rows, now=100)
     assert (difference.vanished, difference.changed) == (frozenset(), frozenset())
-    assert roster.silent_for("s2", 100) == 100
+    assert roster.unseen_for("s2", 100) == 100
 
 
 def test_a_reload_tells_who_has_vanished() -> None:
@@ -189,15 +189,15 @@ def test_a_reload_takes_in_newcomers_and_gives_them_their_full_time() -> None:
     roster = queue(active(1), now=0)
     difference = roster.reload([active(1), waiting(2)], now=100)
     assert difference.changed == frozenset()
-    assert silent(roster, 110, active_timeout=1000) == []
-    assert silent(roster, 110.1, active_timeout=1000) == ["s2"]
+    assert stale(roster, 110, active_timeout=1000) == []
+    assert stale(roster, 110.1, active_timeout=1000) == ["s2"]
 
 
 def test_a_call_that_is_open_during_a_reload_stays_open() -> None:
     roster = queue(active(1), waiting(2))
     roster.call_opened("s2")
     roster.reload([active(2)], now=1)
-    assert silent(roster, 1000) == []
+    assert stale(roster, 1000) == []
 
 
 # How long it will take
@@ -237,5 +237,5 @@ def test_only_the_latest_holds_count() -> None:
 def test_time_in_which_nobody_could_be_heard_counts_against_nobody() -> None:
     roster = queue(active(1), waiting(2), waiting(3))
     roster.renew_all(100)
-    assert silent(roster, 109) == []
-    assert len(silent(roster, 111)) == 3
+    assert stale(roster, 109) == []
+    assert len(stale(roster, 111)) == 3

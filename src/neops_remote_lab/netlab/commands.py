@@ -46,7 +46,7 @@ class Prepared(NamedTuple):
 
 
 class NetlabCommands:
-    """Runs netlab in labs' work folders. All methods block."""
+    """Runs netlab in labs' work directories. All methods block."""
 
     def __init__(self, settings: Settings, standby: Standby | None = None) -> None:
         """With a `standby`, labs are started by the netlab that it has loaded."""
@@ -169,7 +169,7 @@ class NetlabCommands:
 
     def down(self, made: Workspace, *, force: bool) -> None:
         """Take a lab down. That it is gone is not believed: the caller looks."""
-        # Twice: netlab then asks nothing where its instance is registered for another folder.
+        # Twice: netlab then asks nothing where its instance is registered for another directory.
         arguments = ["down", "--cleanup", *(["--force", "--force"] if force else [])]
         try:
             run_netlab(

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 LAB_ID_VARIABLE: Final = "NEOPS_REMOTE_LAB_LAB_ID"
 """Marks every process that works on a lab, so that a later server finds those that outlived an earlier one."""
 PRELOADED: Final = "preloaded"
-"""That mark on a netlab that was started before its lab was known: the folder that it works in tells which it is."""
+"""That mark on a netlab that was started before its lab was known: the directory that it works in tells which it is."""
 
 MAX_OUTPUT_BYTES: Final = 64 << 20
 INTERRUPT_POLL: Final = 0.05

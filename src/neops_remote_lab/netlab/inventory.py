@@ -20,7 +20,7 @@ LINKS: Final = "len(globals().get('links') or [])"
 ALL: Final = f"type(nodes)([{_ALL_DEVICES}, ('links', {LINKS})])"
 
 Inspect = Callable[[Sequence[str]], str]
-"""Runs `netlab inspect` with these arguments in the lab's work folder, and returns what it prints."""
+"""Runs `netlab inspect` with these arguments in the lab's work directory, and returns what it prints."""
 
 
 def read_devices(inspect: Inspect) -> list[DeviceInfoDto]:

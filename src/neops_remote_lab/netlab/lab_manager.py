@@ -41,7 +41,7 @@ class HeldLab:
     references: int = 0
     devices: list[DeviceInfoDto] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    """What the last tear-down left behind."""
+    """What the last teardown left behind."""
     interrupt: threading.Event = field(default_factory=threading.Event)
 
 
@@ -107,8 +107,8 @@ class LabManager:
         """As `acquire`, but None at once when the host is busy.
 
         Args:
-            topology: a file, or a `Workspace`, which is taken over: it becomes the lab's folder, or is removed when an
-                equal lab runs already.
+            topology: a file, or a `Workspace`, which is taken over: it becomes the lab's directory, or is removed when
+                an equal lab runs already.
             reuse: share the lab when it runs this topology already.
             interrupt: ends the start early, once it is set; InterruptedError is raised then, and nothing is left.
         """
@@ -206,7 +206,7 @@ class LabManager:
         """Let go of one reference; the lab is torn down with the last one.
 
         Raises:
-            RuntimeError: no lab is held, or something is left after the tear-down.
+            RuntimeError: no lab is held, or something is left after the teardown.
             ValueError: the lab that runs is not this topology.
         """
         digest = workspace.digest(Path(topology))
@@ -309,9 +309,9 @@ class LabManager:
         return True
 
     def sweep(self, folders: Sequence[Path] = ()) -> list[str]:
-        """Remove what crashes have left below the work folder, apart from the lab that is held; what resists.
+        """Remove what crashes have left below the work directory, apart from the lab that is held; what resists.
 
-        Containers and netlab's instances are looked for; work folders are those that are named.
+        Containers and netlab's instances are looked for; work directories are those that are named.
         """
         return self._cleaner.sweep(folders, self._lab.workspace.base if self._lab else None)
 

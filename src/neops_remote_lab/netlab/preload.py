@@ -22,7 +22,7 @@ MODULE = f"{PACKAGE}.cli.up"
 def main(script: str) -> None:
     """Load netlab, wait for the order, and be the netlab that the script starts."""
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
-        sys.path[0] = str(Path(script).parent)  # in the place of our folder: what it is when the script itself is run
+        sys.path[0] = str(Path(script).parent)  # not our directory: as when the script itself is run
     with suppress(ImportError):  # another netlab, which loads what it needs later
         importlib.import_module(MODULE)
     gc.freeze()  # these modules live as long as the process: the collector need not look at them again and again

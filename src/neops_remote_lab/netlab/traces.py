@@ -41,7 +41,7 @@ class Container(NamedTuple):
     networks: tuple[str, ...] = ()
 
     def lab_folder(self, root: Path) -> str:
-        """The name of the work folder below `root` that it belongs to."""
+        """The name of the work directory below `root` that it belongs to."""
         return self.topology_file.relative_to(root.resolve()).parts[0]
 
 
@@ -78,7 +78,7 @@ def network_names(docker: Docker) -> set[str]:
 
 
 def may_have_containers(base: Path) -> bool:
-    """Whether netlab has got as far as to write a containerlab topology in a work folder.
+    """Whether netlab has got as far as to write a containerlab topology in a work directory.
 
     That is noted beside it: a `netlab down` by force removes the topology, be the containers gone or not.
     """

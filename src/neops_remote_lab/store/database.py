@@ -150,7 +150,7 @@ def database_url(text: str) -> URL:
         url = make_url(text)
     except ArgumentError:
         raise ValueError(
-            f"--database must be a URL like sqlite+aiosqlite:////folder/file.sqlite3, not {text}"
+            f"--database must be a URL like sqlite+aiosqlite:////directory/file.sqlite3, not {text}"
         ) from None
     if url.drivername != "sqlite+aiosqlite" or not url.database:
         raise ValueError(f"--database must begin with sqlite+aiosqlite:// and name a file, not {text}")
@@ -166,7 +166,7 @@ def _create_engine(url: str, synchronous: str, busy_timeout: float) -> AsyncEngi
     engine = create_async_engine(database_url(url), poolclass=StaticPool, connect_args={"timeout": busy_timeout})
 
     # SQLite's driver would begin transactions on its own, and deferred ones: a read followed by a write could then
-    # fail with SQLITE_BUSY_SNAPSHOT at once, whatever the busy time-out.
+    # fail with SQLITE_BUSY_SNAPSHOT at once, whatever the busy timeout.
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None

@@ -210,9 +210,9 @@ class SessionStore:
 
         return await self._database.read(work)
 
-    async def record_contacts(self, contacts: dict[str, datetime]) -> None:
+    async def record_last_seen(self, seen: dict[str, datetime]) -> None:
         """Write when each of these sessions was last heard of."""
-        rows = [{"seen": session_id, "seen_at": seen_at} for session_id, seen_at in contacts.items()]
+        rows = [{"seen": session_id, "seen_at": seen_at} for session_id, seen_at in seen.items()]
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(_RECORD_CONTACT, rows)

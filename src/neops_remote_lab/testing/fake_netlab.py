@@ -1,8 +1,8 @@
 """A stand-in for the ``netlab`` program, as networklab 26.10 behaves: same files, registry, words, status; no devices.
 
 It is started as a process of its own, so that the code that starts, feeds, times out and kills netlab is tested as it
-is. Two environment variables steer it: ``HOME`` (where netlab keeps its registry) and ``FAKE_NETLAB_STATE`` (a folder,
-by default ``$HOME/.fake-netlab``), which holds
+is. Two environment variables steer it: ``HOME`` (where netlab keeps its registry) and ``FAKE_NETLAB_STATE`` (a
+directory, by default ``$HOME/.fake-netlab``), which holds
 
 - ``containers/`` and ``networks/``: a JSON file for each thing that "runs"; the fake ``docker`` uses them too;
 - ``log``: JSON lines of everything that was started, each phase it reached and how it ended;
@@ -738,7 +738,7 @@ def containers(state: Path) -> list[Data]:
 
 
 def lab_containers(state: Path, lab: str) -> list[Data]:
-    """By the lab's name alone, as containerlab finds them: a lab of that name in another folder is hit as well."""
+    """By the lab's name alone, as containerlab finds them: a lab of that name in another directory is hit as well."""
     return [container for container in containers(state) if container["labels"]["containerlab"] == lab]
 
 
@@ -945,7 +945,7 @@ def probe(run: Run, topology: Data, what: str = "probe") -> None:
 
 
 def claim(topology: Data) -> None:
-    """Take the instance in the registry and lock the folder."""
+    """Take the instance in the registry and lock the directory."""
     lab_id = topology["lab_id"]
     conflicts: list[str] = []
 
