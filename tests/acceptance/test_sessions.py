@@ -434,10 +434,10 @@ def test_a_stale_session_is_ended_and_told_why(impatient: LabServer) -> None:
     assert get(impatient, f"/session/{holder}").status_code == 410
 
 
-def test_a_stale_holder_loses_the_lab_to_the_next(impatient: LabServer, background: ThreadPoolExecutor) -> None:
-    holder, waiter = impatient.join(), impatient.join()
+def test_a_stale_holder_loses_the_lab_to_the_next(impatient: LabServer) -> None:
+    holder = impatient.join()
     assert impatient.acquire(holder, topology_text(1)).status_code == 200
-    answer = background.submit(get, impatient, f"/session/{waiter}?wait=30").result()
+    answer = get(impatient, f"/session/{impatient.join()}?wait=30")
     assert answer.json()["status"] == "active"
     assert get(impatient, f"/session/{holder}").status_code == 410
     wait_until(impatient.is_clean, 20)
