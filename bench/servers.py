@@ -21,6 +21,7 @@ import httpx
 import psutil
 from filelock import FileLock
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, wait_until
+from tests.nursery import Forked
 from tests.server import START_TIMEOUT, LabServer, RealNetlab, free_port
 
 from bench import host
@@ -44,7 +45,9 @@ class Server(Protocol):
 
     root: Path
     port: int
-    process: subprocess.Popen[bytes] | None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | Forked | None: ...
 
     @property
     def url(self) -> str: ...

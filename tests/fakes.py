@@ -164,7 +164,9 @@ def _make_environment(folder: Path, import_seconds: float) -> Path:
     for made in (python.parent, commands):
         made.mkdir(parents=True, exist_ok=True)
     python.symlink_to(real)
-    (folder / "pyvenv.cfg").write_text(f"home = {real.parent}\n", encoding="utf-8")
+    # As `venv` writes it: without the second line, the packages of the machine's own Python would count.
+    configuration = f"home = {real.parent}\ninclude-system-site-packages = false\n"
+    (folder / "pyvenv.cfg").write_text(configuration, encoding="utf-8")
     # Folders alone: what the .pth files of the second one ask for would be most of the start-up.
     paths = [neops_remote_lab.testing.__path__[0], str(Path(yaml.__file__).parent.parent)]
     (packages / "fakes.pth").write_text("\n".join(paths), encoding="utf-8")

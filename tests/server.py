@@ -22,6 +22,7 @@ from neops_remote_lab.netlab.logs import FAILED
 from neops_remote_lab.netlab.ownership import MARKER_DIR, PROGRAM, RECORD, claim
 from neops_remote_lab.netlab.workspace import LAB_NAME_PREFIX
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, wait_until
+from tests.nursery import Forked, Nursery
 
 
 def labs_in(work_dir: Path) -> list[str]:
@@ -96,7 +97,7 @@ class LabServer:
     settings: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
 
     @property
     def fake(self) -> FakeNetlab:
@@ -121,7 +122,8 @@ class LabServer:
     def log(self) -> Path:
         return self.root / "server.log"
 
-    def command(self) -> list[str]:
+    def words(self) -> list[str]:
+        """The server's flags."""
         flags = {
             "host": "127.0.0.1",
             "port": str(self.port),
@@ -134,17 +136,23 @@ class LabServer:
             "ready-cache": "0",
             **self.settings,
         }
-        words = [f"--{name}={value}" for name, value in flags.items()]
+        return [f"--{name}={value}" for name, value in flags.items()]
+
+    def command(self) -> list[str]:
         # A test run that is killed takes its servers along, where the system can arrange that.
         guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-        return [*guard, sys.executable, "-m", "neops_remote_lab", *words]
+        return [*guard, sys.executable, "-m", "neops_remote_lab", *self.words()]
 
     def launch(self) -> None:
         """Start the process, and do not wait for it."""
+        environment = {**self.netlab.environment(), **self.environment}
+        if nursery := Nursery.for_environment(environment):
+            self.process = nursery.start(self.words(), environment, self.log)
+            return
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(),
-                env={**self.netlab.environment(), **self.environment},
+                env=environment,
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -158,6 +166,9 @@ class LabServer:
     def serves(self) -> bool:
         if self.process is None or self.process.poll() is not None:
             raise AssertionError(f"the server ended: {self.log.read_text()[-4000:]}")
+        with socket.socket() as probe:  # a client of httpx costs much more, and this is asked often
+            if probe.connect_ex(("127.0.0.1", self.port)):
+                return False
         try:
             return httpx.get(f"{self.url}/healthz", verify=TLS).status_code == 204
         except httpx.TransportError:

@@ -262,8 +262,8 @@ def test_other_users_can_read_neither_database_nor_labs(tmp_path: Path, umask: s
         session_id = server.join()
         assert server.acquire(session_id, topology_text(1)).status_code == 200
         found = modes(server)
-        lab = next(path for path in server.work_dir.glob("[!.]*") if path.is_dir())
-        topology = next(lab.rglob("*.yml"))
+        topology = next(server.work_dir.glob("[!.]*/lab/*.yml"))
+        lab = topology.parents[1]
         readable = stat.S_IMODE(topology.stat().st_mode) & 0o444
     databases = {mode for name, mode in found.items() if name.startswith("remote-lab.sqlite3")}
     assert databases == {file}
