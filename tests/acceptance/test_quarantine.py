@@ -40,7 +40,7 @@ def readiness(server: LabServer) -> httpx.Response:
 
 
 def quarantine(server: LabServer, **knobs: object) -> str:
-    """Let the tear-down of a lab fail; the session that waits for the host."""
+    """Let the teardown of a lab fail; the session that waits for the host."""
     holder, waiting = server.join(), server.join()
     answer = server.acquire(holder, TOPOLOGY)
     assert answer.status_code == 200, answer.text
