@@ -12,7 +12,8 @@ VENV := .venv
 BIN  := $(VENV)/bin
 READY := $(VENV)/.ready
 # netlab and its Ansible are in the venv, and the programs that they start look for each other on PATH.
-RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Python keeps what it has compiled, whatever the shell says: the tests start hundreds of programs from these files.
+RUN  := PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH"
 CODE := src $(foreach folder,tests bench examples,$(if $(wildcard $(folder)/*),$(folder)))
 
 .DEFAULT_GOAL := help
@@ -56,7 +57,7 @@ audit: $(READY)  ## known vulnerabilities of the dependencies; AUDIT=required fa
 	$(BIN)/python .ci/audit.py --mode $(AUDIT) $(AUDIT_IGNORE:%=--ignore=%)
 
 test: $(READY)  ## all tests; PYTEST_ARGS="-k queue -x" is passed on
-	$(RUN) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(RUN) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Not a part of the tests: Python 3.11 can spin for ever in a traced process when two threads end at nearly the same time
 # (a pending call of greenlet's runs a traced callback, and pending calls do not nest).

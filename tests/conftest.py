@@ -3,11 +3,34 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from tests.nursery import Nursery
 from tests.server import LabServer, running_server
+
+REAL_NETLAB = ("tests/acceptance/test_real_netlab.py", "tests/acceptance/test_readme.py")
+"""Files whose tests want the real netlab of this machine, and would keep several workers waiting for it."""
+
+
+class Files(LoadFileScheduling):  # type: ignore[misc]
+    """A file stays on one worker; those that want the same lab host are on the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::", 1)[0]
+        return REAL_NETLAB[0] if path in REAL_NETLAB else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Files | None:
+    return Files(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that the workers end together."""
+    items.sort(key=lambda item: not item.nodeid.startswith(REAL_NETLAB))
 
 
 @pytest.fixture(scope="session", autouse=True)

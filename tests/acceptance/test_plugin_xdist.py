@@ -93,8 +93,8 @@ def test_no_two_lab_tests_run_at_once_and_a_shared_lab_is_started_once(
 def test_a_worker_waits_for_the_lab_of_its_own_run_for_as_long_as_it_takes(
     online: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("REMOTE_LAB_ACQUISITION_TIMEOUT", "15")
-    online.path.joinpath("test_one.py").write_text("import time\ndef test_1(shared): time.sleep(18)\n")
+    monkeypatch.setenv("REMOTE_LAB_ACQUISITION_TIMEOUT", "6")
+    online.path.joinpath("test_one.py").write_text("import time\ndef test_1(shared): time.sleep(8)\n")
     online.path.joinpath("test_two.py").write_text("def test_2(fresh): pass\n")
     result = online.runpytest_subprocess("-p", "xdist", "-n", "2", "--dist", "loadfile")
     result.assert_outcomes(passed=2)
