@@ -21,7 +21,7 @@ import httpx
 import psutil
 from filelock import FileLock
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, wait_until
-from tests.nursery import Forked
+from tests.fork_server import Forked
 from tests.server import START_TIMEOUT, LabServer, RealNetlab, free_port
 
 from bench import host

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
-from tests.nursery import Nursery
+from tests.fork_server import ForkServer
 from tests.server import LabServer, running_server
 
 REAL_NETLAB = ("tests/acceptance/test_real_netlab.py", "tests/acceptance/test_readme.py")
@@ -34,14 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nursery() -> Iterator[None]:
+def fork_server() -> Iterator[None]:
     """Servers are forked from one process, unless coverage must see each of them begin."""
     if any(name.startswith("COVERAGE_PROCESS") for name in os.environ):
         yield
         return
-    Nursery.current = Nursery()
+    ForkServer.current = ForkServer()
     yield
-    Nursery.current.close()
+    ForkServer.current.close()
 
 
 @pytest.fixture

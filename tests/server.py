@@ -22,7 +22,7 @@ from neops_remote_lab.netlab.logs import FAILED
 from neops_remote_lab.netlab.ownership import MARKER_DIR, PROGRAM, RECORD, claim
 from neops_remote_lab.netlab.workspace import LAB_NAME_PREFIX
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, wait_until
-from tests.nursery import Forked, Nursery
+from tests.fork_server import Forked, ForkServer
 
 
 def labs_in(work_dir: Path) -> list[str]:
@@ -146,8 +146,8 @@ class LabServer:
     def launch(self) -> None:
         """Start the process, and do not wait for it."""
         environment = {**self.netlab.environment(), **self.environment}
-        if nursery := Nursery.for_environment(environment):
-            self.process = nursery.start(self.words(), environment, self.log)
+        if fork_server := ForkServer.for_environment(environment):
+            self.process = fork_server.start(self.words(), environment, self.log)
             return
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

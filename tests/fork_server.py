@@ -29,16 +29,16 @@ INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
 
 
 class Forked:
-    """A child of the nursery, with what `subprocess.Popen` has of it."""
+    """A child of the fork server, with what `subprocess.Popen` has of it."""
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
+    def __init__(self, server: ForkServer, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._nursery = nursery
+        self._fork_server = server
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._nursery.ask(poll=self.pid)
+            self.returncode = self._fork_server.ask(poll=self.pid)
         return self.returncode
 
     def wait(self, timeout: float) -> int:
@@ -54,10 +54,10 @@ class Forked:
             os.kill(self.pid, number)
 
 
-class Nursery:
+class ForkServer:
     """The process that forks; its children end with it."""
 
-    current: ClassVar[Nursery | None] = None
+    current: ClassVar[ForkServer | None] = None
     """That of this test run."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Nursery:
         self._one_order = threading.Lock()
 
     @classmethod
-    def for_environment(cls, environment: Mapping[str, str]) -> Nursery | None:
+    def for_environment(cls, environment: Mapping[str, str]) -> ForkServer | None:
         """One whose servers are the same as if each had an interpreter of its own, if there is one."""
         ours = cls.current._environment if cls.current else {}
         names = {name for name in {*environment, *ours} if name.startswith(INTERPRETER)}
