@@ -58,6 +58,6 @@ def _prefix(user: int) -> list[str]:
 def _missing() -> str | None:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         return "only root can run programs as another user, with setpriv"
-    probe = [*_prefix(FIRST_USER), sys.executable, "-c", "import neops_remote_lab.server"]
+    probe = [*_prefix(FIRST_USER), sys.executable, "-c", "import neops_remote_lab.api.app"]
     done = subprocess.run(probe, env=python_environment(), cwd="/", capture_output=True, check=False)
     return "this Python or its packages cannot be read by other users" if done.returncode else None

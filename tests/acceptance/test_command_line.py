@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 import neops_remote_lab
-from neops_remote_lab.host_locks import HostLock
+from neops_remote_lab.core.host_locks import HostLock
 from tests.chaos.shell import ask, container_ids, fake, in_background, lab, locked, wait_for_event
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, free_port, running_server

@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from neops_remote_lab.clock import Clock
-from neops_remote_lab.server import create_app
-from neops_remote_lab.settings import read_settings
+from neops_remote_lab.api.app import create_app
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.store import migrate
 from tests.chaos.shell import ask, fake, in_background, is_active, is_running, lab, locked, queue, sql, wait_for_event
 from tests.fakes import install_fake_netlab, topology_text, wait_until

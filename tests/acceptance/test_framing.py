@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from neops_remote_lab.framing import MAX_HEAD_BYTES
+from neops_remote_lab.api.framing import MAX_HEAD_BYTES
 from tests.server import LabServer, running_server
 
 GET = b"GET /healthz HTTP/1.1\r\n"

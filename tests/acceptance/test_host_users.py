@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from neops_remote_lab.host_locks import HostLock, read_note
+from neops_remote_lab.core.host_locks import HostLock, read_note
 from neops_remote_lab.netlab.topology import TOPOLOGY_FILE
 from tests.fakes import topology_text
 from tests.server import LabServer, running_server
@@ -27,7 +27,7 @@ TAKE = """
 import sys
 from pathlib import Path
 from filelock import Timeout
-from neops_remote_lab.host_locks import HostLock, read_note
+from neops_remote_lab.core.host_locks import HostLock, read_note
 from neops_remote_lab.netlab.topology import TOPOLOGY_FILE
 try:
     lock = HostLock(Path(sys.argv[1]), "server")

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from neops_remote_lab.server import create_app
-from neops_remote_lab.settings import read_settings
+from neops_remote_lab.api.app import create_app
+from neops_remote_lab.core.settings import read_settings
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 

@@ -87,7 +87,7 @@ def test_a_session_that_is_ended_while_it_waits_stops_the_run(online: pytest.Pyt
     online.makeconftest(
         CONFTEST
         + """
-from neops_remote_lab.connection import ServerConnection
+from neops_remote_lab.client.connection import ServerConnection
 
 join = ServerConnection.join
 

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from neops_remote_lab.access import Access, Credentials
 from neops_remote_lab.client import RemoteLabClient
+from neops_remote_lab.client.access import Access, Credentials
 from tests.fakes import topology_text
 from tests.nginx import Nginx, needs_nginx, running_nginx
 from tests.plugin import queue

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from neops_remote_lab.log_format import shorten_ids
+from neops_remote_lab.core.log_format import shorten_ids
 from tests.chaos.shell import sql
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server

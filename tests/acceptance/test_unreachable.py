@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from neops_remote_lab.client import RemoteLabClient
-from neops_remote_lab.connection import UNKNOWN_NAME_TRIES
+from neops_remote_lab.client.connection import UNKNOWN_NAME_TRIES
 from tests.fakes import topology_text
 from tests.server import LabServer, free_port
 

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import pytest
 
 import neops_remote_lab
+from neops_remote_lab.core.settings import Settings, read_settings
 from neops_remote_lab.netlab.lab_manager import HeldLab, LabManager
-from neops_remote_lab.settings import Settings, read_settings
 from tests.chaos.shell import is_running, wait_for_event
 from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
 from tests.server import labs_in
@@ -98,7 +98,7 @@ def python(script: str, host: FakeNetlab, settings: dict[str, Any], *arguments: 
     head = (
         "import sys, logging; from pathlib import Path\n"
         "from neops_remote_lab.netlab.lab_manager import LabManager\n"
-        "from neops_remote_lab.settings import read_settings\n"
+        "from neops_remote_lab.core.settings import read_settings\n"
         f"manager = LabManager(read_settings({flags!r}))\n"
     )
     environment = host.environment() | {"PYTHONPATH": str(Path(neops_remote_lab.__path__[0]).parent)}

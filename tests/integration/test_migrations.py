@@ -185,7 +185,7 @@ def test_the_wheel_brings_its_migrations_and_can_use_them(tmp_path: Path) -> Non
     packed = "neops_remote_lab/store/alembic"
     for version in (SCRIPTS / "versions").glob("*.py"):
         assert f"{packed}/versions/{version.name}" in names
-    assert {f"{packed}/env.py", "neops_remote_lab/py.typed", "neops_remote_lab/static/docs.html"} <= names
+    assert {f"{packed}/env.py", "neops_remote_lab/py.typed", "neops_remote_lab/api/static/docs.html"} <= names
     assert not [name for name in names if name.startswith(("tests/", "alembic/"))]
 
     database = tmp_path / "installed.sqlite3"

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from neops_remote_lab.clock import Clock
-from neops_remote_lab.queue import SessionQueue
-from neops_remote_lab.settings import read_settings
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.settings import read_settings
+from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store import Database, SessionStore, migrate
 
 T = TypeVar("T")

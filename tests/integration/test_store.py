@@ -15,9 +15,9 @@ import pytest
 import pytest_asyncio
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from neops_remote_lab.clock import Clock
-from neops_remote_lab.queue import SessionQueue
-from neops_remote_lab.settings import read_settings
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.settings import read_settings
+from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store import Database, Joining, Lab, LabStore, SessionStore, migrate
 from tests.chaos.shell import locked, sql
 

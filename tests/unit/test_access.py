@@ -9,7 +9,7 @@ import httpx
 import pytest
 import trustme
 
-from neops_remote_lab.access import Access, Credentials, hide_secrets, parse_address, proxy_for
+from neops_remote_lab.client.access import Access, Credentials, hide_secrets, parse_address, proxy_for
 from neops_remote_lab.testing.settings import LabHostSettings
 
 PASSWORD = "s3cret"  # noqa: S105 - of nobody

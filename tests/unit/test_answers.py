@@ -8,7 +8,15 @@ from typing import Any
 import httpx
 import pytest
 
-from neops_remote_lab.answers import CALL_PATH, PAGE_LENGTH, detail_of, name_of, parsed, raise_for_error, retry_after
+from neops_remote_lab.client.answers import (
+    CALL_PATH,
+    PAGE_LENGTH,
+    detail_of,
+    name_of,
+    parsed,
+    raise_for_error,
+    retry_after,
+)
 from neops_remote_lab.models import QueueDto
 
 PAGE = """<!doctype html><html><head><style>body { color: red }</style><script>alert("no")</script>

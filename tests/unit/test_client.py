@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from neops_remote_lab.client import LONGEST_POLL, RemoteLabClient, default_label
-from neops_remote_lab.clock import Clock
-from neops_remote_lab.connection import CLOSE_TIMEOUT, UNREACHABLE_TIMEOUT, ServerConnection
+from neops_remote_lab.client.connection import CLOSE_TIMEOUT, UNREACHABLE_TIMEOUT, ServerConnection
+from neops_remote_lab.client.lab_client import LONGEST_POLL, RemoteLabClient, default_label
+from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.models import DeviceInfoDto
 
 Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]

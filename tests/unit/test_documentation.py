@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from neops_remote_lab.openapi import OPERATIONS
-from neops_remote_lab.settings import Settings, flag, variable
+from neops_remote_lab.api.openapi import OPERATIONS
+from neops_remote_lab.core.settings import Settings, flag, variable
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -30,7 +30,7 @@ SOURCES = DOCS.parent / "src" / "neops_remote_lab"
 CLIENT_VARIABLES = sorted(
     {
         name
-        for file in ("access.py", "testing/settings.py")
+        for file in ("client/access.py", "testing/settings.py")
         for name in re.findall(r"REMOTE_LAB_[A-Z_]+", (SOURCES / file).read_text(encoding="utf-8"))
     }
 )

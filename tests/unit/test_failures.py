@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from neops_remote_lab.acquires import answer_to
+from neops_remote_lab.labs.acquires import answer_to
 from neops_remote_lab.netlab.failures import Judge
 
 REJECTION = "MissingValue in nodes: No device type specified for node a"

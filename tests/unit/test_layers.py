@@ -17,30 +17,21 @@ NAME = neops_remote_lab.__name__
 
 SERVER = (
     {"__main__"},
-    {"server", "show_queue"},
-    {"routes"},
-    {"services"},
-    {"labs", "preparations", "queue"},
-    {"acquires", "log_stream", "long_polls", "readiness", "roster"},
-    {"uploads"},
-    {"form_headers", "netlab", "responses", "store"},
-    {"metrics", "openapi"},
-    {"connection"},  # this and the next two are the client's, for the sub-commands
-    {"answers", "failures", "notices"},
-    {"access"},
-    {"clock", "file_modes", "framing", "host_locks", "log_format", "models", "settings"},
-    {"text", "up_arguments"},
+    {"cli"},
+    {"api"},
+    {"labs", "queue"},
+    {"netlab", "store"},
+    {"client"},  # for the sub-commands
+    {"models"},
+    {"core"},
 )
-"""The server's modules, the highest first. Those of one layer do not know each other."""
+"""The server's rooms, the highest first. Those of one layer do not know each other."""
 
 CLIENT = (
     {"testing"},
     {"client"},
-    {"connection"},
-    {"answers", "failures", "notices"},
-    {"access"},
-    {"clock", "models"},
-    {"text"},
+    {"models"},
+    {"core"},
 )
 """The same for the client and the pytest plugin, which share nothing with the server but what lies at the bottom."""
 
@@ -68,6 +59,15 @@ def imported(path: Path) -> Iterator[str]:
                 yield name.split(".")[1]
 
 
+def loaded(path: Path) -> Iterator[str]:
+    """The modules of this package that are loaded with a file."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == NAME:
+            inside = str(node.module).removeprefix(NAME).removeprefix(".")
+            yield inside
+            yield from (f"{inside}.{alias.name}".removeprefix(".") for alias in node.names)
+
+
 def violations(layers: tuple[set[str], ...]) -> list[str]:
     wrong = []
     for name, path in modules().items():
@@ -85,6 +85,30 @@ def test_nothing_imports_anything_above_or_beside_it(layers: tuple[set[str], ...
     assert violations(layers) == []
 
 
+def test_the_sub_commands_alone_use_the_client() -> None:
+    users = {name for name, path in modules().items() if "client" in imported(path)}
+    assert {name.split(".")[0] for name in users} == {"cli", "client", "testing"}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Cycles: a depth-first walk along the imports that run when a module is loaded."""
+    known = modules()
+    edges = {
+        name: {other for other in loaded(path) if other in known and other != name} for name, path in known.items()
+    }
+    done: set[str] = set()
+
+    def walk(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " imports ".join((*way, name))
+        if name not in done:
+            for other in sorted(edges[name]):
+                walk(other, (*way, name))
+            done.add(name)
+
+    for name in sorted(known):
+        walk(name, ())
+
+
 def test_every_module_has_a_place_in_a_layer() -> None:
     known = set().union(*SERVER, *CLIENT)
     assert {name.split(".")[0] for name in modules()} - known - {""} == set()
@@ -92,7 +116,7 @@ def test_every_module_has_a_place_in_a_layer() -> None:
 
 def test_netlab_knows_nothing_of_http_and_the_database() -> None:
     for name, path in modules().items():
-        if name.startswith(("netlab", "roster", "models")):
+        if name.startswith(("netlab", "cache", "models")):
             text = path.read_text(encoding="utf-8")
             assert not {"starlette", "sqlalchemy", "httpx"} & {
                 part.split(".")[0]
@@ -108,7 +132,7 @@ def test_netlab_knows_nothing_of_http_and_the_database() -> None:
 
 
 def test_a_server_loads_no_http_client() -> None:
-    script = f"import sys, {NAME}.__main__; print({{'httpx', '{NAME}.show_queue'}} & set(sys.modules))"
+    script = f"import sys, {NAME}.cli.serve; print({{'httpx', '{NAME}.cli.show_queue'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -128,8 +152,8 @@ def test_programs_are_started_in_one_place_and_never_through_a_shell() -> None:
     starters = {("subprocess", name) for name in ("run", "call", "check_call", "check_output", "Popen")}
     starters |= {("psutil", "Popen"), ("os", "system")}
     found = {name for name, path in modules().items() if starters & set(calls(path))}
-    assert found == {"netlab.connector"}
-    assert "shell=True" not in modules()["netlab.connector"].read_text(encoding="utf-8")
+    assert found == {"netlab.process"}
+    assert "shell=True" not in modules()["netlab.process"].read_text(encoding="utf-8")
 
 
 def test_the_environment_is_read_in_one_place_a_program() -> None:
@@ -141,7 +165,7 @@ def test_the_environment_is_read_in_one_place_a_program() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         )
     }
-    # the connector hands it on, the client and the plugin read their own, and the fakes and a loaded netlab are
+    # `run_netlab` hands it on, the client and the plugin read their own, and the fakes and a loaded netlab are
     # programs of their own
     ours = {name for name in readers if not name.startswith("testing.")}
-    assert ours == {"access", "netlab.connector", "netlab.preload", "settings"}
+    assert ours == {"client.access", "core.settings", "netlab.process", "netlab.preload"}

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from neops_remote_lab.long_polls import BATCH, NEAR, LongPolls
+from neops_remote_lab.queue.long_polls import BATCH, NEAR, LongPolls
 
 
 class Line:

@@ -11,13 +11,26 @@ from starlette import status
 from starlette.routing import Route
 
 import neops_remote_lab
-from neops_remote_lab.openapi import OPERATIONS, Operation, describe
-from neops_remote_lab.server import create_app
-from neops_remote_lab.settings import read_settings
+from neops_remote_lab.api.app import create_app
+from neops_remote_lab.api.openapi import OPERATIONS, Operation, describe
+from neops_remote_lab.core.settings import read_settings
 
 PACKAGE = Path(neops_remote_lab.__path__[0])
-PARTS = ("routes", "uploads", "labs", "preparations", "acquires", "log_stream")
-"""The modules that answer with HTTP statuses."""
+HANDLERS = ("api.sessions", "api.labs", "api.monitoring")
+PARTS = {
+    **{module: module for module in HANDLERS},
+    "requests": "api.requests",
+    "uploads": "api.uploads",
+    "log_stream": "api.log_stream",
+    "labs": "labs.coordinator",
+    "checks": "labs.topology_checks",
+    "acquires": "labs.acquires",
+}
+"""The modules that answer with HTTP statuses, by the names under which the handlers use them."""
+TREES = {
+    part: ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    for part, module in PARTS.items()
+}
 NEVER_SEEN = {408}
 """Answers that nobody reads, since the client has gone away."""
 
@@ -25,8 +38,7 @@ NEVER_SEEN = {408}
 def functions() -> dict[tuple[str, str], ast.AST]:
     """Module and name: the function, or the constant, of that name."""
     found: dict[tuple[str, str], ast.AST] = {}
-    for part in PARTS:
-        tree = ast.parse((PACKAGE / f"{part}.py").read_text(encoding="utf-8"))
+    for part, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 found[part, node.name] = node
@@ -42,8 +54,8 @@ FUNCTIONS = functions()
 def imported() -> dict[tuple[str, str], str]:
     """Module and name: the module that the name is imported from."""
     found: dict[tuple[str, str], str] = {}
-    for part in PARTS:
-        for node in ast.walk(ast.parse((PACKAGE / f"{part}.py").read_text(encoding="utf-8"))):
+    for part, tree in TREES.items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 found |= {(part, alias.name): str(node.module).rpartition(".")[2] for alias in node.names}
     return found
@@ -82,14 +94,16 @@ def raised(key: tuple[str, str], seen: set[tuple[str, str]]) -> set[int]:
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")
 def test_every_failure_that_a_handler_raises_is_described(operation: Operation) -> None:
     handler = next(
-        route.endpoint.__name__
+        route.endpoint
         for route in create_app(read_settings({}, {})).routes
         if isinstance(route, Route)
         and route.path == operation.path
         and operation.method.upper() in (route.methods or ())
     )
     described = {int(code) for code in describe("0")["paths"][operation.path][operation.method]["responses"]}
-    assert raised(("routes", handler), set()) - described == set()
+    part = handler.__module__.removeprefix(f"{neops_remote_lab.__name__}.")
+    assert part in HANDLERS
+    assert raised((part, handler.__name__), set()) - described == set()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from neops_remote_lab import up_arguments
-from neops_remote_lab.settings import Settings, add_flags, flag, parse_settings, read_settings, variable
+from neops_remote_lab.core import up_arguments
+from neops_remote_lab.core.settings import Settings, add_flags, flag, parse_settings, read_settings, variable
 
 
 def parser() -> argparse.ArgumentParser:

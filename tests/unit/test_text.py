@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neops_remote_lab.text import one_line, printable_lines, refuse_unprintable, unprintable
+from neops_remote_lab.core.text import one_line, printable_lines, refuse_unprintable, unprintable
 from tests.corpora import UNPRINTABLE
 
 ORDINARY = [

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.netlab.reserved_names import is_ignored
 from neops_remote_lab.netlab.topology import collision, extra_file_name, relative_name, topology_name
 from neops_remote_lab.netlab.yaml_check import MAX_KEYS, check_topology
-from neops_remote_lab.settings import Settings
 from tests.corpora import REFUSED_NAMES, UNPRINTABLE, UPLOADS, Upload
 
 BOMB = b"a: &a [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from neops_remote_lab.settings import read_settings
-from neops_remote_lab.uploads import receive
+from neops_remote_lab.api.uploads import receive
+from neops_remote_lab.core.settings import read_settings
 from tests.corpora import FORM, Upload
 
 

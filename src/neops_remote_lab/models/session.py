@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from neops_remote_lab.text import refuse_unprintable
+from neops_remote_lab.core.text import refuse_unprintable
 
 LABEL_LENGTH = 200
 """Longest client or purpose label, in characters."""

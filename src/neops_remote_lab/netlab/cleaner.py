@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.netlab import footprint, ownership, traces, workspace
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import failure
 from neops_remote_lab.netlab.footprint import Before, Footprint, HostObjects
 from neops_remote_lab.netlab.traces import Container, Instances
 from neops_remote_lab.netlab.workspace import Workspace
-from neops_remote_lab.settings import Settings
 
 logger = logging.getLogger(__name__)
 

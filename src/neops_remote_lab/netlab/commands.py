@@ -15,14 +15,14 @@ from typing import Any, Final, NamedTuple
 import yaml
 from pydantic import TypeAdapter
 
-from neops_remote_lab import up_arguments
+from neops_remote_lab.core import up_arguments
+from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.models.lab import DeviceInfoDto
-from neops_remote_lab.netlab.connector import Standby, run_docker, run_netlab
 from neops_remote_lab.netlab.failures import GOOD_NAME, Judge, failure
 from neops_remote_lab.netlab.inventory import read_devices, read_lab
+from neops_remote_lab.netlab.process import PreloadedNetlab, run_docker, run_netlab
 from neops_remote_lab.netlab.traces import NOT_DOCKER
 from neops_remote_lab.netlab.workspace import Workspace
-from neops_remote_lab.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ class Prepared(NamedTuple):
 class NetlabCommands:
     """Runs netlab in labs' work directories. All methods block."""
 
-    def __init__(self, settings: Settings, standby: Standby | None = None) -> None:
-        """With a `standby`, labs are started by the netlab that it has loaded."""
+    def __init__(self, settings: Settings, preloaded: PreloadedNetlab | None = None) -> None:
+        """With a `preloaded`, labs are started by the netlab that it has loaded."""
         self._settings = settings
-        self._standby = standby
+        self._preloaded = preloaded
         self._status_file: Path | None = None
         self._is_docker = False
         self._arguments = up_arguments.split(settings.netlab_up_args)
@@ -150,7 +150,7 @@ class NetlabCommands:
             max_log_bytes=self._settings.max_log_bytes,
             lab_id=made.lab_id,
             interrupt=interrupt,
-            standby=self._standby,
+            preloaded=self._preloaded,
         )
 
     def _devices_once_written(

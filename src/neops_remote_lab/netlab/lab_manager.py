@@ -17,15 +17,15 @@ from typing import Final, Literal
 
 from filelock import Timeout
 
-from neops_remote_lab.host_locks import HostLock, read_note
+from neops_remote_lab.core.host_locks import HostLock, read_note
+from neops_remote_lab.core.settings import Settings, read_settings
+from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.lab import DeviceInfoDto, LabState, LabStatusDto
 from neops_remote_lab.netlab import ownership, workspace
 from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
-from neops_remote_lab.netlab.connector import Standby
+from neops_remote_lab.netlab.process import PreloadedNetlab
 from neops_remote_lab.netlab.workspace import Identity, Workspace
-from neops_remote_lab.settings import Settings, read_settings
-from neops_remote_lab.text import one_line
 
 LAB_LOCK: Final = "lab"
 """The lock on this host's lab, held for as long as the lab lives."""
@@ -74,8 +74,8 @@ class LabManager:
         self._guard = threading.Lock()
         self._changed = threading.Event()
         self._lab: HeldLab | None = None
-        self._standby = Standby(self._settings.netlab)
-        self._netlab = NetlabCommands(self._settings, self._standby)
+        self._preloaded = PreloadedNetlab(self._settings.netlab)
+        self._netlab = NetlabCommands(self._settings, self._preloaded)
         self._cleaner = Cleaner(self._netlab, self._settings)
         self._lock = HostLock(self._settings.lock_dir, LAB_LOCK)
         self._held_by = ""
@@ -131,7 +131,7 @@ class LabManager:
     def load_ahead(self) -> None:
         """Load the netlab that starts the next lab; returns before it is loaded. For servers, which start one soon."""
         if self._settings.preload:
-            self._standby.load()
+            self._preloaded.load()
 
     def stop_asking(self) -> None:
         """End what netlab is asked about the host, for good; for a process that holds no lab. Never blocks."""
@@ -139,7 +139,7 @@ class LabManager:
 
     def stop_loading(self) -> None:
         """End what `load_ahead` has loaded, for good."""
-        self._standby.close()
+        self._preloaded.close()
 
     def _copy(self, topology: Path) -> Workspace:
         return workspace.copy_topology(topology, self._settings.work_dir, self._settings.lab_host)

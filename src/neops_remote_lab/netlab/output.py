@@ -8,7 +8,7 @@ import os
 import re
 from typing import IO, Final
 
-from neops_remote_lab.text import one_line
+from neops_remote_lab.core.text import one_line
 
 MAX_LINE_BYTES: Final = 16_384
 """A line is cut after so many bytes."""

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from neops_remote_lab.text import one_line
+from neops_remote_lab.core.text import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.netlab.commands import NetlabCommands
-from neops_remote_lab.netlab.connector import find_command, run_docker
 from neops_remote_lab.netlab.failures import failure
-from neops_remote_lab.settings import Settings
+from neops_remote_lab.netlab.process import find_command, run_docker
 
 CONTAINERLAB: Final = "containerlab"
 TIMEOUT: Final = 10.0

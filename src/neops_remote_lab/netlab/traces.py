@@ -16,7 +16,7 @@ import psutil
 import yaml
 from filelock import FileLock
 
-from neops_remote_lab.netlab.connector import LAB_ID_VARIABLE, PRELOADED
+from neops_remote_lab.netlab.process import LAB_ID_VARIABLE, PRELOADED
 
 CONTAINERS_FORMAT: Final = ("ps", "--all", "--no-trunc", "--filter", "label=clab-topo-file", "--format", "{{json .}}")
 CONTAINERS_NOTE: Final = "may-have-containers"

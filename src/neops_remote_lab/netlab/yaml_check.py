@@ -14,7 +14,7 @@ from typing import Final
 
 import yaml
 
-from neops_remote_lab.text import one_line
+from neops_remote_lab.core.text import one_line
 
 MAX_DEPTH: Final = 64
 """Deepest nesting of a topology; netlab's own reader recurses."""

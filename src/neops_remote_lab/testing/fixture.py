@@ -13,7 +13,7 @@ import pytest
 from neops_remote_lab.testing.labs import LabSpec, mark_as_lab
 
 if TYPE_CHECKING:  # conftest files import this module in every run: pydantic has to wait until a lab is used
-    from neops_remote_lab.client import RemoteLabClient
+    from neops_remote_lab.client.lab_client import RemoteLabClient
     from neops_remote_lab.models.lab import DeviceInfoDto
     from neops_remote_lab.testing.holder import LabHolder
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 
-from neops_remote_lab.client import RemoteLabClient
-from neops_remote_lab.connection import RESTARTING
+from neops_remote_lab.client.connection import RESTARTING
+from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.testing.interrupt import leave_run
 from neops_remote_lab.testing.labs import LabSpec, labs_of

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from neops_remote_lab.client import RemoteLabClient
+    from neops_remote_lab.client.lab_client import RemoteLabClient
     from neops_remote_lab.testing.holder import LabHolder
     from neops_remote_lab.testing.run import LabRun
 

@@ -15,7 +15,7 @@ from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
 
 if TYPE_CHECKING:  # a run may declare labs and choose none of their tests: httpx and pydantic wait until one is used
-    from neops_remote_lab.client import RemoteLabClient
+    from neops_remote_lab.client.lab_client import RemoteLabClient
     from neops_remote_lab.testing.holder import LabHolder
     from neops_remote_lab.testing.session import LabSession
     from neops_remote_lab.testing.workers import LabsOfOneProcess
@@ -52,7 +52,7 @@ class LabRun:
     @contextmanager
     def holding(self, client: RemoteLabClient) -> Iterator[LabHolder]:
         """Hold labs of a client, which is one that a conftest file has put in the place of ours or our own."""
-        from neops_remote_lab.connection import CLOSE_TIMEOUT  # noqa: PLC0415 - slow, and only needed with a lab
+        from neops_remote_lab.client.connection import CLOSE_TIMEOUT  # noqa: PLC0415 - slow, and only needed with a lab
         from neops_remote_lab.testing.holder import LabHolder  # noqa: PLC0415
         from neops_remote_lab.testing.workers import LabsOfOneProcess  # noqa: PLC0415
 

@@ -10,12 +10,12 @@ from typing import TypeVar
 import httpx
 import pytest
 
-from neops_remote_lab.client import RemoteLabClient
-from neops_remote_lab.connection import ServerConnection
+from neops_remote_lab.client.connection import ServerConnection
+from neops_remote_lab.client.lab_client import RemoteLabClient
+from neops_remote_lab.core.text import one_line, printable_lines
 from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.interrupt import LostSession, ended_by_signals, leave_run
 from neops_remote_lab.testing.settings import LabHostSettings
-from neops_remote_lab.text import one_line, printable_lines
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from neops_remote_lab.access import Access, Credentials
-from neops_remote_lab.connection import UNREACHABLE_TIMEOUT
+from neops_remote_lab.client.access import Access, Credentials
+from neops_remote_lab.client.connection import UNREACHABLE_TIMEOUT
 
 _CI_JOBS = ("CI_JOB_URL", "BUILD_URL", "CIRCLE_BUILD_URL")
 """Variables in which GitLab, Jenkins and CircleCI leave the address of the running job."""

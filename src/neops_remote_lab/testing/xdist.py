@@ -21,8 +21,8 @@ import pytest
 if TYPE_CHECKING:  # xdist need not be installed, and httpx has to wait until a lab is used
     from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
-    from neops_remote_lab.client import RemoteLabClient
-    from neops_remote_lab.connection import ServerConnection
+    from neops_remote_lab.client.connection import ServerConnection
+    from neops_remote_lab.client.lab_client import RemoteLabClient
     from neops_remote_lab.testing.workers import LabsOfOneProcess
 
 _SESSION = "remote_lab_session"
@@ -196,7 +196,7 @@ def _release(session_id: str, references: list[str]) -> None:
         return
     import httpx  # noqa: PLC0415 - slow, and rarely needed
 
-    from neops_remote_lab.connection import CLOSE_TIMEOUT  # noqa: PLC0415
+    from neops_remote_lab.client.connection import CLOSE_TIMEOUT  # noqa: PLC0415
 
     with server, contextlib.suppress(httpx.HTTPError):  # the session's end lets go as well
         for reference in references:
@@ -217,7 +217,7 @@ def _end(sessions: set[str], key: str | None) -> None:
 
 def _server() -> ServerConnection | None:
     """A connection of the controller; None where the workers cannot have had one either."""
-    from neops_remote_lab.connection import ServerConnection  # noqa: PLC0415 - slow, and needed in runs with labs alone
+    from neops_remote_lab.client.connection import ServerConnection  # noqa: PLC0415 - slow, and needed in runs with labs alone
 
     url = os.environ.get("REMOTE_LAB_URL")
     try:

@@ -1,0 +1,132 @@
+"""The HTTP service: routes, errors, and the lifespan."""
+
+import contextlib
+import functools
+import json
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.exc import DBAPIError
+from starlette import status
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from neops_remote_lab import __version__
+from neops_remote_lab.api import labs, monitoring, openapi, sessions
+from neops_remote_lab.api.maintenance import Maintenance
+from neops_remote_lab.api.responses import error_response, json_response
+from neops_remote_lab.api.services import build_services
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.log_format import shorten_ids
+from neops_remote_lab.core.settings import Settings
+from neops_remote_lab.core.text import one_line
+
+logger = logging.getLogger(__name__)
+
+_STATIC: Final = Path(__file__).with_name("static")
+
+
+def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
+    """The application. Its lifespan takes over what the database holds, and needs a migrated database."""
+    clock = clock or Clock()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        services = app.state.services = build_services(settings, clock)
+        maintenance = Maintenance(services)
+        async with contextlib.AsyncExitStack() as ends:  # each end is tried, whatever became of the others
+            ends.push_async_callback(services.database.close)
+            ends.push_async_callback(services.labs.close, keep=settings.on_exit == "keep")
+            ends.push_async_callback(services.checks.close)
+            ends.push_async_callback(maintenance.stop)
+            ends.callback(services.drain)
+            await maintenance.start()
+            yield
+
+    return Starlette(
+        routes=_routes(),
+        lifespan=lifespan,
+        exception_handlers={
+            HTTPException: _explain,
+            DBAPIError: _database_fails,
+            sqlite3.Error: _database_fails,
+            ClientDisconnect: _nobody_there,
+            Exception: _unexpected,
+        },
+    )
+
+
+def _routes() -> list[BaseRoute]:
+    return [
+        Route("/session", sessions.create_session, methods=["POST"]),
+        Route("/session/heartbeat", sessions.heartbeat, methods=["POST"]),
+        Route("/session/{session_id}", sessions.get_session, methods=["GET"]),
+        Route("/session/{session_id}", sessions.end_session, methods=["DELETE"]),
+        Route("/active-session", sessions.get_active_session, methods=["GET"]),
+        Route("/lab", labs.acquire_lab, methods=["POST"]),
+        Route("/lab", labs.get_lab, methods=["GET"]),
+        Route("/lab", labs.destroy_lab, methods=["DELETE"]),
+        Route("/lab/devices", labs.list_devices, methods=["GET"]),
+        Route("/lab/log", labs.get_log, methods=["GET"]),
+        Route("/lab/release", labs.release_lab, methods=["POST"]),
+        Route("/topology/check", labs.check_topology, methods=["POST"]),
+        Route("/queue", monitoring.get_queue, methods=["GET"]),
+        Route("/healthz", monitoring.healthz, methods=["GET"]),
+        Route("/readyz", monitoring.readyz, methods=["GET"]),
+        Route("/debug/health", monitoring.debug_health, methods=["GET"]),
+        Route("/metrics", monitoring.get_metrics, methods=["GET"]),
+        Route("/openapi.json", _openapi, methods=["GET"]),
+        Route("/docs", _docs, methods=["GET"]),
+        Route("/docs/docs.js", _docs_script, methods=["GET"]),
+        Mount("/docs", StaticFiles(directory=_STATIC / "swagger-ui")),
+    ]
+
+
+async def _openapi(_request: Request) -> Response:
+    return json_response(_description())
+
+
+@functools.cache
+def _description() -> bytes:
+    return json.dumps(openapi.describe(__version__)).encode()
+
+
+async def _docs(_request: Request) -> Response:
+    # A page's own policy, which allows its own scripts alone, cannot forbid to be framed.
+    return FileResponse(_STATIC / "docs.html", headers={"Content-Security-Policy": "frame-ancestors 'none'"})
+
+
+async def _docs_script(_request: Request) -> Response:
+    return FileResponse(_STATIC / "docs.js")
+
+
+async def _explain(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
+        return error_response("this path does not take that method: see /docs", 405, error.headers)
+    return error_response(error.detail, error.status_code, error.headers)
+
+
+async def _database_fails(request: Request, error: Exception) -> Response:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    path = one_line(shorten_ids(request.url.path))
+    logger.error("%s %s failed: the database says: %s", request.method, path, cause)
+    detail = f"the server's database cannot be used ({cause}): nothing was changed; try again later"
+    return error_response(detail, status.HTTP_503_SERVICE_UNAVAILABLE, {"Retry-After": "5"})
+
+
+async def _nobody_there(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=status.HTTP_400_BAD_REQUEST)
+
+
+async def _unexpected(_request: Request, _error: Exception) -> Response:
+    detail = "the server failed; its log says why"
+    return error_response(detail, status.HTTP_500_INTERNAL_SERVER_ERROR)

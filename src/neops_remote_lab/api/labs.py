@@ -1,0 +1,117 @@
+"""The handlers of the lab: acquire, look, release, destroy, and check a topology."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from pydantic import TypeAdapter
+from starlette import status
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from neops_remote_lab.api import uploads
+from neops_remote_lab.api.log_stream import HeldResponse
+from neops_remote_lab.api.requests import (
+    active_caller,
+    idempotency_key,
+    not_live,
+    refuse_while_draining,
+    services_of,
+    session_header,
+    while_connected,
+)
+from neops_remote_lab.api.responses import json_response
+from neops_remote_lab.api.services import Services
+from neops_remote_lab.models import (
+    DeviceInfoDto,
+)
+
+_DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
+
+
+async def acquire_lab(request: Request) -> Response:
+    """POST /lab."""
+    services, session_id = await active_caller(request)
+    refuse_while_draining(services)
+    key = idempotency_key(request)
+    with services.queue.open_call(session_id):
+        upload = await uploads.receive(
+            request.headers.get("Content-Type", ""), request.stream(), services.settings, services.run_blocking
+        )
+        if "respond-async" in request.headers.get("Prefer", "").lower():
+            await services.labs.acquire_in_background(session_id, upload, key)
+            headers = {"Location": "/lab", "Preference-Applied": "respond-async"}
+            return Response(status_code=status.HTTP_202_ACCEPTED, headers=headers)
+        return json_response(await while_connected(request, services.labs.acquire(session_id, upload, key)))
+
+
+async def get_lab(request: Request) -> Response:
+    """GET /lab."""
+    services, session_id = await active_caller(request)
+    return json_response(await services.labs.status(session_id))
+
+
+async def list_devices(request: Request) -> Response:
+    """GET /lab/devices."""
+    services, session_id = await active_caller(request)
+    return json_response(_DEVICES.dump_json(await services.labs.devices(session_id)))
+
+
+async def get_log(request: Request) -> Response:
+    """GET /lab/log."""
+    services, session_id = await active_caller(request)
+    if (log := services.labs.log(session_id) or await services.labs.failed_log(session_id)) is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no lab is running, and none failed, so there is no log")
+    holds = _reading(services, session_id)
+    if "text/event-stream" not in request.headers.get("Accept", ""):
+        return HeldResponse(services.log_streams.text(log), holds, media_type="text/plain")
+
+    def lives() -> bool:
+        return services.labs.log(session_id) == log and not services.queue.draining
+
+    events = services.log_streams.events(log, lives)
+    return HeldResponse(events, holds, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+@contextmanager
+def _reading(services: Services, session_id: str) -> Iterator[None]:
+    with services.log_streams.place(session_id), services.queue.open_call(session_id):
+        yield
+
+
+async def release_lab(request: Request) -> Response:
+    """POST /lab/release."""
+    services, session_id = await active_caller(request)
+    await services.labs.release(session_id, idempotency_key(request))
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+async def destroy_lab(request: Request) -> Response:
+    """DELETE /lab."""
+    services, session_id = await active_caller(request)
+    force = uploads.boolean("the query parameter 'force'", request.query_params.get("force", "true"))
+    begun = await services.labs.destroy(session_id, force=force)
+    return Response(status_code=status.HTTP_202_ACCEPTED if begun else status.HTTP_204_NO_CONTENT)
+
+
+async def check_topology(request: Request) -> Response:
+    """POST /topology/check."""
+    services, session_id = services_of(request), session_header(request)
+    if services.queue.place(session_id) is None:
+        raise await not_live(services, session_id)
+    refuse_while_draining(services)
+    with services.queue.open_call(session_id):
+        upload = await uploads.receive(
+            request.headers.get("Content-Type", ""), request.stream(), services.settings, services.run_blocking
+        )
+        check = asyncio.ensure_future(services.checks.check(session_id, upload))
+        if not services.queue.is_active(session_id):
+            # A session whose turn has come needs its lab, not its place among those who wait for a check.
+            turn = asyncio.ensure_future(services.queue.wait_until_active(session_id))
+            await asyncio.wait([check, turn], return_when=asyncio.FIRST_COMPLETED)
+            turn.cancel()
+            if services.queue.is_active(session_id):  # else it has ended, or the server is about to
+                services.checks.give_up(session_id)
+        return json_response(await check)

@@ -1,0 +1,100 @@
+"""The handlers for people and programs that watch: the queue, health, readiness, metrics."""
+
+import asyncio
+from datetime import datetime
+from itertools import islice
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette import status
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from neops_remote_lab.api.requests import SHOWN_ID, label, quarantined, seconds, services_of, topology_of
+from neops_remote_lab.api.responses import json_response
+from neops_remote_lab.api.services import Services
+from neops_remote_lab.core.text import one_line
+from neops_remote_lab.models import (
+    DebugHealthDto,
+    QueueDto,
+    QueueEntryDto,
+    ReadyDto,
+    SessionState,
+)
+from neops_remote_lab.store import Session
+
+QUEUE_SHOWN: Final = 1000
+"""Sessions that GET /queue lists unless ?limit= says otherwise."""
+QUEUE_PIECE: Final = 100
+"""Sessions that GET /queue describes at a time."""
+
+
+async def get_queue(request: Request) -> Response:
+    """GET /queue."""
+    services = services_of(request)
+    limit = min(int(seconds(request, "limit", default=QUEUE_SHOWN)), len(services.queue))
+    now = services.clock.now()
+    shown = []
+    for number, session in enumerate(list(islice(services.queue, limit)), 1):
+        if services.queue.place(session.session_id):
+            shown.append(_entry(services, session, now))
+        if number % QUEUE_PIECE == 0:
+            await asyncio.sleep(0)  # a long list, asked for by many, leaves the loop its turns
+    return json_response(QueueDto(length=len(services.queue), quarantined=quarantined(services), sessions=shown))
+
+
+def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto:
+    active = session.activated_at
+    place = services.queue.place(session.session_id)
+    return QueueEntryDto(
+        session_id=one_line(session.session_id[:SHOWN_ID]),
+        position=place.position if place else 0,
+        status=SessionState(session.state),
+        client=label(session.client),
+        purpose=label(session.purpose),
+        age_seconds=max(0.0, (now - session.created_at).total_seconds()),
+        active_seconds=max(0.0, (now - active).total_seconds()) if active else None,
+        last_seen_seconds=services.queue.unseen_for(session.session_id),
+        topology=topology_of(services, session),
+    )
+
+
+async def healthz(_request: Request) -> Response:
+    """GET /healthz."""
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+async def readyz(request: Request) -> Response:
+    """GET /readyz."""
+    services = services_of(request)
+    await services.database.data_version()  # raises where the database does not answer
+    missing = [*await services.readiness.problems()]
+    in_the_way = await services.run_blocking(services.labs.in_the_way)
+    if services.queue.quarantined:
+        missing.append(f"the host is quarantined: {quarantined(services)}")
+    if services.queue.draining:
+        missing.append("the server is about to end")
+    if in_the_way is not None:
+        missing.append(in_the_way)
+    if missing:
+        raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail="; ".join(missing))
+    return json_response(ReadyDto())
+
+
+async def get_metrics(request: Request) -> Response:
+    """GET /metrics."""
+    return Response(generate_latest(services_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def debug_health(request: Request) -> Response:
+    """GET /debug/health."""
+    services = services_of(request)
+    return json_response(
+        DebugHealthDto(
+            timestamp=services.clock.now(),
+            uptime=services.clock.monotonic() - services.started,
+            sessions=len(services.queue),
+            queue_length=len(services.queue),
+        )
+    )

@@ -1,0 +1,183 @@
+"""What the handlers share: who calls, what a request says, and how a call ends whose client has gone away."""
+
+import asyncio
+import math
+from collections.abc import Awaitable
+from http import HTTPStatus
+from typing import Final, TypeVar
+
+from pydantic import ValidationError
+from starlette import status
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from neops_remote_lab.api.services import Services
+from neops_remote_lab.core.text import one_line, refuse_unprintable
+from neops_remote_lab.models import (
+    CreateSessionRequestDto,
+)
+from neops_remote_lab.models.session import LABEL_LENGTH
+from neops_remote_lab.queue.service import ENDED_BY_CLIENT
+from neops_remote_lab.store import Session
+
+T = TypeVar("T")
+
+SHOWN_ID: Final = 8
+"""So many characters of another session's id are shown."""
+SHOWN_KEY: Final = 50
+"""So many characters of a JSON object's unknown key are shown."""
+SHOWN_REASON: Final = 500
+"""So many characters of a reason that the database holds are shown."""
+KEY_LENGTH: Final = 200
+"""Longest idempotency key."""
+MAX_JSON_BYTES: Final = 8 * 1024
+"""Largest JSON body: two labels, every character of them escaped, fit in."""
+MAX_PROBLEMS: Final = 10
+"""Most mistakes of one body that are named."""
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def refuse_while_draining(services: Services) -> None:
+    if services.queue.draining:
+        raise HTTPException(
+            status.HTTP_503_SERVICE_UNAVAILABLE,
+            detail="the server is about to end: try again when it is back",
+            headers={"Retry-After": str(services.settings.retry_after)},
+        )
+
+
+async def read_body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_JSON_BYTES:
+            detail = f"the body is larger than {MAX_JSON_BYTES} bytes"
+            raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, detail=detail, headers={"Connection": "close"})
+    return bytes(body)
+
+
+def parse(model: type[CreateSessionRequestDto], body: bytes) -> CreateSessionRequestDto:
+    try:
+        return model.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_PROBLEMS]
+        detail = [{**problem, "loc": ["body", *map(_shown_key, problem["loc"])]} for problem in problems]
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail) from None  # type: ignore[arg-type]
+
+
+def _shown_key(key: str | int) -> str | int:
+    return one_line(key, SHOWN_KEY) if isinstance(key, str) else key
+
+
+def session_header(request: Request) -> str:
+    if session_id := request.headers.get("X-Session-ID"):
+        return session_id
+    detail = "the header X-Session-ID is missing: send the session_id that POST /session answered"
+    raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+
+
+def idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 0 < len(key) <= KEY_LENGTH:
+        detail = f"the header Idempotency-Key must have 1 to {KEY_LENGTH} characters"
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+    if key is not None:
+        try:
+            refuse_unprintable("the header Idempotency-Key", _as_utf8(key))
+        except ValueError as error:
+            raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=str(error)) from None
+    return key
+
+
+def _as_utf8(header: str) -> str:
+    """A header, which the HTTP library decodes as Latin-1, as its sender meant it."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return header
+
+
+async def active_caller(request: Request) -> tuple[Services, str]:
+    """The session that calls, which must be active. Its call renews it."""
+    services, session_id = services_of(request), session_header(request)
+    if not services.queue.renew(session_id):
+        raise await not_live(services, session_id)
+    if not services.queue.is_active(session_id):
+        raise HTTPException(
+            status.HTTP_423_LOCKED,
+            detail="the session is not active yet: GET /session/{id}?wait=60 tells when it is",
+            headers={"Retry-After": str(services.settings.retry_after)},
+        )
+    return services, session_id
+
+
+async def not_live(services: Services, session_id: str) -> HTTPException:
+    return _unknown(await services.queue.end_reason(session_id))
+
+
+def _unknown(reason: str | None) -> HTTPException:
+    if reason is None:
+        return HTTPException(status.HTTP_404_NOT_FOUND, detail="unknown session: POST /session joins the queue")
+    detail = f"the session has ended: {one_line(reason, SHOWN_REASON)}"
+    return HTTPException(status.HTTP_404_NOT_FOUND, detail=detail)
+
+
+async def gone(services: Services, session_id: str) -> HTTPException:
+    """As `_not_live`, but 410 for a session that somebody else has ended."""
+    reason = await services.queue.end_reason(session_id)
+    error = _unknown(reason)
+    if reason in {None, ENDED_BY_CLIENT}:
+        return error
+    return HTTPException(status.HTTP_410_GONE, detail=error.detail)
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Wait for `work` as long as the client is there; it is cancelled when the client goes away."""
+    task = asyncio.ensure_future(work)
+    left = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait([task, left], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail="the client went away")
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def seconds(request: Request, name: str, default: float = 0) -> float:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        detail = f"the query parameter {name!r} must be a number from 0 on, not {text[:50]!r}"
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+    return number
+
+
+def topology_of(services: Services, session: Session) -> str | None:
+    lab = services.labs.lab
+    return label(lab.topology) if lab and lab.session_id == session.session_id else None
+
+
+def label(text: str | None) -> str | None:
+    """A label or a name as others see it: whoever wrote it to the database may not have checked it."""
+    return one_line(text, LABEL_LENGTH) if text else None
+
+
+def quarantined(services: Services) -> str | None:
+    reason = services.queue.quarantined
+    return one_line(reason, SHOWN_REASON) if reason else None

@@ -1,0 +1,103 @@
+"""The parts of a running server, put together."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from neops_remote_lab.api.log_stream import LogStreams
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.metrics import Metrics, Snapshot, StateCollector
+from neops_remote_lab.core.settings import Settings
+from neops_remote_lab.core.threads import RunBlocking, in_threads
+from neops_remote_lab.labs.coordinator import LabCoordinator
+from neops_remote_lab.labs.readiness import Readiness
+from neops_remote_lab.labs.topology_checks import TopologyChecks
+from neops_remote_lab.netlab.commands import NetlabCommands
+from neops_remote_lab.netlab.lab_manager import LabManager
+from neops_remote_lab.queue.service import SessionQueue
+from neops_remote_lab.store import Database, LabStore, SessionStore
+
+LOG_THREADS: Final = 1
+"""Threads that read logs: many readers take the processor from neither netlab nor the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a running server."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    queue: SessionQueue
+    labs: LabCoordinator
+    checks: TopologyChecks
+    readiness: Readiness
+    log_streams: LogStreams
+    metrics: Metrics
+    run_blocking: RunBlocking
+    started: float
+    """Monotonic seconds."""
+
+    async def settle(self) -> None:
+        """Remove what belongs to sessions that have ended. To be called whenever one may have."""
+        await self.labs.settle()
+        await self.checks.settle()
+
+    def drain(self) -> None:
+        """Take nothing new and let go of every call that is open, because the server is about to end."""
+        self.queue.drain()
+        self.readiness.stop()
+        self.checks.drain()
+        self.labs.drain()
+
+
+def build_services(settings: Settings, clock: Clock) -> Services:
+    """Put the parts together; to be called inside the event loop."""
+    run_blocking = in_threads(settings.lab_threads)  # the framework's threads stay free whatever netlab does
+    database = Database(settings.database, synchronous=settings.synchronous, busy_timeout=settings.busy_timeout)
+    metrics = Metrics()
+    queue = SessionQueue(SessionStore(database, settings.lab_host), settings, clock, metrics)
+    netlab = NetlabCommands(settings)
+    checks = TopologyChecks(
+        netlab,
+        settings,
+        run_blocking=run_blocking,
+        is_live=lambda session_id: queue.place(session_id) is not None,
+    )
+    labs = LabCoordinator(
+        LabStore(database, settings.lab_host),
+        LabManager(settings),
+        settings,
+        clock,
+        run_blocking=run_blocking,
+        is_active=queue.is_active,
+        quarantine=queue.quarantine,
+        prepared=checks.take,
+        metrics=metrics,
+    )
+    metrics.registry.register(StateCollector(lambda: _look_at(queue, labs, database)))
+    streams = LogStreams(settings, in_threads(LOG_THREADS))
+    readiness = Readiness(settings, netlab, clock, run_blocking)
+    return Services(
+        settings,
+        clock,
+        database,
+        queue,
+        labs,
+        checks,
+        readiness,
+        streams,
+        metrics,
+        run_blocking,
+        clock.monotonic(),
+    )
+
+
+def _look_at(queue: SessionQueue, labs: LabCoordinator, database: Database) -> Snapshot:
+    return Snapshot(
+        waiting=queue.waiting,
+        active=len(queue) - queue.waiting,
+        lab_state=labs.lab.state if labs.lab else "none",
+        references=labs.references,
+        quarantined=queue.quarantined is not None,
+        log_bytes=database.log_bytes,
+    )

@@ -1,0 +1,109 @@
+"""The handlers of sessions: join, wait, heartbeat, end."""
+
+from starlette import status
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from neops_remote_lab.api.requests import (
+    SHOWN_ID,
+    gone,
+    idempotency_key,
+    label,
+    not_live,
+    parse,
+    quarantined,
+    read_body,
+    refuse_while_draining,
+    seconds,
+    services_of,
+    session_header,
+    topology_of,
+    while_connected,
+)
+from neops_remote_lab.api.responses import json_response
+from neops_remote_lab.api.services import Services
+from neops_remote_lab.core.text import one_line
+from neops_remote_lab.models import (
+    ActiveSessionResponseDto,
+    CreateSessionRequestDto,
+    CreateSessionResponseDto,
+    SessionState,
+    SessionStatusResponseDto,
+)
+from neops_remote_lab.queue.service import Place
+
+
+async def create_session(request: Request) -> Response:
+    """POST /session."""
+    services = services_of(request)
+    refuse_while_draining(services)
+    wish = parse(CreateSessionRequestDto, await read_body(request))
+    place = await services.queue.join(client=wish.client, purpose=wish.purpose, key=idempotency_key(request))
+    answer = CreateSessionResponseDto(session_id=place.session.session_id, position=place.position)
+    return json_response(answer, status.HTTP_201_CREATED)
+
+
+async def get_session(request: Request) -> Response:
+    """GET /session/{session_id}."""
+    services, session_id = services_of(request), request.path_params["session_id"]
+    longest = min(seconds(request, "wait"), services.settings.max_wait)
+    known = int(seconds(request, "position")) if "position" in request.query_params else None
+    if services.queue.place(session_id) is None:
+        raise await gone(services, session_id)
+    with services.queue.open_call(session_id):
+        held = services.queue.wait_for_change(session_id, longest, known)
+        await (while_connected(request, held) if longest else held)  # a client that has gone away is not seen any more
+    if (place := services.queue.place(session_id)) is None:
+        raise await gone(services, session_id)
+    answer = SessionStatusResponseDto(
+        status=SessionState.ACTIVE if place.position == 0 else SessionState.WAITING,
+        position=place.position,
+        eta_seconds=place.eta_seconds if place.position else None,
+        waiting_for=_waiting_for(services, place),
+    )
+    headers = {"Retry-After": str(services.settings.retry_after)} if services.queue.draining else None
+    return json_response(answer, headers=headers)
+
+
+async def end_session(request: Request) -> Response:
+    """DELETE /session/{session_id}."""
+    services, session_id = services_of(request), request.path_params["session_id"]
+    if not await services.queue.end(session_id):
+        raise await not_live(services, session_id)
+    await services.settle()
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+async def get_active_session(request: Request) -> Response:
+    """GET /active-session."""
+    active = services_of(request).queue.active
+    if active is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no session is active")
+    own = request.headers.get("X-Session-ID") == active.session_id
+    shown = active.session_id if own else active.session_id[:SHOWN_ID]
+    return json_response(ActiveSessionResponseDto(session_id=shown, status=SessionState.ACTIVE, position=0))
+
+
+async def heartbeat(request: Request) -> Response:
+    """POST /session/heartbeat."""
+    services, session_id = services_of(request), session_header(request)
+    if not services.queue.renew(session_id):
+        raise await not_live(services, session_id)
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+def _waiting_for(services: Services, place: Place) -> str | None:
+    """One sentence for somebody who waits: who holds the lab, with what, since when."""
+    if place.position == 0:
+        return None
+    if services.queue.quarantined:
+        return f"the lab host is quarantined: {quarantined(services)}"
+    if (active := services.queue.active) is None:
+        return "nobody holds the lab; the queue moves in a moment"
+    who = label(active.client) or f"session {one_line(active.session_id[:SHOWN_ID])}"
+    what = f" for {label(active.purpose)}" if active.purpose else ""
+    topology = topology_of(services, active)
+    with_ = f" with {topology}" if topology else " without a lab yet"
+    since = f" since {active.activated_at:%Y-%m-%d %H:%M:%S} UTC" if active.activated_at else ""
+    return f"{who} holds the lab{what}{with_}{since}"

@@ -1,0 +1,326 @@
+"""The way to the server: its address, the credentials, the proxy in between and the certificates.
+
+What is wrong with one of them is found here, before the first request, and told in one sentence (`ValueError`) that
+names the variable. No credentials appear in an address that is shown, in an exception, a log line or a `repr`.
+"""
+
+import importlib.util
+import ipaddress
+import os
+import socket
+import ssl
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+import httpx
+
+from neops_remote_lab.core.text import one_line
+
+__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they are credentials
+
+SHOWN_LENGTH: Final = 200
+"""Most characters of an address that are shown."""
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Seconds of silence until the other end is probed, seconds between two probes, and how many may stay unanswered."""
+_HTTP: Final = ("http", "https")
+_SOCKS: Final = ("socks5", "socks5h")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What shows a server, or a proxy in front of it, who asks, and how the client knows that it is the right one.
+
+    Attributes:
+        token: `REMOTE_LAB_TOKEN`, sent as `Authorization: Bearer …`.
+        client_cert: `REMOTE_LAB_CLIENT_CERT`, a PEM file with a certificate, and with its key unless that is elsewhere.
+        client_key: `REMOTE_LAB_CLIENT_KEY`, a PEM file with the certificate's private key, not encrypted.
+        ca_file: `REMOTE_LAB_CA_FILE`, a PEM file with the authorities to trust in place of the usual ones.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    client_cert: str | Path | None = None
+    client_key: str | Path | None = None
+    ca_file: str | Path | None = None
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """The credentials that the environment names; an empty variable counts as not set."""
+        names = ("REMOTE_LAB_TOKEN", "REMOTE_LAB_CLIENT_CERT", "REMOTE_LAB_CLIENT_KEY", "REMOTE_LAB_CA_FILE")
+        return cls(*(environment.get(name) or None for name in names))
+
+    def over(self, other: "Credentials") -> "Credentials":
+        """These, and for what is None those of another. A certificate and its key stay together."""
+        pair = self if self.client_cert is not None else other
+        return Credentials(
+            self.token if self.token is not None else other.token,
+            pair.client_cert,
+            self.client_key if self.client_key is not None else pair.client_key,
+            self.ca_file if self.ca_file is not None else other.ca_file,
+        )
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address without its user name and password, and these two for `httpx.BasicAuth`."""
+
+    url: httpx.URL
+    login: tuple[str, str] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """The proxy that the environment names for one server.
+
+    Attributes:
+        variable: where its address was found.
+        address: its address.
+    """
+
+    variable: str
+    address: Address
+
+    def __str__(self) -> str:
+        return f"the proxy {self.address.url} ({self.variable})"
+
+
+class Access:
+    """All that is needed to reach one server, checked.
+
+    Args:
+        url: the server's address; it may hold a user name and a password.
+        credentials: what else is needed to get in.
+        name: what to call the address in messages, such as the name of a variable.
+
+    Attributes:
+        url: the server's address as it may be shown: no credentials, no slash at the end.
+        proxy: the proxy in between, if any.
+
+    Raises:
+        ValueError: something cannot work; the message is one sentence that names the variable.
+    """
+
+    def __init__(self, url: str, credentials: Credentials | None = None, *, name: str = "base_url") -> None:
+        self._address = parse_address(url, name)
+        self._credentials = credentials or Credentials()
+        self.url = str(self._address.url).rstrip("/")
+        self.proxy = proxy_for(self._address.url)
+        _check_token(self._credentials.token, self._address, name)
+        self._tls = self._tls_context()
+
+    def client(self, transport: httpx.BaseTransport | None = None) -> httpx.Client:
+        """An HTTP client for the server. It follows no redirect, so that the credentials go nowhere else."""
+        token = self._credentials.token
+        login = self._address.login
+        return httpx.Client(
+            base_url=self._address.url,
+            auth=httpx.BasicAuth(*login) if login else None,
+            headers={"Authorization": f"Bearer {token}"} if token else None,
+            transport=transport or self._transport(),
+            trust_env=False,  # the environment has been read already, and with better messages
+        )
+
+    def _transport(self) -> httpx.HTTPTransport:
+        proxy = None
+        if self.proxy is not None:
+            at = self.proxy.address
+            proxy = httpx.Proxy(at.url, auth=at.login, ssl_context=self._tls if at.url.scheme == "https" else None)
+        return httpx.HTTPTransport(verify=self._tls, proxy=proxy, trust_env=False, socket_options=_keepalive())
+
+    def __str__(self) -> str:
+        return f"{self.url} through {self.proxy}" if self.proxy else self.url
+
+    def _tls_context(self) -> ssl.SSLContext:
+        schemes = {self._address.url.scheme} | ({self.proxy.address.url.scheme} if self.proxy else set())
+        if "https" not in schemes:
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used: loading authorities would take its time
+        context = _trusting(self._credentials.ca_file)
+        _load_client_certificate(context, self._credentials)
+        return context
+
+
+def _keepalive() -> list[tuple[int, int, int]]:
+    """Options that let the system notice a host that has lost its power while an answer is waited for."""
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # Linux has them, other systems some of them
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return options
+
+
+# Addresses
+
+
+def hide_secrets(url: str) -> str:
+    """An address of any form as it may be shown: without user name, password, query and fragment."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    rest = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
+    return one_line(scheme + separator + rest, SHOWN_LENGTH)
+
+
+def parse_address(
+    text: str, name: str, schemes: tuple[str, ...] = _HTTP, example: str = "http://lab-host:8000"
+) -> Address:
+    """The address in a text.
+
+    Raises:
+        ValueError: it is none; the message names the variable, and shows no credentials.
+    """
+    trouble = _trouble_with(text, schemes)
+    if trouble is None:
+        try:
+            url = httpx.URL(text)
+            url.raw_host.decode("ascii").encode("idna")  # as the look-up of the name will do it
+        except (httpx.InvalidURL, UnicodeError):
+            trouble = "has no valid host name or port"
+        else:
+            trouble = _trouble_with_parts(url)
+    if trouble is not None:
+        shown = hide_secrets(text)
+        raise ValueError(f"{name} {trouble}: it must be an address such as {example}, not {shown!r}")
+    login = (url.username, url.password) if url.userinfo else None
+    return Address(url.copy_with(username=None, password=None), login)
+
+
+def _trouble_with(text: str, schemes: tuple[str, ...]) -> str | None:
+    scheme, separator, rest = text.partition("://")
+    if text != text.strip():
+        return "begins or ends with a space or a line break"
+    if " " in text or not text.isprintable():
+        return "has a space, a control character or one that is not UTF-8"
+    return _trouble_with_scheme(scheme, separator, schemes) or _trouble_with_rest(rest)
+
+
+def _trouble_with_scheme(scheme: str, separator: str, schemes: tuple[str, ...]) -> str | None:
+    if not separator:
+        return f"lacks the scheme ({schemes[0]}://)"
+    if scheme.lower() not in schemes:
+        return f"has another scheme than {' or '.join(schemes)}"
+    return None
+
+
+def _trouble_with_rest(rest: str) -> str | None:
+    if "?" in rest or "#" in rest:
+        return "has a query or a fragment (what follows ? or #; in a password write %3F or %23)"
+    if rest.partition("/")[0].endswith(":"):
+        return "lacks the port number after the colon"
+    return None
+
+
+def _trouble_with_parts(url: httpx.URL) -> str | None:
+    if not url.host:
+        return "names no host"
+    if url.port is not None and not 0 < url.port < 2**16:
+        return "has no valid port"
+    return None
+
+
+# Proxies
+
+
+def proxy_for(url: httpx.URL) -> Proxy | None:
+    """The proxy that the environment (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`) names for an address.
+
+    Raises:
+        ValueError: its address cannot be used.
+    """
+    found = urllib.request.getproxies()
+    kind = url.scheme if found.get(url.scheme) else "all"
+    text = found.get(kind)
+    if not text or _is_excepted(url, found.get("no", "")):
+        return None
+    variable = f"{kind}_proxy"
+    if not os.environ.get(variable):
+        variable = variable.upper()
+    text = text if "://" in text else f"http://{text}"
+    address = parse_address(text, variable, (*_HTTP, *_SOCKS), "http://proxy:3128")
+    if address.url.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
+        raise ValueError(
+            f"{variable} names a SOCKS proxy, which needs another package: install httpx[socks], "
+            f"or add {url.host} to NO_PROXY"
+        )
+    return Proxy(variable, address)
+
+
+def _is_excepted(url: httpx.URL, no_proxy: str) -> bool:
+    entries = [entry.strip() for entry in no_proxy.split(",")]
+    if "*" in entries:
+        return True
+    try:
+        host = ipaddress.ip_address(url.host)
+    except ValueError:
+        return bool(urllib.request.proxy_bypass(url.netloc.decode("ascii")))
+    return any(host in network for entry in entries if (network := _network(entry)) is not None)
+
+
+def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    text = entry.replace("[", "").replace("]", "")
+    for candidate in (text, text.rpartition(":")[0]):  # the second one without a port
+        try:
+            return ipaddress.ip_network(candidate, strict=False)
+        except ValueError:
+            continue
+    return None
+
+
+# Certificates and tokens
+
+
+def _check_token(token: str | None, address: Address, name: str) -> None:
+    if token is None:
+        return
+    if not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(
+            "REMOTE_LAB_TOKEN has a space, a line break or another character that no token has: copy it anew"
+        )
+    if address.login is not None:
+        raise ValueError(
+            f"{name} holds a user name, and REMOTE_LAB_TOKEN is set: a request can carry one of them, remove the other"
+        )
+
+
+def _trusting(ca_file: str | Path | None) -> ssl.SSLContext:
+    variable, path = "REMOTE_LAB_CA_FILE", ca_file
+    if path is None:
+        variable, path = "SSL_CERT_FILE", os.environ.get("SSL_CERT_FILE")
+    if path:
+        _require_readable(variable, path)
+    elif (directory := os.environ.get("SSL_CERT_DIR")) and not Path(directory).is_dir():
+        raise ValueError(f"SSL_CERT_DIR names a directory that does not exist: {directory!r}")
+    try:
+        return ssl.create_default_context(cafile=ca_file) if ca_file else httpx.create_ssl_context()
+    except ssl.SSLError:
+        raise ValueError(f"{variable} names a file without PEM certificates: {str(path)!r}") from None
+    except OSError as error:  # the only other file that a context opens
+        raise ValueError(f"SSLKEYLOGFILE names a file that cannot be written: {error.strerror}") from None
+
+
+def _load_client_certificate(context: ssl.SSLContext, credentials: Credentials) -> None:
+    certificate, key = credentials.client_cert, credentials.client_key
+    if certificate is None:
+        if key is not None:
+            raise ValueError("REMOTE_LAB_CLIENT_KEY is set without REMOTE_LAB_CLIENT_CERT: a key needs its certificate")
+        return
+    _require_readable("REMOTE_LAB_CLIENT_CERT", certificate)
+    if key is not None:
+        _require_readable("REMOTE_LAB_CLIENT_KEY", key)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")  # else it would ask at the terminal
+    except (ssl.SSLError, ValueError):
+        raise ValueError(
+            f"REMOTE_LAB_CLIENT_CERT={str(certificate)!r} cannot be used: it must be a PEM certificate, with its "
+            "private key in the same file or in REMOTE_LAB_CLIENT_KEY, and the key must not be encrypted"
+        ) from None
+
+
+def _require_readable(variable: str, path: str | Path) -> None:
+    try:
+        with Path(path).open("rb"):
+            pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"{variable} names a file that cannot be read: {str(path)!r}: {reason}") from None

@@ -1,0 +1,151 @@
+"""What an HTTP answer says: the server's own words, or those of a proxy or another service in its place."""
+
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from html.parser import HTMLParser
+from typing import Final, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from neops_remote_lab.client.access import hide_secrets
+from neops_remote_lab.core.text import one_line, printable_lines
+
+__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
+
+T = TypeVar("T", bound=BaseModel)
+
+CALL_PATH: Final = "neops_remote_lab_path"
+"""The extension of a request that holds the path below the server's address."""
+PAGE_LENGTH: Final = 200
+"""Most characters of an answer that is not the server's own."""
+LONGEST_RETRY_AFTER: Final = 10.0
+"""Most seconds of a Retry-After that are obeyed."""
+PAGE_READ: Final = 16 * 1024
+"""Characters of such an answer in which its first line is looked for."""
+_SESSION_IN_PATH: Final = re.compile(r"(/session/[0-9a-f]{8})[0-9a-f-]+")
+
+
+def detail_of(response: httpx.Response) -> str:
+    """What is wrong: the `detail` of the server's answer; else where a redirect leads, or the first line of a page."""
+    if response.has_redirect_location:
+        return _redirect(response)
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if isinstance(body, dict) and body.get("detail"):
+        return printable_lines(str(body["detail"]))
+    text = _first_line(response) or response.reason_phrase or "no reason given"
+    return text + _advice(response, text)
+
+
+def raise_for_error(response: httpx.Response) -> None:
+    """Raise `httpx.HTTPStatusError`, with the server's own words in its message, unless the call succeeded."""
+    if response.is_success:
+        return
+    raise httpx.HTTPStatusError(
+        f"{name_of(response)}: {response.status_code}: {detail_of(response)}",
+        request=response.request,
+        response=response,
+    )
+
+
+def parsed(response: httpx.Response, model: type[T]) -> T:
+    """The body of a success.
+
+    Raises:
+        httpx.DecodingError: something else has answered in the server's place, a login page for example.
+    """
+    try:
+        return model.model_validate_json(response.content)
+    except ValidationError:
+        text = _first_line(response) or "an empty answer"
+        message = (
+            f"{name_of(response)}: {response.status_code}: {text}: that is no answer of a lab server. "
+            "Is the address right, and does a proxy ask for a login?"
+        )
+        raise httpx.DecodingError(message, request=response.request) from None
+
+
+def name_of(response: httpx.Response) -> str:
+    """Method and path of the call, as they may be shown."""
+    return f"{response.request.method} {without_session(response.request.url.path)}"
+
+
+def without_session(path: str) -> str:
+    """A path in which a session id is shortened: whoever knows all of it may use the lab."""
+    return _SESSION_IN_PATH.sub(r"\1…", path)
+
+
+def retry_after(response: httpx.Response, default: float, now: datetime | None = None) -> float:
+    """Seconds until the call may be repeated: those of Retry-After (a number or a date) within bounds, else the
+    default.
+    """
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdecimal():
+        return min(float(text[:10]), LONGEST_RETRY_AFTER)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return default
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return min(max((date - (now or datetime.now(UTC))).total_seconds(), 0), LONGEST_RETRY_AFTER)
+
+
+def _redirect(response: httpx.Response) -> str:
+    request = response.request
+    try:
+        to = request.url.join(response.headers["Location"])
+    except (httpx.InvalidURL, ValueError):
+        return "redirected to something that is no address"
+    shown = without_session(hide_secrets(str(to)))
+    path = request.extensions.get(CALL_PATH, "")
+    if path and shown.endswith(without_session(path)):
+        return f"redirected to {shown}: set REMOTE_LAB_URL={shown.removesuffix(without_session(path))}"
+    return (
+        f"redirected to {shown}: if that is a login page, a proxy wants credentials (REMOTE_LAB_TOKEN, a user name and "
+        "password in REMOTE_LAB_URL, or REMOTE_LAB_CLIENT_CERT); else set REMOTE_LAB_URL to where the server is"
+    )
+
+
+def _first_line(response: httpx.Response) -> str:
+    text = response.text[:PAGE_READ]
+    if "html" in response.headers.get("Content-Type", "") or text.lstrip()[:1] == "<":
+        page = _Page()
+        page.feed(text)
+        text = "\n".join(page.pieces)
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return one_line(line, PAGE_LENGTH)
+
+
+def _advice(response: httpx.Response, text: str) -> str:
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        return " (credentials are missing or wrong: REMOTE_LAB_TOKEN, or a user name and password in REMOTE_LAB_URL)"
+    if response.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
+        return " (the proxy wants a user name and password in its variable, such as HTTP_PROXY)"
+    if response.status_code == httpx.codes.BAD_REQUEST and "certificate" in text.lower():
+        return " (a client certificate is missing or wrong: REMOTE_LAB_CLIENT_CERT and REMOTE_LAB_CLIENT_KEY)"
+    if response.status_code == httpx.codes.BAD_REQUEST and "https" in text.lower():
+        return " (set REMOTE_LAB_URL to an address with https://)"
+    return ""
+
+
+class _Page(HTMLParser):
+    """The text of an HTML page, in pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        self._hidden += tag in {"script", "style"}
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in {"script", "style"} and self._hidden > 0
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.pieces.append(data)

@@ -1,0 +1,329 @@
+"""Calls the server's HTTP API and rides out its restarts."""
+
+import contextlib
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import httpx
+
+from neops_remote_lab.client import failures
+from neops_remote_lab.client.access import Access, Credentials
+from neops_remote_lab.client.answers import CALL_PATH, detail_of, parsed, raise_for_error, retry_after, without_session
+from neops_remote_lab.client.notices import Notices
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.text import one_line
+from neops_remote_lab.models.session import LABEL_LENGTH, CreateSessionResponseDto
+
+__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids and credentials
+
+UNREACHABLE_TIMEOUT: Final = 120.0
+"""Seconds for which a server that has answered before, and cannot be reached any more, is tried again."""
+FIRST_CONTACT_TIMEOUT: Final = 30.0
+"""The same, at most, for a server that has never answered: its address may be wrong."""
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that the end of a session may take: a user wants to leave, and without heartbeats the server ends it."""
+UNKNOWN_NAME_TRIES: Final = 4
+"""How often a host name that DNS does not know is looked up before the first answer."""
+SLOW_ANSWER: Final = 1.8
+"""Seconds for which an answer may be late before somebody is told."""
+FIRST_CONNECT_TIMEOUT: Final = 1.5
+"""Seconds for the first attempt to connect; they double with each attempt, up to the request timeout."""
+FIRST_BACK_OFF: Final = 0.2
+LONGEST_BACK_OFF: Final = 5.0
+"""Seconds between two attempts: they double from the one to the other."""
+
+RESTARTING: Final = frozenset({408, 429, 502, 503, 504, *range(520, 525)})
+"""What a server that drains answers, or a proxy whose server is away or slow, or which has had too many requests."""
+TIMED_OUT: Final = frozenset({408, 504, 524})
+"""What a proxy answers when it has waited long enough for the server."""
+GONE: Final = frozenset({httpx.codes.NOT_FOUND, httpx.codes.GONE})
+"""What a server answers for a session that has ended."""
+
+_NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+
+_log = logging.getLogger(__name__)
+_ours: ContextVar[bool] = ContextVar("neops_remote_lab_request", default=False)
+
+
+def _is_not_ours(_: logging.LogRecord) -> bool:
+    return not _ours.get()
+
+
+# httpx logs each request with its address, and ours hold session ids; `_log` has a line that shortens them
+logging.getLogger("httpx").addFilter(_is_not_ours)
+
+
+@dataclass
+class _Attempts:
+    """How one call has gone so far; times are of the connection's clock."""
+
+    began: float
+    until: float | None
+    slow: bool
+    quiet: bool
+    number: int = 0
+    trouble_since: float | None = None
+    delay: float = FIRST_BACK_OFF
+
+
+class ServerConnection:
+    """Calls the server's HTTP API and rides out its restarts. Threads may share one.
+
+    Args:
+        base_url: the server's address, a path prefix included where a proxy adds one.
+        request_timeout: seconds for which one answer may keep us waiting.
+        credentials: what is needed to get in; what is None is looked up in the environment.
+        unreachable_timeout: seconds for which a server that cannot be reached is tried again.
+        on_trouble: called, from any thread, with a sentence when the server cannot be reached, again and again while
+            that lasts, and when it is over; without it the sentences are logged as warnings.
+        name: what to call the address in messages, such as the name of a variable.
+        transport: httpx transport to use in place of the network.
+        clock: where the time comes from.
+        pause: waits for as many seconds as it is given.
+
+    Attributes:
+        base_url: the server's address, without credentials and without a slash at the end.
+
+    Raises:
+        ValueError: the address, the credentials or what the environment says of proxies and certificates cannot work.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        request_timeout: float = 30,
+        *,
+        credentials: Credentials | None = None,
+        unreachable_timeout: float = UNREACHABLE_TIMEOUT,
+        on_trouble: Callable[[str], None] | None = None,
+        name: str = "base_url",
+        transport: httpx.BaseTransport | None = None,
+        clock: Clock | None = None,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
+        self._access = Access(base_url, (credentials or Credentials()).over(Credentials.read()), name=name)
+        self.base_url = self._access.url
+        self._request_timeout = request_timeout
+        self._unreachable_timeout = unreachable_timeout
+        self._http = self._access.client(transport)
+        self._clock = clock or Clock()
+        self.pause = pause or threading.Event().wait
+        self._notices = Notices(on_trouble or _log.warning, self.now)
+        self._answered = False
+        self._gave_up = False
+
+    def now(self) -> float:
+        """Seconds on the clock that deadlines are measured with."""
+        return self._clock.monotonic()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        until: float | None = None,
+        slow: bool = False,
+        held: float = 0,
+        quiet: bool = False,
+        **request: Any,
+    ) -> httpx.Response:
+        """Send one request, again and again while the server is unreachable or restarting.
+
+        Only for requests that may arrive twice. A server that cannot be reached is given up after the unreachable
+        timeout, sooner before its first answer; after that each call is tried once, until one is answered.
+
+        Args:
+            method: HTTP method.
+            path: path below the base URL.
+            until: time on this connection's clock after which nothing is tried again, if there is one.
+            slow: the answer may take until then, rather than the request timeout.
+            held: seconds for which the server has been asked to hold its answer.
+            quiet: a call in the background: nobody is told of trouble, which the calls in the foreground notice too.
+            request: what else `httpx.Client.request` takes.
+
+        Returns:
+            The answer, whatever its status; one of `RESTARTING` only when the time is up.
+
+        Raises:
+            httpx.TransportError: no answer in time, or something that cannot heal, such as an untrusted certificate.
+        """
+        attempts = _Attempts(self.now(), until, slow, quiet)
+        while True:
+            sent = self.now()
+            try:
+                response = self._send(method, path, attempts, held, request)
+            except httpx.TransportError as error:
+                reason = failures.reason_of(error, self._access)
+                self._count(attempts, sent, was_reached=slow and not isinstance(error, _NOT_CONNECTED))
+                if self._is_hopeless(error, attempts) or self._is_over(attempts):
+                    raise self._explained(error, reason, attempts) from None  # the cause shows addresses
+                wait = attempts.delay
+            else:
+                if response.status_code not in RESTARTING:
+                    self._reached()
+                    return response
+                self._answered = True  # not by a lab server, but the address leads somewhere
+                self._count(attempts, sent, was_reached=(slow or held > 0) and response.status_code in TIMED_OUT)
+                if self._is_over(attempts):
+                    return response
+                reason = f"{response.status_code}: {detail_of(response)}"
+                wait = retry_after(response, attempts.delay, self._clock.now())
+            _log.debug("%s %s: %s; trying again", method, without_session(path), reason)
+            self._pause(attempts, wait, reason)
+
+    def try_once(self, method: str, path: str, *, timeout: float, **request: Any) -> httpx.Response:
+        """Send one request once, in the background.
+
+        Args:
+            method: HTTP method.
+            path: path below the base URL.
+            timeout: seconds for each step of the request.
+            request: what else `httpx.Client.request` takes.
+
+        Raises:
+            httpx.TransportError: no answer.
+        """
+        return self.call(method, path, until=self.now() - 1, quiet=True, **request | {"timeout": timeout})
+
+    def _send(
+        self, method: str, path: str, attempts: _Attempts, held: float, request: dict[str, Any]
+    ) -> httpx.Response:
+        attempts.number += 1
+        usual: dict[str, Any] = {"timeout": self._limits(attempts), "extensions": {CALL_PATH: path}}
+        late = None if attempts.slow or attempts.quiet else held + SLOW_ANSWER
+        with self._notices.when_late(self._access, late, self._end_of(attempts)), _without_httpx_log():
+            response = self._http.request(method, path, **usual | request)
+        _log.debug("%s %s: %d", method, without_session(path), response.status_code)
+        return response
+
+    def _limits(self, attempts: _Attempts) -> httpx.Timeout:
+        until = self.now() + self._request_timeout if attempts.until is None else attempts.until
+        left = max(until - self.now(), 1)  # the last attempt gets a chance too
+        usual = min(self._request_timeout, left)
+        connect = min(FIRST_CONNECT_TIMEOUT * 2 ** min(attempts.number - 1, 10), usual)
+        return httpx.Timeout(usual, connect=connect, read=left if attempts.slow else usual)
+
+    def _pause(self, attempts: _Attempts, seconds: float, reason: str) -> None:
+        end = self._end_of(attempts)
+        if not attempts.quiet:
+            self._notices.trouble(f"no answer from {self._access}: {reason}", attempts.trouble_since, end)
+        self.pause(min(seconds, max(end - self.now(), 0)))
+        attempts.delay = min(2 * attempts.delay, LONGEST_BACK_OFF)
+
+    # When to give up
+
+    def _count(self, attempts: _Attempts, sent: float, *, was_reached: bool) -> None:
+        """Note an attempt in vain. A long call that was cut after a while was with a server that could be reached."""
+        if was_reached and self.now() - sent > LONGEST_BACK_OFF:
+            attempts.trouble_since = self.now()
+        elif attempts.trouble_since is None:
+            attempts.trouble_since = sent
+
+    def _end_of(self, attempts: _Attempts) -> float:
+        tolerance = self._unreachable_timeout
+        if not self._answered:
+            tolerance = min(tolerance, FIRST_CONTACT_TIMEOUT)
+        end = (self.now() if attempts.trouble_since is None else attempts.trouble_since) + tolerance
+        return end if attempts.until is None else min(end, attempts.until)
+
+    def _is_over(self, attempts: _Attempts) -> bool:
+        if attempts.until is not None and self.now() >= attempts.until:
+            return True
+        if not attempts.quiet and (self._gave_up or self.now() >= self._end_of(attempts)):
+            self._gave_up = True
+        return self._gave_up
+
+    def _is_hopeless(self, error: httpx.TransportError, attempts: _Attempts) -> bool:
+        tries = attempts.number >= UNKNOWN_NAME_TRIES and not self._answered
+        return failures.cannot_heal(error) or (tries and failures.is_unknown_name(error))
+
+    def _reached(self) -> None:
+        self._answered, self._gave_up = True, False
+        self._notices.over(self._access)
+
+    def _explained(self, error: httpx.TransportError, reason: str, attempts: _Attempts) -> httpx.TransportError:
+        tried = self.now() - attempts.began
+        message = f"no answer from {self._access} in {tried:.0f} s: {reason}"
+        return type(error)(message, request=httpx.Request("GET", self.base_url))
+
+    # Calls that the client and the controller of a pytest-xdist run have in common
+
+    def join(self, labels: dict[str, str], key: str, until: float | None = None) -> str:
+        """Join the queue, or find the session that has joined with the same key.
+
+        Args:
+            labels: `client` and `purpose`, of any length and with any characters.
+            key: what makes a repeated join the same session.
+            until: time on this connection's clock after which it is not tried again.
+
+        Raises:
+            httpx.HTTPStatusError: the server refused.
+            httpx.DecodingError: something else than a lab server answered.
+            httpx.TransportError: no answer in time, or something that cannot heal.
+        """
+        body = {name: one_line(label)[:LABEL_LENGTH] for name, label in labels.items()}
+        headers = {"Idempotency-Key": _as_header(key)}
+        response = self.call("POST", "/session", until=until, json=body, headers=headers)
+        raise_for_error(response)
+        return parsed(response, CreateSessionResponseDto).session_id
+
+    def release(self, session_id: str, reference: str | None, until: float | None = None) -> httpx.Response:
+        """Let go of the reference that the acquire with this idempotency key gave, or of any one without a key."""
+        return self.call("POST", "/lab/release", until=until, headers=headers_of(session_id, reference))
+
+    def end_session(self, session_id: str) -> None:
+        """End a session, in a few seconds. Never raises on trouble with the network or the server: a session without
+        heartbeats ends too.
+        """
+        until = self.now() + CLOSE_TIMEOUT
+        try:
+            headers = headers_of(session_id)
+            response = self.call("DELETE", f"/session/{session_id}", until=until, quiet=True, headers=headers)
+            if response.status_code not in GONE:
+                raise_for_error(response)
+        except httpx.HTTPError as error:
+            _log.warning("could not end session %s: %s", session_id[:8], error)
+
+    def end_session_of(self, key: str) -> None:
+        """As `end_session`, for the session that joined with this idempotency key where nothing else is known of it."""
+        try:
+            session_id = self.join({}, key, self.now())
+        except httpx.HTTPError as error:
+            _log.warning("could not end the session that was joining: %s", error)
+        else:
+            self.end_session(session_id)
+
+    def close(self) -> None:
+        """Close the network connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def _without_httpx_log() -> Iterator[None]:
+    mark = _ours.set(True)
+    try:
+        yield
+    finally:
+        _ours.reset(mark)
+
+
+def _as_header(key: str) -> str:
+    plain = key.isascii() and key.isprintable() and key == key.strip()
+    return key if plain else hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+
+
+def headers_of(session_id: str, idempotency_key: str | None = None) -> dict[str, str]:
+    """Headers of a call that belongs to a session and, with a key, may arrive twice."""
+    headers = {"X-Session-ID": session_id}
+    return headers if idempotency_key is None else headers | {"Idempotency-Key": idempotency_key}

@@ -1,0 +1,1 @@
+"""What every room may use: time, text, settings, metrics, file locks and modes."""

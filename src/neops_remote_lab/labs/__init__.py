@@ -1,0 +1,1 @@
+"""The life of labs on this host: acquires, teardowns, topology checks, readiness."""

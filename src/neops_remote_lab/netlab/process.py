@@ -1,0 +1,277 @@
+"""The only place that starts the netlab command line, and the Docker one beside it."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Final
+
+import psutil
+
+from neops_remote_lab.netlab import preload
+from neops_remote_lab.netlab.logs import Bound
+from neops_remote_lab.netlab.output import last_lines
+
+if sys.platform == "linux":
+    import resource
+
+logger = logging.getLogger(__name__)
+
+LAB_ID_VARIABLE: Final = "NEOPS_REMOTE_LAB_LAB_ID"
+"""Marks every process that works on a lab, so that a later server finds those that outlived an earlier one."""
+PRELOADED: Final = "preloaded"
+"""That mark on a netlab that was started before its lab was known: the directory that it works in tells which it is."""
+
+MAX_OUTPUT_BYTES: Final = 64 << 20
+INTERRUPT_POLL: Final = 0.05
+"""Seconds between two looks whether a command is to be interrupted."""
+SCRIPT_BYTES: Final = 4096
+"""How much of the netlab command is read to see whether it is a Python script."""
+
+# Where the internet is out of reach containerlab would wait 3 s at every deploy for the number of its newest release.
+_ENVIRONMENT: Final = {"CLAB_VERSION_CHECK": "disable", "COLUMNS": "200", "NO_COLOR": "1"}
+_PYTHON = re.compile(r"python[\d.]*$")
+
+
+class PreloadedNetlab:
+    """One netlab that is loaded ahead and waits for what it is to do: the next lab need not wait for its imports.
+
+    Only a netlab that is a Python script can be loaded ahead; any other is started when it is needed, as without this.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._lock = threading.Lock()
+        self._waiting: psutil.Popen | None = None
+        self._closed = False
+
+    def load(self) -> None:
+        """Begin to load one, unless one waits."""
+        with self._lock:
+            if self._closed or self._one_waits():
+                return
+            script = find_command(self._command)
+            try:
+                if script and (python := _python_of(Path(script))):
+                    self._waiting = _start([*python, preload.__file__, script], Path("/"), PRELOADED)
+            except OSError as error:  # a help, no duty: whatever is wrong shows when netlab is needed
+                logger.info("no netlab is loaded ahead: %s", error)
+
+    def take(self) -> psutil.Popen | None:
+        """The netlab that waits, which is the caller's from now on; None where there is none."""
+        with self._lock:
+            taken = self._waiting if self._one_waits() else None
+            self._waiting = None
+        return taken
+
+    def _one_waits(self) -> bool:
+        if self._waiting and self._waiting.poll() is not None:  # it has died
+            self._waiting.communicate()
+            self._waiting = None
+        return self._waiting is not None
+
+    def close(self) -> None:
+        """End the one that waits, and load no more."""
+        self._closed = True
+        if waiting := self.take():
+            waiting.kill()
+            waiting.communicate()
+
+
+def _python_of(script: Path) -> list[str] | None:
+    """The interpreter that a script of networklab names, with its options; None where it is something else."""
+    with script.open("rb") as file:
+        first, _, rest = file.read(SCRIPT_BYTES).decode(errors="replace").partition("\n")
+    words = first[2:].split()
+    named = any(_PYTHON.search(word) for word in words[:2])  # the second one where the first is `env`
+    return words if first.startswith("#!") and named and preload.PACKAGE in rest else None
+
+
+def run_netlab(
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    timeout: float,
+    command: str = "netlab",
+    log: Path | None = None,
+    answer: str = "",
+    kill_grace: float = 5,
+    memory: int | None = None,
+    niceness: int = 0,
+    max_log_bytes: int | None = None,
+    lab_id: str = "",
+    interrupt: threading.Event | None = None,
+    preloaded: PreloadedNetlab | None = None,
+) -> str:
+    """Run `netlab ARGUMENTS` in `folder`, in a process group of its own, and return its standard output.
+
+    Args:
+        timeout: seconds after which the whole process group is ended.
+        log: file to append the output to while it is printed; an empty text is returned then.
+        answer: what standard input says before it is closed.
+        kill_grace: seconds between SIGTERM and SIGKILL.
+        memory: most address space, in bytes (Linux only).
+        niceness: how much it yields the processors to this process, 0 to 19.
+        max_log_bytes: most of the log that is kept, while it is written and afterwards.
+        interrupt: ends the command early, once it is set.
+        preloaded: has a netlab that may be loaded already; for commands with a log.
+
+    Raises:
+        FileNotFoundError: there is no such command.
+        InterruptedError: `interrupt` was set.
+        subprocess.TimeoutExpired: the time was over.
+        subprocess.CalledProcessError: exit status not 0; `stderr` has the last lines that were printed.
+    """
+    words = [command, *arguments]
+    interrupt = interrupt or threading.Event()
+    with ExitStack() as files:
+        # Files, not pipes: a command that prints megabytes, or whose children hold its output open, cannot block us,
+        # and one that outlives this server still has somewhere to print to.
+        output: IO[bytes] = files.enter_context(log.open("a+b") if log else TemporaryFile())  # noqa: SIM115
+        errors = output if log else files.enter_context(TemporaryFile())
+        start = errors.tell()
+        process = preloaded.take() if preloaded and log else None
+        if process and log:
+            order = {"arguments": arguments, "folder": str(folder), "log": str(log)}
+            answer = json.dumps({**order, "environment": {LAB_ID_VARIABLE: lab_id}}) + "\n" + answer
+        else:
+            process = _start(words, folder, lab_id, output, errors)
+        _limit(process, memory, niceness)
+        bound = Bound(log, max_log_bytes) if log and max_log_bytes else None
+        try:
+            status = _watch(process, answer, timeout, kill_grace, interrupt=interrupt, bound=bound)
+        finally:
+            if bound:
+                bound.enforce()
+        if status:
+            begin = 0 if bound and bound.was_cut else start
+            raise subprocess.CalledProcessError(status, words, stderr=last_lines(errors, begin))
+        return "" if log else _read(output)
+
+
+def _start(
+    words: Sequence[str],
+    folder: Path,
+    lab_id: str,
+    output: IO[bytes] | int = subprocess.DEVNULL,
+    errors: IO[bytes] | int = subprocess.DEVNULL,
+) -> psutil.Popen:
+    command = find_command(words[0]) or words[0]
+    return psutil.Popen(
+        [command, *words[1:]],
+        cwd=folder,
+        env={**os.environ, **_ENVIRONMENT, "PATH": _search_path(command), LAB_ID_VARIABLE: lab_id},
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,
+    )
+
+
+def find_command(command: str) -> str | None:
+    """Where a command is: on PATH, or else beside this Python, where `pip` puts what it installs with this package."""
+    return shutil.which(command) or shutil.which(command, path=str(Path(sys.executable).parent))
+
+
+def _search_path(command: str) -> str:
+    """PATH for a command: one that is not on it starts others that lie beside it, as netlab does with Ansible."""
+    path, directory = os.environ.get("PATH", os.defpath), str(Path(command).parent)
+    if not Path(command).is_absolute() or directory in path.split(os.pathsep):
+        return path
+    return os.pathsep.join([directory, path])
+
+
+def run_docker(
+    arguments: Sequence[str],
+    *,
+    command: str = "docker",
+    timeout: float,
+    niceness: int = 0,
+    interrupt: threading.Event | None = None,
+) -> str:
+    """Run `docker ARGUMENTS` and return its standard output. Arguments and exceptions as for `run_netlab`."""
+    return run_netlab(
+        arguments, folder=Path("/"), command=command, timeout=timeout, niceness=niceness, interrupt=interrupt
+    )
+
+
+def _watch(
+    process: psutil.Popen,
+    answer: str,
+    timeout: float,
+    kill_grace: float,
+    *,
+    interrupt: threading.Event,
+    bound: Bound | None,
+) -> int:
+    """Wait for the end of a process, and see to it; its exit status.
+
+    Without a thread of its own: when the interpreter ends, and labs are torn down, none can be started any more.
+    """
+    ended = False
+    try:
+        with suppress(BrokenPipeError), process.stdin as standard_input:
+            standard_input.write(answer.encode())
+        ended = _ends(process, timeout, interrupt, bound)
+    finally:
+        if not ended:
+            _stop(process, kill_grace)
+        elif process.returncode or interrupt.is_set():
+            _signal_group(process, signal.SIGKILL)  # what the leader has left of its group
+    if interrupt.is_set():
+        raise InterruptedError("the command was stopped before its end")
+    if not ended:
+        raise subprocess.TimeoutExpired(process.args, timeout)
+    return int(process.returncode)
+
+
+def _ends(process: psutil.Popen, seconds: float, interrupt: threading.Event, bound: Bound | None) -> bool:
+    """Whether a process ends by itself within so many seconds. Its end is noticed at once."""
+    until = time.monotonic() + seconds
+    while not interrupt.is_set() and (left := until - time.monotonic()) > 0:
+        with suppress(psutil.TimeoutExpired):
+            process.wait(min(left, INTERRUPT_POLL))
+            return True
+        if bound:
+            bound.enforce()
+    return False
+
+
+def _stop(process: psutil.Popen, grace: float) -> None:
+    """End a process and its group: politely, and for good after `grace` seconds or when we are to end ourselves."""
+    _signal_group(process, signal.SIGTERM)
+    try:
+        with suppress(psutil.TimeoutExpired):
+            process.wait(grace)
+    finally:
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: psutil.Popen, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _limit(process: psutil.Popen, memory: int | None, niceness: int) -> None:
+    with suppress(ProcessLookupError):
+        if memory is not None and sys.platform == "linux":
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
+        if niceness:
+            with suppress(PermissionError):  # a courtesy, no duty
+                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(MAX_OUTPUT_BYTES).decode(errors="replace")

@@ -1,0 +1,270 @@
+"""The session queue: join, wait, promote, renew, expire, end.
+
+The store is the truth and is written first; the session cache mirrors it, so that asking for a place reads no disk.
+"""
+
+import logging
+import math
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.metrics import Metrics
+from neops_remote_lab.core.settings import Settings
+from neops_remote_lab.core.text import one_line
+from neops_remote_lab.queue.estimates import HoldHistory
+from neops_remote_lab.queue.long_polls import LongPolls
+from neops_remote_lab.queue.session_cache import SessionCache
+from neops_remote_lab.store import Joining, Session, SessionStore
+
+logger = logging.getLogger(__name__)
+
+ENDED_BY_CLIENT = "ended by its client"
+ENDED_BY_OPERATOR = "ended by an operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a session stands."""
+
+    session: Session
+    position: int
+    eta_seconds: float | None
+
+
+class SessionQueue:
+    """The queue of one lab host."""
+
+    def __init__(self, store: SessionStore, settings: Settings, clock: Clock, metrics: Metrics | None = None) -> None:
+        """Without `metrics` nobody looks at what is counted."""
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics or Metrics()
+        self._cache = SessionCache()
+        self._holds = HoldHistory()
+        self._polls = LongPolls(self._cache.nearest)
+        self._unwritten: dict[str, datetime] = {}
+        self._draining = False
+        self.quarantined: str | None = None
+
+    async def load(self) -> None:
+        """Take over the queue as the database has it. Every session has its full time again."""
+        self._holds = HoldHistory(await self._store.latest_holds())
+        self._cache.reload(await self._store.live_sessions(), self._clock.monotonic())  # counted by an earlier server
+        await self.reconcile()
+
+    async def register_host(self, boot_id: str) -> str | None:
+        """Note that this host serves; the identity of the boot that it served in before, if any."""
+        return await self._store.register_host(boot_id)
+
+    @property
+    def active(self) -> Session | None:
+        """Who holds the lab host."""
+        return self._cache.active
+
+    @property
+    def waiting(self) -> int:
+        """How many sessions wait."""
+        return self._cache.waiting
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._cache)
+
+    async def join(self, *, client: str | None, purpose: str | None, key: str | None) -> Place:
+        """Append a session; with the `key` of a live session, that session again. Durable when this returns."""
+        joining = Joining(secrets.token_hex(16), client, purpose, key, self._clock.now())
+        session = await self._store.join(joining, promote=self.active is None)
+        if session.session_id in self._cache:
+            self._cache.renew(session.session_id, self._clock.monotonic())
+        else:
+            self._metrics.joined()
+            self._put(session)
+            position, who = self._cache.position(session), one_line(session.client or "without a label")
+            logger.info("session %.8s joined: position %d, client %s", session.session_id, position, who)
+        await self.promote_if_idle()  # the holder may have left while this one was being written down
+        return self._place(self._cache.get(session.session_id) or session)
+
+    async def promote_if_idle(self) -> None:
+        """Make the head of the queue active when nobody is."""
+        if self.active is None and self.waiting and not self.quarantined:
+            self._promoted(await self._store.promote(self._clock.now()))
+
+    def place(self, session_id: str) -> Place | None:
+        """Where a live session stands; None when it is not live."""
+        session = self._cache.get(session_id)
+        return self._place(session) if session else None
+
+    def _place(self, session: Session) -> Place:
+        position = self._cache.position(session)
+        eta = None if self.quarantined else self._holds.eta(position, self._cache.held_for(self._clock.monotonic()))
+        return Place(session, position, eta)
+
+    def is_active(self, session_id: str) -> bool:
+        """Whether a session holds the lab host."""
+        return self.active is not None and self.active.session_id == session_id
+
+    def renew_all(self) -> None:
+        """Give every session its full time again."""
+        self._cache.renew_all(self._clock.monotonic())
+
+    def renew(self, session_id: str) -> bool:
+        """Note that a session is seen; whether it is live."""
+        if session_id not in self._cache:
+            return False
+        self._cache.renew(session_id, self._clock.monotonic())
+        self._unwritten[session_id] = self._clock.now()
+        return True
+
+    @contextmanager
+    def open_call(self, session_id: str) -> Iterator[None]:
+        """A call of a session: while it is open the session does not go stale."""
+        self.renew(session_id)
+        self._cache.call_opened(session_id)
+        try:
+            yield
+        finally:
+            self._cache.call_closed(session_id, self._clock.monotonic())
+
+    async def wait_until_active(self, session_id: str) -> None:
+        """Return when the session is active, ended, or told to come back."""
+        if self._waits(session_id):
+            await self._polls.hold(session_id, None, math.inf)
+
+    async def wait_for_change(self, session_id: str, seconds: float, known: int | None) -> None:
+        """As `wait_until_active`, but return also when the position has changed, or when `seconds` are over.
+
+        Args:
+            known: the position that the caller knows; the present one where there is none.
+        """
+        place = self._waits(session_id)
+        if place and seconds > 0 and known in (None, place.position):
+            await self._polls.hold(session_id, place.position, seconds)
+
+    def _waits(self, session_id: str) -> Place | None:
+        place = self.place(session_id)
+        return place if place and place.position and not self._draining else None
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server takes no new sessions, because it is about to end."""
+        return self._draining
+
+    def drain(self) -> None:
+        """Take no new sessions, and answer every call that is held."""
+        self._draining = True
+        self._polls.answer_all()
+
+    async def end(self, session_id: str, reason: str = ENDED_BY_CLIENT) -> bool:
+        """End a live session and promote the next; False when there was none. Durable when this returns."""
+        if session_id not in self._cache:
+            return False
+        return session_id in await self._end([session_id], reason)
+
+    async def _end(self, session_ids: list[str], reason: str) -> tuple[str, ...]:
+        ending = await self._store.end(session_ids, reason=reason, now=self._clock.now())
+        for session_id in session_ids:
+            self._forget(session_id, reason)
+        self._promoted(ending.promoted)
+        return ending.ended
+
+    def _forget(self, session_id: str, reason: str) -> None:
+        held = self._cache.held_for(self._clock.monotonic()) if self.is_active(session_id) else None
+        if held is not None:
+            self._holds.add(held)
+        self._metrics.ended(reason, held)
+        self._log_end(session_id, reason, held)
+        self._cache.drop(session_id)
+        self._unwritten.pop(session_id, None)
+        self._polls.answer([session_id])
+        self._polls.moved()
+
+    def _log_end(self, session_id: str, reason: str, held: float | None) -> None:
+        active = "was not active" if held is None else f"active for {held:.1f} s"
+        logger.info("session %.8s ended: %s, %s", session_id, one_line(str(reason)), active)
+
+    def _promoted(self, session: Session | None) -> None:
+        if session:
+            self._put(session)
+            self._polls.answer([session.session_id])
+            self._polls.moved()
+
+    def _put(self, session: Session) -> None:
+        self._cache.put(session, self._clock.monotonic())
+        if session.state == "active":
+            self._became_active(session)
+
+    def _became_active(self, session: Session) -> None:
+        """To be called once for each session, however it became active."""
+        waited = (session.activated_at or session.created_at) - session.created_at
+        self._metrics.became_active(max(0.0, waited.total_seconds()))
+        who = one_line(session.client or "without a label")
+        logger.info("session %.8s is active: waited %.1f s, client %s", session.session_id, waited.total_seconds(), who)
+
+    async def expire(self) -> tuple[str, ...]:
+        """End sessions that are stale, or active for longer than is allowed; their ids."""
+        now = self._clock.monotonic()
+        limits = self._settings
+        stale = self._cache.stale(now, waiting_timeout=limits.waiting_timeout, active_timeout=limits.active_timeout)
+        ended: tuple[str, ...] = ()
+        if stale:
+            ended += await self._end(stale, "timeout: no call came from its client for too long")
+        if limits.max_hold and (active := self.active) and self._cache.held_for(now) > limits.max_hold:
+            reason = f"maximum hold: it held the lab for more than {limits.max_hold:g} s"
+            ended += await self._end([active.session_id], reason)
+        return ended
+
+    async def reconcile(self) -> None:
+        """Act on what somebody wrote into the database by hand as if the API had been called."""
+        reason = await self._store.quarantine_reason()
+        if reason != self.quarantined:
+            self._log_quarantine(reason)
+        self.quarantined = reason
+        truth = await self._store.live_sessions()
+        before = self.active
+        difference = self._cache.reload(truth, self._clock.monotonic())
+        self._polls.answer(difference.vanished | difference.changed)
+        self._polls.moved()
+        for session_id in difference.vanished:
+            self._metrics.ended(ENDED_BY_OPERATOR, None)
+            self._log_end(session_id, ENDED_BY_OPERATOR, None)
+        if (active := self.active) and (before is None or before.session_id != active.session_id):
+            self._became_active(active)
+        self._promoted(await self._store.promote(self._clock.now()))
+
+    async def quarantine(self, reason: str | None) -> None:
+        """Make nobody active any more, for a reason; or lift that with None and go on."""
+        if reason != self.quarantined:
+            self._log_quarantine(reason)
+            await self._store.set_quarantine(reason, self._clock.now())
+        self.quarantined = reason
+        self._promoted(await self._store.promote(self._clock.now()))
+
+    def _log_quarantine(self, reason: str | None) -> None:
+        if reason:
+            logger.error("the host is quarantined: %s", one_line(reason))
+        else:
+            logger.info("the quarantine is lifted")
+
+    async def write_last_seen(self) -> None:
+        """Write when sessions were last seen, for the operator's eyes. A restart may forget it: it renews them all."""
+        seen, self._unwritten = self._unwritten, {}
+        await self._store.record_last_seen(seen)
+
+    async def prune(self) -> int:
+        """Forget sessions that ended longer ago than the history is kept; their number."""
+        return await self._store.prune(self._clock.now() - timedelta(days=self._settings.history_days))
+
+    async def end_reason(self, session_id: str) -> str | None:
+        """Why a session of the history ended; None where it is not known."""
+        return await self._store.end_reason(session_id)
+
+    def unseen_for(self, session_id: str) -> float:
+        """Seconds since a live session was last seen."""
+        return self._cache.unseen_for(session_id, self._clock.monotonic())

@@ -1,0 +1,160 @@
+"""The rules of the queue, without any I/O: who is where, who is next, who is stale.
+
+Times are monotonic seconds and are passed in.
+"""
+
+from bisect import bisect_left
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from neops_remote_lab.store import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a reload of the cache changed."""
+
+    vanished: frozenset[str]
+    """Live before, not any more."""
+    changed: frozenset[str]
+    """Live before and after, with another state or number."""
+
+
+class SessionCache:
+    """The live sessions in FIFO order, with the time at which each was last seen.
+
+    Positions are looked up by bisection: joining appends, and only leaving from the middle moves anything.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+        self._waiting: list[tuple[int, str]] = []
+        self._last_seen: OrderedDict[str, float] = OrderedDict()  # the stalest first
+        self._open_calls: Counter[str] = Counter()
+        self._active: Session | None = None
+        self._active_since = 0.0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, session_id: object) -> bool:
+        return session_id in self._sessions
+
+    def __iter__(self) -> Iterator[Session]:
+        """The active session, then the waiting ones, in order."""
+        if self._active:
+            yield self._active
+        for _, session_id in self._waiting:
+            yield self._sessions[session_id]
+
+    @property
+    def active(self) -> Session | None:
+        """Who holds the lab host."""
+        return self._active
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def nearest(self, count: int) -> list[str]:
+        """The ids of the first so many who wait, in order."""
+        return [session_id for _, session_id in self._waiting[:count]]
+
+    def get(self, session_id: str) -> Session | None:
+        """A live session."""
+        return self._sessions.get(session_id)
+
+    def position(self, session: Session) -> int:
+        """0: active; 1: next in line; and so on."""
+        if session.state == "active":
+            return 0
+        return bisect_left(self._waiting, (session.number, session.session_id)) + 1
+
+    def put(self, session: Session, now: float) -> None:
+        """Add a session, or replace what is known of it. A session that is put is seen."""
+        self.drop(session.session_id, keep_calls=True)
+        self._sessions[session.session_id] = session
+        if session.state == "active":
+            self._active, self._active_since = session, now
+        else:
+            place = (session.number, session.session_id)
+            self._waiting.insert(bisect_left(self._waiting, place), place)
+        self.renew(session.session_id, now)
+
+    def drop(self, session_id: str, *, keep_calls: bool = False) -> None:
+        """Forget a session; one that is not known is no error."""
+        session = self._sessions.pop(session_id, None)
+        if session is None:
+            return
+        if session is self._active:
+            self._active = None
+        else:
+            del self._waiting[bisect_left(self._waiting, (session.number, session_id))]
+        del self._last_seen[session_id]
+        if not keep_calls:
+            self._open_calls.pop(session_id, None)
+
+    def reload(self, rows: Iterable[Session], now: float) -> Difference:
+        """Take over what the database says, and tell what that changed. Contacts of those who stay are kept."""
+        truth = {row.session_id: row for row in rows}
+        before = self._sessions
+        vanished = before.keys() - truth.keys()
+        differing = {name for name, row in truth.items() if (known := before.get(name)) is None or known != row}
+        changed = differing & before.keys()
+        for session_id in vanished:
+            self.drop(session_id)
+        for session_id in changed:  # all out before one comes in: two may have swapped numbers
+            self.drop(session_id, keep_calls=True)
+        for session_id in differing:
+            self.put(truth[session_id], now)
+        return Difference(frozenset(vanished), frozenset(changed))
+
+    def renew(self, session_id: str, now: float) -> None:
+        """Note that a live session is seen."""
+        self._last_seen[session_id] = now
+        self._last_seen.move_to_end(session_id)
+
+    def renew_all(self, now: float) -> None:
+        """Note that every session is seen: time in which no call could arrive counts against no session."""
+        for session_id in self._last_seen:
+            self._last_seen[session_id] = now
+
+    def call_opened(self, session_id: str) -> None:
+        """A call of the session began: the session does not go stale while it is open."""
+        self._open_calls[session_id] += 1
+
+    def call_closed(self, session_id: str, now: float) -> None:
+        """A call of the session ended: the session is seen until then."""
+        if session_id in self._open_calls:
+            self._open_calls[session_id] -= 1
+            if not self._open_calls[session_id]:
+                del self._open_calls[session_id]
+        if session_id in self._sessions:
+            self.renew(session_id, now)
+
+    def unseen_for(self, session_id: str, now: float) -> float:
+        """Seconds since a session was last seen."""
+        return 0.0 if session_id in self._open_calls else max(0.0, now - self._last_seen[session_id])
+
+    def stale(self, now: float, *, waiting_timeout: float, active_timeout: float) -> list[str]:
+        """Sessions that have not been seen for too long, the stalest first."""
+        gone = []
+        if (active := self._active) and self.unseen_for(active.session_id, now) > active_timeout:
+            gone.append(active.session_id)
+        while self._last_seen:
+            session_id, seen = next(iter(self._last_seen.items()))
+            if session_id not in self._open_calls or now - seen <= waiting_timeout:
+                break
+            self.renew(session_id, now)
+        for session_id, seen in self._last_seen.items():
+            if now - seen <= waiting_timeout:
+                break
+            if session_id not in self._open_calls and self._sessions[session_id] is not self._active:
+                gone.append(session_id)
+        return gone
+
+    def held_for(self, now: float) -> float:
+        """Seconds since the active session became active (or since this server knows of it)."""
+        return now - self._active_since if self._active else 0.0

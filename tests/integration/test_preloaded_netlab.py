@@ -1,0 +1,205 @@
+"""A netlab that is loaded ahead: it does what any other would do, and is never a reason to fail."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from neops_remote_lab.netlab.process import LAB_ID_VARIABLE, PreloadedNetlab, run_netlab
+from tests.fakes import FakeNetlab, install_fake_netlab, wait_until
+
+TELLTALE = f"""\
+import json, os, sys
+VERSION = 1
+def main():
+    told = {{"pid": os.getpid(), "folder": os.getcwd(), "argv": sys.argv, "path": sys.path, "version": VERSION}}
+    told.update(lab=os.environ.get({LAB_ID_VARIABLE!r}), answer=sys.stdin.read())
+    print(json.dumps(told))
+    print("a complaint", file=sys.stderr)
+    return 3 if "fail" in sys.argv else 0
+"""
+"""In the place of netlab's commands: prints what it was told."""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeNetlab:
+    fake = install_fake_netlab(tmp_path / "host")
+    commands(fake).write_text(TELLTALE)
+    return fake
+
+
+Children = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def children() -> Children:
+    """The processes that the test has started, whatever other tests have left."""
+    before = set(psutil.Process().children())
+    return lambda: [child for child in psutil.Process().children() if child not in before]
+
+
+@pytest.fixture
+def preloaded(host: FakeNetlab, children: Children) -> Iterator[PreloadedNetlab]:
+    made = PreloadedNetlab(str(host.bin / "netlab"))
+    yield made
+    made.close()
+    assert children() == []
+
+
+def commands(host: FakeNetlab) -> Path:
+    [path] = host.root.glob("netlab-environment/lib/*/site-packages/netsim/cli/__init__.py")
+    return path
+
+
+def loaded(children: Children) -> psutil.Process:
+    """The netlab that waits, once it is loaded."""
+    [process] = children()
+    wait_until(lambda: process.status() == psutil.STATUS_SLEEPING and is_reading(process))
+    return process
+
+
+def is_reading(process: psutil.Process) -> bool:
+    """Whether it waits for its order: its standard input is what it sleeps on."""
+    return Path(f"/proc/{process.pid}/syscall").read_text().split()[:2] == ["0", "0x0"]
+
+
+def up(host: FakeNetlab, preloaded: PreloadedNetlab | None, folder: Path, *words: str) -> dict[str, Any]:
+    """Run the telltale; what it was told."""
+    log = folder / "log"
+    log.write_text("before\n")
+    command = str(host.bin / "netlab")
+    told = {"command": command, "lab_id": "lab-1", "answer": "y\n", "log": log, "timeout": 30.0}
+    assert run_netlab(["up", *words], folder=folder, preloaded=preloaded, **told) == ""  # type: ignore[arg-type]
+    before, told_line, complaint = sorted(log.read_text().splitlines(), key=lambda line: line.startswith("a "))
+    assert (before, complaint) == ("before", "a complaint")
+    found: dict[str, Any] = json.loads(told_line)
+    return found
+
+
+@pytest.mark.parametrize("options", [" -I", ""], ids=["isolated", "usual"])
+def test_a_loaded_netlab_is_told_what_any_other_is_told(
+    host: FakeNetlab, preloaded: PreloadedNetlab, children: Children, tmp_path: Path, options: str
+) -> None:
+    script = host.bin / "netlab"
+    script.write_text(script.read_text().replace(" -I\n", f"{options}\n"))
+    anew = up(host, None, tmp_path, "a b", "--snapshot")
+    preloaded.load()
+    waiting = loaded(children)
+    ahead = up(host, preloaded, tmp_path, "a b", "--snapshot")
+    assert ahead.pop("pid") == waiting.pid != anew.pop("pid")
+    assert ahead == anew
+    assert anew["answer"] == "y\n"
+    assert anew["lab"] == "lab-1"
+
+
+def test_it_serves_one_command_and_the_next_one_is_loaded_on_request(
+    host: FakeNetlab, preloaded: PreloadedNetlab, children: Children, tmp_path: Path
+) -> None:
+    preloaded.load()
+    preloaded.load()
+    first = loaded(children).pid
+    assert up(host, preloaded, tmp_path)["pid"] == first
+    assert children() == []
+    assert up(host, preloaded, tmp_path)["pid"] != first
+    preloaded.load()
+    assert up(host, preloaded, tmp_path)["pid"] not in {first, None}
+
+
+def test_its_failure_is_told_like_any_other(host: FakeNetlab, preloaded: PreloadedNetlab, tmp_path: Path) -> None:
+    preloaded.load()
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        up(host, preloaded, tmp_path, "fail")
+    assert failed.value.returncode == 3
+    assert "a complaint" in failed.value.stderr
+    assert failed.value.cmd == [str(host.bin / "netlab"), "up", "fail"]
+
+
+def test_a_netlab_that_was_replaced_in_the_meantime_is_not_run_by_halves(
+    host: FakeNetlab, preloaded: PreloadedNetlab, children: Children, tmp_path: Path
+) -> None:
+    preloaded.load()
+    waiting = loaded(children)
+    draft = tmp_path / "draft"
+    draft.write_text(TELLTALE.replace("VERSION = 1", "VERSION = 22"))
+    draft.replace(commands(host))
+    told = up(host, preloaded, tmp_path)
+    assert (told["version"], told["pid"]) == (22, waiting.pid)
+
+
+def test_one_that_has_died_is_no_loss(
+    host: FakeNetlab, preloaded: PreloadedNetlab, children: Children, tmp_path: Path
+) -> None:
+    preloaded.load()
+    waiting = loaded(children)
+    waiting.kill()
+    wait_until(lambda: waiting.status() == psutil.STATUS_ZOMBIE)
+    assert up(host, preloaded, tmp_path)["pid"] != waiting.pid
+
+
+def test_one_that_cannot_be_loaded_is_no_loss(host: FakeNetlab, preloaded: PreloadedNetlab, tmp_path: Path) -> None:
+    (commands(host).parent / "up.py").write_text("raise ImportError('a netlab with other modules')")
+    preloaded.load()
+    assert up(host, preloaded, tmp_path)["version"] == 1
+
+
+SCRIPTS = {
+    "a shell script": "#!/bin/sh\n# starts netsim\necho $0 $*\n",
+    "a Python script of another kind": "#!/usr/bin/env python3\nimport sys; print(*sys.argv)\n",
+    "a script without an interpreter": "echo netsim python3\n",
+    "a binary": "\x7fELF 'netsim\n",
+}
+
+
+@pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
+def test_only_a_python_script_of_netlab_is_loaded_ahead(tmp_path: Path, text: str) -> None:
+    script = tmp_path / "netlab"
+    script.write_text(text)
+    script.chmod(0o755)
+    preloaded = PreloadedNetlab(str(script))
+    preloaded.load()
+    assert preloaded.take() is None
+    if text.startswith("#!"):
+        log = tmp_path / "log"
+        run_netlab(["up"], folder=tmp_path, timeout=30, command=str(script), log=log, preloaded=preloaded)
+        assert log.read_text() == f"{script} up\n"
+
+
+def test_without_netlab_nothing_is_loaded_and_nothing_fails(tmp_path: Path) -> None:
+    preloaded = PreloadedNetlab(str(tmp_path / "netlab"))
+    preloaded.load()
+    assert preloaded.take() is None
+
+
+def test_a_netlab_that_may_not_be_read_is_none_to_load(host: FakeNetlab, tmp_path: Path) -> None:
+    folder = host.bin / "netlab"
+    preloaded = PreloadedNetlab(str(folder))
+    folder.unlink()
+    folder.symlink_to(folder)
+    preloaded.load()
+    assert preloaded.take() is None
+
+
+def test_it_ends_when_nobody_is_there_to_tell_it_anything(host: FakeNetlab) -> None:
+    preloaded = PreloadedNetlab(str(host.bin / "netlab"))
+    preloaded.load()
+    waiting = preloaded.take()
+    assert waiting is not None
+    assert waiting.stdin is not None
+    waiting.stdin.close()
+    assert waiting.wait(10) == 0
+
+
+def test_once_closed_it_loads_no_more(host: FakeNetlab, preloaded: PreloadedNetlab, children: Children) -> None:
+    preloaded.load()
+    waiting = loaded(children)
+    preloaded.close()
+    assert not waiting.is_running()
+    preloaded.load()
+    assert children() == []
+    assert preloaded.take() is None

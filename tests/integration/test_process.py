@@ -1,0 +1,385 @@
+"""Running a command: its time, its memory, its output, its children, and what is told of its failure."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from neops_remote_lab.netlab.logs import LEFT_OUT
+from neops_remote_lab.netlab.output import TAIL_LINES, scrub, tail
+from neops_remote_lab.netlab.process import LAB_ID_VARIABLE, find_command, run_netlab
+from tests.chaos.shell import is_running
+from tests.fakes import wait_until
+
+LEADER_AND_CHILD = """
+import os, signal, sys, time
+child = os.fork()
+if ("child" if child == 0 else "leader") in sys.argv[1:]:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if child == 0:
+    open("child", "w").close()
+else:
+    while not os.path.exists("child"):
+        time.sleep(0.01)
+    open("pids", "w").write(f"{os.getpid()} {child}")
+    os.rename("pids", "ready")
+time.sleep(600)
+"""
+"""A process with a child; those that are named ignore the polite signal."""
+
+
+def run(
+    code: str, folder: Path, *arguments: str, timeout: float = 30, kill_grace: float = 0.2, **options: object
+) -> str:
+    """Python code instead of netlab."""
+    words: Sequence[str] = ["-c", code, *arguments]
+    return run_netlab(
+        words,
+        folder=folder,
+        timeout=timeout,
+        command=sys.executable,
+        kill_grace=kill_grace,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def pids(folder: Path) -> list[int]:
+    ready = folder / "ready"
+    wait_until(ready.exists)
+    return [int(word) for word in ready.read_text().split()]
+
+
+# Its end
+
+
+@pytest.mark.parametrize("stubborn", [[], ["leader"], ["child"], ["leader", "child"]], ids=" and ".join)
+def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path: Path, stubborn: list[str]) -> None:
+    began = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired) as expired:
+        run(LEADER_AND_CHILD, tmp_path, *stubborn, timeout=0.7)
+    assert expired.value.timeout == 0.7
+    assert time.monotonic() - began < 10
+    wait_until(lambda: not any(is_running(pid) for pid in pids(tmp_path)), 5)
+
+
+def test_an_interrupt_ends_a_command_with_its_children(tmp_path: Path) -> None:
+    interrupt = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, LEADER_AND_CHILD, tmp_path, "leader", "child", interrupt=interrupt)
+        both = pids(tmp_path)
+        interrupt.set()
+        with pytest.raises(InterruptedError):
+            running.result(10)
+    wait_until(lambda: not any(is_running(pid) for pid in both), 5)
+
+
+def test_an_interrupt_that_comes_first_ends_the_command_that_comes_next(tmp_path: Path) -> None:
+    interrupt = threading.Event()
+    interrupt.set()
+    began = time.monotonic()
+    with pytest.raises(InterruptedError):
+        run(LEADER_AND_CHILD, tmp_path, interrupt=interrupt)
+    assert time.monotonic() - began < 10
+
+
+def test_a_command_is_polite_to_be_ended_politely(tmp_path: Path) -> None:
+    code = """
+import pathlib, signal, sys, time
+def bye(*_):
+    pathlib.Path("farewell").touch()
+    sys.exit(3)
+signal.signal(signal.SIGTERM, bye)
+pathlib.Path("ready").touch()
+time.sleep(600)
+"""
+    interrupt = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, code, tmp_path, kill_grace=30, interrupt=interrupt)
+        wait_until((tmp_path / "ready").exists)
+        interrupt.set()
+        with pytest.raises(InterruptedError):
+            running.result(10)
+    assert (tmp_path / "farewell").exists()
+
+
+def test_a_second_ctrl_c_does_not_leave_a_command_behind(tmp_path: Path) -> None:
+    stubborn = """
+import os, pathlib, signal, time
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path("asked").touch())
+pathlib.Path("pid").write_text(str(os.getpid()))
+os.rename("pid", "ready")
+while True:
+    time.sleep(600)
+"""
+    code = f"""
+import pathlib, sys
+from neops_remote_lab.netlab.process import run_netlab
+run_netlab(["-c", {stubborn!r}], folder=pathlib.Path(), timeout=600, command=sys.executable, kill_grace=600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        [command] = pids(tmp_path)
+        process.send_signal(signal.SIGINT)
+        wait_until((tmp_path / "asked").exists)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1].rstrip().endswith(b"KeyboardInterrupt")
+    assert not is_running(command)
+
+
+def test_the_end_of_a_command_is_noticed_at_once(tmp_path: Path) -> None:
+    run("", tmp_path)
+    began = time.monotonic()
+    for _ in range(5):
+        run("", tmp_path, timeout=600)
+    assert time.monotonic() - began < 5
+
+
+def test_no_thread_is_left_of_a_command(tmp_path: Path) -> None:
+    before = threading.active_count()
+    run("", tmp_path)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run("import time; time.sleep(600)", tmp_path, timeout=0.1)
+    wait_until(lambda: threading.active_count() <= before)
+
+
+def test_a_signal_to_our_group_does_not_reach_the_command(tmp_path: Path) -> None:
+    assert run("import os; print(os.getpgid(0) == os.getpid())", tmp_path) == "True\n"
+
+
+# Memory and output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_command_that_wants_too_much_memory_fails_and_takes_nobody_along(tmp_path: Path) -> None:
+    limit = 300 << 20
+    code = "import sys; sys.stdin.read(); print(len(bytearray(600 << 20)))"  # input comes after the limit
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run(code, tmp_path, memory=limit)
+    assert "MemoryError" in failed.value.stderr
+    assert run(code, tmp_path) == f"{600 << 20}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_command_can_be_made_to_yield_to_others(tmp_path: Path) -> None:
+    code = "import os, sys; sys.stdin.read(); print(os.nice(0))"
+    assert int(run(code, tmp_path, niceness=5)) == int(run(code, tmp_path)) + 5
+
+
+def test_megabytes_of_output_block_nobody(tmp_path: Path) -> None:
+    code = "import sys; sys.stdout.write('x' * 20_000_000); sys.stderr.write('y' * 20_000_000)"
+    assert len(run(code, tmp_path)) == 20_000_000
+
+
+def test_output_that_is_no_text_does_not_fail_the_command(tmp_path: Path) -> None:
+    assert run(r"import sys; sys.stdout.buffer.write(b'a\xffb')", tmp_path) == "a\ufffdb"
+
+
+def test_output_that_a_child_holds_open_does_not_keep_us_waiting(tmp_path: Path) -> None:
+    code = """
+import os, time
+if os.fork():
+    print(1)
+else:
+    open("child", "w").write(str(os.getpid()))
+    time.sleep(600)
+"""
+    began = time.monotonic()
+    try:
+        assert run(code, tmp_path) == "1\n"
+        assert time.monotonic() - began < 10
+    finally:
+        wait_until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
+def test_a_log_grows_while_the_command_runs_and_is_appended_to(tmp_path: Path) -> None:
+    log = tmp_path / "netlab.log"
+    log.write_text("before\n")
+    code = "import pathlib, sys, time\nprint('out', flush=True)\nprint('err', file=sys.stderr, flush=True)\n"
+    code += "while not pathlib.Path('go').exists(): time.sleep(0.01)"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, code, tmp_path, log=log)
+        wait_until(lambda: log.read_text() == "before\nout\nerr\n")
+        (tmp_path / "go").touch()
+        assert running.result(10) == ""
+
+
+# Input and surroundings
+
+
+def test_standard_input_is_what_it_is_told_and_then_closed(tmp_path: Path) -> None:
+    code = "import sys; print(repr(sys.stdin.read()))"
+    assert run(code, tmp_path) == "''\n"
+    assert run(code, tmp_path, answer="y\n") == "'y\\n'\n"
+
+
+def test_a_command_that_does_not_listen_is_no_failure(tmp_path: Path) -> None:
+    assert run("import sys; sys.stdin.close(); print(1)", tmp_path, answer="y\n" * 100_000) == "1\n"
+
+
+def test_a_command_runs_in_its_folder_and_is_marked_with_its_lab(tmp_path: Path) -> None:
+    code = f"import os; print(os.getcwd(), os.environ[{LAB_ID_VARIABLE!r}], os.environ['CLAB_VERSION_CHECK'])"
+    assert run(code, tmp_path, lab_id="lab-1").split() == [str(tmp_path.resolve()), "lab-1", "disable"]
+
+
+def test_arguments_go_through_no_shell(tmp_path: Path) -> None:
+    words = ["$HOME", "; touch x", "`id`", "a b", "*", "--", ""]
+    assert run("import sys; print(sys.argv[1:])", tmp_path, *words) == f"{words}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_ours_are_not_open_in_the_command(tmp_path: Path) -> None:
+    with (tmp_path / "ours").open("w"):
+        names = run("import os; print([os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)])", tmp_path)
+        found = run("import psutil; print([f.path for f in psutil.Process().open_files()])", tmp_path)
+    assert str(tmp_path / "ours") not in names + found
+
+
+def test_a_log_is_bounded_while_it_grows_and_has_its_begin_and_its_end(tmp_path: Path) -> None:
+    log, limit = tmp_path / "log", 40_000
+    code = """
+import os, time
+print("first", flush=True)
+for _ in range(50): print("x" * 20_000, end="", flush=True)
+print("\\nlast", flush=True)
+open("printed", "w").close()
+while not os.path.exists("go"): time.sleep(0.01)
+raise SystemExit("end")
+"""
+
+    def is_small() -> bool:
+        return (tmp_path / "printed").exists() and log.stat().st_size < limit
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, code, tmp_path, log=log, max_log_bytes=limit)
+        wait_until(is_small, 20, "the log stays large")
+        (tmp_path / "go").touch()
+        with pytest.raises(subprocess.CalledProcessError, match="exit status 1") as failed:
+            running.result()
+    assert failed.value.stderr.endswith("last\nend")
+    text = log.read_bytes()
+    assert text.startswith(b"first\n")
+    assert LEFT_OUT in text
+    assert text.endswith(b"last\nend\n")
+
+
+def test_a_command_is_never_less_nice_than_this_process(tmp_path: Path) -> None:
+    """A server may be nice itself, and not allowed to make anything less nice."""
+    # Its input ends once the command has its limits.
+    inner = "import os, sys; sys.stdin.read(); print(os.getpriority(os.PRIO_PROCESS, 0), flush=True)"
+    outer = (
+        "import os, pathlib, sys\n"
+        "from neops_remote_lab.netlab.process import run_netlab\n"
+        "os.nice(15)\n"
+        "for niceness in (0, 3, 10):\n"
+        f"    words = ['-c', {inner!r}]\n"
+        "    told = run_netlab(words, folder=pathlib.Path('/'), timeout=30, command=sys.executable,\n"
+        "                      niceness=niceness)\n"
+        "    print(told.strip())\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", outer], check=True, capture_output=True, text=True, env=dict(os.environ)
+    )
+    own = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 15)
+    assert [int(line) for line in shown.stdout.split()] == [min(19, own + niceness) for niceness in (0, 3, 10)]
+
+
+def test_a_command_beside_this_python_is_found_and_finds_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "venv" / "bin"
+    directory.mkdir(parents=True)
+    for name, text in (("netlab", "exec helper"), ("helper", "echo found")):
+        (directory / name).write_text(f"#!/bin/sh\n{text}\n")
+        (directory / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setattr(sys, "executable", str(directory / "python"))
+    assert find_command("netlab") == str(directory / "netlab")
+    assert run_netlab([], folder=tmp_path, timeout=10) == "found\n"
+
+
+# Failure
+
+
+def test_a_missing_command_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run_netlab(["up"], folder=tmp_path, timeout=5, command="no-such-netlab")
+    assert psutil.Process().children() == []
+
+
+def test_a_failure_tells_its_status_and_last_words(tmp_path: Path) -> None:
+    code = "import sys; print('out'); print('why', file=sys.stderr); sys.exit(7)"
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run(code, tmp_path)
+    assert (failed.value.returncode, failed.value.stderr) == (7, "why")
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run(code, tmp_path, log=tmp_path / "log")
+    assert "why" in failed.value.stderr
+
+
+def test_the_last_words_are_those_of_this_command_and_not_of_an_earlier_one(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("an earlier complaint\n")
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run("import sys; sys.exit('now')", tmp_path, log=log)
+    assert failed.value.stderr == "now"
+
+
+def test_the_last_words_are_few(tmp_path: Path) -> None:
+    code = "import sys\nfor n in range(100_000): print('line', n, file=sys.stderr)\nsys.exit(1)"
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run(code, tmp_path)
+    lines = failed.value.stderr.splitlines()
+    assert len(lines) == TAIL_LINES
+    assert lines[-1] == "line 99999"
+
+
+TRACEBACK = """Creating configuration files
+Traceback (most recent call last):
+  File "/usr/lib/python3/netsim/cli/up.py", line 1, in run
+    start()
+    ~~~~~^^
+  File "/usr/lib/python3/netsim/providers/clab.py", line 2, in start
+    raise RuntimeError("no image")
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/usr/bin/netlab", line 8, in <module>
+    main()
+RuntimeError: no image in /var/lib/docker/images/frr.tar
+"""
+
+
+def test_last_words_have_no_traceback_and_no_folder_of_the_host() -> None:
+    words = tail(TRACEBACK)
+    assert "RuntimeError: no image in frr.tar" in words
+    assert "Creating configuration files" in words
+    for hidden in ("Traceback", "File ", "/usr", "/var", "start()", "main()", "^^"):
+        assert hidden not in words
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        ("cannot read /srv/labs/0f3a/topology/topology.yml: no", "cannot read topology.yml: no"),
+        ("'/srv/labs/x.yml'", "'x.yml'"),
+        ("in folder /srv/labs/0f3a/", "in folder "),
+        ("file:/srv/labs/x.yml", "file:/srv/labs/x.yml"),
+        ("see https://netlab.tools/install/ubuntu/ for more", "see https://netlab.tools/install/ubuntu/ for more"),
+        ("interface 10.0.0.1/24, 2001:db8::/64 and 1/2", "interface 10.0.0.1/24, 2001:db8::/64 and 1/2"),
+        ("image quay.io/frrouting/frr:10.5.1", "image quay.io/frrouting/frr:10.5.1"),
+        ("group_vars/all/topology.json", "group_vars/all/topology.json"),
+    ],
+)
+def test_only_folders_of_the_host_are_hidden(printed: str, shown: str) -> None:
+    assert scrub(printed) == shown

@@ -1,0 +1,242 @@
+"""The rules of the queue: who is where, who is stale, what a reload changes, how long it will take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from neops_remote_lab.queue.estimates import HoldHistory
+from neops_remote_lab.queue.session_cache import SessionCache
+from neops_remote_lab.store import Session
+
+JOINED = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def waiting(number: int, name: str = "") -> Session:
+    return Session(number, name or f"s{number}", "waiting", None, None, JOINED, None)
+
+
+def active(number: int) -> Session:
+    return replace(waiting(number), state="active", activated_at=JOINED)
+
+
+def queue(*sessions: Session, now: float = 0) -> SessionCache:
+    cache = SessionCache()
+    for session in sessions:
+        cache.put(session, now)
+    return cache
+
+
+def order(cache: SessionCache) -> list[str]:
+    return [session.session_id for session in cache]
+
+
+def positions(cache: SessionCache) -> dict[str, int]:
+    return {session.session_id: cache.position(session) for session in cache}
+
+
+def stale(cache: SessionCache, now: float, waiting_timeout: float = 10, active_timeout: float = 10) -> list[str]:
+    return cache.stale(now, waiting_timeout=waiting_timeout, active_timeout=active_timeout)
+
+
+# Order
+
+
+def test_the_active_session_is_at_0_and_those_who_wait_follow_in_the_order_they_joined() -> None:
+    cache = queue(active(3), waiting(7), waiting(8), waiting(12))
+    assert positions(cache) == {"s3": 0, "s7": 1, "s8": 2, "s12": 3}
+    assert cache.active == active(3)
+    assert (len(cache), cache.waiting) == (4, 3)
+
+
+def test_the_number_decides_and_not_the_order_in_which_sessions_become_known() -> None:
+    assert order(queue(waiting(12), waiting(7), active(3), waiting(8))) == ["s3", "s7", "s8", "s12"]
+
+
+def test_who_leaves_from_the_middle_moves_up_only_those_behind() -> None:
+    cache = queue(active(1), waiting(2), waiting(3), waiting(4), waiting(5))
+    cache.drop("s3")
+    assert positions(cache) == {"s1": 0, "s2": 1, "s4": 2, "s5": 3}
+
+
+def test_a_promoted_session_leaves_the_waiting_line() -> None:
+    cache = queue(active(1), waiting(2), waiting(3))
+    cache.drop("s1")
+    assert cache.active is None
+    cache.put(active(2), 5)
+    assert positions(cache) == {"s2": 0, "s3": 1}
+    assert cache.waiting == 1
+
+
+def test_dropping_somebody_unknown_changes_nothing() -> None:
+    cache = queue(active(1), waiting(2))
+    cache.drop("nobody")
+    assert order(cache) == ["s1", "s2"]
+    assert "nobody" not in cache
+    assert cache.get("nobody") is None
+
+
+# Silence
+
+
+def test_a_waiting_session_is_stale_once_its_timeout_is_over_and_not_before() -> None:
+    cache = queue(active(1), waiting(2), now=0)
+    cache.renew("s1", 10)
+    assert stale(cache, 10.0) == []
+    assert stale(cache, 10.1) == ["s2"]
+
+
+def test_a_call_starts_the_timeout_anew() -> None:
+    cache = queue(active(1), waiting(2), waiting(3), now=0)
+    for session_id in ("s1", "s2"):
+        cache.renew(session_id, 8)
+    assert stale(cache, 12) == ["s3"]
+    assert stale(cache, 18.5, active_timeout=100) == ["s3", "s2"]
+
+
+def test_waiting_and_active_sessions_have_time_outs_of_their_own() -> None:
+    cache = queue(active(1), waiting(2), now=0)
+    assert stale(cache, 30, waiting_timeout=10, active_timeout=100) == ["s2"]
+    assert stale(cache, 30, waiting_timeout=100, active_timeout=10) == ["s1"]
+
+
+def test_a_session_with_an_open_call_is_never_stale() -> None:
+    cache = queue(active(1), waiting(2), waiting(3), now=0)
+    cache.call_opened("s1")
+    cache.call_opened("s2")
+    assert stale(cache, 1000) == ["s3"]
+    assert cache.unseen_for("s2", 1000) == 0
+
+
+def test_the_end_of_the_last_open_call_renews_the_session() -> None:
+    cache = queue(waiting(1), now=0)
+    cache.call_opened("s1")
+    cache.call_opened("s1")
+    cache.call_closed("s1", 50)
+    assert stale(cache, 1000) == []
+    cache.call_closed("s1", 1000)
+    assert stale(cache, 1010) == []
+    assert stale(cache, 1010.1) == ["s1"]
+
+
+def test_a_session_that_was_ended_during_its_call_stays_forgotten() -> None:
+    cache = queue(waiting(1), now=0)
+    cache.call_opened("s1")
+    cache.drop("s1")
+    cache.call_closed("s1", 5)
+    assert "s1" not in cache
+    assert stale(cache, 1000) == []
+
+
+def test_an_open_call_of_the_stalest_does_not_hide_others() -> None:
+    cache = queue(waiting(1), waiting(2), waiting(3), now=0)
+    cache.call_opened("s1")
+    assert sorted(stale(cache, 11)) == ["s2", "s3"]
+    cache.call_closed("s1", 11)
+    assert sorted(stale(cache, 12)) == ["s2", "s3"]
+
+
+def test_an_open_call_survives_promotion() -> None:
+    cache = queue(waiting(1), now=0)
+    cache.call_opened("s1")
+    cache.put(active(1), 1)
+    assert stale(cache, 1000) == []
+
+
+# Reload
+
+
+def test_a_reload_without_changes_keeps_when_sessions_were_seen_and_says_nothing() -> None:
+    rows = [active(1), waiting(2)]
+    cache = queue(*rows, now=0)
+    difference = cache.reload(rows, now=100)
+    assert (difference.vanished, difference.changed) == (frozenset(), frozenset())
+    assert cache.unseen_for("s2", 100) == 100
+
+
+def test_a_reload_tells_who_has_vanished() -> None:
+    cache = queue(active(1), waiting(2), waiting(3))
+    difference = cache.reload([waiting(2), waiting(3)], now=1)
+    assert difference.vanished == {"s1"}
+    assert difference.changed == frozenset()
+    assert cache.active is None
+    assert positions(cache) == {"s2": 1, "s3": 2}
+
+
+def test_a_reload_tells_whose_state_has_changed() -> None:
+    cache = queue(active(1), waiting(2), waiting(3))
+    difference = cache.reload([active(2), waiting(3)], now=1)
+    assert (difference.vanished, difference.changed) == (frozenset({"s1"}), frozenset({"s2"}))
+    assert positions(cache) == {"s2": 0, "s3": 1}
+
+
+def test_two_sessions_may_swap_their_numbers() -> None:
+    cache = queue(active(1), waiting(2, "ann"), waiting(3, "bob"), waiting(4))
+    difference = cache.reload([active(1), waiting(3, "ann"), waiting(2, "bob"), waiting(4)], now=1)
+    assert difference.changed == {"ann", "bob"}
+    assert order(cache) == ["s1", "bob", "ann", "s4"]
+    assert positions(cache) == {"s1": 0, "bob": 1, "ann": 2, "s4": 3}
+
+
+def test_the_active_session_and_a_waiting_one_may_swap_their_states() -> None:
+    cache = queue(active(1), waiting(2))
+    cache.reload([waiting(1), active(2)], now=1)
+    assert positions(cache) == {"s2": 0, "s1": 1}
+
+
+def test_a_reload_takes_in_newcomers_and_gives_them_their_full_time() -> None:
+    cache = queue(active(1), now=0)
+    difference = cache.reload([active(1), waiting(2)], now=100)
+    assert difference.changed == frozenset()
+    assert stale(cache, 110, active_timeout=1000) == []
+    assert stale(cache, 110.1, active_timeout=1000) == ["s2"]
+
+
+def test_a_call_that_is_open_during_a_reload_stays_open() -> None:
+    cache = queue(active(1), waiting(2))
+    cache.call_opened("s2")
+    cache.reload([active(2)], now=1)
+    assert stale(cache, 1000) == []
+
+
+# How long it will take
+
+
+def test_the_hold_is_counted_from_the_promotion() -> None:
+    cache = queue(active(1), now=100)
+    assert cache.held_for(130) == 30
+    cache.drop("s1")
+    assert cache.held_for(130) == 0
+
+
+def test_without_history_nobody_can_tell_how_long_it_takes() -> None:
+    assert HoldHistory().eta(1, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("position", "held_for", "expected"),
+    [
+        pytest.param(0, 5, 0, id="the active session waits for nothing"),
+        pytest.param(1, 0, 20, id="the next waits for one whole hold"),
+        pytest.param(1, 5, 15, id="or for what is left of it"),
+        pytest.param(1, 500, 0, id="a hold that is overdue may end at any time"),
+        pytest.param(3, 5, 55, id="everybody in between holds as long as the mean"),
+    ],
+)
+def test_the_expected_wait_follows_from_the_mean_hold(position: int, held_for: float, expected: float) -> None:
+    assert HoldHistory([10, 30]).eta(position, held_for) == pytest.approx(expected)
+
+
+def test_only_the_latest_holds_count() -> None:
+    history = HoldHistory([1000, 1000, 10], size=2)
+    history.add(20)
+    assert history.eta(1, 0) == pytest.approx(15)
+
+
+def test_time_in_which_nobody_could_be_heard_counts_against_nobody() -> None:
+    cache = queue(active(1), waiting(2), waiting(3))
+    cache.renew_all(100)
+    assert stale(cache, 109) == []
+    assert len(stale(cache, 111)) == 3
