@@ -176,7 +176,7 @@ def test_a_lab_lives_until_its_last_reference_is_released(server: LabServer, hol
         assert len(fake(server).containers()) == 2
     assert release(server, holder).status_code == 204
     wait_until(lambda: no_lab(server))
-    assert lab(server, holder)["state"] == "none"
+    wait_until(lambda: lab(server, holder)["state"] == "none")
     assert lab(server, holder)["error"] is None
     assert len(fake(server).invocations("down")) == 1
 

@@ -181,7 +181,8 @@ PLUGINS = [words[1] for words in (neighbour.options for neighbour in NEIGHBOURS.
 def test_gets_along_with_a_plugin(online: pytest.Pytester, lab_server: LabServer, name: str) -> None:
     neighbour = NEIGHBOURS[name]
     online.makepyfile(neighbour.suite)
-    online.makefile(".feature", **neighbour.features)
+    if neighbour.features:
+        online.makefile(".feature", **neighbour.features)
     result = online.runpytest_subprocess(*neighbour.options)
     assert result.parseoutcomes().get("passed") == neighbour.passed, result.stdout.str()
     assert result.ret == pytest.ExitCode.OK
