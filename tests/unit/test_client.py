@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from neops_remote_lab.client.connection import CLOSE_TIMEOUT, UNREACHABLE_TIMEOUT, ServerConnection
+from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
 from neops_remote_lab.client.lab_client import LONGEST_POLL, RemoteLabClient, default_label
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.models import DeviceInfoDto
@@ -353,6 +354,17 @@ def test_leaves_the_queue_when_no_topology_is_left(server: ScriptedServer, conne
     assert server.of(END)
     with pytest.raises(RuntimeError, match="the session is closed"):
         client.acquire(topology)
+
+
+def test_the_end_of_a_session_and_a_call_after_close_are_told_apart(server: ScriptedServer, connect: Connect) -> None:
+    server.script(DESTROY, refusal(410, "held for too long"))
+    with connect() as client, pytest.raises(SessionEnded) as caught:
+        client.destroy()
+    assert caught.value.reason == "held for too long"
+    closed = connect()
+    closed.close()
+    with pytest.raises(SessionClosed):
+        closed.destroy()
 
 
 # Acquiring and releasing

@@ -1,12 +1,13 @@
 """Names that code written for 1.x imports."""
 
+import pickle
 import subprocess
 import sys
 
 import pytest
 
 import neops_remote_lab
-from neops_remote_lab import DeviceInfoDto, SessionInfoDto, SessionState, models
+from neops_remote_lab import DeviceInfoDto, SessionInfoDto, SessionState, client, models
 
 NAMES = (
     "AcquireResponseDto",
@@ -62,3 +63,21 @@ def test_the_fields_of_1x_are_there() -> None:
         "last_seen_at": 2.0,
         "topology_name": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        (client.SessionEnded("why"), RuntimeError),
+        (client.SessionClosed(), RuntimeError),
+        (client.InvalidSetting(), ValueError),
+    ],
+)
+def test_what_the_client_raises_is_caught_by_the_except_clauses_of_1x(
+    error: Exception, builtin: type[Exception]
+) -> None:
+    assert isinstance(error, builtin)
+    assert type(error).__bases__ == (builtin,), "no hierarchy"
+    assert type(error).__name__ in client.__all__
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301 - as pytest-xdist and multiprocessing do
+    assert (type(copied), str(copied), vars(copied)) == (type(error), str(error), vars(error))

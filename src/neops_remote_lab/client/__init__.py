@@ -1,11 +1,13 @@
-"""`RemoteLabClient`, and how a server is reached."""
+"""`RemoteLabClient`, what it raises, and how a server is reached."""
 
 from typing import TYPE_CHECKING, Any
+
+from neops_remote_lab.client.exceptions import InvalidSetting, SessionClosed, SessionEnded
 
 if TYPE_CHECKING:
     from neops_remote_lab.client.lab_client import RemoteLabClient
 
-__all__ = ["RemoteLabClient"]
+__all__ = ["InvalidSetting", "RemoteLabClient", "SessionClosed", "SessionEnded"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The way to the server: its address, the credentials, the proxy in between and the certificates.
 
-What is wrong with one of them is found here, before the first request, and told in one sentence (`ValueError`) that
-names the variable. No credentials appear in an address that is shown, in an exception, a log line or a `repr`.
+What is wrong with one of them is found here, before the first request, and told in one sentence (`InvalidSetting`)
+that names the variable. No credentials appear in an address that is shown, in an exception, a log line or a `repr`.
 """
 
 import importlib.util
@@ -17,6 +17,7 @@ from typing import Final, Self
 
 import httpx
 
+from neops_remote_lab.client.exceptions import InvalidSetting
 from neops_remote_lab.core.text import one_line
 
 __tracebackhide__ = True  # pytest shows the arguments of a frame, and here they are credentials
@@ -99,7 +100,7 @@ class Access:
         proxy: the proxy in between, if any.
 
     Raises:
-        ValueError: something cannot work; the message is one sentence that names the variable.
+        InvalidSetting: something cannot work; the message is one sentence that names the variable.
     """
 
     def __init__(self, url: str, credentials: Credentials | None = None, *, name: str = "base_url") -> None:
@@ -168,7 +169,7 @@ def parse_address(
     """The address in a text.
 
     Raises:
-        ValueError: it is none; the message names the variable, and shows no credentials.
+        InvalidSetting: it is none; the message names the variable, and shows no credentials.
     """
     trouble = _trouble_with(text, schemes)
     if trouble is None:
@@ -181,7 +182,7 @@ def parse_address(
             trouble = _trouble_with_parts(url)
     if trouble is not None:
         shown = hide_secrets(text)
-        raise ValueError(f"{name} {trouble}: it must be an address such as {example}, not {shown!r}")
+        raise InvalidSetting(f"{name} {trouble}: it must be an address such as {example}, not {shown!r}")
     login = (url.username, url.password) if url.userinfo else None
     return Address(url.copy_with(username=None, password=None), login)
 
@@ -226,7 +227,7 @@ def proxy_for(url: httpx.URL) -> Proxy | None:
     """The proxy that the environment (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`) names for an address.
 
     Raises:
-        ValueError: its address cannot be used.
+        InvalidSetting: its address cannot be used.
     """
     found = urllib.request.getproxies()
     kind = url.scheme if found.get(url.scheme) else "all"
@@ -239,7 +240,7 @@ def proxy_for(url: httpx.URL) -> Proxy | None:
     text = text if "://" in text else f"http://{text}"
     address = parse_address(text, variable, (*_HTTP, *_SOCKS), "http://proxy:3128")
     if address.url.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
-        raise ValueError(
+        raise InvalidSetting(
             f"{variable} names a SOCKS proxy, which needs another package: install httpx[socks], "
             f"or add {url.host} to NO_PROXY"
         )
@@ -274,11 +275,11 @@ def _check_token(token: str | None, address: Address, name: str) -> None:
     if token is None:
         return
     if not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise ValueError(
+        raise InvalidSetting(
             "REMOTE_LAB_TOKEN has a space, a line break or another character that no token has: copy it anew"
         )
     if address.login is not None:
-        raise ValueError(
+        raise InvalidSetting(
             f"{name} holds a user name, and REMOTE_LAB_TOKEN is set: a request can carry one of them, remove the other"
         )
 
@@ -290,20 +291,22 @@ def _trusting(ca_file: str | Path | None) -> ssl.SSLContext:
     if path:
         _require_readable(variable, path)
     elif (directory := os.environ.get("SSL_CERT_DIR")) and not Path(directory).is_dir():
-        raise ValueError(f"SSL_CERT_DIR names a directory that does not exist: {directory!r}")
+        raise InvalidSetting(f"SSL_CERT_DIR names a directory that does not exist: {directory!r}")
     try:
         return ssl.create_default_context(cafile=ca_file) if ca_file else httpx.create_ssl_context()
     except ssl.SSLError:
-        raise ValueError(f"{variable} names a file without PEM certificates: {str(path)!r}") from None
+        raise InvalidSetting(f"{variable} names a file without PEM certificates: {str(path)!r}") from None
     except OSError as error:  # the only other file that a context opens
-        raise ValueError(f"SSLKEYLOGFILE names a file that cannot be written: {error.strerror}") from None
+        raise InvalidSetting(f"SSLKEYLOGFILE names a file that cannot be written: {error.strerror}") from None
 
 
 def _load_client_certificate(context: ssl.SSLContext, credentials: Credentials) -> None:
     certificate, key = credentials.client_cert, credentials.client_key
     if certificate is None:
         if key is not None:
-            raise ValueError("REMOTE_LAB_CLIENT_KEY is set without REMOTE_LAB_CLIENT_CERT: a key needs its certificate")
+            raise InvalidSetting(
+                "REMOTE_LAB_CLIENT_KEY is set without REMOTE_LAB_CLIENT_CERT: a key needs its certificate"
+            )
         return
     _require_readable("REMOTE_LAB_CLIENT_CERT", certificate)
     if key is not None:
@@ -311,7 +314,7 @@ def _load_client_certificate(context: ssl.SSLContext, credentials: Credentials) 
     try:
         context.load_cert_chain(certificate, key, password=lambda: "")  # else it would ask at the terminal
     except (ssl.SSLError, ValueError):
-        raise ValueError(
+        raise InvalidSetting(
             f"REMOTE_LAB_CLIENT_CERT={str(certificate)!r} cannot be used: it must be a PEM certificate, with its "
             "private key in the same file or in REMOTE_LAB_CLIENT_KEY, and the key must not be encrypted"
         ) from None
@@ -323,4 +326,4 @@ def _require_readable(variable: str, path: str | Path) -> None:
             pass
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{variable} names a file that cannot be read: {str(path)!r}: {reason}") from None
+        raise InvalidSetting(f"{variable} names a file that cannot be read: {str(path)!r}: {reason}") from None

@@ -90,7 +90,7 @@ class ServerConnection:
         base_url: the server's address, without credentials and without a slash at the end.
 
     Raises:
-        ValueError: the address, the credentials or what the environment says of proxies and certificates cannot work.
+        InvalidSetting: the address, the credentials, or a proxy or certificate of the environment cannot work.
     """
 
     def __init__(

@@ -22,6 +22,7 @@ from neops_remote_lab.client.connection import (
     ServerConnection,
     headers_of,
 )
+from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto
@@ -95,8 +96,8 @@ class RemoteLabClient:
 
     Raises:
         TimeoutError: the session was not active in time; it has left the queue.
-        RuntimeError: the server ended the session while it waited.
-        ValueError: the address, the credentials or what the environment says of proxies and certificates cannot work.
+        SessionEnded: the server ended the session while it waited.
+        InvalidSetting: the address, the credentials, or a proxy or certificate of the environment cannot work.
         httpx.HTTPStatusError: the server refused; the message says why.
         httpx.TransportError: the server cannot be reached.
     """
@@ -184,7 +185,8 @@ class RemoteLabClient:
 
         Raises:
             TimeoutError: the session was not active in time; it has left the queue.
-            RuntimeError: the session is over.
+            SessionEnded: the server ended the session.
+            SessionClosed: this client has left the session.
             httpx.HTTPStatusError: the server refused; the message says why.
         """
         self._require_session()
@@ -206,7 +208,8 @@ class RemoteLabClient:
 
         Raises:
             TimeoutError: no lab within the acquisition timeout.
-            RuntimeError: the session is over.
+            SessionEnded: the server ended the session.
+            SessionClosed: this client has left the session.
             httpx.HTTPStatusError: the server refused, for example since netlab rejects the topology.
         """
         self._require_session()
@@ -230,7 +233,8 @@ class RemoteLabClient:
             timeout: seconds for which it is tried; the unreachable timeout where none is given.
 
         Raises:
-            RuntimeError: the session is over.
+            SessionEnded: the server ended the session.
+            SessionClosed: this client has left the session.
             httpx.HTTPStatusError: the server refused, for example since no lab runs.
             httpx.TransportError: the server could not be reached; the call may be repeated.
         """
@@ -258,7 +262,8 @@ class RemoteLabClient:
             force: do so although there are references left.
 
         Raises:
-            RuntimeError: the session is over.
+            SessionEnded: the server ended the session.
+            SessionClosed: this client has left the session.
             httpx.HTTPStatusError: the server refused, for example since the lab is in use and `force` is false.
         """
         self._require_session()
@@ -395,7 +400,9 @@ class RemoteLabClient:
             )
         except (httpx.TransportError, OSError):
             return True
-        except RuntimeError:  # the connection was closed meanwhile
+        except RuntimeError:  # httpx: the connection was closed meanwhile
+            if not self.closed:
+                raise
             return False
         if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
             self.rejected[path] = detail_of(response)
@@ -452,9 +459,9 @@ class RemoteLabClient:
 
     def _require_session(self) -> None:
         if self.lost_reason is not None:
-            raise RuntimeError(f"the session was ended by the server: {self.lost_reason}")
+            raise SessionEnded(self.lost_reason)
         if self._leaving.is_set():
-            raise RuntimeError("the session is closed")
+            raise SessionClosed
 
 
 def default_label() -> str:

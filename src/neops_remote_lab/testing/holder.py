@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from neops_remote_lab.client.connection import RESTARTING
+from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
 from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.testing.interrupt import leave_run
@@ -113,9 +114,9 @@ class LabHolder:
             elif spec.reuse_lab or _is_rejected(error):
                 self._workers.note_failure(spec.key, reason)
                 self._told.add((spec.key, item.nodeid))
-        except RuntimeError as error:
-            if self.client.lost_reason is not None:
-                leave_run(self._session, str(error))
+        except SessionEnded as error:
+            leave_run(self._session, str(error))
+        except SessionClosed as error:
             reason = str(error)
         else:
             self._workers.note_failure(spec.key, None)
@@ -124,7 +125,7 @@ class LabHolder:
 
     def _release(self, name: str, timeout: float | None = None) -> None:
         try:
-            with suppress(RuntimeError):  # the session is over, and its lab with it
+            with suppress(SessionEnded, SessionClosed):  # the session is over, and its lab with it
                 self.client.release(**{} if timeout is None else {"timeout": timeout})
         except httpx.HTTPError as error:
             reason = str(error)

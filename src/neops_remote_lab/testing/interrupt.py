@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import pytest
 
+from neops_remote_lab.client.exceptions import SessionEnded
 from neops_remote_lab.testing import xdist
 
 SESSION_ENDED = 75
@@ -76,7 +77,7 @@ class LostSession:
         """End the run, from any thread."""
         if self._expected:
             return
-        self._reason = f"the session was ended by the server: {reason}"
+        self._reason = str(SessionEnded(reason))
         # in case the test swallows the exception, or the main thread is not pytest's
         self._session.shouldstop = f"remote lab: {self._reason}"
         if not self._watching:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from neops_remote_lab.client.connection import ServerConnection
+from neops_remote_lab.client.exceptions import InvalidSetting, SessionEnded
 from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.core.text import one_line, printable_lines
 from neops_remote_lab.testing import xdist
@@ -29,7 +30,7 @@ def settings_of(session: pytest.Session) -> LabHostSettings:
     __tracebackhide__ = True
     try:
         return LabHostSettings.read(os.environ)
-    except ValueError as error:
+    except InvalidSetting as error:
         leave_run(session, str(error), pytest.ExitCode.USAGE_ERROR)
     except RuntimeError as error:
         reason = str(error)
@@ -121,7 +122,7 @@ class LabSession:
                 return work()
             except (httpx.HTTPError, TimeoutError) as error:
                 self._failure = str(error)
-            except RuntimeError as error:
+            except SessionEnded as error:
                 leave_run(self._session, str(error))
         pytest.fail(f"remote lab: {self._failure}", pytrace=False)
 

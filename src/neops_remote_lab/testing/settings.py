@@ -7,6 +7,7 @@ from typing import Self
 
 from neops_remote_lab.client.access import Access, Credentials
 from neops_remote_lab.client.connection import UNREACHABLE_TIMEOUT
+from neops_remote_lab.client.exceptions import InvalidSetting
 
 _CI_JOBS = ("CI_JOB_URL", "BUILD_URL", "CIRCLE_BUILD_URL")
 """Variables in which GitLab, Jenkins and CircleCI leave the address of the running job."""
@@ -41,7 +42,7 @@ class LabHostSettings:
 
         Raises:
             RuntimeError: `REMOTE_LAB_URL` is not set.
-            ValueError: something cannot work; one sentence that names the variable.
+            InvalidSetting: something cannot work; one sentence that names the variable.
         """
         url = environment.get("REMOTE_LAB_URL")
         if not url:
@@ -67,7 +68,7 @@ def _seconds(environment: Mapping[str, str], name: str, default: float) -> float
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a number of seconds above 0, not {text!r}")
+        raise InvalidSetting(f"{name} must be a number of seconds above 0, not {text!r}")
     return value
 
 

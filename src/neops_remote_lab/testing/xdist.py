@@ -217,10 +217,12 @@ def _end(sessions: set[str], key: str | None) -> None:
 
 def _server() -> ServerConnection | None:
     """A connection of the controller; None where the workers cannot have had one either."""
-    from neops_remote_lab.client.connection import ServerConnection  # noqa: PLC0415 - slow, and needed in runs with labs alone
+    # slow, and needed in runs with labs alone
+    from neops_remote_lab.client import InvalidSetting  # noqa: PLC0415
+    from neops_remote_lab.client.connection import ServerConnection  # noqa: PLC0415
 
     url = os.environ.get("REMOTE_LAB_URL")
     try:
         return ServerConnection(url) if url else None
-    except ValueError:  # the workers have told what is wrong with the address
+    except InvalidSetting:  # the workers have told what is wrong with the address
         return None
