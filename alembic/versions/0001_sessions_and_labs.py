@@ -13,6 +13,11 @@ IS_A_TIME = (
     " IS replace(substr({0}, 1, 19), 'T', ' ') AND substr({0}, 20) NOT GLOB '*[^0-9.+:]*')"
 )
 
+OUTCOMES = (
+    *("released", "destroyed", "session_ended", "replaced", "server_ended"),
+    *("lost", "rejected", "in_the_way", "failed"),
+)
+
 VIEWS = {
     "waiting": """
         SELECT row_number() OVER (PARTITION BY host ORDER BY number) AS place, substr(session_id, 1, 8) AS session,
@@ -43,7 +48,8 @@ VIEWS = {
     """,
     "session_history": """
         SELECT substr(session_id, 1, 8) AS session, client, purpose, datetime(created_at) AS joined,
-               datetime(activated_at) AS became_active, datetime(ended_at) AS ended, end_reason,
+               datetime(activated_at) AS became_active, datetime(ended_at) AS ended, end_code,
+               end_detail AS end_reason,
                CAST(round((julianday(coalesce(activated_at, ended_at)) - julianday(created_at)) * 86400) AS INTEGER)
                    AS waited_seconds,
                CAST(round((julianday(ended_at) - julianday(activated_at)) * 86400) AS INTEGER) AS held_seconds,
@@ -51,13 +57,14 @@ VIEWS = {
         FROM session WHERE state = 'ended' ORDER BY ended_at DESC
     """,
     "lab_history": """
-        SELECT topology, datetime(started_at) AS started, datetime(ended_at) AS ended, outcome,
+        SELECT topology, datetime(started_at) AS started, datetime(ended_at) AS ended, outcome_code,
+               outcome_detail AS outcome,
                CAST(round((julianday(running_at) - julianday(started_at)) * 86400) AS INTEGER) AS start_seconds,
                substr(session_id, 1, 8) AS session, host, lab_id
         FROM lab WHERE state = 'ended' ORDER BY ended_at DESC
     """,
     "quarantine": """
-        SELECT name AS host, datetime(quarantined_at) AS since, quarantine_reason AS reason
+        SELECT name AS host, datetime(quarantined_at) AS since, quarantined_by, quarantine_reason AS reason
         FROM lab_host WHERE quarantine_reason IS NOT NULL
     """,
 }
@@ -65,11 +72,25 @@ VIEWS = {
 # A person who ends a session sets `state` alone; when and by whom is filled in.
 ENDED_BY_HAND = """
     CREATE TRIGGER session_ended_by_hand AFTER UPDATE OF state ON session
-    WHEN NEW.state = 'ended' AND NEW.ended_at IS NULL
+    WHEN NEW.state = 'ended' AND (NEW.ended_at IS NULL OR NEW.end_code IS NULL OR NEW.end_detail IS NULL)
     BEGIN
-        UPDATE session SET ended_at = strftime('%Y-%m-%d %H:%M:%f', 'now') || '000',
-                           end_reason = coalesce(end_reason, 'ended by an operator')
+        UPDATE session SET ended_at = coalesce(ended_at, strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'),
+                           end_code = coalesce(end_code, 'operator'),
+                           end_detail = coalesce(end_detail, 'ended by an operator')
         WHERE number = NEW.number;
+    END
+"""
+# A person who sets or lifts a quarantine writes the reason alone; the server writes the time with it.
+QUARANTINED_BY_HAND = """
+    CREATE TRIGGER lab_host_quarantined_by_hand AFTER UPDATE OF quarantine_reason ON lab_host
+    WHEN NEW.quarantine_reason IS NOT OLD.quarantine_reason
+         AND (NEW.quarantined_by IS NULL OR NEW.quarantined_at IS OLD.quarantined_at)
+    BEGIN
+        UPDATE lab_host
+        SET quarantined_by = CASE WHEN quarantine_reason IS NOT NULL THEN 'operator' END,
+            quarantined_at = CASE WHEN quarantine_reason IS NOT NULL
+                                  THEN strftime('%Y-%m-%d %H:%M:%f', 'now') || '000' END
+        WHERE name = NEW.name;
     END
 """
 
@@ -78,14 +99,21 @@ def _is_a_time(table: str, *columns: str) -> list[sa.CheckConstraint]:
     return [sa.CheckConstraint(IS_A_TIME.format(name), name=op.f(f"ck_{table}_{name}_is_a_time")) for name in columns]
 
 
+def _one_of(table: str, column: str, *codes: str) -> sa.CheckConstraint:
+    values = ", ".join(f"'{code}'" for code in codes)
+    return sa.CheckConstraint(f"{column} IN ({values})", name=op.f(f"ck_{table}_{column}"))
+
+
 def upgrade() -> None:
     op.create_table(
         "lab_host",
         sa.Column("name", sa.Text, nullable=False),
         sa.Column("boot_id", sa.Text),
         sa.Column("quarantined_at", TIME),
+        sa.Column("quarantined_by", sa.Text),
         sa.Column("quarantine_reason", sa.Text),
         sa.PrimaryKeyConstraint("name", name="pk_lab_host"),
+        _one_of("lab_host", "quarantined_by", "server", "operator"),
         *_is_a_time("lab_host", "quarantined_at"),
     )
     op.create_table(
@@ -101,10 +129,12 @@ def upgrade() -> None:
         sa.Column("activated_at", TIME),
         sa.Column("last_seen_at", TIME, nullable=False),
         sa.Column("ended_at", TIME),
-        sa.Column("end_reason", sa.Text),
+        sa.Column("end_code", sa.Text),
+        sa.Column("end_detail", sa.Text),
         sa.PrimaryKeyConstraint("number", name="pk_session"),
         sa.UniqueConstraint("session_id", name="uq_session_session_id"),
-        sa.CheckConstraint("state IN ('waiting', 'active', 'ended')", name=op.f("ck_session_state")),
+        _one_of("session", "state", "waiting", "active", "ended"),
+        _one_of("session", "end_code", "client", "stale", "max_hold", "operator"),
         *_is_a_time("session", "created_at", "activated_at", "last_seen_at", "ended_at"),
         sqlite_autoincrement=True,
     )
@@ -129,10 +159,12 @@ def upgrade() -> None:
         sa.Column("started_at", TIME, nullable=False),
         sa.Column("running_at", TIME),
         sa.Column("ended_at", TIME),
-        sa.Column("outcome", sa.Text),
+        sa.Column("outcome_code", sa.Text),
+        sa.Column("outcome_detail", sa.Text),
         sa.PrimaryKeyConstraint("number", name="pk_lab"),
         sa.UniqueConstraint("lab_id", name="uq_lab_lab_id"),
-        sa.CheckConstraint("state IN ('starting', 'running', 'stopping', 'ended')", name=op.f("ck_lab_state")),
+        _one_of("lab", "state", "starting", "running", "stopping", "ended"),
+        _one_of("lab", "outcome_code", *OUTCOMES),
         *_is_a_time("lab", "started_at", "running_at", "ended_at"),
         sqlite_autoincrement=True,
     )
@@ -160,6 +192,7 @@ def upgrade() -> None:
     for name, query in VIEWS.items():
         op.execute(f"CREATE VIEW {name} AS {query}")
     op.execute(ENDED_BY_HAND)
+    op.execute(QUARANTINED_BY_HAND)
 
 
 def downgrade() -> None:

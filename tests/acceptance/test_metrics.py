@@ -35,7 +35,7 @@ def test_what_happens_is_counted_and_how_things_stand_is_told(lab_server: LabSer
     wait_until(lab_server.is_clean, 10, "the lab is not torn down")
     wait_until(lambda: scrape(lab_server)['lab_state{state="none"}'] == 1, 10, "the end of the lab is not told")
     now = scrape(lab_server)
-    assert now['sessions_ended_total{reason="ended by its client"}'] == 1
+    assert now['sessions_ended_total{reason="client"}'] == 1
     assert now["hold_seconds_count"] == 1
     assert now["lab_teardown_seconds_count"] == 1
     assert now["queue_wait_seconds_count"] == 2

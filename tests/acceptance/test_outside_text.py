@@ -131,7 +131,7 @@ def test_why_a_session_has_ended_is_escaped(server: LabServer) -> None:
     session_id = server.join()
     sql(
         server.database,
-        "UPDATE session SET state = 'ended', ended_at = '2026-01-01 00:00:00', end_reason = ? WHERE session_id = ?",
+        "UPDATE session SET state = 'ended', ended_at = '2026-01-01 00:00:00', end_detail = ? WHERE session_id = ?",
         NASTY,
         session_id,
     )

@@ -250,7 +250,7 @@ def assert_lost(server: LabServer, session_id: str, *words: str) -> None:
         for word in (*words, "lost", "POST /lab"):
             assert word in answer.json()["detail"]
     assert "lost" in lab(server, session_id)["error"]
-    assert sql(server.database, "SELECT count(*) FROM lab_history WHERE outcome LIKE 'lost:%'") == [(1,)]
+    assert sql(server.database, "SELECT count(*) FROM lab_history WHERE outcome_code = 'lost'") == [(1,)]
     answer = server.acquire(session_id, TOPOLOGY)
     assert answer.status_code == 200, answer.text
     assert not answer.json()["reused"]

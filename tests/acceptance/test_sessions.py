@@ -494,7 +494,7 @@ def test_an_operator_moves_the_queue_with_sql(server: LabServer) -> None:
         sql(server.database, swap, number, session_id)
     wait_until(lambda: server.place(second)["position"] == 1, 5)
     assert server.place(first)["position"] == 2
-    sql(server.database, "UPDATE session SET state = 'ended', end_reason = 'lunch' WHERE session_id = ?", holder)
+    sql(server.database, "UPDATE session SET state = 'ended', end_detail = 'lunch' WHERE session_id = ?", holder)
     wait_until(lambda: server.place(second)["position"] == 0, 5)
     assert "lunch" in get(server, f"/session/{holder}").json()["detail"]
 

@@ -77,7 +77,7 @@ def test_the_script_stops_when_its_session_is_ended_while_it_waits(lab_server: L
         wait_until(lambda: queue(lab_server)["length"] == 2)
         sql(
             lab_server.database,
-            "UPDATE session SET state = 'ended', end_reason = 'the host is needed' WHERE state = 'waiting'",
+            "UPDATE session SET state = 'ended', end_detail = 'the host is needed' WHERE state = 'waiting'",
         )
         errors = process.communicate(timeout=SOON)[1]
     assert "HTTP 410: " in errors

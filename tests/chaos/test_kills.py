@@ -206,7 +206,7 @@ def check_database(server: LabServer, ledger: Ledger) -> None:
     references = dict(
         sql(
             server.database,
-            "SELECT idempotency_key, r.released_at IS NULL OR coalesce(lab.outcome, '') LIKE 'lost:%' "
+            "SELECT idempotency_key, r.released_at IS NULL OR lab.outcome_code IS 'lost' "
             "FROM lab_reference r JOIN lab USING (lab_id)",
         )
     )

@@ -140,7 +140,7 @@ class QueueMachine(RuleBasedStateMachine):
         for session_id in self.ended:
             assert not self.queue.renew(session_id)
             assert not self.do(self.queue.end(session_id))
-            assert self.do(self.queue.end_reason(session_id))
+            assert self.do(self.queue.ended(session_id))
 
     # Time
 

@@ -16,6 +16,7 @@ import pytest_asyncio
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.codes import EndCode, LiveLabState, OutcomeCode, QuarantineSource
 from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store import Database, Joining, Lab, LabStore, SessionStore, migrate
@@ -67,7 +68,7 @@ def joining(name: str, key: str | None = None, now: datetime = NOON) -> Joining:
 
 
 def lab(name: str, session_id: str = "ann") -> Lab:
-    return Lab(name, session_id, "starting", "t.yml", "a" * 64, None, f"/labs/{name}", None)
+    return Lab(name, session_id, LiveLabState.STARTING, "t.yml", "a" * 64, None, f"/labs/{name}", None)
 
 
 async def join(queue: SessionQueue, key: str | None = None) -> str:
@@ -119,7 +120,9 @@ def test_two_live_sessions_with_one_key_are_refused(path: Path) -> None:
         "UPDATE session SET ended_at = 'yesterday evening'",
         "UPDATE session SET created_at = NULL",
         "UPDATE session SET session_id = NULL",
+        "UPDATE session SET end_code = 'bored'",
         "UPDATE lab_host SET quarantined_at = 'now-ish'",
+        "UPDATE lab_host SET quarantined_by = 'nobody'",
     ],
 )
 async def test_values_that_the_server_could_not_read_are_refused(
@@ -161,7 +164,7 @@ async def test_a_key_of_a_live_session_gives_that_session_again(sessions: Sessio
     first = await sessions.join(joining("ann", "k"), promote=promote)
     assert await sessions.join(joining("bob", "k"), promote=promote) == first
     assert [session.session_id for session in await sessions.live_sessions()] == ["ann"]
-    await sessions.end(["ann"], reason="done", now=NOON)
+    await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
     assert (await sessions.join(joining("cem", "k"), promote=promote)).session_id == "cem"
 
 
@@ -210,7 +213,7 @@ async def test_the_queue_of_another_host_is_another_queue(database: Database, se
 async def test_an_end_makes_the_next_active_in_the_same_transaction(path: Path, sessions: SessionStore) -> None:
     for name in ("ann", "bob", "cem"):
         await sessions.join(joining(name), promote=True)
-    ending = await sessions.end(["ann"], reason="done", now=NOON + timedelta(minutes=1))
+    ending = await sessions.end(["ann"], EndCode.CLIENT, "done", NOON + timedelta(minutes=1))
     assert ending.ended == ("ann",)
     assert ending.promoted
     assert (ending.promoted.session_id, ending.promoted.activated_at) == ("bob", NOON + timedelta(minutes=1))
@@ -230,28 +233,28 @@ async def test_no_other_program_ever_sees_a_host_without_its_next_session(path: 
         "CREATE TRIGGER fail BEFORE UPDATE ON session WHEN NEW.state = 'active' BEGIN SELECT RAISE(ABORT, 'x'); END",
     )
     with pytest.raises(DBAPIError):
-        await sessions.end(["ann"], reason="done", now=NOON)
+        await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
     assert sql(path, "SELECT state FROM session ORDER BY number") == [("active",), ("waiting",)]
     sql(path, "DROP TRIGGER fail")
-    assert (await sessions.end(["ann"], reason="done", now=NOON)).promoted
+    assert (await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)).promoted
 
 
 async def test_several_who_end_together_make_room_for_one(sessions: SessionStore) -> None:
     for name in ("ann", "bob", "cem", "dan"):
         await sessions.join(joining(name), promote=True)
-    ending = await sessions.end(["ann", "bob", "nobody"], reason="timeout", now=NOON)
+    ending = await sessions.end(["ann", "bob", "nobody"], EndCode.STALE, "timeout", NOON)
     assert ending.ended == ("ann", "bob")
     assert ending.promoted
     assert ending.promoted.session_id == "cem"
-    assert await sessions.end_reason("bob") == "timeout"
-    assert await sessions.end_reason("cem") is None
+    assert await sessions.ended("bob") == (EndCode.STALE, "timeout")
+    assert await sessions.ended("cem") is None
 
 
 async def test_who_has_ended_cannot_end_again(sessions: SessionStore) -> None:
     await sessions.join(joining("ann"), promote=True)
-    await sessions.end(["ann"], reason="done", now=NOON)
-    assert (await sessions.end(["ann"], reason="again", now=NOON)).ended == ()
-    assert await sessions.end_reason("ann") == "done"
+    await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
+    assert (await sessions.end(["ann"], EndCode.CLIENT, "again", NOON)).ended == ()
+    assert await sessions.ended("ann") == (EndCode.CLIENT, "done")
 
 
 async def test_nobody_is_made_active_on_a_quarantined_host(sessions: SessionStore) -> None:
@@ -291,11 +294,11 @@ async def test_one_key_is_one_reference(labs: LabStore) -> None:
 async def test_the_end_of_a_lab_ends_its_references(labs: LabStore) -> None:
     await labs.starting(lab("one"), NOON)
     await labs.add_reference("one", "ann", "k", NOON)
-    await labs.ended("one", "lost", NOON)
+    await labs.ended("one", OutcomeCode.LOST, "lost: its host", NOON)
     assert await labs.live_lab() is None
     assert await labs.held_references("one") == 0
-    assert await labs.reference_by_key("ann", "k") == ("one", False, "lost")
-    assert await labs.last_ended("ann") == ("one", "lost")
+    assert await labs.reference_by_key("ann", "k") == ("one", False, OutcomeCode.LOST)
+    assert await labs.last_ended("ann") == ("one", OutcomeCode.LOST, "lost: its host")
     await labs.starting(lab("two"), NOON)
     assert await labs.last_ended("ann") is None
 
@@ -313,24 +316,24 @@ async def test_only_what_ended_long_enough_ago_is_forgotten(path: Path, sessions
         await sessions.join(joining(name), promote=True)
     await labs.starting(lab("old"), NOON)
     await labs.add_reference("old", "ann", None, NOON)
-    await labs.ended("old", "released", NOON)
+    await labs.ended("old", OutcomeCode.RELEASED, "released", NOON)
     await labs.starting(lab("new"), NOON)
-    await labs.ended("new", "released", NOON + timedelta(days=2))
+    await labs.ended("new", OutcomeCode.RELEASED, "released", NOON + timedelta(days=2))
     await labs.starting(lab("live"), NOON)
-    await sessions.end(["ann"], reason="done", now=NOON)
-    await sessions.end(["bob"], reason="done", now=NOON + timedelta(days=2))
+    await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
+    await sessions.end(["bob"], EndCode.CLIENT, "done", NOON + timedelta(days=2))
     assert await sessions.prune(NOON + timedelta(days=1)) == 1
     assert await labs.prune(NOON + timedelta(days=1)) == 1
     assert sql(path, "SELECT session_id FROM session ORDER BY number") == [("bob",), ("cem",)]
     assert sql(path, "SELECT lab_id FROM lab ORDER BY number") == [("new",), ("live",)]
     assert sql(path, "SELECT * FROM lab_reference") == []
-    assert await sessions.end_reason("ann") is None
+    assert await sessions.ended("ann") is None
 
 
 async def test_holds_are_the_seconds_from_active_to_the_end(sessions: SessionStore) -> None:
     for name, seconds in (("ann", 10), ("bob", 30)):
         await sessions.join(joining(name), promote=True)
-        await sessions.end([name], reason="done", now=NOON + timedelta(seconds=seconds))
+        await sessions.end([name], EndCode.CLIENT, "done", NOON + timedelta(seconds=seconds))
     assert await sessions.latest_holds() == pytest.approx([10, 30], abs=0.01)
     assert await sessions.latest_holds(1) == pytest.approx([30], abs=0.01)
 
@@ -342,14 +345,36 @@ async def test_a_session_ended_by_hand_gets_its_time_and_reason(path: Path, sess
     for name in ("ann", "bob"):
         await sessions.join(joining(name), promote=True)
     sql(path, "UPDATE session SET state = 'ended' WHERE session_id = 'ann'")
-    sql(path, "UPDATE session SET state = 'ended', end_reason = 'lunch' WHERE session_id = 'bob'")
-    rows = sql(path, "SELECT end_reason, ended_at FROM session ORDER BY number")
-    assert [reason for reason, _ in rows] == ["ended by an operator", "lunch"]
-    for _, ended_at in rows:
+    sql(path, "UPDATE session SET state = 'ended', end_detail = 'lunch' WHERE session_id = 'bob'")
+    rows = sql(path, "SELECT end_code, end_detail, ended_at FROM session ORDER BY number")
+    assert [row[:2] for row in rows] == [("operator", "ended by an operator"), ("operator", "lunch")]
+    for *_, ended_at in rows:
         ended = datetime.fromisoformat(ended_at).replace(tzinfo=UTC)
         assert abs(datetime.now(UTC) - ended) < timedelta(minutes=1)
-    assert await sessions.end_reason("ann") == "ended by an operator"
+    assert await sessions.ended("ann") == (EndCode.OPERATOR, "ended by an operator")
     assert await sessions.latest_holds()
+
+
+async def test_a_quarantine_set_by_hand_is_the_operators_and_only_the_operator_lifts_it(
+    path: Path, sessions: SessionStore
+) -> None:
+    assert await sessions.set_quarantine("a container is left", NOON) == (
+        QuarantineSource.SERVER,
+        "a container is left",
+    )
+    sql(path, "UPDATE lab_host SET quarantine_reason = 'maintenance'")
+    noon = (QuarantineSource.OPERATOR, "maintenance")
+    assert await sessions.quarantine() == noon
+    assert await sessions.set_quarantine(None, NOON) == noon
+    assert await sessions.set_quarantine("a container is left", NOON) == noon
+    (since,) = sql(path, "SELECT since FROM quarantine")[0]
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(since).replace(tzinfo=UTC)) < timedelta(minutes=1)
+    sql(path, "UPDATE lab_host SET quarantine_reason = NULL")
+    assert await sessions.quarantine() is None
+    assert sql(path, "SELECT quarantined_by, quarantined_at FROM lab_host") == [(None, None)]
+    await sessions.set_quarantine("a bridge is left", NOON)
+    await sessions.set_quarantine("a container is left", NOON + timedelta(minutes=1))
+    assert await sessions.quarantine() == (QuarantineSource.SERVER, "a container is left")
 
 
 async def test_the_views_say_who_waits_who_is_active_and_what_was(
@@ -363,8 +388,8 @@ async def test_the_views_say_who_waits_who_is_active_and_what_was(
         await sessions.join(joining(name), promote=True)
     await labs.starting(lab("old", "ann"), NOON)
     await labs.running("old", [], NOON + timedelta(seconds=8))
-    await labs.ended("old", "released", NOON + timedelta(minutes=1))
-    await sessions.end(["ann"], reason="done", now=NOON + timedelta(minutes=2))
+    await labs.ended("old", OutcomeCode.RELEASED, "released", NOON + timedelta(minutes=1))
+    await sessions.end(["ann"], EndCode.CLIENT, "done", NOON + timedelta(minutes=2))
     await labs.starting(lab("live", "bob"), NOON)
     await labs.running("live", [{"name": "r1"}, {"name": "r2"}], NOON)
     await labs.add_reference("live", "bob", None, NOON)
@@ -379,16 +404,21 @@ async def test_the_views_say_who_waits_who_is_active_and_what_was(
     (reference,) = look("held_references")
     assert (reference["client"], reference["held_since"]) == ("bob@office", "2026-05-01 12:00:00")
     (past,) = look("session_history")
-    assert (past["client"], past["end_reason"], past["waited_seconds"], past["held_seconds"]) == (
+    assert (past["client"], past["end_code"], past["end_reason"], past["waited_seconds"], past["held_seconds"]) == (
         "ann@office",
+        "client",
         "done",
         0,
         120,
     )
     (gone,) = look("lab_history")
-    assert (gone["outcome"], gone["start_seconds"]) == ("released", 8)
+    assert (gone["outcome_code"], gone["outcome"], gone["start_seconds"]) == ("released", "released", 8)
     (quarantined,) = look("quarantine")
-    assert (quarantined["host"], quarantined["reason"]) == (HOST, "a container is left")
+    assert (quarantined["host"], quarantined["quarantined_by"], quarantined["reason"]) == (
+        HOST,
+        "server",
+        "a container is left",
+    )
     with pytest.raises(sqlite3.OperationalError):
         sql(path, "DELETE FROM active")
 
@@ -410,7 +440,7 @@ async def test_a_cancelled_caller_leaves_the_database_usable(database: Database,
     await sessions.join(joining("ann"), promote=True)
     calls: list[Callable[[], Awaitable[object]]] = [
         sessions.live_sessions,
-        lambda: sessions.end_reason("ann"),
+        lambda: sessions.ended("ann"),
         lambda: sessions.promote(NOON),
         database.data_version,
     ]
@@ -445,10 +475,10 @@ async def test_a_database_that_somebody_has_locked_fails_the_write_and_is_fine_a
             with pytest.raises((DBAPIError, sqlite3.Error)):
                 await sessions.join(joining(f"bob-{promote}"), promote=promote)
         with pytest.raises((DBAPIError, sqlite3.Error)):
-            await sessions.end(["ann"], reason="done", now=NOON)
+            await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
     assert [session.session_id for session in await sessions.live_sessions()] == ["ann"]
     assert (await sessions.join(joining("cem"), promote=False)).state == "waiting"
-    assert (await sessions.end(["ann"], reason="done", now=NOON)).promoted
+    assert (await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)).promoted
 
 
 @pytest.mark.parametrize(("level", "number"), [("FULL", 2), ("NORMAL", 1), ("EXTRA", 3)])

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.queue.estimates import HoldHistory
 from neops_remote_lab.queue.session_cache import SessionCache
 from neops_remote_lab.store import Session
@@ -15,11 +16,11 @@ JOINED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def waiting(number: int, name: str = "") -> Session:
-    return Session(number, name or f"s{number}", "waiting", None, None, JOINED, None)
+    return Session(number, name or f"s{number}", SessionState.WAITING, None, None, JOINED, None)
 
 
 def active(number: int) -> Session:
-    return replace(waiting(number), state="active", activated_at=JOINED)
+    return replace(waiting(number), state=SessionState.ACTIVE, activated_at=JOINED)
 
 
 def queue(*sessions: Session, now: float = 0) -> SessionCache:

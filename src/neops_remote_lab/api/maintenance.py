@@ -43,7 +43,7 @@ class Maintenance:
         self._data_version = await services.database.data_version()
         await services.queue.load()
         rebooted = before is not None and before != boot
-        await services.labs.open(rebooted=rebooted, quarantined=services.queue.quarantined)
+        await services.labs.open(rebooted=rebooted, quarantined_by=services.queue.quarantined_by)
         self._announcement = asyncio.create_task(self._announce())
         self._task = asyncio.create_task(self._run())
 

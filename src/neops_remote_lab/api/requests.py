@@ -12,13 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from neops_remote_lab.api.services import Services
+from neops_remote_lab.core.codes import EndCode
 from neops_remote_lab.core.text import one_line, refuse_unprintable
 from neops_remote_lab.models import (
     CreateSessionRequestDto,
 )
 from neops_remote_lab.models.session import LABEL_LENGTH
-from neops_remote_lab.queue.service import ENDED_BY_CLIENT
-from neops_remote_lab.store import Session
+from neops_remote_lab.store import EndedSession, Session
 
 T = TypeVar("T")
 
@@ -116,21 +116,21 @@ async def active_caller(request: Request) -> tuple[Services, str]:
 
 
 async def not_live(services: Services, session_id: str) -> HTTPException:
-    return _unknown(await services.queue.end_reason(session_id))
+    return _unknown(await services.queue.ended(session_id))
 
 
-def _unknown(reason: str | None) -> HTTPException:
-    if reason is None:
+def _unknown(ended: EndedSession | None) -> HTTPException:
+    if ended is None:
         return HTTPException(status.HTTP_404_NOT_FOUND, detail="unknown session: POST /session joins the queue")
-    detail = f"the session has ended: {one_line(reason, SHOWN_REASON)}"
+    detail = f"the session has ended: {one_line(ended.detail, SHOWN_REASON)}"
     return HTTPException(status.HTTP_404_NOT_FOUND, detail=detail)
 
 
 async def gone(services: Services, session_id: str) -> HTTPException:
-    """As `_not_live`, but 410 for a session that somebody else has ended."""
-    reason = await services.queue.end_reason(session_id)
-    error = _unknown(reason)
-    if reason in {None, ENDED_BY_CLIENT}:
+    """As `not_live`, but 410 for a session that its client has not ended itself."""
+    ended = await services.queue.ended(session_id)
+    error = _unknown(ended)
+    if ended is None or ended.code is EndCode.CLIENT:
         return error
     return HTTPException(status.HTTP_410_GONE, detail=error.detail)
 

@@ -9,6 +9,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from neops_remote_lab.core.codes import EndCode
+
 PREFIX: Final = "neops_remote_lab"
 LAB_STATES: Final = ("none", "starting", "running", "stopping")
 _SECONDS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
@@ -52,9 +54,9 @@ class Metrics:
         """A session became active after so many seconds."""
         self._wait.observe(waited)
 
-    def ended(self, reason: str, held: float | None) -> None:
+    def ended(self, code: EndCode, held: float | None) -> None:
         """A session ended; `held` are the seconds for which it was active, if it was."""
-        self._ended.labels(reason.partition(":")[0]).inc()
+        self._ended.labels(code).inc()
         if held is not None:
             self._hold.observe(held)
 

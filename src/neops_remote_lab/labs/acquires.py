@@ -11,6 +11,7 @@ from typing import Final
 from starlette import status
 from starlette.exceptions import HTTPException
 
+from neops_remote_lab.core.codes import OutcomeCode
 from neops_remote_lab.core.metrics import Outcome
 from neops_remote_lab.models import AcquireResponseDto
 from neops_remote_lab.netlab.failures import failure
@@ -18,20 +19,21 @@ from neops_remote_lab.netlab.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-RELEASED: Final = "released"
-DESTROYED: Final = "destroyed by its session"
-SESSION_ENDED: Final = "its session ended"
-REPLACED: Final = "replaced by another topology"
-SERVER_ENDED: Final = "the server ended, and was told to tear the lab down"
-EXPECTED: Final = frozenset({RELEASED, DESTROYED, SESSION_ENDED, REPLACED})
-"""How labs end that end as their session wanted it."""
+ENDINGS: Final = {
+    OutcomeCode.RELEASED: "released",
+    OutcomeCode.DESTROYED: "destroyed by its session",
+    OutcomeCode.SESSION_ENDED: "its session ended",
+    OutcomeCode.REPLACED: "replaced by another topology",
+    OutcomeCode.SERVER_ENDED: "the server ended, and was told to tear the lab down",
+}
+"""How labs end that nothing went wrong with, for people."""
 
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _STOPPED: Final = {
-    SESSION_ENDED: status.HTTP_404_NOT_FOUND,
-    DESTROYED: status.HTTP_409_CONFLICT,
-    SERVER_ENDED: status.HTTP_503_SERVICE_UNAVAILABLE,
+    OutcomeCode.SESSION_ENDED: status.HTTP_404_NOT_FOUND,
+    OutcomeCode.DESTROYED: status.HTTP_409_CONFLICT,
+    OutcomeCode.SERVER_ENDED: status.HTTP_503_SERVICE_UNAVAILABLE,
 }
 
 
@@ -67,10 +69,10 @@ class Acquire:
     task: asyncio.Task[AcquireResponseDto] | None = None
 
 
-def stopped(reason: str, retry_after: int) -> HTTPException:
+def stopped(code: OutcomeCode, retry_after: int) -> HTTPException:
     """The answer to an acquire whose start was stopped."""
     headers = {"Retry-After": str(retry_after)}
-    return HTTPException(_STOPPED[reason], detail=f"the lab's start was stopped: {reason}", headers=headers)
+    return HTTPException(_STOPPED[code], detail=f"the lab's start was stopped: {ENDINGS[code]}", headers=headers)
 
 
 def lab_in_the_way(reason: str, retry_after: int) -> HTTPException:

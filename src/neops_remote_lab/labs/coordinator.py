@@ -19,17 +19,13 @@ from starlette import status
 from starlette.exceptions import HTTPException
 
 from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.codes import EXPECTED, LiveLabState, OutcomeCode, QuarantineSource
 from neops_remote_lab.core.metrics import Metrics, Outcome
 from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import (
-    DESTROYED,
-    EXPECTED,
-    RELEASED,
-    REPLACED,
-    SERVER_ENDED,
-    SESSION_ENDED,
+    ENDINGS,
     Acquire,
     Operation,
     Upload,
@@ -51,8 +47,6 @@ logger = logging.getLogger(__name__)
 
 LOGGED_REASON = 500
 """Most characters of the reason for which a lab did not start, in the log; the answer has all of it."""
-LEFT_BEHIND = "left behind: "
-"""How the reason of a quarantine begins that a clean sweep ends; others are the operator's."""
 
 
 class LabCoordinator:
@@ -94,7 +88,7 @@ class LabCoordinator:
         self._decisions = asyncio.Lock()
         self._acquires: dict[tuple[str, str], Acquire] = {}
         self._stuck_since: float | None = None
-        self._stopped_for = SESSION_ENDED
+        self._stopped_for = OutcomeCode.SESSION_ENDED
         self._recovered = asyncio.Event()
         self._left_directories: list[Path] = []
         self._background: set[asyncio.Task[Any]] = set()
@@ -128,7 +122,7 @@ class LabCoordinator:
         await self._recovered.wait()
         if self._lab and self._lab.session_id == session_id:
             return None
-        if (ended := await self._store.last_ended(session_id)) is None or ended.outcome in EXPECTED:
+        if (ended := await self._store.last_ended(session_id)) is None or ended.code in EXPECTED:
             return None
         kept = self._failed_logs.path(ended.lab_id)
         return kept if await self._run_blocking(kept.exists) else None
@@ -219,7 +213,7 @@ class LabCoordinator:
     def _make_room(self, acquire: Acquire) -> Operation:
         """Begin what an acquire needs first: the end of another lab, or the start of its own."""
         if self._lab and self._lab.session_id != acquire.session_id and self._stuck_since is None:
-            return self._operate(self._take_down(SESSION_ENDED))
+            return self._operate(self._take_down(OutcomeCode.SESSION_ENDED))
         if self._lab and self._manager.current is None:
             return self._operate(self._recover(rebooted=False))  # its end could not be written down
         verdict = self._verdict(acquire)
@@ -228,7 +222,7 @@ class LabCoordinator:
         if verdict == "start":
             return self._operate(self._bring_up(acquire), starts_for=acquire)
         if verdict == "replace":
-            return self._operate(self._take_down(REPLACED))
+            return self._operate(self._take_down(OutcomeCode.REPLACED))
         raise self._busy()
 
     def _joins(self, operation: Operation, acquire: Acquire) -> bool:
@@ -280,7 +274,7 @@ class LabCoordinator:
                 await self._store.add_reference(lab.lab_id, acquire.session_id, acquire.key, self._clock.now())
             else:
                 self._manager.set_references(0)
-            self._lab = replace(lab, state="running", devices=raw)
+            self._lab = replace(lab, state=LiveLabState.RUNNING, devices=raw)
             outcome = "up"
         except Exception as error:  # noqa: BLE001 - whatever it was, its lab must go and its waiters must hear of it
             outcome = outcome_of(error)
@@ -302,42 +296,45 @@ class LabCoordinator:
         """Write down how an `up` failed, and say so to whoever waits for it. The lab manager has cleaned up."""
         retry_after = self._settings.retry_after
         if isinstance(error, InterruptedError):
-            answer = stopped(self._stopped_for, retry_after)
+            code, answer = self._stopped_for, stopped(self._stopped_for, retry_after)
         elif isinstance(error, BlockingIOError):
-            answer = lab_in_the_way(str(error), retry_after)
+            code, answer = OutcomeCode.IN_THE_WAY, lab_in_the_way(str(error), retry_after)
         else:
+            code = OutcomeCode.REJECTED if isinstance(error, ValueError) else OutcomeCode.FAILED
             answer = answer_to(error)
-        outcome = self._stopped_for if isinstance(error, InterruptedError) else str(answer.detail)
-        why = one_line(outcome, LOGGED_REASON)
+        detail = ENDINGS.get(code, str(answer.detail))
+        why = one_line(detail, LOGGED_REASON)
         logger.warning("lab %s of session %.8s did not start: %s", lab.lab_id, lab.session_id, why)
         await self._run_blocking(self._failed_logs.prune)
         if self._manager.current and not self._manager.current.left:
             await self._run_blocking(self._manager.tear_down)
         await self._run_blocking(self._manager.load_ahead)
-        await self._conclude(lab.lab_id, outcome)
+        await self._conclude(lab.lab_id, code, detail)
         raise answer from error
 
-    async def _take_down(self, outcome: str) -> None:
+    async def _take_down(self, code: OutcomeCode, detail: str | None = None) -> None:
+        """End the lab; `detail` says how to people, where the code does not."""
+        detail = detail or ENDINGS[code]
         lab = self._live()
-        logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, outcome)
-        self._lab = replace(lab, state="stopping")  # first: another release must not begin a second teardown
+        logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, detail)
+        self._lab = replace(lab, state=LiveLabState.STOPPING)  # first: another release must not begin a second teardown
         await self._store.stopping(lab.lab_id)
         await self._run_blocking(self._manager.load_ahead)  # netlab is loaded for the next lab while this one ends
         began = self._clock.monotonic()
         await self._run_blocking(self._manager.tear_down)
         seconds = self._clock.monotonic() - began
         self._metrics.lab_torn_down(seconds)
-        await self._conclude(lab.lab_id, outcome)
+        await self._conclude(lab.lab_id, code, detail)
         if self._stuck_since is None:
             logger.info("lab %s of session %.8s is gone: teardown took %.1f s", lab.lab_id, lab.session_id, seconds)
             await self._sweep()
 
-    async def open(self, *, rebooted: bool, quarantined: str | None) -> None:
+    async def open(self, *, rebooted: bool, quarantined_by: QuarantineSource | None) -> None:
         """Take over what an earlier server has left, in the background; calls on the lab wait for the end of that."""
         self._lab = await self._store.live_lab()
         # Listed before any upload can arrive: those must not be taken for something left behind.
         self._left_directories = await self._run_blocking(ownership.directories, self._settings.work_dir)
-        opening = self._operate(self._open(rebooted=rebooted, quarantined=quarantined))
+        opening = self._operate(self._open(rebooted=rebooted, quarantined_by=quarantined_by))
         # After the operation has been struck off: whoever waited would take it for one that is in the way.
         opening.task.add_done_callback(lambda _: self._recovered.set())
 
@@ -345,11 +342,11 @@ class LabCoordinator:
         """Return when what an earlier server has left is adopted or removed, and the next lab is prepared for."""
         await self._recovered.wait()
 
-    async def _open(self, *, rebooted: bool, quarantined: str | None) -> None:
+    async def _open(self, *, rebooted: bool, quarantined_by: QuarantineSource | None) -> None:
         await self._run_blocking(self._manager.load_ahead)
         await self._recover(rebooted=rebooted)
         await self._sweep()
-        if self._stuck_since is None and quarantined and quarantined.startswith(LEFT_BEHIND):
+        if self._stuck_since is None and quarantined_by is QuarantineSource.SERVER:
             await self._quarantine(None)
 
     async def _recover(self, *, rebooted: bool) -> None:
@@ -367,7 +364,10 @@ class LabCoordinator:
             return
         lost = "the lab host was restarted" if rebooted else "the server was restarted, and the lab did not run whole"
         await self._run_blocking(self._manager.tear_down)
-        await self._conclude(lab.lab_id, f"lost: {lost}" if self._is_active(lab.session_id) else SESSION_ENDED)
+        if self._is_active(lab.session_id):
+            await self._conclude(lab.lab_id, OutcomeCode.LOST, f"lost: {lost}")
+        else:
+            await self._conclude(lab.lab_id, OutcomeCode.SESSION_ENDED, ENDINGS[OutcomeCode.SESSION_ENDED])
 
     async def _sweep(self) -> None:
         if left := await self._run_blocking(self._manager.sweep, self._left_directories):
@@ -377,21 +377,21 @@ class LabCoordinator:
 
     async def _stuck(self, what: str) -> None:
         self._stuck_since = self._clock.monotonic()
-        await self._quarantine(f"{LEFT_BEHIND}{what} could not be removed")
+        await self._quarantine(f"left behind: {what} could not be removed")
 
-    async def _conclude(self, lab_id: str, outcome: str) -> None:
+    async def _conclude(self, lab_id: str, code: OutcomeCode, detail: str) -> None:
         held = self._manager.current
         if held and held.workspace.lab_id == lab_id:
             await self._stuck(f"{', '.join(held.left)} of lab {lab_id}")
             return
-        await self._store.ended(lab_id, outcome, self._clock.now())
+        await self._store.ended(lab_id, code, detail, self._clock.now())
         self._lab = None
 
     async def _clean_up(self) -> None:
         """Try once more to remove what has put the host into quarantine, and end that when nothing is left."""
         self._stuck_since = None
         if self._lab:
-            await self._take_down("lost: it could be removed only later")
+            await self._take_down(OutcomeCode.LOST, "lost: it could be removed only later")
         else:
             await self._sweep()
         if self._stuck_since is None:
@@ -415,7 +415,7 @@ class LabCoordinator:
             self._manager.set_references(left)
             logger.info("session %.8s released lab %s: %d references are left", session_id, lab.lab_id, left)
             if not left:
-                self._operate(self._take_down(RELEASED))
+                self._operate(self._take_down(OutcomeCode.RELEASED))
 
     async def destroy(self, session_id: str, *, force: bool) -> bool:
         """Tear the lab down in the background; False where there is none.
@@ -434,9 +434,9 @@ class LabCoordinator:
                 detail = "the lab is in use: release its references first, or send force=true"
                 raise HTTPException(status.HTTP_409_CONFLICT, detail=detail)
             if starting:
-                self.stop_starting(DESTROYED)
+                self.stop_starting(OutcomeCode.DESTROYED)
             else:
-                self._operate(self._take_down(DESTROYED))
+                self._operate(self._take_down(OutcomeCode.DESTROYED))
             return True
 
     async def settle(self) -> None:
@@ -445,19 +445,19 @@ class LabCoordinator:
             if self._lab is None or self._is_active(self._lab.session_id):
                 return
             if self._operation is None and self._stuck_since is None:
-                self._operate(self._take_down(SESSION_ENDED))
+                self._operate(self._take_down(OutcomeCode.SESSION_ENDED))
             else:
-                self.stop_starting(SESSION_ENDED)
+                self.stop_starting(OutcomeCode.SESSION_ENDED)
 
-    def stop_starting(self, reason: str) -> None:
+    def stop_starting(self, code: OutcomeCode) -> None:
         """End a start that runs, if there is one: it fails, and cleans up after itself."""
         if self._operation and self._operation.starts_for:
-            self._stopped_for = reason
+            self._stopped_for = code
             self._operation.starts_for.interrupt.set()
 
     def drain(self) -> None:
         """End what calls wait for, because the server is about to end."""
-        self.stop_starting(SERVER_ENDED)
+        self.stop_starting(OutcomeCode.SERVER_ENDED)
         if self._lab is None:  # else netlab is asked at the teardown
             self._manager.stop_asking()
 
@@ -472,7 +472,7 @@ class LabCoordinator:
         elif self._lab and self._manager.current is None:
             self._operate(self._recover(rebooted=False))  # its end could not be written down
         elif self._lab and self._lab.state == "stopping":
-            self._operate(self._take_down(RELEASED))  # it could not be written down that it began
+            self._operate(self._take_down(OutcomeCode.RELEASED))  # it could not be written down that it began
         else:
             await self.settle()
 
@@ -498,11 +498,11 @@ class LabCoordinator:
         """End what runs; keep a lab that is up for the next server, or tear it down."""
         self._manager.keep()  # from here on it is this method's business, not that of the end of the process
         await self._run_blocking(self._manager.stop_loading)
-        self.stop_starting(SERVER_ENDED)
+        self.stop_starting(OutcomeCode.SERVER_ENDED)
         if self._operation:
             await asyncio.wait([self._operation.task])
         if not keep and self._lab and self._stuck_since is None:
-            await asyncio.wait([self._operate(self._take_down(SERVER_ENDED)).task])
+            await asyncio.wait([self._operate(self._take_down(OutcomeCode.SERVER_ENDED)).task])
         await asyncio.gather(*self._background, return_exceptions=True)
 
     async def prune(self) -> int:
@@ -522,7 +522,7 @@ class LabCoordinator:
 
     async def _unexpected_end(self, session_id: str) -> str | None:
         ended = await self._store.last_ended(session_id)
-        return None if ended is None or ended.outcome in EXPECTED else ended.outcome
+        return None if ended is None or ended.code in EXPECTED else ended.detail
 
     def _live(self) -> Lab:
         if self._lab is None:
@@ -577,7 +577,7 @@ def _row(session_id: str, made: Workspace) -> Lab:
     return Lab(
         lab_id=made.lab_id,
         session_id=session_id,
-        state="starting",
+        state=LiveLabState.STARTING,
         topology=made.topology,
         topology_sha256=made.identity.topology,
         extra_sha256=made.identity.extra,

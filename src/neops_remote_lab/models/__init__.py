@@ -1,5 +1,6 @@
 """Request and response models of the HTTP API."""
 
+from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.models.health import DebugHealthDto, ErrorDto, ReadyDto
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto, LabState, LabStatusDto, TopologyCheckDto
 from neops_remote_lab.models.queue import QueueDto, QueueEntryDto
@@ -8,7 +9,6 @@ from neops_remote_lab.models.session import (
     CreateSessionRequestDto,
     CreateSessionResponseDto,
     SessionInfoDto,
-    SessionState,
     SessionStatusResponseDto,
 )
 

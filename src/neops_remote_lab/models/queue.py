@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, Field
 
-from neops_remote_lab.models.session import SessionState
+from neops_remote_lab.core.codes import SessionState
 
 
 class QueueEntryDto(BaseModel):

@@ -1,10 +1,10 @@
 """Sessions: joining the queue and asking for one's place in it."""
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.core.text import refuse_unprintable
 
 LABEL_LENGTH = 200
@@ -14,13 +14,6 @@ Label = Annotated[
     str, Field(max_length=LABEL_LENGTH), AfterValidator(lambda text: refuse_unprintable("the label", text))
 ]
 """A text that others see in a terminal: printable in one line."""
-
-
-class SessionState(StrEnum):
-    """What a live session does."""
-
-    WAITING = "waiting"
-    ACTIVE = "active"
 
 
 class CreateSessionRequestDto(BaseModel):

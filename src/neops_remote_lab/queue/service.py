@@ -10,20 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.codes import EndCode, QuarantineSource, SessionState
 from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.queue.estimates import HoldHistory
 from neops_remote_lab.queue.long_polls import LongPolls
 from neops_remote_lab.queue.session_cache import SessionCache
-from neops_remote_lab.store import Joining, Session, SessionStore
+from neops_remote_lab.store import EndedSession, Joining, Quarantine, Session, SessionStore
 
 logger = logging.getLogger(__name__)
 
-ENDED_BY_CLIENT = "ended by its client"
-ENDED_BY_OPERATOR = "ended by an operator"
+_ENDED: Final = {
+    EndCode.CLIENT: "ended by its client",
+    EndCode.STALE: "timeout: no call came from its client for too long",
+    EndCode.MAX_HOLD: "maximum hold: it held the lab for more than {max_hold:g} s",
+    EndCode.OPERATOR: "ended by an operator",
+}
+"""Why a session ended, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class SessionQueue:
         self._polls = LongPolls(self._cache.nearest)
         self._unwritten: dict[str, datetime] = {}
         self._draining = False
-        self.quarantined: str | None = None
+        self._quarantine: Quarantine | None = None
 
     async def load(self) -> None:
         """Take over the queue as the database has it. Every session has its full time again."""
@@ -65,6 +72,16 @@ class SessionQueue:
     def active(self) -> Session | None:
         """Who holds the lab host."""
         return self._cache.active
+
+    @property
+    def quarantined(self) -> str | None:
+        """Why no session is admitted; None where the host is sound."""
+        return self._quarantine.reason if self._quarantine else None
+
+    @property
+    def quarantined_by(self) -> QuarantineSource | None:
+        """Who quarantined the host."""
+        return self._quarantine.source if self._quarantine else None
 
     @property
     def waiting(self) -> int:
@@ -161,33 +178,34 @@ class SessionQueue:
         self._draining = True
         self._polls.answer_all()
 
-    async def end(self, session_id: str, reason: str = ENDED_BY_CLIENT) -> bool:
+    async def end(self, session_id: str) -> bool:
         """End a live session and promote the next; False when there was none. Durable when this returns."""
         if session_id not in self._cache:
             return False
-        return session_id in await self._end([session_id], reason)
+        return session_id in await self._end([session_id], EndCode.CLIENT)
 
-    async def _end(self, session_ids: list[str], reason: str) -> tuple[str, ...]:
-        ending = await self._store.end(session_ids, reason=reason, now=self._clock.now())
+    async def _end(self, session_ids: list[str], code: EndCode) -> tuple[str, ...]:
+        detail = _ENDED[code].format(max_hold=self._settings.max_hold)
+        ending = await self._store.end(session_ids, code, detail, self._clock.now())
         for session_id in session_ids:
-            self._forget(session_id, reason)
+            self._forget(session_id, code, detail)
         self._promoted(ending.promoted)
         return ending.ended
 
-    def _forget(self, session_id: str, reason: str) -> None:
+    def _forget(self, session_id: str, code: EndCode, detail: str) -> None:
         held = self._cache.held_for(self._clock.monotonic()) if self.is_active(session_id) else None
         if held is not None:
             self._holds.add(held)
-        self._metrics.ended(reason, held)
-        self._log_end(session_id, reason, held)
+        self._metrics.ended(code, held)
+        self._log_end(session_id, detail, held)
         self._cache.drop(session_id)
         self._unwritten.pop(session_id, None)
         self._polls.answer([session_id])
         self._polls.moved()
 
-    def _log_end(self, session_id: str, reason: str, held: float | None) -> None:
+    def _log_end(self, session_id: str, detail: str, held: float | None) -> None:
         active = "was not active" if held is None else f"active for {held:.1f} s"
-        logger.info("session %.8s ended: %s, %s", session_id, one_line(str(reason)), active)
+        logger.info("session %.8s ended: %s, %s", session_id, one_line(detail), active)
 
     def _promoted(self, session: Session | None) -> None:
         if session:
@@ -197,7 +215,7 @@ class SessionQueue:
 
     def _put(self, session: Session) -> None:
         self._cache.put(session, self._clock.monotonic())
-        if session.state == "active":
+        if session.state is SessionState.ACTIVE:
             self._became_active(session)
 
     def _became_active(self, session: Session) -> None:
@@ -214,43 +232,39 @@ class SessionQueue:
         stale = self._cache.stale(now, waiting_timeout=limits.waiting_timeout, active_timeout=limits.active_timeout)
         ended: tuple[str, ...] = ()
         if stale:
-            ended += await self._end(stale, "timeout: no call came from its client for too long")
+            ended += await self._end(stale, EndCode.STALE)
         if limits.max_hold and (active := self.active) and self._cache.held_for(now) > limits.max_hold:
-            reason = f"maximum hold: it held the lab for more than {limits.max_hold:g} s"
-            ended += await self._end([active.session_id], reason)
+            ended += await self._end([active.session_id], EndCode.MAX_HOLD)
         return ended
 
     async def reconcile(self) -> None:
         """Act on what somebody wrote into the database by hand as if the API had been called."""
-        reason = await self._store.quarantine_reason()
-        if reason != self.quarantined:
-            self._log_quarantine(reason)
-        self.quarantined = reason
+        self._note_quarantine(await self._store.quarantine())
         truth = await self._store.live_sessions()
         before = self.active
         difference = self._cache.reload(truth, self._clock.monotonic())
         self._polls.answer(difference.vanished | difference.changed)
         self._polls.moved()
         for session_id in difference.vanished:
-            self._metrics.ended(ENDED_BY_OPERATOR, None)
-            self._log_end(session_id, ENDED_BY_OPERATOR, None)
+            self._metrics.ended(EndCode.OPERATOR, None)
+            self._log_end(session_id, _ENDED[EndCode.OPERATOR], None)
         if (active := self.active) and (before is None or before.session_id != active.session_id):
             self._became_active(active)
         self._promoted(await self._store.promote(self._clock.now()))
 
     async def quarantine(self, reason: str | None) -> None:
-        """Make nobody active any more, for a reason; or lift that with None and go on."""
+        """Admit no session any more, for a reason; or lift that with None and go on. An operator's quarantine stays."""
         if reason != self.quarantined:
-            self._log_quarantine(reason)
-            await self._store.set_quarantine(reason, self._clock.now())
-        self.quarantined = reason
+            self._note_quarantine(await self._store.set_quarantine(reason, self._clock.now()))
         self._promoted(await self._store.promote(self._clock.now()))
 
-    def _log_quarantine(self, reason: str | None) -> None:
-        if reason:
-            logger.error("the host is quarantined: %s", one_line(reason))
-        else:
-            logger.info("the quarantine is lifted")
+    def _note_quarantine(self, quarantine: Quarantine | None) -> None:
+        if quarantine != self._quarantine:
+            if quarantine:
+                logger.error("the host is quarantined: %s", one_line(quarantine.reason))
+            else:
+                logger.info("the quarantine is lifted")
+        self._quarantine = quarantine
 
     async def write_last_seen(self) -> None:
         """Write when sessions were last seen, for the operator's eyes. A restart may forget it: it renews them all."""
@@ -261,9 +275,9 @@ class SessionQueue:
         """Forget sessions that ended longer ago than the history is kept; their number."""
         return await self._store.prune(self._clock.now() - timedelta(days=self._settings.history_days))
 
-    async def end_reason(self, session_id: str) -> str | None:
+    async def ended(self, session_id: str) -> EndedSession | None:
         """Why a session of the history ended; None where it is not known."""
-        return await self._store.end_reason(session_id)
+        return await self._store.ended(session_id)
 
     def unseen_for(self, session_id: str) -> float:
         """Seconds since a live session was last seen."""

@@ -7,12 +7,12 @@ from typing import Any
 from sqlalchemy import Update, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from neops_remote_lab.core.codes import ENDED, LiveLabState, OutcomeCode
 from neops_remote_lab.store.database import Database
 from neops_remote_lab.store.rows import EndedLab, KeyedReference, Lab
 from neops_remote_lab.store.tables import LAB, LAB_REFERENCE
 
 _COLUMNS = tuple(LAB.c[field.name] for field in fields(Lab))
-_LIVE_STATES = ("starting", "running", "stopping")
 _HELD = LAB_REFERENCE.c.released_at.is_(None)
 
 
@@ -25,11 +25,11 @@ class LabStore:
 
     async def live_lab(self) -> Lab | None:
         """The lab that starts, runs or stops; None where there is none."""
-        query = select(*_COLUMNS).where(LAB.c.host == self._host, LAB.c.state.in_(_LIVE_STATES))
+        query = select(*_COLUMNS).where(LAB.c.host == self._host, LAB.c.state.in_(LiveLabState))
 
         async def work(connection: AsyncConnection) -> Lab | None:
             row = (await connection.execute(query)).one_or_none()
-            return Lab(*row) if row else None
+            return _lab(*row) if row else None
 
         return await self._database.read(work)
 
@@ -40,21 +40,24 @@ class LabStore:
             sqlalchemy.exc.IntegrityError: the host has a live lab.
         """
         row = {field.name: getattr(lab, field.name) for field in fields(Lab)}
-        await self._execute(insert(LAB).values(row | {"host": self._host, "started_at": now, "state": "starting"}))
+        await self._execute(
+            insert(LAB).values(row | {"host": self._host, "started_at": now, "state": LiveLabState.STARTING})
+        )
 
     async def running(self, lab_id: str, devices: list[dict[str, Any]], now: datetime) -> None:
         """Note that a lab is up."""
-        await self._execute(_of(lab_id).values(state="running", devices=devices, running_at=now))
+        await self._execute(_of(lab_id).values(state=LiveLabState.RUNNING, devices=devices, running_at=now))
 
     async def stopping(self, lab_id: str) -> None:
         """Note that a lab is being torn down."""
-        await self._execute(_of(lab_id).where(LAB.c.state != "ended").values(state="stopping"))
+        await self._execute(_of(lab_id).where(LAB.c.state != ENDED).values(state=LiveLabState.STOPPING))
 
-    async def ended(self, lab_id: str, outcome: str, now: datetime) -> None:
-        """Note that nothing is left of a lab, and why it ended; its references end with it."""
+    async def ended(self, lab_id: str, code: OutcomeCode, detail: str, now: datetime) -> None:
+        """Note that nothing is left of a lab, and how it ended; its references end with it."""
+        end = {"state": ENDED, "outcome_code": code, "outcome_detail": detail, "ended_at": now, "devices": None}
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(_of(lab_id).values(state="ended", outcome=outcome, ended_at=now, devices=None))
+            await connection.execute(_of(lab_id).values(end))
             held = update(LAB_REFERENCE).where(LAB_REFERENCE.c.lab_id == lab_id, _HELD)
             await connection.execute(held.values(released_at=now))
 
@@ -62,12 +65,12 @@ class LabStore:
 
     async def last_ended(self, session_id: str) -> EndedLab | None:
         """The session's latest lab, if it has ended."""
-        of_session = select(LAB.c.lab_id, LAB.c.outcome).where(LAB.c.session_id == session_id)
-        query = of_session.order_by(LAB.c.number.desc()).limit(1)
+        columns = (LAB.c.lab_id, LAB.c.outcome_code, LAB.c.outcome_detail)
+        query = select(*columns).where(LAB.c.session_id == session_id).order_by(LAB.c.number.desc()).limit(1)
 
         async def work(connection: AsyncConnection) -> EndedLab | None:
             row = (await connection.execute(query)).one_or_none()
-            return EndedLab(row[0], row[1]) if row and row[1] is not None else None
+            return EndedLab(row[0], OutcomeCode(row[1]), row[2] or row[1]) if row and row[1] else None
 
         return await self._database.read(work)
 
@@ -84,7 +87,7 @@ class LabStore:
     async def reference_by_key(self, session_id: str, key: str) -> KeyedReference | None:
         """What the latest acquire with this key got."""
         query = (
-            select(LAB_REFERENCE.c.lab_id, _HELD, LAB.c.outcome)
+            select(LAB_REFERENCE.c.lab_id, _HELD, LAB.c.outcome_code)
             .join(LAB, LAB.c.lab_id == LAB_REFERENCE.c.lab_id)
             .where(LAB_REFERENCE.c.session_id == session_id, LAB_REFERENCE.c.idempotency_key == key)
             .order_by(LAB_REFERENCE.c.number.desc())
@@ -93,7 +96,7 @@ class LabStore:
 
         async def work(connection: AsyncConnection) -> KeyedReference | None:
             row = (await connection.execute(query)).one_or_none()
-            return KeyedReference(row[0], bool(row[1]), row[2]) if row else None
+            return KeyedReference(row[0], bool(row[1]), OutcomeCode(row[2]) if row[2] else None) if row else None
 
         return await self._database.read(work)
 
@@ -112,7 +115,7 @@ class LabStore:
             await connection.execute(release.values(released_at=now))
             left = await _held_references(connection, lab_id)
             if not left:
-                await connection.execute(_of(lab_id).values(state="stopping"))
+                await connection.execute(_of(lab_id).values(state=LiveLabState.STOPPING))
             return left
 
         return await self._database.write(work)
@@ -123,7 +126,7 @@ class LabStore:
 
     async def prune(self, before: datetime) -> int:
         """Forget labs that ended before a time, with their references; the labs' number."""
-        old = delete(LAB).where(LAB.c.state == "ended", LAB.c.ended_at < before)
+        old = delete(LAB).where(LAB.c.state == ENDED, LAB.c.ended_at < before)
 
         async def work(connection: AsyncConnection) -> int:
             return (await connection.execute(old)).rowcount
@@ -135,6 +138,10 @@ class LabStore:
             await connection.execute(statement)
 
         await self._database.write(work)
+
+
+def _lab(lab_id: str, session_id: str, state: str, *columns: Any) -> Lab:
+    return Lab(lab_id, session_id, LiveLabState(state), *columns)
 
 
 def _of(lab_id: str) -> Update:

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-SessionState = Literal["waiting", "active", "ended"]
-LiveLabState = Literal["starting", "running", "stopping"]
+from neops_remote_lab.core.codes import EndCode, LiveLabState, OutcomeCode, QuarantineSource, SessionState
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +39,27 @@ class KeyedReference(NamedTuple):
 
     lab_id: str
     held: bool
-    outcome: str | None
+    outcome: OutcomeCode | None
     """How the lab ended; None while it lives."""
 
 
 class EndedLab(NamedTuple):
-    """A lab that is gone."""
+    """A lab that is gone, with how it ended, as a code and as a sentence."""
 
     lab_id: str
-    outcome: str
+    code: OutcomeCode
+    detail: str
+
+
+class EndedSession(NamedTuple):
+    """Why a session ended, as a code and as a sentence."""
+
+    code: EndCode
+    detail: str
+
+
+class Quarantine(NamedTuple):
+    """Why a lab host takes no labs, and who says so."""
+
+    source: QuarantineSource
+    reason: str

@@ -7,21 +7,27 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import RowMapping, bindparam, delete, exists, func, select, text, update
+from sqlalchemy import bindparam, delete, exists, func, select, text, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from neops_remote_lab.core.codes import ENDED, EndCode, QuarantineSource, SessionState
 from neops_remote_lab.store.database import Database
-from neops_remote_lab.store.rows import Session
+from neops_remote_lab.store.rows import EndedSession, Quarantine, Session
 from neops_remote_lab.store.tables import LAB_HOST, SESSION, read, written
 
 _COLUMNS = tuple(SESSION.c[field.name] for field in fields(Session))
-_LIVE = SESSION.c.state.in_(("waiting", "active"))
+_LIVE = SESSION.c.state.in_(SessionState)
 _OF_HOST = SESSION.c.host == bindparam("of_host")
 _QUARANTINED = (LAB_HOST.c.name == bindparam("of_host")) & LAB_HOST.c.quarantine_reason.is_not(None)
 
 _LIVE_SESSIONS = select(*_COLUMNS).where(_OF_HOST, _LIVE).order_by(SESSION.c.number)
-_NEXT = select(SESSION.c.number).where(_OF_HOST, SESSION.c.state == "waiting").order_by(SESSION.c.number).limit(1)
+_NEXT = (
+    select(SESSION.c.number)
+    .where(_OF_HOST, SESSION.c.state == SessionState.WAITING)
+    .order_by(SESSION.c.number)
+    .limit(1)
+)
 _JOINING = sqlite_insert(SESSION)
 _JOIN = _JOINING.on_conflict_do_update(
     index_elements=[SESSION.c.host, SESSION.c.idempotency_key],
@@ -40,21 +46,30 @@ _PROMOTE = (
     update(SESSION)
     .where(
         SESSION.c.number == _NEXT.scalar_subquery(),
-        ~exists().where(_ACTIVE.c.host == bindparam("of_host"), _ACTIVE.c.state == "active"),
+        ~exists().where(_ACTIVE.c.host == bindparam("of_host"), _ACTIVE.c.state == SessionState.ACTIVE),
         ~exists().where(_QUARANTINED),
     )
-    .values(state="active", activated_at=bindparam("now"))
+    .values(state=SessionState.ACTIVE, activated_at=bindparam("now"))
     .returning(*_COLUMNS)
 )
 _END = (
     update(SESSION)
     .where(SESSION.c.session_id == bindparam("ending"), _LIVE)
-    .values(state="ended", ended_at=bindparam("now"), end_reason=bindparam("reason"))
+    .values(
+        state=ENDED,
+        ended_at=bindparam("now"),
+        end_code=bindparam("code"),
+        end_detail=bindparam("detail"),
+    )
     .returning(SESSION.c.number)
 )
 _RECORD_CONTACT = (
     update(SESSION).where(SESSION.c.session_id == bindparam("seen")).values(last_seen_at=bindparam("seen_at"))
 )
+
+
+def _session(number: int, session_id: str, state: str, *columns: Any) -> Session:
+    return Session(number, session_id, SessionState(state), *columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +118,7 @@ class SessionStore:
 
         async def work(connection: AsyncConnection) -> list[Session]:
             rows = await connection.execute(_LIVE_SESSIONS, {"of_host": self._host})
-            return [Session(*row) for row in rows]
+            return [_session(*row) for row in rows]
 
         return await self._database.read(work)
 
@@ -143,7 +158,7 @@ class SessionStore:
     async def _append(self, batch: list[Joining], promote: bool, connection: AsyncConnection) -> list[Session]:
         rows = [self._new_row(one) for one in batch]
         added = await connection.execute(_JOIN, rows)
-        by_key = {row.idempotency_key or row.session_id: Session(*row[:-1]) for row in added}
+        by_key = {row.idempotency_key or row.session_id: _session(*row[:-1]) for row in added}
         if promote and (promoted := await self._promote(connection, batch[-1].now)):
             by_key = {key: promoted if promoted.number == one.number else one for key, one in by_key.items()}
         return [by_key[one.key or one.session_id] for one in batch]
@@ -154,13 +169,13 @@ class SessionStore:
         (found,) = await self._database.run_statement(_JOIN_ALONE, row)
         number, session_id, state, client, purpose, created_at, activated_at = found
         since = read(activated_at) if activated_at else None
-        return Session(number, session_id, state, client, purpose, read(created_at), since)
+        return _session(number, session_id, state, client, purpose, read(created_at), since)
 
     def _new_row(self, one: Joining) -> dict[str, Any]:
         return {
             "session_id": one.session_id,
             "host": self._host,
-            "state": "waiting",
+            "state": SessionState.WAITING,
             "client": one.client,
             "purpose": one.purpose,
             "idempotency_key": one.key,
@@ -168,13 +183,15 @@ class SessionStore:
             "last_seen_at": one.now,
         }
 
-    async def end(self, session_ids: Iterable[str], *, reason: str, now: datetime) -> Ending:
+    async def end(self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime) -> Ending:
         """End live sessions and make the next one active, in one transaction."""
 
         async def work(connection: AsyncConnection) -> Ending:
             ended = []
             for session_id in session_ids:
-                done = await connection.execute(_END, {"ending": session_id, "now": now, "reason": reason})
+                done = await connection.execute(
+                    _END, {"ending": session_id, "now": now, "code": code, "detail": detail}
+                )
                 if done.one_or_none():
                     ended.append(session_id)
             return Ending(tuple(ended), await self._promote(connection, now))
@@ -187,15 +204,17 @@ class SessionStore:
 
     async def _promote(self, connection: AsyncConnection, now: datetime) -> Session | None:
         row = (await connection.execute(_PROMOTE, {"of_host": self._host, "now": now})).one_or_none()
-        return Session(*row) if row else None
+        return _session(*row) if row else None
 
-    async def end_reason(self, session_id: str) -> str | None:
-        """Why an ended session was ended; None where no such session is known."""
-        query = select(SESSION.c.end_reason).where(SESSION.c.session_id == session_id, SESSION.c.state == "ended")
+    async def ended(self, session_id: str) -> EndedSession | None:
+        """Why a session ended; None where no ended session of that id is known."""
+        columns = (SESSION.c.end_code, SESSION.c.end_detail)
+        query = select(*columns).where(SESSION.c.session_id == session_id, SESSION.c.state == ENDED)
 
-        async def work(connection: AsyncConnection) -> str | None:
-            row: RowMapping | None = (await connection.execute(query)).mappings().one_or_none()
-            return (row["end_reason"] or "no reason was given") if row else None
+        async def work(connection: AsyncConnection) -> EndedSession | None:
+            row = (await connection.execute(query)).one_or_none()
+            # What lacks a code was added by hand: the schema fills in what an update leaves out.
+            return EndedSession(EndCode(row[0] or EndCode.OPERATOR), row[1] or "no reason was given") if row else None
 
         return await self._database.read(work)
 
@@ -203,7 +222,7 @@ class SessionStore:
         """For how many seconds the latest sessions were active, oldest first."""
         held = (func.julianday(SESSION.c.ended_at) - func.julianday(SESSION.c.activated_at)) * 86400
         query = select(held).where(SESSION.c.host == self._host, SESSION.c.activated_at.is_not(None))
-        query = query.where(SESSION.c.state == "ended", held >= 0).order_by(SESSION.c.ended_at.desc()).limit(count)
+        query = query.where(SESSION.c.state == ENDED, held >= 0).order_by(SESSION.c.ended_at.desc()).limit(count)
 
         async def work(connection: AsyncConnection) -> list[float]:
             return [float(seconds) for (seconds,) in await connection.execute(query)][::-1]
@@ -220,28 +239,33 @@ class SessionStore:
         if rows:
             await self._database.write(work)
 
-    async def quarantine_reason(self) -> str | None:
-        """Why nobody is made active; None where the host is sound."""
-        query = select(LAB_HOST.c.quarantine_reason).where(LAB_HOST.c.name == self._host)
+    async def quarantine(self) -> Quarantine | None:
+        """Why no session is admitted; None where the host is sound."""
+        return await self._database.read(self._quarantine)
 
-        async def work(connection: AsyncConnection) -> str | None:
-            return (await connection.execute(query)).scalar_one_or_none()
+    async def set_quarantine(self, reason: str | None, now: datetime) -> Quarantine | None:
+        """Quarantine the host, or lift that with None; what is in force then: an operator's quarantine stays."""
+        source = None if reason is None else QuarantineSource.SERVER
+        own = LAB_HOST.c.quarantined_by.is_distinct_from(QuarantineSource.OPERATOR)
+        change = update(LAB_HOST).where(LAB_HOST.c.name == self._host, own)
+        change = change.values(quarantined_by=source, quarantine_reason=reason, quarantined_at=now if reason else None)
 
-        return await self._database.read(work)
-
-    async def set_quarantine(self, reason: str | None, now: datetime) -> None:
-        """Quarantine the host, or lift that with None."""
-        row = update(LAB_HOST).where(LAB_HOST.c.name == self._host)
-        change = row.values(quarantine_reason=reason, quarantined_at=now if reason else None)
-
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: AsyncConnection) -> Quarantine | None:
             await connection.execute(change)
+            return await self._quarantine(connection)
 
-        await self._database.write(work)
+        return await self._database.write(work)
+
+    async def _quarantine(self, connection: AsyncConnection) -> Quarantine | None:
+        columns = (LAB_HOST.c.quarantined_by, LAB_HOST.c.quarantine_reason)
+        row = (await connection.execute(select(*columns).where(LAB_HOST.c.name == self._host))).one_or_none()
+        if row is None or row[1] is None:
+            return None
+        return Quarantine(QuarantineSource(row[0] or QuarantineSource.OPERATOR), row[1])
 
     async def prune(self, before: datetime) -> int:
         """Forget sessions that ended before a time; their number."""
-        old = delete(SESSION).where(SESSION.c.state == "ended", SESSION.c.ended_at < before)
+        old = delete(SESSION).where(SESSION.c.state == ENDED, SESSION.c.ended_at < before)
 
         async def work(connection: AsyncConnection) -> int:
             return (await connection.execute(old)).rowcount

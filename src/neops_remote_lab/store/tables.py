@@ -22,6 +22,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
+from neops_remote_lab.core.codes import (
+    ENDED,
+    EndCode,
+    LiveLabState,
+    OutcomeCode,
+    QuarantineSource,
+    SessionState,
+)
+
 METADATA = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -73,13 +82,20 @@ def _readable(*columns: str) -> list[CheckConstraint]:
     return [CheckConstraint(_IS_A_TIME.format(name), f"{name}_is_a_time") for name in columns]
 
 
+def _one_of(column: str, *codes: str) -> CheckConstraint:
+    values = ", ".join(f"'{code}'" for code in codes)
+    return CheckConstraint(f"{column} IN ({values})", column)
+
+
 LAB_HOST = Table(
     "lab_host",
     METADATA,
     Column("name", Text, primary_key=True),
     Column("boot_id", Text),
     _time("quarantined_at"),
+    Column("quarantined_by", Text),
     Column("quarantine_reason", Text),
+    _one_of("quarantined_by", *QuarantineSource),
     *_readable("quarantined_at"),
 )
 
@@ -97,8 +113,10 @@ SESSION = Table(
     _time("activated_at"),
     _time("last_seen_at", nullable=False),
     _time("ended_at"),
-    Column("end_reason", Text),
-    CheckConstraint("state IN ('waiting', 'active', 'ended')", "state"),
+    Column("end_code", Text),
+    Column("end_detail", Text),
+    _one_of("state", *SessionState, ENDED),
+    _one_of("end_code", *EndCode),
     *_readable("created_at", "activated_at", "last_seen_at", "ended_at"),
     sqlite_autoincrement=True,
 )
@@ -129,8 +147,10 @@ LAB = Table(
     _time("started_at", nullable=False),
     _time("running_at"),
     _time("ended_at"),
-    Column("outcome", Text),
-    CheckConstraint("state IN ('starting', 'running', 'stopping', 'ended')", "state"),
+    Column("outcome_code", Text),
+    Column("outcome_detail", Text),
+    _one_of("state", *LiveLabState, ENDED),
+    _one_of("outcome_code", *OutcomeCode),
     *_readable("started_at", "running_at", "ended_at"),
     sqlite_autoincrement=True,
 )

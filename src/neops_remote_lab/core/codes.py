@@ -1,0 +1,82 @@
+"""What programs act on: states, and why something ended. The database holds the same words.
+
+Sentences for people stand beside a code and may be reworded; a code is part of the product.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+
+class SessionState(StrEnum):
+    """What a live session does."""
+
+    WAITING = "waiting"
+    """It has its place in the queue."""
+    ACTIVE = "active"
+    """It holds the lab host."""
+
+
+class LiveLabState(StrEnum):
+    """What a live lab does."""
+
+    STARTING = "starting"
+    """netlab brings it up."""
+    RUNNING = "running"
+    """Its devices can be used."""
+    STOPPING = "stopping"
+    """It is torn down."""
+
+
+ENDED: Final = "ended"
+"""The state, in the database, of a session or a lab that is history."""
+
+
+class EndCode(StrEnum):
+    """Why a session ended."""
+
+    CLIENT = "client"
+    """Its client ended it."""
+    STALE = "stale"
+    """It was last seen longer ago than the timeout allows."""
+    MAX_HOLD = "max_hold"
+    """It held the lab host for longer than is allowed."""
+    OPERATOR = "operator"
+    """A person ended it with SQL."""
+
+
+class OutcomeCode(StrEnum):
+    """How a lab ended."""
+
+    RELEASED = "released"
+    """Its last reference was released."""
+    DESTROYED = "destroyed"
+    """Its session asked for its teardown."""
+    SESSION_ENDED = "session_ended"
+    """Its session ended."""
+    REPLACED = "replaced"
+    """Its session started another topology."""
+    SERVER_ENDED = "server_ended"
+    """The server ended, and was told to tear the lab down."""
+    LOST = "lost"
+    """It was gone, or did not run whole, when a server took it over."""
+    REJECTED = "rejected"
+    """netlab rejects its topology."""
+    IN_THE_WAY = "in_the_way"
+    """It could not start because of a lab of somebody else."""
+    FAILED = "failed"
+    """Its start failed."""
+
+
+EXPECTED: Final = frozenset(
+    {OutcomeCode.RELEASED, OutcomeCode.DESTROYED, OutcomeCode.SESSION_ENDED, OutcomeCode.REPLACED}
+)
+"""How labs end that end as their session wanted it."""
+
+
+class QuarantineSource(StrEnum):
+    """Who quarantined a lab host."""
+
+    SERVER = "server"
+    """The server, because of leftovers; it lifts the quarantine once they are removed."""
+    OPERATOR = "operator"
+    """A person, who alone lifts it."""
