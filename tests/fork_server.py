@@ -126,7 +126,7 @@ def main() -> None:
 
 def _load() -> None:
     main_module = f"{PROGRAM}.__main__"
-    for name in (main_module, f"{PROGRAM}.cli.serve", *LOADED):
+    for name in (main_module, f"{PROGRAM}.cli.server", *LOADED):
         importlib.import_module(name)
     del sys.modules[main_module]  # each child runs it, as `python -m` does
     gc.freeze()

@@ -97,6 +97,42 @@ def test_a_wrong_value_ends_the_program_and_names_the_flag_or_the_variable(
     assert "Traceback" not in done.stderr
 
 
+def test_the_help_lists_the_commands() -> None:
+    told = run("--help")
+    commands = told.stdout.partition("\ncommands:\n")[2]
+    assert "serve " in commands
+    assert "queue " in commands
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["quee"], "quee"),
+        (["queue", "--port", "1"], "--port"),
+        (["--port", "1", "queue"], "queue"),
+        (["serve", "--url", "http://127.0.0.1:1"], "--url"),
+        (["serve", "--port", "http"], "--port"),
+    ],
+)
+def test_a_wrong_use_of_a_command_ends_the_program_with_status_2(arguments: list[str], named: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["serve"]])
+def test_the_server_starts_with_and_without_its_command(idle: LabServer, command: list[str]) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        flags = ["--host", "127.0.0.1", "--port", str(port), "--lock-dir", str(idle.root / "locks")]
+        done = run(*command, *flags)
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}: address already in use" in done.stderr
+
+
 def test_a_flag_wins_over_its_variable(idle: LabServer) -> None:
     idle.environment = {"NEOPS_REMOTE_LAB_PORT": "1", "NEOPS_REMOTE_LAB_WAITING_TIMEOUT": "0.3"}
     idle.settings = {"active-timeout": "60"}

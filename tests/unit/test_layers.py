@@ -131,10 +131,21 @@ def test_netlab_knows_nothing_of_http_and_the_database() -> None:
             }, name
 
 
+def loaded_by(script: str) -> set[str]:
+    """The modules that a new interpreter has loaded at the end of a script, whatever its exit status."""
+    script = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n{script}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    return set(done.stderr.split())
+
+
 def test_a_server_loads_no_http_client() -> None:
-    script = f"import sys, {NAME}.cli.serve; print({{'httpx', '{NAME}.cli.show_queue'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    assert "httpx" not in loaded_by(f"import {NAME}.cli.main, {NAME}.cli.server")
+
+
+def test_a_command_for_people_loads_no_server() -> None:
+    loaded = loaded_by(f"from {NAME}.cli.main import main; main(['queue', '--url', 'http://127.0.0.1:9'])")
+    assert "httpx" in loaded
+    assert not {"uvicorn", "starlette", "sqlalchemy", f"{NAME}.cli.server"} & loaded
 
 
 def calls(path: Path) -> Iterator[tuple[str, str]]:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from neops_remote_lab.cli.main import main
 from neops_remote_lab.core import up_arguments
-from neops_remote_lab.core.settings import Settings, add_flags, flag, parse_settings, read_settings, variable
+from neops_remote_lab.core.settings import Settings, add_flags, flag, read_settings, variable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,7 +90,7 @@ def test_arguments_that_change_the_topology_are_told_from_the_others(
     assert up_arguments.split(arguments.split()) == (tuple(topology), tuple(start))
 
 
-def test_every_setting_can_be_given_by_flag_and_by_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_setting_can_be_given_by_flag_and_by_variable(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "host": "::1", "port": 9000, "debug": True, "log_level": "WARNING", "log_config": tmp_path / "log.yaml",
         "database": "sqlite+aiosqlite:///x", "synchronous": "EXTRA", "lab_host": "rack-7", "work_dir": tmp_path,
@@ -102,10 +103,8 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(monkeypatch: pytest.
         values[name] = 3_000_000 if name in {"max_create_bytes", "wal_limit"} else 7
     texts = {name: str(value) for name, value in values.items()} | {"netlab_up_args": "--no-config -s 'message=a b'"}
     by_variable = read_settings({}, {variable(name): text for name, text in texts.items()})
-    for name in Settings.model_fields:
-        monkeypatch.delenv(variable(name), raising=False)
     words = [f"{flag(name)}={text}" for name, text in texts.items() if name not in {"debug", "preload"}]
-    by_flag = parse_settings(parser(), [*words, "--debug", "--no-preload"])
+    by_flag = read_settings(vars(parser().parse_args([*words, "--debug", "--no-preload"])), {})
     assert by_flag == by_variable == Settings.model_validate(values)
 
 
@@ -151,7 +150,7 @@ def test_several_wrong_values_are_told_together() -> None:
 
 def test_a_wrong_command_line_ends_the_program_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        parse_settings(parser(), ["--port", "http"])
+        main(["--port", "http"])
     assert end.value.code == 2
     assert "--port" in capsys.readouterr().err
 

@@ -1,29 +1,43 @@
-"""The program `neops-remote-lab`: the server, and the sub-commands for people."""
+"""The program `neops-remote-lab`: the server, and the commands for people.
+
+A command is a module with `add_parser(commands)`, which adds its parser and returns it, and `run(options)`, which gets
+what the parser has read and that parser itself as `options.parser`. All of them are imported at each start of the
+program: what only `run` needs is imported there.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Final
 
-from neops_remote_lab import __version__
-from neops_remote_lab.core.settings import add_flags, parse_settings
+from neops_remote_lab.cli import queue, serve
+from neops_remote_lab.cli.command import PROGRAM
+
+COMMANDS: Final = (serve, queue)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Start the server, or run a sub-command; the program's exit status is not 0 when it cannot."""
+    """Run a command; a command line that is empty or begins with a flag is that of `serve`.
+
+    The program's exit status is 2 when a flag or a variable is wrong, and 1 when the command fails.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["queue"]:
-        from neops_remote_lab.cli import show_queue  # noqa: PLC0415 - a server needs no HTTP client
+    if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help"}):
+        words.insert(0, serve.NAME)
+    options = _parser().parse_args(words)
+    options.run(options)
 
-        show_queue.main(words[1:])
-        return
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="neops-remote-lab",
-        description="Shares the netlab lab host that it runs on. `neops-remote-lab queue` shows who waits.",
-        epilog="Every flag has an environment variable NEOPS_REMOTE_LAB_FLAG; the flag wins.",
+        PROGRAM,
+        usage="%(prog)s [flag ...]\n       %(prog)s command ...",
+        description="Shares the netlab lab host that it runs on. Without a command it starts the server.",
+        epilog=serve.EPILOG,
     )
-    parser.add_argument("--version", action="version", version=f"neops-remote-lab {__version__}")
-    add_flags(parser)
-    settings = parse_settings(parser, words)
-    from neops_remote_lab.cli import serve  # noqa: PLC0415 - sub-commands need no server
-
-    serve.run(settings)
+    commands = parser.add_subparsers(title="commands", metavar="command", prog=PROGRAM)
+    for command in COMMANDS:
+        added = command.add_parser(commands)
+        added.set_defaults(run=command.run, parser=added)
+    serve.add_flags(parser)  # for the help: `main` hands them to `serve`
+    return parser

@@ -1,254 +1,42 @@
-"""Starting the server: the one server of this host, its directories and database, uvicorn."""
+"""`neops-remote-lab serve`: be the server of this host."""
 
-import asyncio
-import errno
-import gc
-import getpass
-import json
-import logging
-import os
-import socket
-import sqlite3
-import sys
-import threading
-from contextlib import suppress
-from datetime import UTC, datetime
-from pathlib import Path
-from types import FrameType
-from typing import Any, Final
-
-import psutil
-import uvicorn
-from filelock import FileLock, Timeout
-from starlette.applications import Starlette
-from yaml import YAMLError
+import argparse
+from typing import Final
 
 from neops_remote_lab import __version__
-from neops_remote_lab.api.app import create_app
-from neops_remote_lab.api.framing import protocol
-from neops_remote_lab.api.responses import NEVER_SNIFFED
-from neops_remote_lab.core import file_modes, log_format
-from neops_remote_lab.core.file_modes import CONTENT_UMASK
-from neops_remote_lab.core.host_locks import HostLock, read_note
-from neops_remote_lab.core.settings import NO_HOME, Settings, refuse
-from neops_remote_lab.core.text import one_line
-from neops_remote_lab.netlab import ownership
-from neops_remote_lab.store import database_file, migrate
+from neops_remote_lab.cli.command import PROGRAM, Commands
+from neops_remote_lab.core import settings
 
-logger = logging.getLogger(__name__)
-
-SERVER_LOCK: Final = "server"
-CONNECTIONS_TIMEOUT: Final = 5
-"""Seconds that open connections get at the end; every call that is held has been answered by then."""
+NAME: Final = "serve"
+EPILOG: Final = "Every flag has an environment variable NEOPS_REMOTE_LAB_FLAG; the flag wins."
 
 
-class Server(uvicorn.Server):
-    """uvicorn, which begins to drain with the first signal, and ends at once with the second, or when time is up."""
-
-    def __init__(self, config: uvicorn.Config, exit_timeout: float) -> None:
-        """`exit_timeout`: seconds that the end may take, from the first signal on."""
-        super().__init__(config)
-        self._exit_timeout = exit_timeout
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Called by the signal; uvicorn then waits for open calls, so those that are held must be woken now."""
-        if self.should_exit:
-            logger.warning("a second signal: the server ends at once")
-            os._exit(128 + sig)
-        self.should_exit = True
-        # A thread that waits for netlab would keep the process alive for as long as netlab hangs.
-        final = threading.Timer(self._exit_timeout, self._give_up)
-        final.daemon = True
-        final.start()
-        app = self.config.app
-        if isinstance(app, Starlette) and hasattr(app.state, "services"):
-            # Not in the signal's own context, which may be in the middle of anything.
-            asyncio.get_running_loop().call_soon_threadsafe(app.state.services.drain)
-
-    def _give_up(self) -> None:
-        seconds = self._exit_timeout
-        logger.error("the lab is not down after %g s (--exit-timeout): the next server removes it", seconds)
-        os._exit(1)
-
-
-def run(settings: Settings) -> None:
-    """Be the one server of this host until a signal comes; ends the program with a sentence where it cannot."""
-    require_home()
-    lock = hold_host(settings)
-    try:
-        require_free_port(settings.host, settings.port)
-        work_dir = hold_work_dir(settings)
-        try:
-            serve(settings)
-        finally:
-            work_dir.release()
-    finally:
-        lock.remove_note()
-        lock.release()
-
-
-def require_home() -> None:
-    """End the program with a sentence where netlab would have no place for its list of labs."""
-    try:
-        home = Path.home()
-    except RuntimeError:
-        refuse(NO_HOME)
-    if not home.is_absolute():
-        refuse(f"HOME must be an absolute path, not {str(home)!r}")
-
-
-def require_free_port(host: str, port: int) -> None:
-    """End the program with a sentence where it could not listen, before the database or a lab is touched."""
-    try:
-        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        refuse(f"it cannot listen on {host}:{port}: {error.strerror}. Name another address with --host")
-    problems = [problem for address in addresses if (problem := _bind_error(*address))]
-    # A name may stand for an address that this host does not have (::1 without IPv6): one that it has is enough.
-    serious = [problem for problem in problems if problem.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}]
-    if serious or len(problems) == len(addresses):
-        problem = (serious or problems)[0]
-        who = f" by {_listener(port)}" if problem.errno == errno.EADDRINUSE else ""
-        reason = (problem.strerror or str(problem)).lower()
-        refuse(f"it cannot listen on {host}:{port}: {reason}{who}. Name another address with --host or --port")
-
-
-def _bind_error(family: int, kind: int, protocol: int, _: str, address: Any) -> OSError | None:
-    try:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server's own socket
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind(address)
-    except OSError as error:
-        return error
-    return None
-
-
-def _listener(port: int) -> str:
-    """The process that listens on a TCP port, as far as this user may know."""
-    with suppress(psutil.Error, OSError):
-        for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
-            if listens and connection.pid:
-                return f"pid {connection.pid} ({one_line(psutil.Process(connection.pid).name())})"
-    return "another program"
-
-
-def hold_host(settings: Settings) -> HostLock:
-    """Be the one server of this host, or end the program with a sentence that names the other one."""
-    try:
-        lock = HostLock(settings.lock_dir, SERVER_LOCK)
-        lock.acquire()
-    except Timeout as busy:
-        refuse(f"another server runs on this host: {_holder(busy.lock_file)}. Stop that one first")
-    except OSError as error:
-        reason = error.strerror or error
-        refuse(f"no lock can be taken in {settings.lock_dir}: {reason}. Name another directory with --lock-dir")
-    try:
-        # Beside the lock, not in it: who holds the lock may write here, and a contender never does.
-        lock.write_note(json.dumps(_identity(settings)))
-    except OSError as error:
-        lock.remove_note()  # that of an earlier server would name the wrong one
-        sys.stderr.write(
-            f"neops-remote-lab: no note can be written in {settings.lock_dir}: {error.strerror or error}. "
-            "The lock holds without it, but a second server cannot say who runs this one\n"
-        )
-    return lock
-
-
-def hold_work_dir(settings: Settings) -> FileLock:
-    """Be the one server of the work directory, or end the program with a sentence that says why not."""
-    try:
-        return ownership.hold_server_lock(settings.work_dir, _identity(settings))
-    except BlockingIOError as error:
-        refuse(f"{error}. Stop that one first, or name another directory with --work-dir")
-    except OSError as error:
-        if error.filename is None:  # not from the system: it is a sentence already
-            refuse(str(error.strerror))
-        refuse(f"the work directory {settings.work_dir} cannot be made: {error.strerror}. Name another with --work-dir")
-
-
-def _identity(settings: Settings) -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "user": user_name(),
-        "host": socket.gethostname(),
-        "address": f"{settings.host}:{settings.port}",
-        "version": __version__,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def user_name() -> str:
-    """This process's user; its number where it has no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
-def _holder(lock_file: str) -> str:
-    try:
-        known = json.loads(read_note(lock_file) or "")
-        told = "pid {pid} of user {user} on {host}, at {address}, version {version}, started {started}".format(**known)
-    except (ValueError, KeyError, TypeError):
-        return f"its note beside {lock_file} cannot be read"
-    return one_line(told)
-
-
-def serve(settings: Settings) -> None:
-    """Migrate the database and serve until a signal comes."""
-    os.umask(CONTENT_UMASK)
-    level = "DEBUG" if settings.debug else settings.log_level
-    log_format.configure(level, settings.log_format)
-    logging.getLogger("uvicorn.access").addFilter(log_format.ShortIds())
-    logger.info(
-        "neops-remote-lab %s, pid %d: %s:%d, database %s, work directory %s, lock directory %s",
-        *(__version__, os.getpid(), settings.host, settings.port),
-        *(settings.database, settings.work_dir, settings.lock_dir),
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command and its flags."""
+    parser = commands.add_parser(
+        NAME,
+        help="start the server, as the program does without a command",
+        prog=PROGRAM,
+        usage=f"%(prog)s [{NAME}] [flag ...]",
+        description="Starts the server.",
+        epilog=EPILOG,
     )
-    umask = int(settings.umask, 8)
-    try:
-        file_modes.limit_directory(settings.work_dir, umask)
-        database = database_file(settings.database)
-        file_modes.make_database(database)
-        migrate(settings.database)
-        file_modes.limit_database(database, umask)
-    except (RuntimeError, ValueError) as error:
-        refuse(str(error))
-    except (sqlite3.Error, OSError) as error:
-        refuse(f"the database {settings.database} cannot be used: {error}. Mend it, or name another with --database")
-    server = Server(_uvicorn_config(settings, level), settings.exit_timeout)
-    gc.collect()
-    gc.freeze()  # what lives as long as the process is not looked at again: each look would stall the event loop
-    server.run()
-    if not server.started:
-        refuse(f"the server could not start on {settings.host}:{settings.port}; the lines above say why")
+    add_flags(parser)
+    return parser
 
 
-def _uvicorn_config(settings: Settings, level: str) -> uvicorn.Config:
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the server's flags."""
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    settings.add_flags(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serve until a signal comes."""
     try:
-        http = protocol(settings.http_parser, settings.send_timeout)
-    except ImportError:
-        refuse("httptools is not installed: install neops-remote-lab[fast], or omit --http-parser")
-    try:
-        return uvicorn.Config(
-            create_app(settings),
-            host=settings.host,
-            port=settings.port,
-            log_level=level.lower(),
-            log_config=str(settings.log_config) if settings.log_config else None,
-            access_log=settings.debug,
-            http=http,
-            workers=1,  # uvicorn would obey $WEB_CONCURRENCY, and two servers cannot share one lab
-            timeout_graceful_shutdown=CONNECTIONS_TIMEOUT,
-            lifespan="on",
-            headers=[NEVER_SNIFFED],
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, YAMLError) as error:
-        if settings.log_config is None:
-            raise
-        refuse(
-            f"the logging configuration {settings.log_config} cannot be used: {error}. Mend it, or omit --log-config"
-        )
+        chosen = settings.read_settings(vars(options))
+    except ValueError as error:
+        options.parser.error(str(error))
+    from neops_remote_lab.cli import server  # the other commands need neither database nor HTTP server
+
+    server.run(chosen)

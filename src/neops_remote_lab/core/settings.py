@@ -6,11 +6,10 @@ import os
 import shlex
 import socket
 import stat
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from platformdirs import user_state_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -205,13 +204,14 @@ def variable(field: str) -> str:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give a parser one flag for each setting. Absent flags leave no attribute behind."""
+    group = parser.add_argument_group("settings")
     for name, field in Settings.model_fields.items():
         shown = "" if field.is_required() or field.default_factory or field.default in (None, ()) else field.default
         text = f"{field.description}{f' (default: {shown})' if str(shown) else ''}".replace("%", "%%")
         if field.annotation is bool:
-            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+            group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
-            parser.add_argument(flag(name), metavar=name.upper(), default=argparse.SUPPRESS, help=text)
+            group.add_argument(flag(name), metavar=name.upper(), default=argparse.SUPPRESS, help=text)
 
 
 def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
@@ -250,16 +250,3 @@ def _explain(error: ValidationError, flags: Mapping[str, Any]) -> str:
         source = flag(name) if name in flags else variable(name)
         lines.append(f"{source}: {problem['msg']}, not {problem['input']!r}")
     return "; ".join(lines)
-
-
-def refuse(message: str) -> NoReturn:
-    """End the program with status 1 and a sentence on standard error."""
-    sys.exit(f"neops-remote-lab: {message}")
-
-
-def parse_settings(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> Settings:
-    """Settings of a command line; ends the program with a sentence when a value is wrong."""
-    try:
-        return read_settings(vars(parser.parse_args(arguments)))
-    except ValueError as error:
-        parser.error(str(error))

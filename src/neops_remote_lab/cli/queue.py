@@ -2,13 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-import httpx
-
-from neops_remote_lab.client.answers import parsed, raise_for_error
-from neops_remote_lab.client.connection import ServerConnection
-from neops_remote_lab.core.settings import refuse, server_url
+from neops_remote_lab.cli.command import Commands, refuse
+from neops_remote_lab.core.settings import server_url
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models import QueueDto, QueueEntryDto
 
@@ -20,33 +16,44 @@ CELL_WIDTH = 60
 HEADINGS = ("position", "session", "state", "since", "last seen", "client", "purpose", "topology")
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print the queue of a server.
-
-    The program's exit status is 1 when the server does not answer, and 2 when a flag or a variable is wrong.
-    """
-    parser = argparse.ArgumentParser(
-        prog="neops-remote-lab queue",
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command and its flags."""
+    parser = commands.add_parser(
+        "queue",
+        help="show who holds the lab, and who waits",
         description="Shows who holds the lab, and who waits.",
         epilog="Credentials: a user name and a password in the address, REMOTE_LAB_TOKEN, REMOTE_LAB_CLIENT_CERT.",
     )
     parser.add_argument("--url", help="address of the server; REMOTE_LAB_URL, else the server of this host")
-    url = parser.parse_args(arguments).url
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the queue of a server.
+
+    The program's exit status is 1 when the server does not answer, and 2 when a flag or a variable is wrong.
+    """
     try:
-        with ServerConnection(server_url() if url is None else url, name=URL_SOURCE) as server:
-            sys.stdout.write(table(_queue(server)))
+        queue = _queue(server_url() if options.url is None else options.url)
     except ValueError as error:
-        parser.error(str(error))
+        options.parser.error(str(error))
+    sys.stdout.write(table(queue))
 
 
-def _queue(server: ServerConnection) -> QueueDto:
-    try:
-        answer = server.try_once("GET", "/queue", timeout=TIMEOUT)
-        raise_for_error(answer)
-        return parsed(answer, QueueDto)
-    except httpx.HTTPError as error:
-        advice = "Is the server running there? Name another address with --url"
-        refuse(one_line(f"no queue at {server.base_url}: {error}. {advice}"))
+def _queue(url: str) -> QueueDto:
+    import httpx
+
+    from neops_remote_lab.client.answers import parsed, raise_for_error
+    from neops_remote_lab.client.connection import ServerConnection
+
+    with ServerConnection(url, name=URL_SOURCE) as server:
+        try:
+            answer = server.try_once("GET", "/queue", timeout=TIMEOUT)
+            raise_for_error(answer)
+            return parsed(answer, QueueDto)
+        except httpx.HTTPError as error:
+            advice = "Is the server running there? Name another address with --url"
+            refuse(one_line(f"no queue at {server.base_url}: {error}. {advice}"))
 
 
 def table(queue: QueueDto) -> str:
