@@ -18,7 +18,7 @@ import pytest
 
 import neops_remote_lab
 from neops_remote_lab.core.settings import Settings, read_settings
-from neops_remote_lab.netlab.lab_manager import HeldLab, LabManager
+from neops_remote_lab.netlab.lab_manager import LabManager, LocalLab
 from tests.chaos.shell import is_running, wait_for_event
 from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
 from tests.server import labs_in
@@ -528,7 +528,7 @@ MEETING = 2.0
 """Seconds that one thread waits for the other where only one can be there."""
 
 
-class MeetingLab(HeldLab):
+class MeetingLab(LocalLab):
     """A lab whose count of references is read by two threads at the same moment, where that is possible."""
 
     meeting: ClassVar[threading.Barrier]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from neops_remote_lab.labs.acquires import answer_to
+from neops_remote_lab.api.errors import STATUS
+from neops_remote_lab.labs.refusals import Reason, refusal_of
 from neops_remote_lab.netlab.failures import Judge
 
 REJECTION = "MissingValue in nodes: No device type specified for node a"
@@ -25,8 +26,8 @@ def _answer(status: int, said: str, probe: str | None = None) -> tuple[int, str]
     error = subprocess.CalledProcessError(status, "netlab", stderr=said)
     with pytest.raises(Exception) as raised:  # noqa: PT011 - the answer is what is looked at
         Judge(create).rejected(error, threading.Event(), memory=1000)
-    answer = answer_to(raised.value)
-    return answer.status_code, answer.detail
+    refused = refusal_of(raised.value)
+    return STATUS[refused.reason], str(refused)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,17 @@ def test_only_the_topologys_own_faults_are_422(
 
 
 def test_a_full_disk_of_the_server_itself_is_507_too() -> None:
-    assert answer_to(OSError(errno.ENOSPC, "No space left on device", "/srv/labs/x")).status_code == 507
+    refused = refusal_of(OSError(errno.ENOSPC, "No space left on device", "/srv/labs/x"))
+    assert STATUS[refused.reason] == 507
+
+
+def test_a_host_without_a_free_process_is_no_lab_in_the_way() -> None:
+    refused = refusal_of(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"))
+    assert STATUS[refused.reason] == 500
+
+
+def test_every_reason_has_a_status() -> None:
+    assert STATUS.keys() == set(Reason)
 
 
 def test_the_good_topology_is_asked_for_once_while_the_defaults_stay(

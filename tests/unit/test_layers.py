@@ -19,7 +19,8 @@ SERVER = (
     {"__main__"},
     {"cli"},
     {"api"},
-    {"labs", "queue"},
+    {"labs"},
+    {"queue"},
     {"netlab", "store"},
     {"client"},  # for the sub-commands
     {"models"},

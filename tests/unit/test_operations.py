@@ -12,8 +12,10 @@ from starlette.routing import Route
 
 import neops_remote_lab
 from neops_remote_lab.api.app import create_app
+from neops_remote_lab.api.errors import STATUS
 from neops_remote_lab.api.openapi import OPERATIONS, Operation, describe
 from neops_remote_lab.core.settings import read_settings
+from neops_remote_lab.labs.refusals import Reason
 
 PACKAGE = Path(neops_remote_lab.__path__[0])
 HANDLERS = ("api.sessions", "api.labs", "api.monitoring")
@@ -23,8 +25,9 @@ PARTS = {
     "uploads": "api.uploads",
     "log_stream": "api.log_stream",
     "labs": "labs.coordinator",
+    "slot": "labs.slot",
     "checks": "labs.topology_checks",
-    "acquires": "labs.acquires",
+    "refusals": "labs.refusals",
 }
 """The modules that answer with HTTP statuses, by the names under which the handlers use them."""
 TREES = {
@@ -86,6 +89,7 @@ def raised(key: tuple[str, str], seen: set[tuple[str, str]]) -> set[int]:
     node = FUNCTIONS[key]
     names = {child.attr for child in ast.walk(node) if isinstance(child, ast.Attribute)}
     codes = {getattr(status, name) for name in names if name.startswith("HTTP_")}
+    codes |= {STATUS[Reason[name]] for name in names if name in Reason.__members__}
     for other in used(key[0], node):
         codes |= raised(other, seen)
     return {code for code in codes if code >= 400} - NEVER_SEEN

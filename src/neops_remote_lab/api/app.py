@@ -4,29 +4,23 @@ import contextlib
 import functools
 import json
 import logging
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy.exc import DBAPIError
-from starlette import status
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from neops_remote_lab import __version__
-from neops_remote_lab.api import labs, monitoring, openapi, sessions
+from neops_remote_lab.api import errors, labs, monitoring, openapi, sessions
 from neops_remote_lab.api.maintenance import Maintenance
-from neops_remote_lab.api.responses import error_response, json_response
+from neops_remote_lab.api.responses import json_response
 from neops_remote_lab.api.services import build_services
 from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.log_format import shorten_ids
 from neops_remote_lab.core.settings import Settings
-from neops_remote_lab.core.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +47,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
     return Starlette(
         routes=_routes(),
         lifespan=lifespan,
-        exception_handlers={
-            HTTPException: _explain,
-            DBAPIError: _database_fails,
-            sqlite3.Error: _database_fails,
-            ClientDisconnect: _nobody_there,
-            Exception: _unexpected,
-        },
+        exception_handlers=errors.HANDLERS,
     )
 
 
@@ -105,28 +93,3 @@ async def _docs(_request: Request) -> Response:
 
 async def _docs_script(_request: Request) -> Response:
     return FileResponse(_STATIC / "docs.js")
-
-
-async def _explain(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
-        return error_response("this path does not take that method: see /docs", 405, error.headers)
-    return error_response(error.detail, error.status_code, error.headers)
-
-
-async def _database_fails(request: Request, error: Exception) -> Response:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    path = one_line(shorten_ids(request.url.path))
-    logger.error("%s %s failed: the database says: %s", request.method, path, cause)
-    detail = f"the server's database cannot be used ({cause}): nothing was changed; try again later"
-    return error_response(detail, status.HTTP_503_SERVICE_UNAVAILABLE, {"Retry-After": "5"})
-
-
-async def _nobody_there(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=status.HTTP_400_BAD_REQUEST)
-
-
-async def _unexpected(_request: Request, _error: Exception) -> Response:
-    detail = "the server failed; its log says why"
-    return error_response(detail, status.HTTP_500_INTERNAL_SERVER_ERROR)

@@ -102,12 +102,13 @@ async def check_topology(request: Request) -> Response:
     if services.queue.place(session_id) is None:
         raise await not_live(services, session_id)
     refuse_while_draining(services)
+    was_waiting = not services.queue.is_active(session_id)
     with services.queue.open_call(session_id):
         upload = await uploads.receive(
             request.headers.get("Content-Type", ""), request.stream(), services.settings, services.run_blocking
         )
         check = asyncio.ensure_future(services.checks.check(session_id, upload))
-        if not services.queue.is_active(session_id):
+        if was_waiting:
             # A session whose turn has come needs its lab, not its place among those who wait for a check.
             turn = asyncio.ensure_future(services.queue.wait_until_active(session_id))
             await asyncio.wait([check, turn], return_when=asyncio.FIRST_COMPLETED)

@@ -43,7 +43,7 @@ class Maintenance:
         self._data_version = await services.database.data_version()
         await services.queue.load()
         rebooted = before is not None and before != boot
-        await services.labs.open(rebooted=rebooted, quarantined_by=services.queue.quarantined_by)
+        await services.labs.open(rebooted=rebooted)
         self._announcement = asyncio.create_task(self._announce())
         self._task = asyncio.create_task(self._run())
 
@@ -91,8 +91,7 @@ class Maintenance:
             self._data_version = version
         await services.queue.expire()
         await services.queue.promote_if_idle()
-        await services.labs.tick(quarantined=services.queue.quarantined is not None)
-        await services.checks.settle()
+        await services.reconcile()
         await self._limit_log()
         if now >= self._last_seen_due:
             self._last_seen_due = now + services.settings.last_seen_write

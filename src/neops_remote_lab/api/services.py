@@ -10,9 +10,11 @@ from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.threads import RunBlocking, in_threads
 from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.labs.readiness import Readiness
+from neops_remote_lab.labs.slot import Slot
 from neops_remote_lab.labs.topology_checks import TopologyChecks
 from neops_remote_lab.netlab.commands import NetlabCommands
-from neops_remote_lab.netlab.lab_manager import LabManager
+from neops_remote_lab.netlab.host_lab import HostLab
+from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store import Database, LabStore, SessionStore
 
@@ -37,10 +39,10 @@ class Services:
     started: float
     """Monotonic seconds."""
 
-    async def settle(self) -> None:
+    async def reconcile(self) -> None:
         """Remove what belongs to sessions that have ended. To be called whenever one may have."""
-        await self.labs.settle()
-        await self.checks.settle()
+        await self.labs.reconcile()
+        await self.checks.reconcile()
 
     def drain(self) -> None:
         """Take nothing new and let go of every call that is open, because the server is about to end."""
@@ -57,22 +59,30 @@ def build_services(settings: Settings, clock: Clock) -> Services:
     metrics = Metrics()
     queue = SessionQueue(SessionStore(database, settings.lab_host), settings, clock, metrics)
     netlab = NetlabCommands(settings)
-    checks = TopologyChecks(
-        netlab,
-        settings,
+    checks = TopologyChecks(netlab, settings, queue=queue, run_blocking=run_blocking)
+    host_lab = HostLab(settings)
+    lab_store = LabStore(database, settings.lab_host)
+    failed_logs = FailedLogs(settings.work_dir, days=settings.failed_log_days, number=settings.max_failed_logs)
+    slot = Slot(
+        store=lab_store,
+        host_lab=host_lab,
+        queue=queue,
+        checks=checks,
+        failed_logs=failed_logs,
+        settings=settings,
+        clock=clock,
+        metrics=metrics,
         run_blocking=run_blocking,
-        is_live=lambda session_id: queue.place(session_id) is not None,
     )
     labs = LabCoordinator(
-        LabStore(database, settings.lab_host),
-        LabManager(settings),
-        settings,
-        clock,
+        store=lab_store,
+        slot=slot,
+        host_lab=host_lab,
+        queue=queue,
+        failed_logs=failed_logs,
+        settings=settings,
+        clock=clock,
         run_blocking=run_blocking,
-        is_active=queue.is_active,
-        quarantine=queue.quarantine,
-        prepared=checks.take,
-        metrics=metrics,
     )
     metrics.registry.register(StateCollector(lambda: _look_at(queue, labs, database)))
     streams = LogStreams(settings, in_threads(LOG_THREADS))

@@ -71,7 +71,7 @@ async def end_session(request: Request) -> Response:
     services, session_id = services_of(request), request.path_params["session_id"]
     if not await services.queue.end(session_id):
         raise await not_live(services, session_id)
-    await services.settle()
+    await services.reconcile()
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.netlab import footprint, ownership, traces, workspace
 from neops_remote_lab.netlab.commands import NetlabCommands
-from neops_remote_lab.netlab.failures import failure
+from neops_remote_lab.netlab.failures import LabInTheWay, failure
 from neops_remote_lab.netlab.footprint import Before, Footprint, HostObjects
 from neops_remote_lab.netlab.traces import Container, Instances
 from neops_remote_lab.netlab.workspace import Workspace
@@ -61,12 +61,12 @@ class Cleaner:
             interrupt: ends a question to netlab early, once it is set; InterruptedError is raised then.
 
         Raises:
-            BlockingIOError: somebody else's lab is in the way, or what a crash has left; the message names it.
+            LabInTheWay: somebody else's lab is in the way, or what a crash has left; the message names it.
             What `run_netlab` raises.
         """
         self._netlab.status_file(interrupt)  # a host on which netlab cannot be asked takes no lab
         if self._list_unread and (left := self.sweep((), made.base)):
-            raise BlockingIOError(f"{', '.join(left)} of an earlier lab could not be removed")
+            raise LabInTheWay(f"{', '.join(left)} of an earlier lab could not be removed")
         networks, containers = None, []
         if traces.docker_is_installed(self._settings.docker):
             self._netlab.require_docker()
@@ -78,7 +78,7 @@ class Cleaner:
             except subprocess.SubprocessError as error:  # a lab of another provider needs no Docker
                 logger.info("docker is not asked what is there: %s", failure(error))
         if reason := self._in_the_way(made, containers):
-            raise BlockingIOError(reason)
+            raise LabInTheWay(reason)
         footprint.note_before(made.base, Before(networks=networks, objects=frozenset(self._host.all())))
 
     def _in_the_way(self, made: Workspace, containers: Sequence[Container]) -> str | None:

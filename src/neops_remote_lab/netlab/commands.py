@@ -66,7 +66,7 @@ class NetlabCommands:
         """Make a lab's configuration files and start nothing, at low priority and in bounded memory and time.
 
         Raises:
-            ValueError: netlab rejects the topology; the message is netlab's own.
+            TopologyRejected: the message is netlab's own.
             TimeoutError, MemoryError: it is over the host's limits.
             What `run_netlab` raises otherwise.
         """
@@ -115,7 +115,7 @@ class NetlabCommands:
         then. Those of a prepared lab are known already.
 
         Raises:
-            ValueError: netlab rejects the topology; the message is netlab's own.
+            TopologyRejected: the message is netlab's own.
             What `run_netlab` raises otherwise.
         """
         prepared = made.snapshot.exists()

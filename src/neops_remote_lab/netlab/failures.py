@@ -28,6 +28,14 @@ Raises subprocess.CalledProcessError where netlab fails.
 """
 
 
+class TopologyRejected(ValueError):
+    """netlab rejects the topology; the message is netlab's own."""
+
+
+class LabInTheWay(BlockingIOError):
+    """A lab of another process, or of somebody else, keeps ours from starting; the message says whose."""
+
+
 class Judge:
     """Tells a topology that netlab rejects from a host on which netlab rejects everything."""
 
@@ -46,7 +54,7 @@ class Judge:
             memory: the limit under which netlab ran, in bytes.
 
         Raises:
-            ValueError: netlab rejects the topology; the message is netlab's own.
+            TopologyRejected: the message is netlab's own.
             MemoryError: it needed more than `memory`.
             OSError: the disk is full.
             subprocess.SubprocessError: the host is at fault in another way.
@@ -60,7 +68,7 @@ class Judge:
         if error.returncode < 0 or error.returncode == _USAGE:
             raise error
         self.require_good_defaults(interrupt)
-        raise ValueError(said) from None
+        raise TopologyRejected(said) from None
 
     def require_good_defaults(self, interrupt: threading.Event) -> None:
         """Raise SubprocessError where netlab rejects every topology. `interrupt` as for `rejected`."""

@@ -1,0 +1,85 @@
+"""Every failure as its caller sees it: a status, `{"detail": …}`, and when to try again."""
+
+import logging
+import sqlite3
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
+
+from sqlalchemy.exc import DBAPIError
+from starlette import status
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from neops_remote_lab.api.responses import error_response
+from neops_remote_lab.core.log_format import shorten_ids
+from neops_remote_lab.core.text import one_line
+from neops_remote_lab.labs.refusals import Reason, Refused
+
+logger = logging.getLogger(__name__)
+
+STATUS: Final[Mapping[Reason, int]] = {
+    Reason.SESSION_ENDED: status.HTTP_404_NOT_FOUND,
+    Reason.NO_LAB: status.HTTP_404_NOT_FOUND,
+    Reason.UNKNOWN_KEY: status.HTTP_404_NOT_FOUND,
+    Reason.IN_USE: status.HTTP_409_CONFLICT,
+    Reason.DESTROYED: status.HTTP_409_CONFLICT,
+    Reason.TURN_HAS_COME: status.HTTP_409_CONFLICT,
+    Reason.REJECTED: status.HTTP_422_UNPROCESSABLE_CONTENT,
+    Reason.RELEASED_KEY: status.HTTP_422_UNPROCESSABLE_CONTENT,
+    Reason.BUSY: status.HTTP_423_LOCKED,
+    Reason.QUARANTINED: status.HTTP_423_LOCKED,
+    Reason.FAILED: status.HTTP_500_INTERNAL_SERVER_ERROR,
+    Reason.SERVER_ENDS: status.HTTP_503_SERVICE_UNAVAILABLE,
+    Reason.HOST_IS_FULL: status.HTTP_507_INSUFFICIENT_STORAGE,
+}
+"""What a call on the lab answers that was refused: 422 is the caller's fault, from 500 on it is the host's."""
+RETRIED: Final = frozenset({Reason.BUSY, Reason.QUARANTINED, Reason.DESTROYED, Reason.SERVER_ENDS})
+"""The same call has success later, without a change."""
+DATABASE_RETRY_AFTER: Final = 5
+"""Seconds in `Retry-After` when the database cannot be used."""
+
+
+async def _http_exception(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
+        return error_response("this path does not take that method: see /docs", 405, error.headers)
+    return error_response(error.detail, error.status_code, error.headers)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    if not isinstance(error, Refused):
+        raise error
+    headers = None
+    if error.reason in RETRIED:
+        headers = {"Retry-After": str(request.app.state.services.settings.retry_after)}
+    return await _http_exception(request, HTTPException(STATUS[error.reason], detail=str(error), headers=headers))
+
+
+async def _database_fails(request: Request, error: Exception) -> Response:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    path = one_line(shorten_ids(request.url.path))
+    logger.error("%s %s failed: the database says: %s", request.method, path, cause)
+    detail = f"the server's database cannot be used ({cause}): nothing was changed; try again later"
+    headers = {"Retry-After": str(DATABASE_RETRY_AFTER)}
+    return error_response(detail, status.HTTP_503_SERVICE_UNAVAILABLE, headers)
+
+
+async def _client_left(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=status.HTTP_400_BAD_REQUEST)
+
+
+async def _unexpected(_request: Request, _error: Exception) -> Response:
+    detail = "the server failed; its log says why"
+    return error_response(detail, status.HTTP_500_INTERNAL_SERVER_ERROR)
+
+
+HANDLERS: Final[Mapping[Any, Callable[[Request, Exception], Coroutine[Any, Any, Response]]]] = {
+    HTTPException: _http_exception,
+    Refused: _refused,
+    DBAPIError: _database_fails,
+    sqlite3.Error: _database_fails,
+    ClientDisconnect: _client_left,
+    Exception: _unexpected,
+}

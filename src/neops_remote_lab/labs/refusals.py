@@ -1,0 +1,78 @@
+"""Why a call on the lab is refused or fails: a reason that programs act on, and a sentence for the caller."""
+
+import errno
+import logging
+import subprocess
+from enum import StrEnum
+from typing import Final
+
+from neops_remote_lab.netlab.failures import TopologyRejected, failure
+
+logger = logging.getLogger(__name__)
+
+
+class Reason(StrEnum):
+    """What kept a call from its success."""
+
+    SESSION_ENDED = "session_ended"
+    NO_LAB = "no_lab"
+    UNKNOWN_KEY = "unknown_key"
+    """No acquire had this idempotency key."""
+    RELEASED_KEY = "released_key"
+    """The acquire with this idempotency key has been released."""
+    BUSY = "busy"
+    """The lab is in use, or somebody else's lab is in the way."""
+    QUARANTINED = "quarantined"
+    IN_USE = "in_use"
+    """References are left, and the call was not to take the lab from their holders."""
+    DESTROYED = "destroyed"
+    """The session itself has stopped the start."""
+    SERVER_ENDS = "server_ends"
+    TURN_HAS_COME = "turn_has_come"
+    """The session is active, so its lab comes first."""
+    REJECTED = "rejected"
+    """netlab rejects the topology."""
+    HOST_IS_FULL = "host_is_full"
+    """The disk or the memory of the lab host is used up."""
+    FAILED = "failed"
+    """The host or its netlab is at fault."""
+
+
+class Refused(RuntimeError):
+    """A call on the lab has no success; the message is for its caller."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def refusal_of(error: Exception, failed: str = "netlab failed to start the lab") -> Refused:
+    """What it means to the caller that netlab made no lab of a topology.
+
+    Args:
+        failed: what failed, as the beginning of a sentence.
+    """
+    reason = Reason.FAILED
+    match error:
+        case Refused():
+            return error
+        case TopologyRejected():
+            reason, detail = Reason.REJECTED, f"netlab rejects the topology: {error}"
+        case FileNotFoundError():
+            detail = "netlab cannot be run on the lab host: install it there, or name it with --netlab"
+        case MemoryError():
+            reason, detail = Reason.HOST_IS_FULL, f"{failed}: {error}"
+        case OSError(errno=number) if number in _DISK_FULL:
+            reason = Reason.HOST_IS_FULL
+            detail = f"{failed}: the disk of the lab host is full. Free it and try again"
+        case subprocess.TimeoutExpired():
+            detail = f"{failed}: {failure(error)}. --up-timeout sets that limit on the lab host"
+        case subprocess.SubprocessError() | TimeoutError():
+            detail = f"{failed}: {failure(error)}"
+        case _:
+            logger.error("%s", failed, exc_info=error)
+            detail = f"{failed} ({type(error).__name__}); the server's log says why"
+    return Refused(reason, detail)

@@ -1,0 +1,409 @@
+"""The one place that starts, adopts and ends the lab of a slot, and that knows how it stands.
+
+Each change is an operation that runs in the background, one at a time: first what is about to happen is committed, then
+netlab runs in a thread, then the outcome is committed. What to do next is decided by `lab_life.next_step` alone.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.codes import LiveLabState, OutcomeCode, QuarantineSource
+from neops_remote_lab.core.metrics import Metrics, Outcome
+from neops_remote_lab.core.settings import Settings
+from neops_remote_lab.core.text import one_line
+from neops_remote_lab.core.threads import RunBlocking
+from neops_remote_lab.labs.acquires import Acquire
+from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
+from neops_remote_lab.labs.topology_checks import TopologyChecks
+from neops_remote_lab.models import DeviceInfoDto
+from neops_remote_lab.netlab import ownership
+from neops_remote_lab.netlab.failures import LabInTheWay
+from neops_remote_lab.netlab.host_lab import HostLab
+from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
+from neops_remote_lab.netlab.logs import FailedLogs
+from neops_remote_lab.netlab.workspace import Identity, Workspace
+from neops_remote_lab.queue.service import SessionQueue
+from neops_remote_lab.store import Lab, LabStore
+
+logger = logging.getLogger(__name__)
+
+LOGGED_REASON: Final = 500
+"""Most characters of the reason for which a lab did not start, in the log; the answer has all of it."""
+SENTENCES: Final = {
+    OutcomeCode.RELEASED: "released",
+    OutcomeCode.DESTROYED: "destroyed by its session",
+    OutcomeCode.SESSION_ENDED: "its session ended",
+    OutcomeCode.REPLACED: "replaced by another topology",
+    OutcomeCode.SERVER_ENDED: "the server ended, and was told to tear the lab down",
+    OutcomeCode.LOST: "lost: it could be removed only later",
+}
+"""How a lab ended, for people, where there is no more to say."""
+_STOPPED: Final = {
+    OutcomeCode.SESSION_ENDED: Reason.SESSION_ENDED,
+    OutcomeCode.DESTROYED: Reason.DESTROYED,
+    OutcomeCode.SERVER_ENDED: Reason.SERVER_ENDS,
+}
+_FAILURES: Final = {Reason.REJECTED: OutcomeCode.REJECTED, Reason.BUSY: OutcomeCode.IN_THE_WAY}
+
+
+@dataclass(eq=False)
+class Running:
+    """An operation that runs."""
+
+    operation: Operation
+    task: asyncio.Task[None]
+    acquire: Acquire | None = None
+    """The acquire whose lab is started."""
+    stopped_for: OutcomeCode | None = None
+    """Why the start is interrupted."""
+
+
+class Slot:
+    """Room for one lab of this host. All state of that lab is here, and in the database."""
+
+    def __init__(
+        self,
+        *,
+        store: LabStore,
+        host_lab: HostLab,
+        queue: SessionQueue,
+        checks: TopologyChecks,
+        failed_logs: FailedLogs,
+        settings: Settings,
+        clock: Clock,
+        metrics: Metrics,
+        run_blocking: RunBlocking,
+    ) -> None:
+        self._store = store
+        self._host_lab = host_lab
+        self._queue = queue
+        self._checks = checks
+        self._failed_logs = failed_logs
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._run_blocking = run_blocking
+        self._lab: Lab | None = None
+        self._devices: list[DeviceInfoDto] = []
+        self._references = 0
+        self._running: Running | None = None
+        self._leftovers_since: float | None = None
+        self._left_directories: list[Path] = []
+        self._rebooted = False
+
+    @property
+    def lab(self) -> Lab | None:
+        """The live lab, as it is written down."""
+        return self._lab
+
+    @property
+    def session_id(self) -> str | None:
+        """The session of the live lab, or of the one that is about to start."""
+        if self._running and self._running.acquire:
+            return self._running.acquire.session_id
+        return self._lab.session_id if self._lab else None
+
+    @property
+    def devices(self) -> list[DeviceInfoDto]:
+        """Those of the lab that runs."""
+        return self._devices
+
+    @property
+    def references(self) -> int:
+        """Acquires that were not yet released."""
+        return self._references
+
+    @property
+    def running(self) -> Running | None:
+        """What is being done to the lab."""
+        return self._running
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether a lab is on its way up."""
+        return self._running is not None and self._running.operation is Operation.START
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether something of a lab could not be removed, so that none can start."""
+        return self._leftovers_since is not None
+
+    def next_step(self, acquire: Acquire | None = None) -> Decision:
+        """What is to be done now. Never blocks."""
+        wanted = None
+        if acquire:
+            same_session = self.session_id == acquire.session_id
+            wanted = Wanted(acquire.upload.workspace.identity, acquire.upload.reuse, same_session)
+        return next_step(self._seen(), wanted, sweep_interval=self._settings.quarantine_retry)
+
+    def _seen(self) -> Seen:
+        lab, running, held = self._lab, self._running, self._host_lab.held
+        starts_for = running.acquire if running else None
+        leftovers_for = None
+        if self._leftovers_since is not None:
+            lifted = not self._queue.quarantined  # by an operator, who takes the host for clean
+            leftovers_for = math.inf if lifted else self._clock.monotonic() - self._leftovers_since
+        return Seen(
+            state=lab.state if lab else None,
+            identity=starts_for.upload.workspace.identity if starts_for else _identity(lab),
+            references=self._references,
+            in_session=self.session_id is not None and self._queue.is_active(self.session_id),
+            held=lab is not None and held is not None and held.lab_id == lab.lab_id,
+            operation=running.operation if running else None,
+            awaited=starts_for is not None and starts_for.present > 0,
+            leftovers_for=leftovers_for,
+        )
+
+    def carry_out(self, decision: Decision, acquire: Acquire | None = None) -> Running | None:
+        """Begin what was decided; the operation that runs then. None where there is nothing to do."""
+        match decision.step:
+            case Step.START if acquire:
+                self._begin(Operation.START, self._start(acquire), acquire)
+            case Step.STOP:
+                self._begin(Operation.STOP, self._stop(decision.outcome or OutcomeCode.RELEASED))
+            case Step.ADOPT:
+                self._begin(Operation.ADOPT, self._adopt())
+            case Step.SWEEP:
+                self._begin(Operation.SWEEP, self._sweep())
+            case Step.INTERRUPT:
+                self.interrupt_start(OutcomeCode.SESSION_ENDED)
+        return self._running
+
+    def _begin(self, operation: Operation, work: Coroutine[Any, Any, None], acquire: Acquire | None = None) -> Running:
+        self._leftovers_since = None  # the operation finds out what is left
+        task = asyncio.create_task(work)
+        self._running = running = Running(operation, task, acquire)
+        task.add_done_callback(self._ended)
+        return running
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running = None
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Refused):
+            logger.error("an operation on the lab failed; it is tried again", exc_info=error)
+
+    def interrupt_start(self, why: OutcomeCode) -> None:
+        """End a start that runs, if there is one: it fails, and cleans up after itself."""
+        if self._running and self._running.acquire:
+            self._running.stopped_for = why
+            self._running.acquire.interrupt.set()
+
+    # Starting
+
+    async def _start(self, acquire: Acquire) -> None:
+        uploaded = acquire.upload.workspace
+        made = await self._checks.take(acquire.session_id, uploaded.identity) or uploaded
+        self._lab = lab = _row(acquire.session_id, made)
+        self._references, self._devices = 0, []
+        began = self._clock.monotonic()
+        logger.info("session %.8s acquires %s: lab %s starts", lab.session_id, one_line(lab.topology), lab.lab_id)
+        outcome: Outcome = "failed"
+        try:
+            await self._store.starting(lab, self._clock.now())
+            acquire.begun.set()
+            devices = await self._run_blocking(self._start_blocking, made, acquire.interrupt)
+            raw = [device.model_dump() for device in devices]
+            await self._store.running(lab.lab_id, raw, self._clock.now())
+            references = 0
+            if acquire.present:
+                references = await self._store.add_reference(
+                    lab.lab_id, acquire.session_id, acquire.key, self._clock.now()
+                )
+            self._lab = replace(lab, state=LiveLabState.RUNNING, devices=raw)
+            self._references, self._devices = references, devices
+            outcome = "up"
+        except Exception as error:  # noqa: BLE001 - whatever it was, its lab must go and its waiters must hear of it
+            refused = self._refusal(error)
+            outcome = _start_outcome(error, refused)
+            await self._fail(lab, error, refused)
+        finally:
+            seconds = self._clock.monotonic() - began
+            self._metrics.lab_started(seconds, outcome)
+            logger.info("lab %s of session %.8s: %s after %.1f s", lab.lab_id, lab.session_id, outcome, seconds)
+
+    def _start_blocking(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
+        self._failed_logs.keep(made.lab_id, made.log)
+        self._host_lab.take(made)
+        devices = self._host_lab.start(made, interrupt)
+        self._failed_logs.forget(made.lab_id)
+        return devices
+
+    def _refusal(self, error: Exception) -> Refused:
+        why = self._running.stopped_for if self._running else None
+        if isinstance(error, InterruptedError) and why:
+            return Refused(_STOPPED[why], f"the lab's start was stopped: {SENTENCES[why]}")
+        if isinstance(error, LabInTheWay):
+            return Refused(Reason.BUSY, f"the lab is busy: {error}")
+        return refusal_of(error)
+
+    async def _fail(self, lab: Lab, error: Exception, refused: Refused) -> NoReturn:
+        """Write down how a start failed, and say so to whoever waits for it. Its host lab has cleaned up."""
+        why = self._running.stopped_for if self._running and isinstance(error, InterruptedError) else None
+        code, detail = why or _FAILURES.get(refused.reason, OutcomeCode.FAILED), SENTENCES[why] if why else str(refused)
+        logger.warning(
+            "lab %s of session %.8s did not start: %s", lab.lab_id, lab.session_id, one_line(detail, LOGGED_REASON)
+        )
+        await self._run_blocking(self._failed_logs.prune)
+        if self._host_lab.held and not self._host_lab.leftovers:
+            await self._run_blocking(self._host_lab.tear_down)  # it is up, but that could not be written down
+        await self._run_blocking(self._host_lab.load_ahead)
+        await self._conclude(lab.lab_id, code, detail)
+        raise refused from error
+
+    # Sharing and releasing
+
+    async def add_reference(self, acquire: Acquire) -> bool:
+        """Count one reference more on the lab that runs; whether others have held it before."""
+        lab, fresh = self._live(), self._references == 0
+        if acquire.present:
+            now = self._clock.now()
+            self._references = await self._store.add_reference(lab.lab_id, acquire.session_id, acquire.key, now)
+            logger.info("session %.8s shares lab %s: %d references", lab.session_id, lab.lab_id, self._references)
+        return acquire.upload.reuse or not fresh
+
+    async def release_reference(self, key: str | None) -> None:
+        """Let go of the newest reference, or of the one with `key`; the last one begins the teardown."""
+        lab = self._live()
+        self._references = await self._store.release_reference(lab.lab_id, key, self._clock.now())
+        logger.info(
+            "session %.8s released lab %s: %d references are left", lab.session_id, lab.lab_id, self._references
+        )
+        if not self._references:
+            self.stop(OutcomeCode.RELEASED)
+
+    # Ending
+
+    def stop(self, why: OutcomeCode) -> Running | None:
+        """Tear the lab down, or interrupt its start."""
+        if self.is_starting:
+            self.interrupt_start(why)
+            return self._running
+        return self.carry_out(Decision(Step.STOP, why))
+
+    async def _stop(self, why: OutcomeCode) -> None:
+        lab = self._live()
+        detail = SENTENCES[why]
+        logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, detail)
+        self._lab = replace(lab, state=LiveLabState.STOPPING)  # first: another release must not begin a second teardown
+        await self._store.stopping(lab.lab_id)
+        await self._run_blocking(self._host_lab.load_ahead)  # netlab is loaded for the next lab while this one ends
+        began = self._clock.monotonic()
+        await self._run_blocking(self._host_lab.tear_down)
+        seconds = self._clock.monotonic() - began
+        self._metrics.lab_torn_down(seconds)
+        if await self._conclude(lab.lab_id, why, detail):
+            logger.info("lab %s of session %.8s is gone: teardown took %.1f s", lab.lab_id, lab.session_id, seconds)
+            await self._sweep()
+
+    async def _conclude(self, lab_id: str, code: OutcomeCode, detail: str) -> bool:
+        """Write down that a lab has ended, provided that nothing is left of it; whether that is so."""
+        held = self._host_lab.held
+        if held and held.lab_id == lab_id:
+            await self._report_leftovers(f"{', '.join(self._host_lab.leftovers)} of lab {lab_id}")
+            return False
+        await self._store.ended(lab_id, code, detail, self._clock.now())
+        self._lab, self._references, self._devices = None, 0, []
+        return True
+
+    async def _sweep(self) -> None:
+        """Remove what earlier labs have left, and lift the quarantine where that succeeds."""
+        if left := await self._run_blocking(self._host_lab.sweep, self._left_directories):
+            await self._report_leftovers(f"{', '.join(left)} of an earlier lab")
+            return
+        self._left_directories = []
+        self._leftovers_since = None
+        if self._queue.quarantined_by is QuarantineSource.SERVER:
+            await self._queue.quarantine(None)
+
+    async def _report_leftovers(self, what: str) -> None:
+        self._leftovers_since = self._clock.monotonic()
+        await self._queue.quarantine(f"left behind: {what} could not be removed")
+
+    # Adopting
+
+    async def load(self, *, rebooted: bool) -> None:
+        """Read what an earlier server has written down. To be called before any upload can arrive."""
+        self._rebooted = rebooted
+        self._lab = await self._store.live_lab()
+        self._left_directories = await self._run_blocking(ownership.directories, self._settings.work_dir)
+
+    def open(self) -> Running:
+        """Adopt or remove what an earlier server has left, in the background."""
+        return self._begin(Operation.ADOPT, self._open())
+
+    async def _open(self) -> None:
+        await self._run_blocking(self._host_lab.load_ahead)
+        if self._lab:
+            await self._adopt()
+        self._rebooted = False
+        if not self.has_leftovers:
+            await self._sweep()
+
+    async def _adopt(self) -> None:
+        """Go on with the lab that the database names, or remove what is left of it."""
+        lab = self._live()
+        devices = [DeviceInfoDto.model_validate(device) for device in lab.devices or []]
+        references = await self._store.held_references(lab.lab_id)
+        await self._run_blocking(self._host_lab.adopt, _workspace(lab))
+        in_session = self._queue.is_active(lab.session_id)
+        may_run = lab.state is LiveLabState.RUNNING and in_session and not self._rebooted
+        if may_run and await self._run_blocking(self._host_lab.runs):
+            self._references, self._devices = references, devices
+            logger.info("lab %s runs on, with %d references", lab.lab_id, references)
+            return
+        self._lab = replace(lab, state=LiveLabState.STOPPING)
+        await self._run_blocking(self._host_lab.tear_down)
+        if not self._queue.is_active(lab.session_id):
+            await self._conclude(lab.lab_id, OutcomeCode.SESSION_ENDED, SENTENCES[OutcomeCode.SESSION_ENDED])
+            return
+        lost = "the server was restarted, and the lab did not run whole"
+        if self._rebooted:
+            lost = "the lab host was restarted"
+        await self._conclude(lab.lab_id, OutcomeCode.LOST, f"lost: {lost}")
+
+    async def close(self, *, keep: bool) -> None:
+        """End what runs; keep a lab that is up for the next server, or tear it down."""
+        await self._run_blocking(self._host_lab.stop_loading)
+        self.interrupt_start(OutcomeCode.SERVER_ENDED)
+        if self._running:
+            await asyncio.wait([self._running.task])
+        if not keep and self._lab and not self.has_leftovers and (ending := self.stop(OutcomeCode.SERVER_ENDED)):
+            await asyncio.wait([ending.task])
+
+    def _live(self) -> Lab:
+        if self._lab is None:
+            raise RuntimeError("there is no live lab")
+        return self._lab
+
+
+def _start_outcome(error: Exception, refused: Refused) -> Outcome:
+    if isinstance(error, InterruptedError):
+        return "stopped"
+    return "rejected" if refused.reason is Reason.REJECTED else "failed"
+
+
+def _row(session_id: str, made: Workspace) -> Lab:
+    return Lab(
+        lab_id=made.lab_id,
+        session_id=session_id,
+        state=LiveLabState.STARTING,
+        topology=made.topology,
+        topology_sha256=made.identity.topology,
+        extra_sha256=made.identity.extra,
+        work_dir=str(made.base),
+        devices=None,
+    )
+
+
+def _workspace(lab: Lab) -> Workspace:
+    return Workspace(lab.lab_id, Path(lab.work_dir), lab.topology, Identity(lab.topology_sha256, lab.extra_sha256))
+
+
+def _identity(lab: Lab | None) -> Identity | None:
+    return Identity(lab.topology_sha256, lab.extra_sha256) if lab else None
