@@ -189,7 +189,7 @@ def test_the_wheel_brings_its_migrations_and_can_use_them(tmp_path: Path) -> Non
     assert not [name for name in names if name.startswith(("tests/", "alembic/"))]
 
     database = tmp_path / "installed.sqlite3"
-    script = f"from neops_remote_lab.store import migrate; migrate({url(database)!r})"
+    script = f"from neops_remote_lab.store.migrate import migrate; migrate({url(database)!r})"
     environment = {"PYTHONPATH": str(site), "PATH": ""}
     subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, timeout=60, check=True)
     assert sql(database, "SELECT version_num FROM alembic_version") == [(HEAD,)]

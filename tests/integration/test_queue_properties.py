@@ -18,7 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.queue.service import SessionQueue
-from neops_remote_lab.store import Database, SessionStore, migrate
+from neops_remote_lab.store.database import Database
+from neops_remote_lab.store.migrate import migrate
+from neops_remote_lab.store.sessions import SessionStore
 
 T = TypeVar("T")
 TIMEOUT = 100.0

@@ -19,7 +19,11 @@ from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import EndCode, LiveLabState, OutcomeCode, QuarantineSource
 from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.queue.service import SessionQueue
-from neops_remote_lab.store import Database, Joining, Lab, LabStore, SessionStore, migrate
+from neops_remote_lab.store.database import Database
+from neops_remote_lab.store.labs import LabStore
+from neops_remote_lab.store.migrate import migrate
+from neops_remote_lab.store.rows import Lab
+from neops_remote_lab.store.sessions import Joining, SessionStore
 from tests.chaos.shell import locked, sql
 
 HOST = "lab-7"

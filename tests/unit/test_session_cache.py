@@ -10,7 +10,7 @@ import pytest
 from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.queue.estimates import HoldHistory
 from neops_remote_lab.queue.session_cache import SessionCache
-from neops_remote_lab.store import Session
+from neops_remote_lab.store.rows import Session
 
 JOINED = datetime(2026, 1, 1, tzinfo=UTC)
 

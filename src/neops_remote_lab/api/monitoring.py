@@ -22,7 +22,7 @@ from neops_remote_lab.models import (
     ReadyDto,
     SessionState,
 )
-from neops_remote_lab.store import Session
+from neops_remote_lab.store.rows import Session
 
 QUEUE_SHOWN: Final = 1000
 """Sessions that GET /queue lists unless ?limit= says otherwise."""

@@ -18,7 +18,7 @@ from neops_remote_lab.models import (
     CreateSessionRequestDto,
 )
 from neops_remote_lab.models.session import LABEL_LENGTH
-from neops_remote_lab.store import EndedSession, Session
+from neops_remote_lab.store.rows import EndedSession, Session
 
 T = TypeVar("T")
 

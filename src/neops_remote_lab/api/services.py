@@ -16,7 +16,9 @@ from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.queue.service import SessionQueue
-from neops_remote_lab.store import Database, LabStore, SessionStore
+from neops_remote_lab.store.database import Database
+from neops_remote_lab.store.labs import LabStore
+from neops_remote_lab.store.sessions import SessionStore
 
 LOG_THREADS: Final = 1
 """Threads that read logs: many readers take the processor from neither netlab nor the event loop."""

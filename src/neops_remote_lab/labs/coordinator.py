@@ -25,7 +25,8 @@ from neops_remote_lab.netlab.lab_life import Step
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.netlab.output import scrub
 from neops_remote_lab.queue.service import SessionQueue
-from neops_remote_lab.store import Lab, LabStore
+from neops_remote_lab.store.labs import LabStore
+from neops_remote_lab.store.rows import Lab
 
 
 class LabCoordinator:

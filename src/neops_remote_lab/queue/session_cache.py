@@ -8,7 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from neops_remote_lab.store import Session
+from neops_remote_lab.store.rows import Session
 
 
 @dataclass(frozen=True, slots=True)
