@@ -18,7 +18,7 @@ TELLTALE = f"""\
 import json, os, sys
 VERSION = 1
 def main():
-    told = {{"pid": os.getpid(), "folder": os.getcwd(), "argv": sys.argv, "path": sys.path, "version": VERSION}}
+    told = {{"pid": os.getpid(), "directory": os.getcwd(), "argv": sys.argv, "path": sys.path, "version": VERSION}}
     told.update(lab=os.environ.get({LAB_ID_VARIABLE!r}), answer=sys.stdin.read())
     print(json.dumps(told))
     print("a complaint", file=sys.stderr)
@@ -69,13 +69,13 @@ def is_reading(process: psutil.Process) -> bool:
     return Path(f"/proc/{process.pid}/syscall").read_text().split()[:2] == ["0", "0x0"]
 
 
-def up(host: FakeNetlab, preloaded: PreloadedNetlab | None, folder: Path, *words: str) -> dict[str, Any]:
+def up(host: FakeNetlab, preloaded: PreloadedNetlab | None, directory: Path, *words: str) -> dict[str, Any]:
     """Run the telltale; what it was told."""
-    log = folder / "log"
+    log = directory / "log"
     log.write_text("before\n")
     command = str(host.bin / "netlab")
     told = {"command": command, "lab_id": "lab-1", "answer": "y\n", "log": log, "timeout": 30.0}
-    assert run_netlab(["up", *words], folder=folder, preloaded=preloaded, **told) == ""  # type: ignore[arg-type]
+    assert run_netlab(["up", *words], directory=directory, preloaded=preloaded, **told) == ""  # type: ignore[arg-type]
     before, told_line, complaint = sorted(log.read_text().splitlines(), key=lambda line: line.startswith("a "))
     assert (before, complaint) == ("before", "a complaint")
     found: dict[str, Any] = json.loads(told_line)
@@ -166,7 +166,7 @@ def test_only_a_python_script_of_netlab_is_loaded_ahead(tmp_path: Path, text: st
     assert preloaded.take() is None
     if text.startswith("#!"):
         log = tmp_path / "log"
-        run_netlab(["up"], folder=tmp_path, timeout=30, command=str(script), log=log, preloaded=preloaded)
+        run_netlab(["up"], directory=tmp_path, timeout=30, command=str(script), log=log, preloaded=preloaded)
         assert log.read_text() == f"{script} up\n"
 
 
@@ -177,10 +177,10 @@ def test_without_netlab_nothing_is_loaded_and_nothing_fails(tmp_path: Path) -> N
 
 
 def test_a_netlab_that_may_not_be_read_is_none_to_load(host: FakeNetlab, tmp_path: Path) -> None:
-    folder = host.bin / "netlab"
-    preloaded = PreloadedNetlab(str(folder))
-    folder.unlink()
-    folder.symlink_to(folder)
+    directory = host.bin / "netlab"
+    preloaded = PreloadedNetlab(str(directory))
+    directory.unlink()
+    directory.symlink_to(directory)
     preloaded.load()
     assert preloaded.take() is None
 

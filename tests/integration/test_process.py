@@ -39,13 +39,13 @@ time.sleep(600)
 
 
 def run(
-    code: str, folder: Path, *arguments: str, timeout: float = 30, kill_grace: float = 0.2, **options: object
+    code: str, directory: Path, *arguments: str, timeout: float = 30, kill_grace: float = 0.2, **options: object
 ) -> str:
     """Python code instead of netlab."""
     words: Sequence[str] = ["-c", code, *arguments]
     return run_netlab(
         words,
-        folder=folder,
+        directory=directory,
         timeout=timeout,
         command=sys.executable,
         kill_grace=kill_grace,
@@ -53,8 +53,8 @@ def run(
     )
 
 
-def pids(folder: Path) -> list[int]:
-    ready = folder / "ready"
+def pids(directory: Path) -> list[int]:
+    ready = directory / "ready"
     wait_until(ready.exists)
     return [int(word) for word in ready.read_text().split()]
 
@@ -124,7 +124,7 @@ while True:
     code = f"""
 import pathlib, sys
 from neops_remote_lab.netlab.process import run_netlab
-run_netlab(["-c", {stubborn!r}], folder=pathlib.Path(), timeout=600, command=sys.executable, kill_grace=600)
+run_netlab(["-c", {stubborn!r}], directory=pathlib.Path(), timeout=600, command=sys.executable, kill_grace=600)
 """
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE) as process:
         [command] = pids(tmp_path)
@@ -282,7 +282,7 @@ def test_a_command_is_never_less_nice_than_this_process(tmp_path: Path) -> None:
         "os.nice(15)\n"
         "for niceness in (0, 3, 10):\n"
         f"    words = ['-c', {inner!r}]\n"
-        "    told = run_netlab(words, folder=pathlib.Path('/'), timeout=30, command=sys.executable,\n"
+        "    told = run_netlab(words, directory=pathlib.Path('/'), timeout=30, command=sys.executable,\n"
         "                      niceness=niceness)\n"
         "    print(told.strip())\n"
     )
@@ -304,7 +304,7 @@ def test_a_command_beside_this_python_is_found_and_finds_what_lies_beside_it(
     monkeypatch.setenv("PATH", os.defpath)
     monkeypatch.setattr(sys, "executable", str(directory / "python"))
     assert find_command("netlab") == str(directory / "netlab")
-    assert run_netlab([], folder=tmp_path, timeout=10) == "found\n"
+    assert run_netlab([], directory=tmp_path, timeout=10) == "found\n"
 
 
 # Failure
@@ -313,7 +313,7 @@ def test_a_command_beside_this_python_is_found_and_finds_what_lies_beside_it(
 def test_a_missing_command_is_told_as_such(tmp_path: Path) -> None:
     before = psutil.Process().children()
     with pytest.raises(FileNotFoundError):
-        run_netlab(["up"], folder=tmp_path, timeout=5, command="no-such-netlab")
+        run_netlab(["up"], directory=tmp_path, timeout=5, command="no-such-netlab")
     assert psutil.Process().children() == before
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from neops_remote_lab.core.codes import LiveLabState, OutcomeCode
 from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
-from neops_remote_lab.netlab.workspace import Identity, identity
+from neops_remote_lab.netlab.workspace import Identity, identity_of
 
 MINE = Identity("a" * 64)
 OTHER = Identity("b" * 64)
-MINE_WITH_FILES = identity(MINE.topology, {"vars.yml": "c" * 64})
+MINE_WITH_FILES = identity_of(MINE.topology, {"vars.yml": "c" * 64})
 SWEEP_INTERVAL = 60.0
 
 
@@ -171,14 +171,14 @@ def test_each_situation_leads_to_rest(seen: Seen) -> None:
 
 def test_extra_files_are_part_of_a_labs_identity_by_name_and_content() -> None:
     topology, one, two = MINE.topology, "1" * 64, "2" * 64
-    alike = identity(topology, {"a.yml": one, "b/c.yml": two})
-    assert identity(topology, {"b/c.yml": two, "a.yml": one}) == alike
+    alike = identity_of(topology, {"a.yml": one, "b/c.yml": two})
+    assert identity_of(topology, {"b/c.yml": two, "a.yml": one}) == alike
     different = [
-        identity(topology, {}),
-        identity(topology, {"a.yml": one}),
-        identity(topology, {"a.yml": two, "b/c.yml": one}),
-        identity(topology, {"b.yml": one, "b/c.yml": two}),
-        identity(OTHER.topology, {"a.yml": one, "b/c.yml": two}),
+        identity_of(topology, {}),
+        identity_of(topology, {"a.yml": one}),
+        identity_of(topology, {"a.yml": two, "b/c.yml": one}),
+        identity_of(topology, {"b.yml": one, "b/c.yml": two}),
+        identity_of(OTHER.topology, {"a.yml": one, "b/c.yml": two}),
     ]
     assert alike not in different
     assert len(set(different)) == len(different)

@@ -24,11 +24,17 @@ from neops_remote_lab.api.form_headers import boundary_of, names_of
 from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Upload
-from neops_remote_lab.netlab import workspace
 from neops_remote_lab.netlab.output import scrub
 from neops_remote_lab.netlab.reserved_names import is_ignored
 from neops_remote_lab.netlab.topology import TOPOLOGY_FILE, collision, extra_file_name, topology_name
-from neops_remote_lab.netlab.workspace import Workspace
+from neops_remote_lab.netlab.workspace import (
+    Workspace,
+    create_lab_directory,
+    identity_of,
+    make_executable,
+    new_lab_id,
+    remove_workspace,
+)
 from neops_remote_lab.netlab.yaml_check import check_topology
 
 BATCH_BYTES: Final = 256 * 1024
@@ -89,7 +95,7 @@ class UploadReceiver:
     def __init__(self, content_type: str, settings: Settings) -> None:
         """Raises HTTPException 422 when the body is no multipart form."""
         self._settings = settings
-        self._base = settings.work_dir / workspace.new_lab_id()
+        self._base = settings.work_dir / new_lab_id()
         self._staging = self._base / "upload"
         self._topology: _Part | None = None
         self._topology_name = ""
@@ -160,30 +166,28 @@ class UploadReceiver:
             check_topology(topology.path.read_bytes(), max_nodes=self._settings.max_yaml_nodes)
         except ValueError as error:
             raise _invalid(str(error)) from None
-        made = Workspace(
+        workspace = Workspace(
             self._base.name,
             self._base,
             self._topology_name,
-            workspace.identity(
-                topology.digest.hexdigest(), {str(name): digest for name, digest in self._extra.items()}
-            ),
+            identity_of(topology.digest.hexdigest(), {str(name): digest for name, digest in self._extra.items()}),
         )
-        self._staging.rename(made.folder)
-        return Upload(made, reuse)
+        self._staging.rename(workspace.directory)
+        return Upload(workspace, reuse)
 
     def _make_executable(self) -> None:
         for relative in {PurePosixPath(name) for name in self._executable - self._ignored}:
             if relative not in self._extra:
                 shown = str(relative)[:MAX_SHOWN]
                 raise _invalid(f"the field 'executable' names {shown!r}, which is no extra file of this upload")
-            workspace.make_executable(self._staging / relative)
+            make_executable(self._staging / relative)
             self._extra[relative] += EXECUTABLE_MARK
 
     def discard(self) -> None:
         """Remove whatever has been written, once the call that runs has ended."""
         with self._turn:
             self._discarded = True
-            workspace.remove(self._base)
+            remove_workspace(self._base)
 
     def _close_file(self) -> None:
         if (part := self._part) and part.file:
@@ -226,7 +230,7 @@ class UploadReceiver:
         if relative is None:
             part.ignored = True
             return
-        workspace.begin(self._base, self._settings.lab_host)
+        create_lab_directory(self._base, self._settings.lab_host)
         part.path = self._staging / relative
         part.path.parent.mkdir(parents=True, exist_ok=True)
         part.path.touch(exist_ok=False)

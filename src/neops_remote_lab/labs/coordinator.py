@@ -18,12 +18,12 @@ from neops_remote_lab.labs.acquires import Acquire, Upload
 from neops_remote_lab.labs.refusals import Reason, Refused
 from neops_remote_lab.labs.slot import Slot
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
-from neops_remote_lab.netlab import workspace
 from neops_remote_lab.netlab.failures import failure
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Step
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.netlab.output import scrub
+from neops_remote_lab.netlab.workspace import LOG_NAME, remove_workspace
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.labs import LabStore
 from neops_remote_lab.store.rows import Lab
@@ -189,7 +189,7 @@ class LabCoordinator:
     def log(self, session_id: str) -> Path | None:
         """Where netlab's output of the session's lab is written."""
         lab = self._of(session_id)
-        return Path(lab.work_dir) / workspace.LOG_NAME if lab else None
+        return Path(lab.work_dir) / LOG_NAME if lab else None
 
     async def failed_log(self, session_id: str) -> Path | None:
         """Where netlab's output of the session's latest lab is kept, if that lab did not start."""
@@ -294,7 +294,7 @@ class LabCoordinator:
         return None if ended is None or ended.code in EXPECTED else ended.detail
 
     async def _discard(self, upload: Upload) -> None:
-        await self._run_blocking(workspace.remove, upload.workspace.base)
+        await self._run_blocking(remove_workspace, upload.workspace.base)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

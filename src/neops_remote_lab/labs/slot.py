@@ -199,8 +199,8 @@ class Slot:
 
     async def _start(self, acquire: Acquire) -> None:
         uploaded = acquire.upload.workspace
-        made = await self._checks.take(acquire.session_id, uploaded.identity) or uploaded
-        self._lab = lab = _row(acquire.session_id, made)
+        workspace = await self._checks.take(acquire.session_id, uploaded.identity) or uploaded
+        self._lab = lab = _row(acquire.session_id, workspace)
         self._references, self._devices = 0, []
         began = self._clock.monotonic()
         logger.info("session %.8s acquires %s: lab %s starts", lab.session_id, one_line(lab.topology), lab.lab_id)
@@ -208,7 +208,7 @@ class Slot:
         try:
             await self._store.starting(lab, self._clock.now())
             acquire.begun.set()
-            devices = await self._run_blocking(self._start_blocking, made, acquire.interrupt)
+            devices = await self._run_blocking(self._start_blocking, workspace, acquire.interrupt)
             raw = [device.model_dump() for device in devices]
             await self._store.running(lab.lab_id, raw, self._clock.now())
             references = 0
@@ -228,11 +228,11 @@ class Slot:
             self._metrics.lab_started(seconds, outcome)
             logger.info("lab %s of session %.8s: %s after %.1f s", lab.lab_id, lab.session_id, outcome, seconds)
 
-    def _start_blocking(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
-        self._failed_logs.keep(made.lab_id, made.log)
-        self._host_lab.take(made)
-        devices = self._host_lab.start(made, interrupt)
-        self._failed_logs.forget(made.lab_id)
+    def _start_blocking(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
+        self._failed_logs.keep(workspace.lab_id, workspace.log)
+        self._host_lab.take(workspace)
+        devices = self._host_lab.start(workspace, interrupt)
+        self._failed_logs.forget(workspace.lab_id)
         return devices
 
     def _refusal(self, error: Exception) -> Refused:
@@ -389,15 +389,15 @@ def _start_outcome(error: Exception, refused: Refused) -> Outcome:
     return "rejected" if refused.reason is Reason.REJECTED else "failed"
 
 
-def _row(session_id: str, made: Workspace) -> Lab:
+def _row(session_id: str, workspace: Workspace) -> Lab:
     return Lab(
-        lab_id=made.lab_id,
+        lab_id=workspace.lab_id,
         session_id=session_id,
         state=LiveLabState.STARTING,
-        topology=made.topology,
-        topology_sha256=made.identity.topology,
-        extra_sha256=made.identity.extra,
-        work_dir=str(made.base),
+        topology=workspace.topology,
+        topology_sha256=workspace.identity.topology,
+        extra_sha256=workspace.identity.extra,
+        work_dir=str(workspace.base),
         devices=None,
     )
 

@@ -11,9 +11,8 @@ from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Upload
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
 from neops_remote_lab.models import TopologyCheckDto
-from neops_remote_lab.netlab import workspace
 from neops_remote_lab.netlab.commands import NetlabCommands, Prepared
-from neops_remote_lab.netlab.workspace import Identity, Workspace
+from neops_remote_lab.netlab.workspace import Identity, Workspace, remove_workspace
 from neops_remote_lab.queue.service import SessionQueue
 
 logger = logging.getLogger(__name__)
@@ -57,13 +56,13 @@ class TopologyChecks:
             Refused: netlab rejects the topology or cannot check it, the session has ended or its turn has come, or the
                 server is about to end.
         """
-        made = upload.workspace
+        workspace = upload.workspace
         known = self._checks.setdefault(session_id, {})
-        if (earlier := known.get(made.identity)) is not None:
-            await self._run_blocking(workspace.remove, made.base)
+        if (earlier := known.get(workspace.identity)) is not None:
+            await self._run_blocking(remove_workspace, workspace.base)
             return await asyncio.shield(earlier.outcome)
-        check = TopologyCheck(made, asyncio.get_running_loop().create_future())
-        known[made.identity] = check
+        check = TopologyCheck(workspace, asyncio.get_running_loop().create_future())
+        known[workspace.identity] = check
         check.outcome.add_done_callback(_retrieve)
         task = asyncio.create_task(self._check(session_id, check))
         self._tasks.add(task)
@@ -71,7 +70,7 @@ class TopologyChecks:
         return await asyncio.shield(check.outcome)
 
     async def _check(self, session_id: str, check: TopologyCheck) -> None:
-        made, outcome = check.workspace, check.outcome
+        workspace, outcome = check.workspace, check.outcome
         try:
             async with self._turn:
                 found = await self._create(session_id, check)
@@ -79,12 +78,12 @@ class TopologyChecks:
             refused = self._refusal(error)
             if refused.reason is not Reason.REJECTED:
                 self._forget(session_id, check)
-            await self._run_blocking(workspace.remove, made.base)
+            await self._run_blocking(remove_workspace, workspace.base)
             if not outcome.done():
                 outcome.set_exception(refused)
             return
         if self._has_enough(session_id) or not self._is_live(session_id):
-            await self._run_blocking(workspace.remove, made.base)
+            await self._run_blocking(remove_workspace, workspace.base)
         outcome.set_result(TopologyCheckDto(nodes=len(found.devices), links=found.links))
 
     def _refusal(self, error: Exception) -> Refused:
@@ -147,7 +146,7 @@ class TopologyChecks:
             for check in self._checks.pop(session_id).values():
                 self._stop(check)
                 if check.outcome.done() and not check.taken:
-                    await self._run_blocking(workspace.remove, check.workspace.base)
+                    await self._run_blocking(remove_workspace, check.workspace.base)
 
     def drain(self) -> None:
         """Stop the check that runs and those that wait for it, because the server is about to end. Never blocks."""
@@ -170,7 +169,7 @@ class TopologyChecks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for check in everything:
             if not check.taken:
-                await self._run_blocking(workspace.remove, check.workspace.base)
+                await self._run_blocking(remove_workspace, check.workspace.base)
 
 
 def _retrieve(outcome: asyncio.Future[TopologyCheckDto]) -> None:

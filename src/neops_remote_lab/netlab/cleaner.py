@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from neops_remote_lab.core.settings import Settings
-from neops_remote_lab.netlab import footprint, ownership, traces, workspace
+from neops_remote_lab.netlab import footprint, leftovers, ownership
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay, failure
 from neops_remote_lab.netlab.footprint import Before, Footprint, HostObjects
-from neops_remote_lab.netlab.traces import Container, Instances
-from neops_remote_lab.netlab.workspace import Workspace
+from neops_remote_lab.netlab.leftovers import Container, Instances
+from neops_remote_lab.netlab.workspace import Workspace, abandoned_workspace, remove_workspace
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Cleaner:
         self._list_unread = False
         """Whether the latest sweep was made without netlab's list of instances."""
 
-    def look_before(self, made: Workspace, interrupt: threading.Event) -> None:
+    def look_before(self, workspace: Workspace, interrupt: threading.Event) -> None:
         """Refuse a start that would meet what somebody else runs, and note what is there: that stays.
 
         Args:
@@ -65,26 +65,26 @@ class Cleaner:
             What `run_netlab` raises.
         """
         self._netlab.status_file(interrupt)  # a host on which netlab cannot be asked takes no lab
-        if self._list_unread and (left := self.sweep((), made.base)):
+        if self._list_unread and (left := self.sweep((), workspace.base)):
             raise LabInTheWay(f"{', '.join(left)} of an earlier lab could not be removed")
         networks, containers = None, []
-        if traces.docker_is_installed(self._settings.docker):
+        if leftovers.docker_is_installed(self._settings.docker):
             self._netlab.require_docker()
             try:
-                containers = traces.all_containers(self._netlab.docker)
-                networks = frozenset(traces.network_names(self._netlab.docker))
+                containers = leftovers.all_containers(self._netlab.docker)
+                networks = frozenset(leftovers.network_names(self._netlab.docker))
             except ValueError as error:
                 raise subprocess.SubprocessError(str(error)) from None
             except subprocess.SubprocessError as error:  # a lab of another provider needs no Docker
                 logger.info("docker is not asked what is there: %s", failure(error))
-        if reason := self._in_the_way(made, containers):
+        if reason := self._in_the_way(workspace, containers):
             raise LabInTheWay(reason)
-        footprint.note_before(made.base, Before(networks=networks, objects=frozenset(self._host.all())))
+        footprint.note_before(workspace.base, Before(networks=networks, objects=frozenset(self._host.all())))
 
-    def _in_the_way(self, made: Workspace, containers: Sequence[Container]) -> str | None:
-        known = footprint.read_footprint(made.base, made.folder)
-        name, network = (known.name, known.network) if known else (made.lab_name, DEFAULT_NETWORK)
-        others = _of_others(containers, made.base)
+    def _in_the_way(self, workspace: Workspace, containers: Sequence[Container]) -> str | None:
+        known = footprint.read_footprint(workspace.base, workspace.directory)
+        name, network = (known.name, known.network) if known else (workspace.lab_name, DEFAULT_NETWORK)
+        others = _of_others(containers, workspace.base)
         if met := [found for found in others if found.lab == name or (known and found.name in known.containers)]:
             return f"{_whose(met)} would be replaced, because this lab gets the same names"
         if met := [found for found in others if network in found.networks]:
@@ -97,7 +97,7 @@ class Cleaner:
         Raises:
             subprocess.SubprocessError, OSError, ValueError: it cannot be told.
         """
-        if traces.docker_is_installed(self._settings.docker):
+        if leftovers.docker_is_installed(self._settings.docker):
             self._netlab.require_docker()
         elsewhere = self.instances.elsewhere(self._settings.work_dir)
         return self._foreign_instance(elsewhere[DEFAULT_INSTANCE]) if DEFAULT_INSTANCE in elsewhere else None
@@ -126,45 +126,45 @@ class Cleaner:
 
     def end_processes(self, lab_id: str) -> None:
         """End what an earlier server has started for a lab and not waited for."""
-        traces.end_processes(traces.processes_of(lab_id), self._settings.kill_grace)
+        leftovers.end_processes(leftovers.processes_of(lab_id), self._settings.kill_grace)
 
-    def take_away(self, made: Workspace) -> list[str]:
+    def remove_lab(self, workspace: Workspace) -> list[str]:
         """Remove all that there is of a lab; what is left after the retries."""
-        base = made.base
+        base = workspace.base
         if os.path.lexists(base) and ownership.proof(base) is None:
             return [f"a directory {base.name} that has no record of this server"]
         lab = _Lab(
             base,
-            footprint.read_footprint(base, made.folder),
+            footprint.read_footprint(base, workspace.directory),
             footprint.read_before(base),
-            traces.may_have_containers(base),
+            leftovers.may_have_containers(base),
         )
         left: list[str] = []
         for attempt in range(self._settings.teardown_retries + 1):
-            left = self._attempt(made, lab, attempt)
+            left = self._attempt(workspace, lab, attempt)
             if not left:
-                workspace.remove(base)
+                remove_workspace(base)
                 left = [f"the directory {base.name}"] if os.path.lexists(base) else []
             if not left:
                 break
-            logger.warning("lab %s: %s left after attempt %d", made.lab_id, ", ".join(left), attempt + 1)
+            logger.warning("lab %s: %s left after attempt %d", workspace.lab_id, ", ".join(left), attempt + 1)
         return left
 
-    def _attempt(self, made: Workspace, lab: _Lab, attempt: int) -> list[str]:
+    def _attempt(self, workspace: Workspace, lab: _Lab, attempt: int) -> list[str]:
         try:
-            by_netlab = self._may_be_ended_by_netlab(made, lab)
+            by_netlab = self._may_be_ended_by_netlab(workspace, lab)
             if by_netlab:
-                self._netlab.down(made, force=attempt > 0)
+                self._netlab.down(workspace, force=attempt > 0)
             return self._remove_leftovers(lab, by_force=attempt > 0 or not by_netlab)
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             return [f"it cannot be told what ({failure(error)})"]
 
-    def _may_be_ended_by_netlab(self, made: Workspace, lab: _Lab) -> bool:
+    def _may_be_ended_by_netlab(self, workspace: Workspace, lab: _Lab) -> bool:
         """Whether `netlab down` would end this lab and nothing else.
 
         It goes by names: it destroys whatever lab has the name of this one, and the bridges that this one uses.
         """
-        if not made.snapshot.exists() or not self.instances.below(lab.base):
+        if not workspace.snapshot.exists() or not self.instances.below(lab.base):
             return False
         if (known := lab.footprint) is None:
             return True
@@ -172,11 +172,11 @@ class Cleaner:
         containers = self._all_containers(expected=lab.contained)
         if known.bridges & bridges or any(found.lab == known.name for found in _of_others(containers, lab.base)):
             return False
-        if lab.was_there(known.network) and (made.folder / "clab.yml").exists():
-            footprint.spare_network(made.folder)
+        if lab.was_there(known.network) and (workspace.directory / "clab.yml").exists():
+            footprint.spare_network(workspace.directory)
         return True
 
-    def sweep(self, folders: Sequence[Path], held: Path | None) -> list[str]:
+    def sweep(self, directories: Sequence[Path], held: Path | None) -> list[str]:
         """Remove what crashes have left below the work directory, apart from the directory that is held; what resists.
 
         Containers and netlab's instances are looked for; directories of labs are those that are named. What has no
@@ -184,7 +184,7 @@ class Cleaner:
         not even be installed: its list of instances is then read before the next start.
         """
         root = self._settings.work_dir
-        stale = set(folders)
+        stale = set(directories)
         try:
             containers = [found for found in self._all_containers(expected=False) if _is_below(found, root)]
             stale |= {root / found.lab_folder(root) for found in containers}
@@ -199,7 +199,7 @@ class Cleaner:
             if ownership.is_left(base, self._settings.lab_host):
                 logger.warning("sweep: %s was left by an earlier server", base)
                 self.end_processes(base.name)
-                left += self.take_away(workspace.left_in(base))
+                left += self.remove_lab(abandoned_workspace(base))
         with suppress(OSError):  # what cannot be tidied now is tidied by the next sweep
             ownership.tidy(root)
         return left
@@ -224,7 +224,7 @@ class Cleaner:
     def _remove_containers(self, lab: _Lab, *, by_force: bool) -> list[str]:
         found = self._containers_of(lab)
         if found and by_force:
-            traces.remove_containers(found, self._netlab.docker)
+            leftovers.remove_containers(found, self._netlab.docker)
             found = self._containers_of(lab)
         left = [f"container {container.name}" for container in found]
         network = lab.footprint.network if lab.footprint else None
@@ -232,10 +232,10 @@ class Cleaner:
             network
             and not found
             and not lab.was_there(network)
-            and traces.network_is_empty(network, self._netlab.docker)
+            and leftovers.network_is_empty(network, self._netlab.docker)
         ):
-            traces.remove_network(network, self._netlab.docker)
-            left += [f"network {network}"] if traces.network_is_empty(network, self._netlab.docker) else []
+            leftovers.remove_network(network, self._netlab.docker)
+            left += [f"network {network}"] if leftovers.network_is_empty(network, self._netlab.docker) else []
         return left
 
     def _containers_of(self, lab: _Lab) -> list[Container]:
@@ -243,10 +243,10 @@ class Cleaner:
 
     def _all_containers(self, *, expected: bool) -> list[Container]:
         """Containers of all labs. Where none of ours are expected, Docker need not even run."""
-        if not traces.docker_is_installed(self._settings.docker):
+        if not leftovers.docker_is_installed(self._settings.docker):
             return []
         try:
-            return traces.all_containers(self._netlab.docker)
+            return leftovers.all_containers(self._netlab.docker)
         except subprocess.SubprocessError as error:
             if expected:
                 raise
@@ -254,8 +254,10 @@ class Cleaner:
             return []
 
 
-def _is_below(container: Container, folder: Path) -> bool:
-    return container.topology_file.is_relative_to(folder.resolve())  # what is written there has no symbolic links in it
+def _is_below(container: Container, directory: Path) -> bool:
+    return container.topology_file.is_relative_to(
+        directory.resolve()
+    )  # what is written there has no symbolic links in it
 
 
 def _of_others(containers: Sequence[Container], base: Path) -> list[Container]:

@@ -20,8 +20,8 @@ from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.netlab.failures import GOOD_NAME, Judge, failure
 from neops_remote_lab.netlab.inventory import read_devices, read_lab
+from neops_remote_lab.netlab.leftovers import NOT_DOCKER
 from neops_remote_lab.netlab.process import PreloadedNetlab, run_docker, run_netlab
-from neops_remote_lab.netlab.traces import NOT_DOCKER
 from neops_remote_lab.netlab.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class NetlabCommands:
         """End a question about the host that netlab answers, for good. Never blocks."""
         self._ended.set()
 
-    def create(self, made: Workspace, interrupt: threading.Event) -> Prepared:
+    def create(self, workspace: Workspace, interrupt: threading.Event) -> Prepared:
         """Make a lab's configuration files and start nothing, at low priority and in bounded memory and time.
 
         Raises:
@@ -71,7 +71,9 @@ class NetlabCommands:
             What `run_netlab` raises otherwise.
         """
         try:
-            self._create(made.folder, self._topology_arguments(made), made.log, made.lab_id, interrupt)
+            self._create(
+                workspace.directory, self._topology_arguments(workspace), workspace.log, workspace.lab_id, interrupt
+            )
         except subprocess.CalledProcessError as error:
             self._judge.rejected(error, interrupt, memory=self._settings.max_create_bytes)
         except subprocess.TimeoutExpired as error:
@@ -79,14 +81,14 @@ class NetlabCommands:
             raise TimeoutError(f"netlab took longer than {limit}, to check this topology") from None
         niceness = self._settings.create_niceness
         with _nonsense_is_no_rejection():
-            devices, links = read_lab(lambda arguments: self._inspect(made, arguments, interrupt, niceness))
-        made.devices.write_bytes(_DEVICES.dump_json(devices))
+            devices, links = read_lab(lambda arguments: self._inspect(workspace, arguments, interrupt, niceness))
+        workspace.devices.write_bytes(_DEVICES.dump_json(devices))
         return Prepared(devices, links)
 
-    def _create(self, folder: Path, what: list[str], log: Path, lab_id: str, interrupt: threading.Event) -> None:
+    def _create(self, directory: Path, what: list[str], log: Path, lab_id: str, interrupt: threading.Event) -> None:
         run_netlab(
             ["create", *what],
-            folder=folder,
+            directory=directory,
             timeout=self._settings.create_timeout,
             command=self._settings.netlab,
             log=log,
@@ -108,7 +110,7 @@ class NetlabCommands:
     def _create_good(self, scratch: Path, interrupt: threading.Event) -> None:
         self._create(scratch, [GOOD_NAME, *self._arguments.topology], scratch / "netlab.log", "", interrupt)
 
-    def up(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
+    def up(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         """Start a lab, from its prepared files where it has them, and tell its devices.
 
         The devices are read while netlab starts the nodes, yielding to it: all that is to be known of them is known by
@@ -118,88 +120,88 @@ class NetlabCommands:
             TopologyRejected: the message is netlab's own.
             What `run_netlab` raises otherwise.
         """
-        prepared = made.snapshot.exists()
-        start = made.log.stat().st_size if made.log.exists() else 0
+        prepared = workspace.snapshot.exists()
+        start = workspace.log.stat().st_size if workspace.log.exists() else 0
         ended = threading.Event()
         with ThreadPoolExecutor(1) as reader:
             devices: Future[list[DeviceInfoDto] | None] = reader.submit(
-                self._devices_once_written, made, start, ended, interrupt
+                self._devices_once_written, workspace, start, ended, interrupt
             )
             try:
-                self._run_up(made, ["--snapshot"] if prepared else self._topology_arguments(made), interrupt)
+                self._run_up(workspace, ["--snapshot"] if prepared else self._topology_arguments(workspace), interrupt)
             except subprocess.CalledProcessError as error:
-                if not prepared and not _printed(made, start, ACCEPTED):
+                if not prepared and not _printed(workspace, start, ACCEPTED):
                     self._judge.rejected(error, interrupt)
                 raise
             finally:
                 ended.set()
-        known = devices.result() or self.devices(made, interrupt)
+        known = devices.result() or self.devices(workspace, interrupt)
         if interrupt.is_set():  # a moment too late for any command
             raise InterruptedError("the start was stopped")
         return known
 
-    def _run_up(self, made: Workspace, what: list[str], interrupt: threading.Event) -> None:
+    def _run_up(self, workspace: Workspace, what: list[str], interrupt: threading.Event) -> None:
         run_netlab(
             ["up", *what, *self._arguments.start],
-            folder=made.folder,
+            directory=workspace.directory,
             timeout=self._settings.up_timeout,
             command=self._settings.netlab,
-            log=made.log,
+            log=workspace.log,
             answer="y\n",  # the external provider asks whether the cabling is right
             kill_grace=self._settings.kill_grace,
             max_log_bytes=self._settings.max_log_bytes,
-            lab_id=made.lab_id,
+            lab_id=workspace.lab_id,
             interrupt=interrupt,
             preloaded=self._preloaded,
         )
 
     def _devices_once_written(
-        self, made: Workspace, start: int, ended: threading.Event, interrupt: threading.Event
+        self, workspace: Workspace, start: int, ended: threading.Event, interrupt: threading.Event
     ) -> list[DeviceInfoDto] | None:
-        if made.devices.exists():
-            return _DEVICES.validate_json(made.devices.read_bytes())
+        if workspace.devices.exists():
+            return _DEVICES.validate_json(workspace.devices.read_bytes())
         while not ended.wait(LOOK_EVERY):
-            if made.snapshot.exists() and _printed(made, start, SNAPSHOT_WRITTEN):
+            if workspace.snapshot.exists() and _printed(workspace, start, SNAPSHOT_WRITTEN):
                 try:
-                    return self.devices(made, interrupt, niceness=self._settings.create_niceness)
+                    return self.devices(workspace, interrupt, niceness=self._settings.create_niceness)
                 except (subprocess.SubprocessError, OSError, ValueError) as error:
-                    logger.info("lab %s: its devices are read again at the end: %s", made.lab_id, failure(error))
+                    logger.info("lab %s: its devices are read again at the end: %s", workspace.lab_id, failure(error))
                     return None
         return None
 
-    def down(self, made: Workspace, *, force: bool) -> None:
+    def down(self, workspace: Workspace, *, force: bool) -> None:
         """Take a lab down. That it is gone is not believed: the caller looks."""
         # Twice: netlab then asks nothing where its instance is registered for another directory.
         arguments = ["down", "--cleanup", *(["--force", "--force"] if force else [])]
         try:
             run_netlab(
                 arguments,
-                folder=made.folder,
+                directory=workspace.directory,
                 timeout=self._settings.down_timeout,
                 command=self._settings.netlab,
-                log=made.log,
+                log=workspace.log,
                 kill_grace=self._settings.kill_grace,
-                lab_id=made.lab_id,
+                lab_id=workspace.lab_id,
             )
         except (subprocess.SubprocessError, OSError) as error:
-            logger.warning("lab %s: netlab down failed: %s", made.lab_id, failure(error))
+            logger.warning("lab %s: netlab down failed: %s", workspace.lab_id, failure(error))
 
-    def devices(self, made: Workspace, interrupt: threading.Event, *, niceness: int = 0) -> list[DeviceInfoDto]:
+    def devices(self, workspace: Workspace, interrupt: threading.Event, *, niceness: int = 0) -> list[DeviceInfoDto]:
         """All nodes of a lab. Raises what `run_netlab` raises, and SubprocessError where netlab prints nonsense."""
         with _nonsense_is_no_rejection():
-            return read_devices(lambda arguments: self._inspect(made, arguments, interrupt, niceness))
+            return read_devices(lambda arguments: self._inspect(workspace, arguments, interrupt, niceness))
 
-    def runs(self, made: Workspace) -> bool:
+    def runs(self, workspace: Workspace) -> bool:
         """Whether netlab and the provider say that all of a lab runs."""
         try:
-            status = json.loads(self._ask(made, ["status", "--format", "json"]))
+            status = json.loads(self._ask(workspace, ["status", "--format", "json"]))
             # No provider speaks for external nodes, unmanaged nodes and tools: that the instance is registered is all
             # there is to know of them.
             nodes = [node for node in status["nodes"].values() if _is_provided(node)]
             up = [str(node.get("status", "")).lower().startswith(("up", "running")) for node in nodes]
             return status["status"] == "started" and all(up)
         except (subprocess.SubprocessError, OSError, ValueError, LookupError, AttributeError) as error:
-            logger.warning("lab %s: it cannot be told whether it runs: %s", made.lab_id, failure(error))
+            logger.warning("lab %s: it cannot be told whether it runs: %s", workspace.lab_id, failure(error))
             return False
 
     def docker(self, arguments: Sequence[str]) -> str:
@@ -234,7 +236,7 @@ class NetlabCommands:
         try:
             printed = run_netlab(
                 ["defaults", "--format", "yaml", STATUS_FILE_SETTING],
-                folder=Path("/"),
+                directory=Path("/"),
                 timeout=self._settings.command_timeout,
                 command=self._settings.netlab,
                 kill_grace=self._settings.kill_grace,
@@ -250,24 +252,26 @@ class NetlabCommands:
         except (yaml.YAMLError, LookupError, TypeError):
             raise subprocess.SubprocessError("netlab does not say where it keeps its list of instances") from None
 
-    def _topology_arguments(self, made: Workspace) -> list[str]:
+    def _topology_arguments(self, workspace: Workspace) -> list[str]:
         """The topology, what the operator adds to it, and a lab name that wins over any that those may have."""
-        return [made.topology_file.name, *self._arguments.topology, "-s", f"name={made.lab_name}"]
+        return [workspace.topology_file.name, *self._arguments.topology, "-s", f"name={workspace.lab_name}"]
 
-    def _inspect(self, made: Workspace, arguments: Sequence[str], interrupt: threading.Event, niceness: int) -> str:
-        return self._ask(made, ["inspect", *arguments], interrupt, niceness)
+    def _inspect(
+        self, workspace: Workspace, arguments: Sequence[str], interrupt: threading.Event, niceness: int
+    ) -> str:
+        return self._ask(workspace, ["inspect", *arguments], interrupt, niceness)
 
     def _ask(
-        self, made: Workspace, arguments: list[str], interrupt: threading.Event | None = None, niceness: int = 0
+        self, workspace: Workspace, arguments: list[str], interrupt: threading.Event | None = None, niceness: int = 0
     ) -> str:
         return run_netlab(
             arguments,
-            folder=made.folder,
+            directory=workspace.directory,
             timeout=self._settings.command_timeout,
             command=self._settings.netlab,
             kill_grace=self._settings.kill_grace,
             niceness=niceness,
-            lab_id=made.lab_id,
+            lab_id=workspace.lab_id,
             interrupt=interrupt,
         )
 
@@ -284,8 +288,8 @@ def _is_provided(node: dict[str, Any]) -> bool:
     return node.get("provider") not in {"external", "unmanaged"} and node.get("device") != "(tool)"
 
 
-def _printed(made: Workspace, start: int, words: str) -> bool:
-    with made.log.open("rb") as log:
+def _printed(workspace: Workspace, start: int, words: str) -> bool:
+    with workspace.log.open("rb") as log:
         if log.seek(0, os.SEEK_END) == 0:
             return False
         with mmap.mmap(log.fileno(), 0, access=mmap.ACCESS_READ) as printed:

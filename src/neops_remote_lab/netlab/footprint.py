@@ -75,12 +75,12 @@ class Before(BaseModel):
     objects: frozenset[HostObject]
 
 
-def read_footprint(base: Path, folder: Path) -> Footprint | None:
+def read_footprint(base: Path, directory: Path) -> Footprint | None:
     """What a lab makes; None before its containerlab topology is written.
 
     It is noted beside the directory that netlab runs in: `netlab down` removes the topology, be the rest gone or not.
     """
-    if (found := _of_topology(folder)) is not None:
+    if (found := _of_topology(directory)) is not None:
         with suppress(OSError):  # a full disk: the topology itself still tells
             (base / FOOTPRINT).write_text(found.model_dump_json())
         return found
@@ -90,9 +90,9 @@ def read_footprint(base: Path, folder: Path) -> Footprint | None:
         return None
 
 
-def _of_topology(folder: Path) -> Footprint | None:
+def _of_topology(directory: Path) -> Footprint | None:
     try:
-        topology = yaml.safe_load((folder / "clab.yml").read_text(encoding="utf-8"))
+        topology = yaml.safe_load((directory / "clab.yml").read_text(encoding="utf-8"))
         nodes = topology["topology"].get("nodes") or {}
         bridges = {name for name, node in nodes.items() if str((node or {}).get("kind", "")).endswith("bridge")}
         prefix = topology.get("prefix", "clab")
@@ -107,9 +107,9 @@ def _of_topology(folder: Path) -> Footprint | None:
         return None
 
 
-def spare_network(folder: Path) -> None:
+def spare_network(directory: Path) -> None:
     """Let the containerlab topology name a network that does not exist, so that the end of the lab removes none."""
-    path = folder / "clab.yml"
+    path = directory / "clab.yml"
     topology: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     topology["mgmt"] = {**(topology.get("mgmt") or {}), "network": f"none-{os.urandom(8).hex()}"}
     draft = path.with_suffix(".new")

@@ -17,12 +17,12 @@ from neops_remote_lab.core.host_locks import HostLock, read_note
 from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.lab import DeviceInfoDto
-from neops_remote_lab.netlab import ownership, workspace
+from neops_remote_lab.netlab import ownership
 from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.process import PreloadedNetlab
-from neops_remote_lab.netlab.workspace import Workspace
+from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
 
 LAB_LOCK: Final = "lab"
 """The lock on this host's lab, held for as long as the lab lives."""
@@ -53,7 +53,7 @@ class HostLab:
         """What the latest teardown could not remove."""
         return self._leftovers
 
-    def start(self, made: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
+    def start(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         """Start the lab that was taken; its devices. Where that fails, nothing is left of it.
 
         Args:
@@ -65,13 +65,13 @@ class HostLab:
             What `run_netlab` raises otherwise.
         """
         try:
-            self._cleaner.look_before(made, interrupt)
+            self._cleaner.look_before(workspace, interrupt)
         except BaseException:
-            workspace.remove(made.base)  # nothing was started
-            self._let_go(made)
+            remove_workspace(workspace.base)  # nothing was started
+            self._let_go(workspace)
             raise
         try:
-            return self._netlab.up(made, interrupt)
+            return self._netlab.up(workspace, interrupt)
         except BaseException as error:
             in_the_way = self._cleaner.instance_in_the_way(error)
             self.tear_down()
@@ -79,7 +79,7 @@ class HostLab:
                 raise LabInTheWay(in_the_way) from error
             raise
 
-    def take(self, made: Workspace) -> None:
+    def take(self, workspace: Workspace) -> None:
         """Hold this host's lock for a lab, which may be started or adopted then. Never blocks.
 
         Raises:
@@ -91,23 +91,23 @@ class HostLab:
             raise LabInTheWay(_holder(busy.lock_file)) from None
         with suppress(OSError):  # the lock holds without its note
             self._lock.write_note(json.dumps(ownership.origin() | {"pid": os.getpid()}))
-        self._held = made
+        self._held = workspace
 
-    def _let_go(self, made: Workspace) -> None:
-        if self._held is made:  # else another thread was faster
+    def _let_go(self, workspace: Workspace) -> None:
+        if self._held is workspace:  # else another thread was faster
             self._held = None
             self._lock.remove_note()
             self._lock.release()
 
-    def adopt(self, made: Workspace) -> None:
+    def adopt(self, workspace: Workspace) -> None:
         """Take over a lab that another server has started, be it up, half up or down.
 
         Raises:
             LabInTheWay: another process holds this host's lab.
         """
-        self.take(made)
-        self._cleaner.end_processes(made.lab_id)
-        ownership.adopt(made.base, self._settings.lab_host)
+        self.take(workspace)
+        self._cleaner.end_processes(workspace.lab_id)
+        ownership.adopt(workspace.base, self._settings.lab_host)
 
     def runs(self) -> bool:
         """Whether netlab and the provider say that all of the lab runs."""
@@ -118,11 +118,11 @@ class HostLab:
 
         While something is left the host's lock stays held.
         """
-        if (made := self._held) is None:
+        if (workspace := self._held) is None:
             return []
-        self._leftovers = leftovers = self._cleaner.take_away(made)
+        self._leftovers = leftovers = self._cleaner.remove_lab(workspace)
         if not leftovers:
-            self._let_go(made)
+            self._let_go(workspace)
         return leftovers
 
     def sweep(self, directories: Sequence[Path] = ()) -> list[str]:
@@ -134,7 +134,7 @@ class HostLab:
 
     def netlab_status(self) -> str | None:
         """What netlab's list of instances says of the lab's state; None where it is not on the list."""
-        return self._cleaner.instances.status(self._held.folder) if self._held else None
+        return self._cleaner.instances.status(self._held.directory) if self._held else None
 
     def in_the_way(self) -> str | None:
         """Why no lab can start on this host, although it is free: a lab of somebody else, or a stale entry of netlab's.

@@ -10,11 +10,10 @@ from pathlib import Path
 from neops_remote_lab.core.codes import LiveLabState
 from neops_remote_lab.core.settings import Settings, read_settings
 from neops_remote_lab.models.lab import DeviceInfoDto, LabStatusDto
-from neops_remote_lab.netlab import workspace
 from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
-from neops_remote_lab.netlab.workspace import Workspace
+from neops_remote_lab.netlab.workspace import Workspace, copy_topology, digest, remove_workspace
 
 
 @dataclass
@@ -65,21 +64,21 @@ class LabManager:
 
     def try_acquire(self, topology: Path, *, reuse: bool = True) -> list[DeviceInfoDto] | None:
         """As `acquire`, but None at once when the host is busy."""
-        made = workspace.copy_topology(Path(topology), self._settings.work_dir, self._settings.lab_host)
+        workspace = copy_topology(Path(topology), self._settings.work_dir, self._settings.lab_host)
         lab: LocalLab | None = None
         try:
-            lab = self._claim(made, reuse=reuse)
+            lab = self._claim(workspace, reuse=reuse)
         finally:
-            if lab is None or lab.workspace is not made:
-                workspace.remove(made.base)
+            if lab is None or lab.workspace is not workspace:
+                remove_workspace(workspace.base)
         if lab is None or lab.state is LiveLabState.RUNNING:
             return lab.devices if lab else None
         return self._start(lab)
 
-    def _claim(self, made: Workspace, *, reuse: bool) -> LocalLab | None:
+    def _claim(self, workspace: Workspace, *, reuse: bool) -> LocalLab | None:
         """The lab that runs, with one reference more, or a new one to start; None when the host is busy."""
         with self._guard:
-            decision = self._decide(made, reuse=reuse)
+            decision = self._decide(workspace, reuse=reuse)
             if decision.step is Step.SHARE and self._lab:
                 self._lab.references += 1
                 return self._lab
@@ -88,16 +87,16 @@ class LabManager:
         if decision.step is Step.STOP:
             self.tear_down()
         with self._guard:
-            if self._decide(made, reuse=reuse).step is not Step.START:
+            if self._decide(workspace, reuse=reuse).step is not Step.START:
                 return None
             try:
-                self._host_lab.take(made)
+                self._host_lab.take(workspace)
             except LabInTheWay:
                 return None
-            self._lab = LocalLab(made)
+            self._lab = LocalLab(workspace)
             return self._lab
 
-    def _decide(self, made: Workspace, *, reuse: bool) -> Decision:
+    def _decide(self, workspace: Workspace, *, reuse: bool) -> Decision:
         lab = self._lab
         operations = {LiveLabState.STARTING: Operation.START, LiveLabState.STOPPING: Operation.STOP}
         seen = (
@@ -113,7 +112,7 @@ class LabManager:
                 awaited=True,
             )
         )
-        return next_step(seen, Wanted(made.identity, reuse, same_session=True))
+        return next_step(seen, Wanted(workspace.identity, reuse, same_session=True))
 
     def _start(self, lab: LocalLab) -> list[DeviceInfoDto]:
         try:
@@ -141,12 +140,12 @@ class LabManager:
             RuntimeError: no lab is held, or something is left after the teardown.
             ValueError: the lab that runs is not this topology.
         """
-        digest = workspace.digest(Path(topology))
+        sha256 = digest(Path(topology))
         with self._guard:
             lab = self._lab
             if lab is None or not (lab.references or self._host_lab.leftovers):
                 raise RuntimeError("no lab is held: there is nothing to release")
-            if lab.workspace.identity.topology != digest:
+            if lab.workspace.identity.topology != sha256:
                 raise ValueError(f"{topology} is not the topology that runs")
             lab.references = max(0, lab.references - 1)
             last = lab.references == 0

@@ -31,7 +31,7 @@ def main(script: str) -> None:
     if order is None:
         return
     os.environ.update(order["environment"])
-    os.chdir(order["folder"])
+    os.chdir(order["directory"])
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())

@@ -100,7 +100,7 @@ def _python_of(script: Path) -> list[str] | None:
 def run_netlab(
     arguments: Sequence[str],
     *,
-    folder: Path,
+    directory: Path,
     timeout: float,
     command: str = "netlab",
     log: Path | None = None,
@@ -113,7 +113,7 @@ def run_netlab(
     interrupt: threading.Event | None = None,
     preloaded: PreloadedNetlab | None = None,
 ) -> str:
-    """Run `netlab ARGUMENTS` in `folder`, in a process group of its own, and return its standard output.
+    """Run `netlab ARGUMENTS` in `directory`, in a process group of its own, and return its standard output.
 
     Args:
         timeout: seconds after which the whole process group is ended.
@@ -142,10 +142,10 @@ def run_netlab(
         start = errors.tell()
         process = preloaded.take() if preloaded and log else None
         if process and log:
-            order = {"arguments": arguments, "folder": str(folder), "log": str(log)}
+            order = {"arguments": arguments, "directory": str(directory), "log": str(log)}
             answer = json.dumps({**order, "environment": {LAB_ID_VARIABLE: lab_id}}) + "\n" + answer
         else:
-            process = _start(words, folder, lab_id, output, errors)
+            process = _start(words, directory, lab_id, output, errors)
         _limit(process, memory, niceness)
         bound = Bound(log, max_log_bytes) if log and max_log_bytes else None
         try:
@@ -161,7 +161,7 @@ def run_netlab(
 
 def _start(
     words: Sequence[str],
-    folder: Path,
+    directory: Path,
     lab_id: str,
     output: IO[bytes] | int = subprocess.DEVNULL,
     errors: IO[bytes] | int = subprocess.DEVNULL,
@@ -169,7 +169,7 @@ def _start(
     command = find_command(words[0]) or words[0]
     return psutil.Popen(
         [command, *words[1:]],
-        cwd=folder,
+        cwd=directory,
         env={**os.environ, **_ENVIRONMENT, "PATH": _search_path(command), LAB_ID_VARIABLE: lab_id},
         stdin=subprocess.PIPE,
         stdout=output,
@@ -201,7 +201,7 @@ def run_docker(
 ) -> str:
     """Run `docker ARGUMENTS` and return its standard output. Arguments and exceptions as for `run_netlab`."""
     return run_netlab(
-        arguments, folder=Path("/"), command=command, timeout=timeout, niceness=niceness, interrupt=interrupt
+        arguments, directory=Path("/"), command=command, timeout=timeout, niceness=niceness, interrupt=interrupt
     )
 
 

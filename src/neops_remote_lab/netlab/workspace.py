@@ -47,14 +47,14 @@ class Workspace:
         return f"{LAB_NAME_PREFIX}{self.lab_id}"[:LAB_NAME_LENGTH]
 
     @property
-    def folder(self) -> Path:
+    def directory(self) -> Path:
         """Where netlab runs."""
         return self.base / DIRECTORY_NAME
 
     @property
     def topology_file(self) -> Path:
         """The topology, for netlab."""
-        return self.folder / TOPOLOGY_FILE
+        return self.directory / TOPOLOGY_FILE
 
     @property
     def log(self) -> Path:
@@ -69,7 +69,7 @@ class Workspace:
     @property
     def snapshot(self) -> Path:
         """netlab's own record of the lab; it exists once the configuration files are made."""
-        return self.folder / "netlab.snapshot.pickle"
+        return self.directory / "netlab.snapshot.pickle"
 
 
 def new_lab_id() -> str:
@@ -77,7 +77,7 @@ def new_lab_id() -> str:
     return secrets.token_hex(8)
 
 
-def identity(topology_sha256: str, extra: Mapping[str, str]) -> Identity:
+def identity_of(topology_sha256: str, extra: Mapping[str, str]) -> Identity:
     """The identity of a topology and its extra files, given by name and SHA-256."""
     if not extra:
         return Identity(topology_sha256)
@@ -99,7 +99,7 @@ def digest(topology: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def begin(base: Path, host: str) -> None:
+def create_lab_directory(base: Path, host: str) -> None:
     """Make a lab's directory, with the record that it is ours; one that is there already is fine.
 
     Raises:
@@ -121,19 +121,19 @@ def copy_topology(topology: Path, root: Path, host: str) -> Workspace:
     content = topology.read_bytes()
     lab_id = new_lab_id()
     workspace = Workspace(
-        lab_id, root / lab_id, topology_name(topology.name), identity(hashlib.sha256(content).hexdigest(), {})
+        lab_id, root / lab_id, topology_name(topology.name), identity_of(hashlib.sha256(content).hexdigest(), {})
     )
-    begin(workspace.base, host)
-    workspace.folder.mkdir()
+    create_lab_directory(workspace.base, host)
+    workspace.directory.mkdir()
     workspace.topology_file.write_bytes(content)
     return workspace
 
 
-def left_in(base: Path) -> Workspace:
+def abandoned_workspace(base: Path) -> Workspace:
     """The lab whose files lie in a work directory that an earlier server has left."""
     return Workspace(base.name, base, TOPOLOGY_FILE, Identity(""))
 
 
-def remove(base: Path) -> None:
+def remove_workspace(base: Path) -> None:
     """Remove a lab's directory with all that is in it, if it is provably ours; one that is gone already is fine."""
     ownership.remove(base)

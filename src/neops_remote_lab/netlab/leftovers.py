@@ -119,19 +119,19 @@ class Instances:
         """`path` tells where netlab keeps the list."""
         self._path = path
 
-    def below(self, folder: Path) -> list[str]:
+    def below(self, directory: Path) -> list[str]:
         """netlab's instances whose directory lies at or below a directory."""
-        return [str(name) for name, instance in self.all().items() if _is_below(instance, folder)]
+        return [str(name) for name, instance in self.all().items() if _is_below(instance, directory)]
 
     def directories(self, root: Path) -> list[str]:
         """The names of the labs' directories below `root` that netlab has instances in."""
         real = root.resolve()
         found = [Path(instance["dir"]) for instance in self.all().values() if _is_below(instance, root)]
-        return [folder.relative_to(real).parts[0] for folder in found if folder != real]
+        return [directory.relative_to(real).parts[0] for directory in found if directory != real]
 
-    def status(self, folder: Path) -> str | None:
+    def status(self, directory: Path) -> str | None:
         """The state of the instance in a directory, in netlab's own words."""
-        states = [instance.get("status") for instance in self.all().values() if _is_below(instance, folder)]
+        states = [instance.get("status") for instance in self.all().values() if _is_below(instance, directory)]
         return str(states[0]) if states else None
 
     def elsewhere(self, root: Path) -> dict[str, Path]:
@@ -142,13 +142,13 @@ class Instances:
             if isinstance(instance, dict) and not _is_below(instance, root)
         }
 
-    def forget(self, folder: Path) -> None:
+    def forget(self, directory: Path) -> None:
         """Strike instances below a directory off the list, as `netlab down` does at its end."""
-        if not self.below(folder):
+        if not self.below(directory):
             return
         path = self._path()
         with FileLock(f"{path}.lock", timeout=INSTANCES_TIMEOUT):
-            kept = {name: instance for name, instance in _read(path).items() if not _is_below(instance, folder)}
+            kept = {name: instance for name, instance in _read(path).items() if not _is_below(instance, directory)}
             scratch = path.with_suffix(".new")
             scratch.write_text(yaml.safe_dump(kept))
             scratch.replace(path)
@@ -170,8 +170,8 @@ def _read(path: Path) -> dict[Any, Any]:
     return instances if isinstance(instances, dict) else {}
 
 
-def _is_below(instance: Any, folder: Path) -> bool:
-    return isinstance(instance, dict) and Path(str(instance.get("dir", "/"))).is_relative_to(folder.resolve())
+def _is_below(instance: Any, directory: Path) -> bool:
+    return isinstance(instance, dict) and Path(str(instance.get("dir", "/"))).is_relative_to(directory.resolve())
 
 
 def processes_of(lab_id: str) -> list[psutil.Process]:
