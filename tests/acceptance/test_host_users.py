@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
+from neops_remote_lab.core.file_names import TOPOLOGY_FILE
 from neops_remote_lab.core.host_locks import HostLock, read_note
-from neops_remote_lab.netlab.topology import TOPOLOGY_FILE
 from tests.fakes import topology_text
 from tests.server import LabServer, running_server
 from tests.users import FIRST_USER, SECOND_USER, as_user, directory_for_all, python_environment, run_as
@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from filelock import Timeout
 from neops_remote_lab.core.host_locks import HostLock, read_note
-from neops_remote_lab.netlab.topology import TOPOLOGY_FILE
+from neops_remote_lab.core.file_names import TOPOLOGY_FILE
 try:
     lock = HostLock(Path(sys.argv[1]), "server")
     lock.acquire()

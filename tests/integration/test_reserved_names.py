@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from neops_remote_lab.core.file_names import extra_file_name
 from neops_remote_lab.core.settings import Settings
-from neops_remote_lab.netlab.topology import extra_file_name
 from neops_remote_lab.netlab.yaml_check import check_topology
 
 NETLAB = shutil.which("netlab")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neops_remote_lab.core.codes import LiveLabState, OutcomeCode
+from neops_remote_lab.core.identity import Identity, identity_of
 from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
-from neops_remote_lab.netlab.workspace import Identity, identity_of
 
 MINE = Identity("a" * 64)
 OTHER = Identity("b" * 64)

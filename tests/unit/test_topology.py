@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neops_remote_lab.core.file_names import collision, extra_file_name, relative_name, topology_name
+from neops_remote_lab.core.reserved_names import is_ignored
 from neops_remote_lab.core.settings import Settings
-from neops_remote_lab.netlab.reserved_names import is_ignored
-from neops_remote_lab.netlab.topology import collision, extra_file_name, relative_name, topology_name
 from neops_remote_lab.netlab.yaml_check import MAX_KEYS, check_topology
 from tests.corpora import REFUSED_NAMES, UNPRINTABLE, UPLOADS, Upload
 

@@ -21,16 +21,16 @@ from starlette import status
 from starlette.exceptions import HTTPException
 
 from neops_remote_lab.api.form_headers import boundary_of, names_of
+from neops_remote_lab.core.file_names import TOPOLOGY_FILE, collision, extra_file_name, topology_name
+from neops_remote_lab.core.identity import EXECUTABLE_MARK, identity_of
+from neops_remote_lab.core.reserved_names import is_ignored
 from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Upload
 from neops_remote_lab.netlab.output import scrub
-from neops_remote_lab.netlab.reserved_names import is_ignored
-from neops_remote_lab.netlab.topology import TOPOLOGY_FILE, collision, extra_file_name, topology_name
 from neops_remote_lab.netlab.workspace import (
     Workspace,
     create_lab_directory,
-    identity_of,
     make_executable,
     new_lab_id,
     remove_workspace,
@@ -47,8 +47,6 @@ MAX_OTHER_PARTS: Final = 16
 """Most parts of the form that are neither extra files nor tell which of them are executable."""
 MAX_SHOWN: Final = 50
 """Most characters of a text from outside in a message."""
-EXECUTABLE_MARK: Final = "\0executable"
-"""Follows the digest of an executable file in the identity of an upload."""
 
 _BOOLEAN: Final = TypeAdapter(bool)
 

@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import LiveLabState, OutcomeCode, QuarantineSource
+from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.core.metrics import Metrics, Outcome
 from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.text import one_line
@@ -28,7 +29,7 @@ from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
 from neops_remote_lab.netlab.logs import FailedLogs
-from neops_remote_lab.netlab.workspace import Identity, Workspace
+from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.labs import LabStore
 from neops_remote_lab.store.rows import Lab

@@ -5,6 +5,7 @@ import logging
 import threading
 from dataclasses import dataclass, field
 
+from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
@@ -12,7 +13,7 @@ from neops_remote_lab.labs.acquires import Upload
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
 from neops_remote_lab.models import TopologyCheckDto
 from neops_remote_lab.netlab.commands import NetlabCommands, Prepared
-from neops_remote_lab.netlab.workspace import Identity, Workspace, remove_workspace
+from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
 from neops_remote_lab.queue.service import SessionQueue
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from neops_remote_lab.core.codes import LiveLabState, OutcomeCode
-from neops_remote_lab.netlab.workspace import Identity
+from neops_remote_lab.core.identity import Identity
 
 
 class Operation(StrEnum):

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from neops_remote_lab.core.codes import LiveLabState
+from neops_remote_lab.core.identity import sha256_of
 from neops_remote_lab.core.settings import Settings, read_settings
 from neops_remote_lab.models.lab import DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
-from neops_remote_lab.netlab.workspace import Workspace, copy_topology, digest, remove_workspace
+from neops_remote_lab.netlab.workspace import Workspace, copy_topology, remove_workspace
 
 
 @dataclass
@@ -140,7 +141,7 @@ class LabManager:
             RuntimeError: no lab is held, or something is left after the teardown.
             ValueError: the lab that runs is not this topology.
         """
-        sha256 = digest(Path(topology))
+        sha256 = sha256_of(Path(topology))
         with self._guard:
             lab = self._lab
             if lab is None or not (lab.references or self._host_lab.leftovers):

@@ -2,13 +2,13 @@
 
 import hashlib
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
+from neops_remote_lab.core.file_names import TOPOLOGY_FILE, topology_name
+from neops_remote_lab.core.identity import Identity, identity_of
 from neops_remote_lab.netlab import ownership
-from neops_remote_lab.netlab.topology import TOPOLOGY_FILE, topology_name
 
 LOG_NAME: Final = "netlab.log"
 DIRECTORY_NAME: Final = "lab"
@@ -16,15 +16,6 @@ DIRECTORY_NAME: Final = "lab"
 LAB_NAME_PREFIX: Final = "rl"
 LAB_NAME_LENGTH: Final = 10
 """netlab makes the names of bridges from the first 10 characters of a lab's name: those must tell labs apart."""
-
-
-class Identity(NamedTuple):
-    """What makes two labs the same: contents, never the topology's name."""
-
-    topology: str
-    """SHA-256 of the topology file's bytes."""
-    extra: str | None = None
-    """SHA-256 over names and digests of the extra files; None without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +68,10 @@ def new_lab_id() -> str:
     return secrets.token_hex(8)
 
 
-def identity_of(topology_sha256: str, extra: Mapping[str, str]) -> Identity:
-    """The identity of a topology and its extra files, given by name and SHA-256."""
-    if not extra:
-        return Identity(topology_sha256)
-    digest = hashlib.sha256()
-    for name, sha256 in sorted(extra.items()):
-        digest.update(f"{name}\0{sha256}\n".encode())
-    return Identity(topology_sha256, digest.hexdigest())
-
-
 def make_executable(path: Path) -> None:
     """Allow everybody who may read a file to execute it."""
     mode = path.stat().st_mode
     path.chmod(mode | (mode & 0o444) >> 2)
-
-
-def digest(topology: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with topology.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def create_lab_directory(base: Path, host: str) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Final
 
+from neops_remote_lab.core.reserved_names import objection_anywhere, objection_beside_topology
 from neops_remote_lab.core.text import refuse_unprintable
-from neops_remote_lab.netlab.reserved_names import objection_anywhere, objection_beside_topology
 
 SUFFIXES: Final = (".yml", ".yaml")
 NAME_LENGTH: Final = 255
