@@ -157,7 +157,7 @@ class Cleaner:
                 self._netlab.down(workspace, force=attempt > 0)
             return self._remove_leftovers(lab, by_force=attempt > 0 or not by_netlab)
         except (subprocess.SubprocessError, OSError, ValueError) as error:
-            return [f"it cannot be told what ({failure(error)})"]
+            return [f"something that cannot be told, because the host cannot be asked ({failure(error)}),"]
 
     def _may_be_ended_by_netlab(self, workspace: Workspace, lab: _Lab) -> bool:
         """Whether `netlab down` would end this lab and nothing else.
@@ -193,7 +193,7 @@ class Cleaner:
             if not self._list_unread:
                 stale |= {root / name for name in self.instances.directories(root)}
         except (subprocess.SubprocessError, OSError, ValueError) as error:
-            return [f"it cannot be told what ({failure(error)})"]
+            return [f"something that cannot be told, because the host cannot be asked ({failure(error)}),"]
         left: list[str] = []
         for base in sorted(stale - {held}):
             if ownership.is_left(base, self._settings.lab_host):

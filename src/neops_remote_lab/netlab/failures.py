@@ -1,6 +1,7 @@
 """Whose fault it is that netlab made no lab of a topology, and how a person is told."""
 
 import errno
+import os
 import subprocess
 import tempfile
 import threading
@@ -110,5 +111,7 @@ def failure(error: BaseException) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
         return f"it took longer than {error.timeout:g} s and was ended"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # without the file's path, which is the host's own
+        # Without the directory, which is the host's own business.
+        name = f"{Path(error.filename).name}: " if isinstance(error.filename, str | os.PathLike) else ""
+        return name + error.strerror
     return str(error)
