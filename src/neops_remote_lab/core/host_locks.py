@@ -9,7 +9,6 @@ are followed.
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from filelock import FileLock, Timeout
+
+from neops_remote_lab.core import atomic_files
 
 PREFIX: Final = "neops-remote-lab-"
 """How the names of our files begin: the directory is usually shared with other programs."""
@@ -75,16 +76,7 @@ class HostLock:
         Raises:
             OSError: it cannot be written; an earlier note is left as it was.
         """
-        descriptor, draft = tempfile.mkstemp(prefix=f"{PREFIX}{self._name}.", suffix=".draft", dir=self._directory)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                os.fchmod(file.fileno(), FILE)
-                file.write(text)
-            Path(draft).replace(self._note)
-        except BaseException:
-            with suppress(OSError):
-                Path(draft).unlink()
-            raise
+        atomic_files.replace(self._note, text, FILE)
 
     def remove_note(self) -> None:
         """Remove the note of this user, if there is one."""
