@@ -10,6 +10,7 @@ from urllib.parse import urljoin
 
 import httpx
 import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
 from neops_remote_lab.api.app import create_app
@@ -78,6 +79,10 @@ def test_the_document_has_the_shape_of_openapi_3_1(document: dict[str, Any]) -> 
             assert parameter["in"] in {"path", "query", "header"}, where
             assert parameter["in"] != "path" or parameter["required"] is True, where
             assert parameter["schema"], where
+
+
+def test_the_document_is_valid(document: dict[str, Any]) -> None:
+    OpenAPIV31SpecValidator(document).validate()
 
 
 def test_every_operation_has_a_name_of_its_own(document: dict[str, Any]) -> None:

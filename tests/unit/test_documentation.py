@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from neops_remote_lab.api.openapi import OPERATIONS
+from neops_remote_lab.api.openapi import OPERATIONS, Operation
 from neops_remote_lab.core.settings import Settings, flag, variable
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -20,10 +20,9 @@ def test_every_setting_is_documented_with_its_flag_and_its_variable(field: str) 
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")
-def test_every_call_is_documented(operation: object) -> None:
-    method, path = getattr(operation, "method", ""), getattr(operation, "path", "")
+def test_every_call_is_documented(operation: Operation) -> None:
     text = (DOCS / "http.md").read_text()
-    assert f"{method.upper()} {path.replace('{session_id}', '{id}')}" in text
+    assert f"{operation.method.upper()} {operation.path.replace('{session_id}', '{id}')}" in text
 
 
 SOURCES = DOCS.parent / "src" / "neops_remote_lab"

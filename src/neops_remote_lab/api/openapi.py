@@ -7,6 +7,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from neops_remote_lab.api.requests import KEY_LENGTH
 from neops_remote_lab.models import (
     AcquireResponseDto,
     ActiveSessionResponseDto,
@@ -21,26 +22,31 @@ from neops_remote_lab.models import (
     SessionStatusResponseDto,
     TopologyCheckDto,
 )
+from neops_remote_lab.models.session import ONE_LINE_FORMAT
 
 _REFERENCE: Final = "#/components/schemas/{model}"
 
 
-def _header(name: str, description: str, *, required: bool = False) -> dict[str, Any]:
+def _header(name: str, description: str, *, required: bool = False, **limits: Any) -> dict[str, Any]:
     return {
         "name": name,
         "in": "header",
         "required": required,
         "description": description,
-        "schema": {"type": "string"},
+        "schema": {"type": "string", **limits},
     }
+
+
+def _key_header(description: str) -> dict[str, Any]:
+    return _header("Idempotency-Key", description, minLength=1, maxLength=KEY_LENGTH, format=ONE_LINE_FORMAT)
 
 
 def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
 
 
-SESSION_HEADER: Final = _header("X-Session-ID", "the session that calls", required=True)
-KEY_HEADER: Final = _header("Idempotency-Key", "a repeated call with the same key has no further effect")
+SESSION_HEADER: Final = _header("X-Session-ID", "the session that calls", required=True, minLength=1)
+KEY_HEADER: Final = _key_header("a repeated call with the same key has no further effect")
 SESSION_ID: Final = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}}
 _FILE: Final = {"type": "string", "contentMediaType": "application/octet-stream"}
 _UPLOAD: Final = {
@@ -99,7 +105,7 @@ _UPLOAD_FAILURES: Final = {
     507: "the lab host's disk is full",
 }
 
-OPERATIONS: Final = (
+OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(
         "post",
         "/session",
@@ -122,9 +128,7 @@ OPERATIONS: Final = (
         (
             SESSION_ID,
             _query("wait", {"type": "number", "minimum": 0}, "hold the answer for so many seconds at most"),
-            _query(
-                "position", {"type": "integer", "minimum": 0}, "the known position: another one is answered at once"
-            ),
+            _query("position", {"type": "number", "minimum": 0}, "the known position: another one is answered at once"),
         ),
     ),
     Operation("delete", "/session/{session_id}", "End a session", {204: None}, _UNKNOWN, (SESSION_ID,)),
@@ -134,7 +138,7 @@ OPERATIONS: Final = (
         "Who holds the lab host",
         {200: ActiveSessionResponseDto},
         {404: "no session is active"},
-        ({**SESSION_HEADER, "required": False},),
+        (_header("X-Session-ID", "its owner is told the whole id"),),
     ),
     Operation(
         "post", "/session/heartbeat", "Keep a session alive", {204: None}, _UNKNOWN | _HEADER_MISSING, (SESSION_HEADER,)
@@ -191,7 +195,7 @@ OPERATIONS: Final = (
         "Release one reference",
         {204: None},
         _NOT_ACTIVE | _HEADER_MISSING,
-        (SESSION_HEADER, _header("Idempotency-Key", "the key of the acquire that is undone")),
+        (SESSION_HEADER, _key_header("the key of the acquire that is undone")),
     ),
     Operation(
         "post",

@@ -1,6 +1,6 @@
 """Sessions: joining the queue and asking for one's place in it."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -9,9 +9,13 @@ from neops_remote_lab.core.text import refuse_unprintable
 
 LABEL_LENGTH = 200
 """Longest client or purpose label, in characters."""
+ONE_LINE_FORMAT: Final = "printable-line"
+"""JSON Schema format of a text that is printable in one line; `core.text` says what that is."""
 
 Label = Annotated[
-    str, Field(max_length=LABEL_LENGTH), AfterValidator(lambda text: refuse_unprintable("the label", text))
+    str,
+    Field(max_length=LABEL_LENGTH, json_schema_extra={"format": ONE_LINE_FORMAT}),
+    AfterValidator(lambda text: refuse_unprintable("the label", text)),
 ]
 """A text that others see in a terminal: printable in one line."""
 
