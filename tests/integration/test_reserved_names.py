@@ -11,6 +11,7 @@ import pytest
 
 from neops_remote_lab.core.file_names import extra_file_name
 from neops_remote_lab.core.settings import Settings
+from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.netlab.yaml_check import check_topology
 
 NETLAB = shutil.which("netlab")
@@ -23,9 +24,9 @@ pytestmark = [
 TOPOLOGY = "provider: {provider}\ndefaults.device: frr\nname: lab\nnodes: [r1, r2]\nlinks: [r1-r2]\n"
 
 
-def create(directory: Path, provider: str = "clab") -> subprocess.CompletedProcess[str]:
+def create(directory: Path, provider: str = "clab", more: str = "") -> subprocess.CompletedProcess[str]:
     """Let netlab make its files; it touches nothing beyond the directory."""
-    (directory / "lab.yml").write_text(TOPOLOGY.format(provider=provider))
+    (directory / "lab.yml").write_text(TOPOLOGY.format(provider=provider) + more)
     home = directory.with_name("home")
     home.mkdir(exist_ok=True)
     return subprocess.run(
@@ -58,6 +59,14 @@ def test_every_file_and_directory_that_netlab_makes_is_a_name_that_is_refused(di
     for path in directory.glob("*_vars/*/*"):
         with pytest.raises(ValueError, match="netlab writes itself"):
             extra_file_name(str(path.relative_to(directory)))
+    assert TopologyFiles.of(directory / "lab.yml", ["."]).found() == []
+
+
+def test_what_netlab_writes_for_its_tools_is_left_out(directory: Path) -> None:
+    done = create(directory, more="tools: {graphite: , nuts: , suzieq: }\n")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in directory.iterdir()} > {"graphite", "nuts", "suzieq"}
+    assert TopologyFiles.of(directory / "lab.yml", ["."]).found() == []
 
 
 def test_netlab_keeps_the_variables_that_a_user_brings(directory: Path) -> None:

@@ -1,4 +1,5 @@
-"""Which names an upload may not bring, since netlab or containerlab writes, obeys or deletes what is called so.
+"""Which names an upload may not bring, since netlab or containerlab writes, obeys or deletes what is called so,
+and which files a client leaves out by itself.
 
 Checked with networklab 26.10 and containerlab 0.75: what `netlab create`, `up`, `down --cleanup` and `collect` do in
 the directory of a topology. All names are compared without regard to case.
@@ -31,6 +32,24 @@ SHARED: Final = frozenset({"group_vars", "host_vars"})
 
 TOOLS: Final = frozenset({"graphite", "nso", "nuts", "suzieq"})
 """Directories that netlab makes for its external tools, and in which it writes beside what is there."""
+
+TOOL_FILES: Final = frozenset(
+    {
+        "graphite/graphite-default.json",
+        "nuts/nr-config.yaml",
+        "nuts/inventory/groups.yaml",
+        "nuts/inventory/hosts.yaml",
+        "nuts/tests/test_bgp.yaml",
+        "nuts/tests/test_interfaces.yaml",
+        "nuts/tests/test_ospf.yaml",
+        "suzieq/suzieq-cfg.yml",
+        "suzieq/suzieq-inventory.yml",
+    }
+)
+"""What it writes there, over whatever is there."""
+
+COMPILED: Final = "__pycache__"
+"""The directory in which Python keeps the plugins of a topology once netlab has loaded them."""
 
 LAB_DIRECTORY: Final = "clab-"
 """How the directory begins in which containerlab keeps a lab, and which it deletes before it starts one."""
@@ -78,6 +97,26 @@ def objection_beside_topology(name: PurePosixPath) -> str | None:
     if first in SHARED | TOOLS and not is_directory:
         return f"is that of a directory, {first!r}, that netlab makes"
     return _objection_to_variables(parts) if first in SHARED else None
+
+
+def is_written(name: PurePosixPath, *, is_directory: bool) -> bool:
+    """Whether netlab, or a tool that it starts, writes what is called so beside a topology, over whatever is there.
+
+    Args:
+        name: the path below the topology's directory.
+        is_directory: whether it is one, and so stands for all below it.
+    """
+    parts = tuple(part.lower() for part in name.parts)
+    if not parts:
+        return False
+    return (
+        not OBEYED.isdisjoint(parts)
+        or COMPILED in parts
+        or parts[0] in WRITTEN | REPLACED
+        or (parts[0].startswith(LAB_DIRECTORY) and (is_directory or len(parts) > 1))
+        or (parts[0] in SHARED and len(parts) == 3 and parts[2].split(".")[0] == "topology")
+        or "/".join(parts) in TOOL_FILES
+    )
 
 
 def _objection_to_variables(parts: tuple[str, ...]) -> str | None:
