@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from neops_remote_lab.api.app import create_app
+from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.store.migrate import migrate
@@ -426,6 +427,7 @@ async def test_a_wall_clock_that_jumps_ends_nobody(tmp_path: Path, hours: int, m
     url = f"sqlite+aiosqlite:///{tmp_path / 'remote-lab.sqlite3'}"
     await asyncio.to_thread(migrate, url)
     settings = read_settings(
+        ServiceSettings,
         {
             "database": url,
             "work_dir": tmp_path / "labs",

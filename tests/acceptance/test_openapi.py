@@ -14,6 +14,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
 from neops_remote_lab.api.app import create_app
+from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.settings import read_settings
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
@@ -103,7 +104,7 @@ def test_every_schema_is_used(document: dict[str, Any]) -> None:
 
 
 def test_every_call_is_described_and_every_description_is_a_call(document: dict[str, Any]) -> None:
-    routes = create_app(read_settings({}, {})).routes
+    routes = create_app(read_settings(ServiceSettings, {}, {})).routes
     served = {
         (method.lower(), route.path)
         for route in routes

@@ -173,9 +173,9 @@ def test_no_command_inherits_a_lock(lab_server: LabServer) -> None:
 LOCAL = """
 import sys; from pathlib import Path
 from neops_remote_lab.netlab.lab_manager import LabManager
-from neops_remote_lab.core.settings import read_settings
-manager = LabManager(read_settings({"work_dir": sys.argv[1], "lock_dir": sys.argv[2], "host_root": sys.argv[3],
-    "lab_host": "test-host"}))
+from neops_remote_lab.netlab.settings import NetlabSettings
+manager = LabManager(NetlabSettings.model_validate({"work_dir": sys.argv[1], "lock_dir": sys.argv[2],
+    "host_root": sys.argv[3], "lab_host": "test-host"}))
 print(len(manager.acquire(Path(sys.argv[4]))), flush=True)
 sys.stdin.read()
 manager.cleanup()

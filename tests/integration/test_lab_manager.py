@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import pytest
 
 import neops_remote_lab
-from neops_remote_lab.core.settings import Settings, read_settings
 from neops_remote_lab.netlab.lab_manager import LabManager, LocalLab
+from neops_remote_lab.netlab.settings import NetlabSettings
 from tests.chaos.shell import is_running, wait_for_event
 from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
 from tests.server import labs_in
@@ -52,7 +52,7 @@ def new_manager(host: FakeNetlab, settings: dict[str, Any]) -> Iterator[Manage]:
     made: list[LabManager] = []
 
     def make(**changes: object) -> LabManager:
-        made.append(LabManager(Settings.model_validate({**settings, **changes})))
+        made.append(LabManager(NetlabSettings.model_validate({**settings, **changes})))
         return made[-1]
 
     yield make
@@ -98,8 +98,8 @@ def python(script: str, host: FakeNetlab, settings: dict[str, Any], *arguments: 
     head = (
         "import sys, logging; from pathlib import Path\n"
         "from neops_remote_lab.netlab.lab_manager import LabManager\n"
-        "from neops_remote_lab.core.settings import read_settings\n"
-        f"manager = LabManager(read_settings({flags!r}))\n"
+        "from neops_remote_lab.netlab.settings import NetlabSettings\n"
+        f"manager = LabManager(NetlabSettings.model_validate({flags!r}))\n"
     )
     environment = host.environment() | {"PYTHONPATH": str(Path(neops_remote_lab.__path__[0]).parent)}
     return subprocess.Popen(
@@ -598,7 +598,7 @@ def test_without_settings_the_environment_counts(
         monkeypatch.setenv(f"NEOPS_REMOTE_LAB_{name.upper()}", str(settings[name]))
     monkeypatch.setenv("NEOPS_REMOTE_LAB_NETLAB_UP_ARGS", "--no-config")
     manager, topology = LabManager(), write()
-    assert read_settings({}).work_dir == settings["work_dir"]
     manager.acquire(topology)
+    assert len(folders(settings)) == 1
     manager.release(topology)
     assert "--no-config" in host.invocations("up")[0]

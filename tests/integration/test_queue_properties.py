@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.queue.service import SessionQueue
+from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.database import Database
 from neops_remote_lab.store.migrate import migrate
 from neops_remote_lab.store.sessions import SessionStore
@@ -85,7 +85,7 @@ class QueueMachine(RuleBasedStateMachine):
     def open(self) -> None:
         limits = {"waiting_timeout": TIMEOUT, "active_timeout": TIMEOUT}
         self.database = Database(self.url, synchronous="NORMAL")
-        self.queue = SessionQueue(SessionStore(self.database, HOST), read_settings(limits, {}), self.clock)
+        self.queue = SessionQueue(SessionStore(self.database, HOST), QueueSettings.model_validate(limits), self.clock)
         self.do(self.queue.register_host("boot"))
         self.do(self.queue.load())
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from neops_remote_lab.api.settings import UploadSettings
 from neops_remote_lab.core.file_names import extra_file_name
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.netlab.yaml_check import check_topology
 
@@ -92,6 +92,6 @@ def test_every_mapping_that_netlab_ships_is_within_the_limits() -> None:
     assert files
     for path in files:
         try:
-            check_topology(path.read_bytes(), max_nodes=Settings.model_fields["max_yaml_nodes"].default)
+            check_topology(path.read_bytes(), max_nodes=UploadSettings().max_yaml_nodes)
         except ValueError as error:
             assert "must be a YAML mapping" in str(error), path  # noqa: PT017 - Ansible's lists of tasks

@@ -17,8 +17,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import EndCode, LiveLabState, OutcomeCode, QuarantineSource
-from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.queue.service import SessionQueue
+from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.database import Database
 from neops_remote_lab.store.labs import LabStore
 from neops_remote_lab.store.migrate import migrate
@@ -64,7 +64,7 @@ def labs(database: Database) -> LabStore:
 
 @pytest.fixture
 def queue(sessions: SessionStore) -> SessionQueue:
-    return SessionQueue(sessions, read_settings({}, {}), Clock())
+    return SessionQueue(sessions, QueueSettings(), Clock())
 
 
 def joining(name: str, key: str | None = None, now: datetime = NOON) -> Joining:

@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 
 from neops_remote_lab.api.openapi import OPERATIONS, Operation
-from neops_remote_lab.core.settings import Settings, flag, variable
+from neops_remote_lab.cli.settings import Settings
+from neops_remote_lab.core.settings import flag, settings_of, variable
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("field", Settings.model_fields)
+@pytest.mark.parametrize("field", settings_of(Settings))
 def test_every_setting_is_documented_with_its_flag_and_its_variable(field: str) -> None:
     rows = [row for row in (DOCS / "settings.md").read_text().splitlines() if f"| `{flag(field)}` |" in row]
     assert len(rows) == 1
     assert f"`{variable(field)}`" in rows[0]
-    assert Settings.model_fields[field].description is not None
+    assert settings_of(Settings)[field].description is not None
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")

@@ -177,7 +177,7 @@ def test_the_environment_is_read_in_one_place_a_program() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         )
     }
-    # `run_netlab` hands it on, the client and the plugin read their own, and the fakes and a loaded netlab are
-    # programs of their own
+    # `run_netlab` hands it on, the client, the plugin and the commands for people read their own, and the fakes and a
+    # loaded netlab are programs of their own
     ours = {name for name in readers if not name.startswith("testing.")}
-    assert ours == {"client.access", "core.settings", "netlab.process", "netlab.preload"}
+    assert ours == {"cli.settings", "client.access", "core.settings", "netlab.process", "netlab.preload"}

@@ -14,6 +14,7 @@ import neops_remote_lab
 from neops_remote_lab.api.app import create_app
 from neops_remote_lab.api.errors import STATUS
 from neops_remote_lab.api.openapi import OPERATIONS, Operation, describe
+from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.labs.refusals import Reason
 
@@ -99,7 +100,7 @@ def raised(key: tuple[str, str], seen: set[tuple[str, str]]) -> set[int]:
 def test_every_failure_that_a_handler_raises_is_described(operation: Operation) -> None:
     handler = next(
         route.endpoint
-        for route in create_app(read_settings({}, {})).routes
+        for route in create_app(read_settings(ServiceSettings, {}, {})).routes
         if isinstance(route, Route)
         and route.path == operation.path
         and operation.method.upper() in (route.methods or ())

@@ -10,36 +10,58 @@ import pytest
 from pydantic import ValidationError
 
 from neops_remote_lab.cli.main import main
-from neops_remote_lab.core import up_arguments
-from neops_remote_lab.core.settings import Settings, add_flags, flag, read_settings, variable
+from neops_remote_lab.cli.settings import ServerSettings, Settings
+from neops_remote_lab.core.settings import (
+    SettingsGroup,
+    add_flags,
+    default_text,
+    flag,
+    groups_of,
+    read_settings,
+    settings_of,
+    variable,
+)
+from neops_remote_lab.netlab import up_arguments
+from neops_remote_lab.netlab.settings import NetlabSettings
+
+NAMES = settings_of(Settings)
+
+
+def flat(settings: SettingsGroup) -> dict[str, Any]:
+    """Value by setting, without the groups."""
+    values: dict[str, Any] = {}
+    for name, value in settings:
+        values |= flat(value) if isinstance(value, SettingsGroup) else {name: value}
+    return values
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="neops-remote-lab")
-    add_flags(made)
+    add_flags(made, Settings)
     return made
 
 
 def test_defaults_count_where_nothing_is_given() -> None:
-    settings = read_settings({}, {})
-    assert (settings.port, settings.log_level, settings.debug) == (8000, "INFO", False)
-    assert (settings.on_exit, settings.max_hold, settings.max_wait) == ("teardown", 0, 60)
-    assert (settings.max_topology_bytes, settings.max_extra_bytes, settings.max_extra_files) == (1 << 20, 64 << 20, 200)
+    settings = read_settings(Settings, {}, {})
+    server, service, uploads = settings.server, settings.service, settings.service.uploads
+    assert (server.port, server.log_level, server.debug) == (8000, "INFO", False)
+    assert (service.labs.on_exit, service.queue.max_hold, service.http.max_wait) == ("teardown", 0, 60)
+    assert (uploads.max_topology_bytes, uploads.max_extra_bytes, uploads.max_extra_files) == (1 << 20, 64 << 20, 200)
 
 
 def test_the_environment_wins_over_the_defaults_and_a_flag_over_both() -> None:
     environment = {"NEOPS_REMOTE_LAB_PORT": "9000", "NEOPS_REMOTE_LAB_HOST": "::1"}
-    settings = read_settings({"port": "9001"}, environment)
+    settings = read_settings(ServerSettings, {"port": "9001"}, environment)
     assert (settings.port, settings.host) == (9001, "::1")
 
 
 def test_an_empty_variable_is_as_good_as_none() -> None:
-    assert read_settings({}, {"NEOPS_REMOTE_LAB_PORT": ""}).port == 8000
+    assert read_settings(ServerSettings, {}, {"NEOPS_REMOTE_LAB_PORT": ""}).port == 8000
 
 
 def test_variables_of_other_programs_are_ignored() -> None:
     others = {"PORT": "1", "REMOTE_LAB_URL": "http://x", "NEOPS_REMOTE_LAB_LAB_ID": "of a lab", "NEOPS": "x"}
-    assert read_settings({}, others).port == 8000
+    assert read_settings(ServerSettings, {}, others).port == 8000
 
 
 @pytest.mark.parametrize(
@@ -54,13 +76,29 @@ def test_variables_of_other_programs_are_ignored() -> None:
 @pytest.mark.parametrize("value", ["9000", ""])
 def test_a_mistyped_variable_is_refused_and_the_nearest_one_named(name: str, nearest: str, value: str) -> None:
     with pytest.raises(ValueError, match=name) as refusal:
-        read_settings({}, {name: value})
+        read_settings(Settings, {}, {name: value})
     assert nearest in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_room_reads_its_own_settings_and_knows_the_variables_of_the_others() -> None:
+    environment = {"NEOPS_REMOTE_LAB_PORT": "http", "NEOPS_REMOTE_LAB_WORK_DIR": "/labs"}
+    assert read_settings(NetlabSettings, {"port": "1", "on_exit": "burn"}, environment).work_dir == Path("/labs")
+    with pytest.raises(ValueError, match="NEOPS_REMOTE_LAB_PORT may be meant"):
+        read_settings(NetlabSettings, {}, {"NEOPS_REMOTE_LAB_PROT": "9000"})
+
+
+def test_no_two_groups_have_a_setting_of_the_same_name() -> None:
+    assert sum(len(group.model_fields) for group in groups_of(Settings)) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", [name for name, field in NAMES.items() if field.default_factory])
+def test_a_default_that_is_computed_is_explained(name: str) -> None:
+    assert default_text(NAMES[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_setting_has_a_flag_a_variable_and_a_description(name: str) -> None:
-    field = Settings.model_fields[name]
+    field = NAMES[name]
     assert field.description
     assert flag(name) in parser().format_help()
     assert flag(name) == f"--{name.replace('_', '-')}"
@@ -72,7 +110,7 @@ def test_every_setting_has_a_flag_a_variable_and_a_description(name: str) -> Non
 )
 def test_arguments_that_netlab_up_does_not_take_are_refused(arguments: str) -> None:
     with pytest.raises(ValueError, match="NEOPS_REMOTE_LAB_NETLAB_UP_ARGS"):
-        read_settings({}, {variable("netlab_up_args"): arguments})
+        read_settings(NetlabSettings, {}, {variable("netlab_up_args"): arguments})
 
 
 @pytest.mark.parametrize(
@@ -99,13 +137,13 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(tmp_path: Path) -> N
         "preload": False,
         "http_parser": "h11", "host_root": tmp_path, "log_format": "json", "umask": "027",
     }  # fmt: skip
-    for name in Settings.model_fields.keys() - values.keys():
+    for name in NAMES.keys() - values.keys():
         values[name] = 3_000_000 if name in {"max_create_bytes", "wal_limit"} else 7
     texts = {name: str(value) for name, value in values.items()} | {"netlab_up_args": "--no-config -s 'message=a b'"}
-    by_variable = read_settings({}, {variable(name): text for name, text in texts.items()})
+    by_variable = read_settings(Settings, {}, {variable(name): text for name, text in texts.items()})
     words = [f"{flag(name)}={text}" for name, text in texts.items() if name not in {"debug", "preload"}]
-    by_flag = read_settings(vars(parser().parse_args([*words, "--debug", "--no-preload"])), {})
-    assert by_flag == by_variable == Settings.model_validate(values)
+    by_flag = read_settings(Settings, vars(parser().parse_args([*words, "--debug", "--no-preload"])), {})
+    assert flat(by_flag) == flat(by_variable) == values
 
 
 @pytest.mark.parametrize(
@@ -128,9 +166,9 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(tmp_path: Path) -> N
 )
 def test_a_wrong_value_is_refused_and_the_message_names_where_it_came_from(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{flag(name)}: .*{value}"):
-        read_settings({name: value}, {variable(name): "also wrong"})
+        read_settings(Settings, {name: value}, {variable(name): "also wrong"})
     with pytest.raises(ValueError, match=f"{variable(name)}: .*{value}"):
-        read_settings({}, {variable(name): value})
+        read_settings(Settings, {}, {variable(name): value})
 
 
 @pytest.mark.parametrize(
@@ -139,12 +177,12 @@ def test_a_wrong_value_is_refused_and_the_message_names_where_it_came_from(name:
 )
 def test_a_time_is_a_finite_number_of_seconds(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=flag(name)):
-        read_settings({name: value}, {})
+        read_settings(Settings, {name: value}, {})
 
 
 def test_several_wrong_values_are_told_together() -> None:
     with pytest.raises(ValueError, match="--port") as refusal:
-        read_settings({"port": "x"}, {"NEOPS_REMOTE_LAB_ON_EXIT": "burn"})
+        read_settings(Settings, {"port": "x"}, {"NEOPS_REMOTE_LAB_ON_EXIT": "burn"})
     assert "NEOPS_REMOTE_LAB_ON_EXIT" in str(refusal.value)
 
 
@@ -156,16 +194,16 @@ def test_a_wrong_command_line_ends_the_program_with_a_sentence(capsys: pytest.Ca
 
 
 def test_settings_cannot_be_changed_once_they_are_read() -> None:
-    settings = read_settings({}, {})
+    settings = read_settings(ServerSettings, {}, {})
     with pytest.raises(ValidationError):
         settings.port = 1
 
 
 def test_arguments_for_netlab_are_split_as_a_shell_does() -> None:
-    assert read_settings({"netlab_up_args": "--no-config -d 'two words'"}, {}).netlab_up_args == (
+    assert read_settings(NetlabSettings, {"netlab_up_args": "--no-config -d 'two words'"}, {}).netlab_up_args == (
         "--no-config",
         "-d",
         "two words",
     )
     with pytest.raises(ValueError, match="--netlab-up-args"):
-        read_settings({"netlab_up_args": "'not closed"}, {})
+        read_settings(NetlabSettings, {"netlab_up_args": "'not closed"}, {})

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neops_remote_lab.api.settings import UploadSettings
 from neops_remote_lab.core.file_names import collision, extra_file_name, relative_name, topology_name
 from neops_remote_lab.core.reserved_names import is_ignored
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.netlab.yaml_check import MAX_KEYS, check_topology
 from tests.corpora import REFUSED_NAMES, UNPRINTABLE, UPLOADS, Upload
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_a_topology_is_refused_in_a_sentence(content: bytes, sent
 @pytest.mark.parametrize("upload", [upload for upload in UPLOADS if "topology" in upload.fields], ids=lambda u: u.name)
 def test_a_small_file_that_would_cost_much_is_refused(upload: Upload) -> None:
     with pytest.raises(ValueError, match=re.escape(upload.sentence)):
-        check_topology(upload.topology(), max_nodes=Settings.model_fields["max_yaml_nodes"].default)
+        check_topology(upload.topology(), max_nodes=UploadSettings().max_yaml_nodes)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_small_file_that_would_cost_much_is_refused(upload: Upload) -> None:
     ids=lambda content: content[:20],
 )
 def test_what_a_topology_may_have_is_accepted(content: str) -> None:
-    check_topology(content.encode(), max_nodes=Settings.model_fields["max_yaml_nodes"].default)
+    check_topology(content.encode(), max_nodes=UploadSettings().max_yaml_nodes)
 
 
 def test_aliases_are_counted_and_not_expanded() -> None:

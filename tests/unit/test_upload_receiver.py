@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from neops_remote_lab.api.settings import UploadSettings
 from neops_remote_lab.api.uploads import receive
-from neops_remote_lab.core.settings import read_settings
 from tests.corpora import FORM, Upload
 
 
@@ -41,8 +41,9 @@ async def cancel(work_dir: Path, method: str, times: int) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield Upload("", 200, "", {"extra": ["a"]}).body()
 
-    settings = read_settings({"work_dir": str(work_dir)}, {})
-    task = asyncio.create_task(receive(FORM, chunks(), settings, run_blocking))
+    task = asyncio.create_task(
+        receive(FORM, chunks(), UploadSettings(), run_blocking, work_dir=work_dir, lab_host="host")
+    )
     await asyncio.to_thread(began.wait, 30)
     for _ in range(times):
         task.cancel()

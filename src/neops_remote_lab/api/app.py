@@ -19,15 +19,15 @@ from neops_remote_lab.api import errors, labs, monitoring, openapi, sessions
 from neops_remote_lab.api.maintenance import Maintenance
 from neops_remote_lab.api.responses import json_response
 from neops_remote_lab.api.services import build_services
+from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _STATIC: Final = Path(__file__).with_name("static")
 
 
-def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
+def create_app(settings: ServiceSettings, clock: Clock | None = None) -> Starlette:
     """The application. Its lifespan takes over what the database holds, and needs a migrated database."""
     clock = clock or Clock()
 
@@ -37,7 +37,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> Starlette:
         maintenance = Maintenance(services)
         async with contextlib.AsyncExitStack() as ends:  # each end is tried, whatever became of the others
             ends.push_async_callback(services.database.close)
-            ends.push_async_callback(services.labs.close, keep=settings.on_exit == "keep")
+            ends.push_async_callback(services.labs.close, keep=settings.labs.on_exit == "keep")
             ends.push_async_callback(services.checks.close)
             ends.push_async_callback(maintenance.stop)
             ends.callback(services.drain)

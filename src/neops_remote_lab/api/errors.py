@@ -53,7 +53,7 @@ async def _refused(request: Request, error: Exception) -> Response:
         raise error
     headers = None
     if error.reason in RETRIED:
-        headers = {"Retry-After": str(request.app.state.services.settings.retry_after)}
+        headers = {"Retry-After": str(request.app.state.services.settings.http.retry_after)}
     return await _http_exception(request, HTTPException(STATUS[error.reason], detail=str(error), headers=headers))
 
 

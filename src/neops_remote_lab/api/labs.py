@@ -24,6 +24,7 @@ from neops_remote_lab.api.requests import (
 )
 from neops_remote_lab.api.responses import json_response
 from neops_remote_lab.api.services import Services
+from neops_remote_lab.labs.acquires import Upload
 from neops_remote_lab.models import (
     DeviceInfoDto,
 )
@@ -37,14 +38,23 @@ async def acquire_lab(request: Request) -> Response:
     refuse_while_draining(services)
     key = idempotency_key(request)
     with services.queue.open_call(session_id):
-        upload = await uploads.receive(
-            request.headers.get("Content-Type", ""), request.stream(), services.settings, services.run_blocking
-        )
+        upload = await _upload(request, services)
         if "respond-async" in request.headers.get("Prefer", "").lower():
             await services.labs.acquire_in_background(session_id, upload, key)
             headers = {"Location": "/lab", "Preference-Applied": "respond-async"}
             return Response(status_code=status.HTTP_202_ACCEPTED, headers=headers)
         return json_response(await while_connected(request, services.labs.acquire(session_id, upload, key)))
+
+
+async def _upload(request: Request, services: Services) -> Upload:
+    return await uploads.receive(
+        request.headers.get("Content-Type", ""),
+        request.stream(),
+        services.settings.uploads,
+        services.run_blocking,
+        work_dir=services.settings.netlab.work_dir,
+        lab_host=services.settings.netlab.lab_host,
+    )
 
 
 async def get_lab(request: Request) -> Response:
@@ -104,9 +114,7 @@ async def check_topology(request: Request) -> Response:
     refuse_while_draining(services)
     was_waiting = not services.queue.is_active(session_id)
     with services.queue.open_call(session_id):
-        upload = await uploads.receive(
-            request.headers.get("Content-Type", ""), request.stream(), services.settings, services.run_blocking
-        )
+        upload = await _upload(request, services)
         check = asyncio.ensure_future(services.checks.check(session_id, upload))
         if was_waiting:
             # A session whose turn has come needs its lab, not its place among those who wait for a check.

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from neops_remote_lab.core.settings import Settings
+from neops_remote_lab.api.settings import HttpSettings
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.netlab.output import Lines
 
@@ -140,7 +140,7 @@ class LogFeed:
 class LogStreams:
     """The readers of logs: how many there may be, and what they share."""
 
-    def __init__(self, settings: Settings, run_blocking: RunBlocking) -> None:
+    def __init__(self, settings: HttpSettings, run_blocking: RunBlocking) -> None:
         self._settings = settings
         self._run_blocking = run_blocking
         self._feeds: dict[Path, LogFeed] = {}

@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,7 @@ class Maintenance:
     async def start(self) -> None:
         """Load the queue, take over the lab that an earlier server has left, and begin the loop."""
         services = self._services
-        await services.run_blocking(ownership.claim, services.settings.work_dir)
+        await services.run_blocking(ownership.claim, services.settings.netlab.work_dir)
         boot = boot_id()
         before = await services.queue.register_host(boot)
         self._data_version = await services.database.data_version()
@@ -61,7 +62,7 @@ class Maintenance:
         await self._services.readiness.announce()
 
     async def _run(self) -> None:
-        pause, clock = self._services.settings.sql_poll, self._services.clock
+        pause, clock = self._services.settings.maintenance.sql_poll, self._services.clock
         while True:
             before = clock.monotonic()
             await asyncio.sleep(pause)
@@ -94,16 +95,17 @@ class Maintenance:
         await services.reconcile()
         await self._limit_log()
         if now >= self._last_seen_due:
-            self._last_seen_due = now + services.settings.last_seen_write
+            self._last_seen_due = now + services.settings.maintenance.last_seen_write
             await services.queue.write_last_seen()
         if now >= self._prune_due:
             self._prune_due = now + PRUNE_EVERY
-            await services.queue.prune()
-            await services.labs.prune()
+            before = services.clock.now() - timedelta(days=services.settings.maintenance.history_days)
+            await services.queue.prune(before)
+            await services.labs.prune(before)
 
     async def _limit_log(self) -> None:
         """Cut the database's write-ahead log off once the program has gone that had it grow."""
-        database, limit = self._services.database, self._services.settings.wal_limit
+        database, limit = self._services.database, self._services.settings.maintenance.wal_limit
         before = await database.measure_log()
         if before <= limit:
             return

@@ -46,7 +46,7 @@ def refuse_while_draining(services: Services) -> None:
         raise HTTPException(
             status.HTTP_503_SERVICE_UNAVAILABLE,
             detail="the server is about to end: try again when it is back",
-            headers={"Retry-After": str(services.settings.retry_after)},
+            headers={"Retry-After": str(services.settings.http.retry_after)},
         )
 
 
@@ -110,7 +110,7 @@ async def active_caller(request: Request) -> tuple[Services, str]:
         raise HTTPException(
             status.HTTP_423_LOCKED,
             detail="the session is not active yet: GET /session/{id}?wait=60 tells when it is",
-            headers={"Retry-After": str(services.settings.retry_after)},
+            headers={"Retry-After": str(services.settings.http.retry_after)},
         )
     return services, session_id
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from neops_remote_lab.api.log_stream import LogStreams
+from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.metrics import Metrics, Snapshot, StateCollector
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.threads import RunBlocking, in_threads
 from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.labs.readiness import Readiness
@@ -28,7 +28,7 @@ LOG_THREADS: Final = 1
 class Services:
     """The parts of a running server."""
 
-    settings: Settings
+    settings: ServiceSettings
     clock: Clock
     database: Database
     queue: SessionQueue
@@ -54,24 +54,25 @@ class Services:
         self.labs.drain()
 
 
-def build_services(settings: Settings, clock: Clock) -> Services:
+def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     """Put the parts together; to be called inside the event loop."""
-    run_blocking = in_threads(settings.lab_threads)  # the framework's threads stay free whatever netlab does
-    database = Database(settings.database, synchronous=settings.synchronous, busy_timeout=settings.busy_timeout)
+    store, host = settings.store, settings.netlab
+    run_blocking = in_threads(settings.labs.lab_threads)  # the framework's threads stay free whatever netlab does
+    database = Database(store.database, synchronous=store.synchronous, busy_timeout=store.busy_timeout)
     metrics = Metrics()
-    queue = SessionQueue(SessionStore(database, settings.lab_host), settings, clock, metrics)
-    netlab = NetlabCommands(settings)
-    checks = TopologyChecks(netlab, settings, queue=queue, run_blocking=run_blocking)
-    host_lab = HostLab(settings)
-    lab_store = LabStore(database, settings.lab_host)
-    failed_logs = FailedLogs(settings.work_dir, days=settings.failed_log_days, number=settings.max_failed_logs)
+    queue = SessionQueue(SessionStore(database, host.lab_host), settings.queue, clock, metrics)
+    netlab = NetlabCommands(host)
+    checks = TopologyChecks(netlab, settings.labs, queue=queue, run_blocking=run_blocking)
+    host_lab = HostLab(host)
+    lab_store = LabStore(database, host.lab_host)
+    failed_logs = FailedLogs(host.work_dir, days=host.failed_log_days, number=host.max_failed_logs)
     slot = Slot(
         store=lab_store,
         host_lab=host_lab,
         queue=queue,
         checks=checks,
         failed_logs=failed_logs,
-        settings=settings,
+        settings=settings.labs,
         clock=clock,
         metrics=metrics,
         run_blocking=run_blocking,
@@ -82,13 +83,11 @@ def build_services(settings: Settings, clock: Clock) -> Services:
         host_lab=host_lab,
         queue=queue,
         failed_logs=failed_logs,
-        settings=settings,
-        clock=clock,
         run_blocking=run_blocking,
     )
     metrics.registry.register(StateCollector(lambda: _look_at(queue, labs, database)))
-    streams = LogStreams(settings, in_threads(LOG_THREADS))
-    readiness = Readiness(settings, netlab, clock, run_blocking)
+    streams = LogStreams(settings.http, in_threads(LOG_THREADS))
+    readiness = Readiness(host, netlab, clock, run_blocking, repeat_for=settings.labs.ready_cache)
     return Services(
         settings,
         clock,

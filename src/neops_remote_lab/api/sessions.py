@@ -47,7 +47,7 @@ async def create_session(request: Request) -> Response:
 async def get_session(request: Request) -> Response:
     """GET /session/{session_id}."""
     services, session_id = services_of(request), request.path_params["session_id"]
-    longest = min(seconds(request, "wait"), services.settings.max_wait)
+    longest = min(seconds(request, "wait"), services.settings.http.max_wait)
     known = int(seconds(request, "position")) if "position" in request.query_params else None
     if services.queue.place(session_id) is None:
         raise await gone(services, session_id)
@@ -62,7 +62,7 @@ async def get_session(request: Request) -> Response:
         eta_seconds=place.eta_seconds if place.position else None,
         waiting_for=_waiting_for(services, place),
     )
-    headers = {"Retry-After": str(services.settings.retry_after)} if services.queue.draining else None
+    headers = {"Retry-After": str(services.settings.http.retry_after)} if services.queue.draining else None
     return json_response(answer, headers=headers)
 
 

@@ -21,10 +21,10 @@ from starlette import status
 from starlette.exceptions import HTTPException
 
 from neops_remote_lab.api.form_headers import boundary_of, names_of
+from neops_remote_lab.api.settings import UploadSettings
 from neops_remote_lab.core.file_names import TOPOLOGY_FILE, collision, extra_file_name, topology_name
 from neops_remote_lab.core.identity import EXECUTABLE_MARK, identity_of
 from neops_remote_lab.core.reserved_names import is_ignored
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Upload
 from neops_remote_lab.netlab.output import scrub
@@ -90,10 +90,11 @@ class UploadReceiver:
     No file is open between two calls, however long the next bytes take to arrive.
     """
 
-    def __init__(self, content_type: str, settings: Settings) -> None:
+    def __init__(self, content_type: str, settings: UploadSettings, *, work_dir: Path, lab_host: str) -> None:
         """Raises HTTPException 422 when the body is no multipart form."""
         self._settings = settings
-        self._base = settings.work_dir / new_lab_id()
+        self._lab_host = lab_host
+        self._base = work_dir / new_lab_id()
         self._staging = self._base / "upload"
         self._topology: _Part | None = None
         self._topology_name = ""
@@ -228,7 +229,7 @@ class UploadReceiver:
         if relative is None:
             part.ignored = True
             return
-        create_lab_directory(self._base, self._settings.lab_host)
+        create_lab_directory(self._base, self._lab_host)
         part.path = self._staging / relative
         part.path.parent.mkdir(parents=True, exist_ok=True)
         part.path.touch(exist_ok=False)
@@ -303,16 +304,26 @@ class UploadReceiver:
 
 
 async def receive(
-    content_type: str, chunks: AsyncIterator[bytes], settings: Settings, run_blocking: RunBlocking
+    content_type: str,
+    chunks: AsyncIterator[bytes],
+    settings: UploadSettings,
+    run_blocking: RunBlocking,
+    *,
+    work_dir: Path,
+    lab_host: str,
 ) -> Upload:
     """Receive an upload; nothing of it is left when it is refused or breaks off.
+
+    Args:
+        work_dir: gets a new directory with the files.
+        lab_host: the host that they are noted to be for.
 
     Raises:
         HTTPException: 400, 413 or 422, with what is wrong; 408 when the client sends nothing for a while; 507 when the
             disk is full.
         starlette.requests.ClientDisconnect: the client went away.
     """
-    receiver = UploadReceiver(content_type, settings)
+    receiver = UploadReceiver(content_type, settings, work_dir=work_dir, lab_host=lab_host)
     batch = bytearray()
     try:
         async for chunk in _in_time(chunks, settings.upload_timeout):

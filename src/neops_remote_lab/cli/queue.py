@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from neops_remote_lab.cli.command import Commands, refuse
-from neops_remote_lab.core.settings import server_url
+from neops_remote_lab.cli.settings import server_url
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models import QueueDto, QueueEntryDto
 

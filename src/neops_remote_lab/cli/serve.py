@@ -5,6 +5,7 @@ from typing import Final
 
 from neops_remote_lab import __version__
 from neops_remote_lab.cli.command import PROGRAM, Commands
+from neops_remote_lab.cli.settings import Settings
 from neops_remote_lab.core import settings
 
 NAME: Final = "serve"
@@ -28,15 +29,15 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the server's flags."""
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    settings.add_flags(parser)
+    settings.add_flags(parser, Settings)
 
 
 def run(options: argparse.Namespace) -> None:
     """Serve until a signal comes."""
     try:
-        chosen = settings.read_settings(vars(options))
+        chosen = settings.read_settings(Settings, vars(options))
     except ValueError as error:
         options.parser.error(str(error))
     from neops_remote_lab.cli import server  # the other commands need neither database nor HTTP server
 
-    server.run(chosen)
+    server.run(chosen.server, chosen.service)

@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,11 +28,13 @@ from neops_remote_lab import __version__
 from neops_remote_lab.api.app import create_app
 from neops_remote_lab.api.framing import protocol
 from neops_remote_lab.api.responses import NEVER_SNIFFED
+from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.cli.command import PROGRAM, refuse
+from neops_remote_lab.cli.settings import ServerSettings
 from neops_remote_lab.core import file_modes, log_format
 from neops_remote_lab.core.file_modes import CONTENT_UMASK
+from neops_remote_lab.core.home import NO_HOME
 from neops_remote_lab.core.host_locks import HostLock, read_note
-from neops_remote_lab.core.settings import NO_HOME, Settings
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.netlab import ownership
 from neops_remote_lab.store.database import database_file
@@ -73,15 +76,15 @@ class Server(uvicorn.Server):
         os._exit(1)
 
 
-def run(settings: Settings) -> None:
+def run(server: ServerSettings, service: ServiceSettings) -> None:
     """Be the one server of this host until a signal comes; ends the program with a sentence where it cannot."""
     require_home()
-    lock = hold_host(settings)
+    lock = hold_host(service.netlab.lock_dir, _identity(server))
     try:
-        require_free_port(settings.host, settings.port)
-        work_dir = hold_work_dir(settings)
+        require_free_port(server.host, server.port)
+        work_dir = hold_work_dir(service.netlab.work_dir, _identity(server))
         try:
-            serve(settings)
+            serve(server, service)
         finally:
             work_dir.release()
     finally:
@@ -137,41 +140,41 @@ def _listener(port: int) -> str:
     return "another program"
 
 
-def hold_host(settings: Settings) -> HostLock:
+def hold_host(lock_dir: Path, identity: Mapping[str, Any]) -> HostLock:
     """Be the one server of this host, or end the program with a sentence that names the other one."""
     try:
-        lock = HostLock(settings.lock_dir, SERVER_LOCK)
+        lock = HostLock(lock_dir, SERVER_LOCK)
         lock.acquire()
     except Timeout as busy:
         refuse(f"another server runs on this host: {_holder(busy.lock_file)}. Stop that one first")
     except OSError as error:
         reason = error.strerror or error
-        refuse(f"no lock can be taken in {settings.lock_dir}: {reason}. Name another directory with --lock-dir")
+        refuse(f"no lock can be taken in {lock_dir}: {reason}. Name another directory with --lock-dir")
     try:
         # Beside the lock, not in it: who holds the lock may write here, and a contender never does.
-        lock.write_note(json.dumps(_identity(settings)))
+        lock.write_note(json.dumps(identity))
     except OSError as error:
         lock.remove_note()  # that of an earlier server would name the wrong one
         sys.stderr.write(
-            f"{PROGRAM}: no note can be written in {settings.lock_dir}: {error.strerror or error}. "
+            f"{PROGRAM}: no note can be written in {lock_dir}: {error.strerror or error}. "
             "The lock holds without it, but a second server cannot say who runs this one\n"
         )
     return lock
 
 
-def hold_work_dir(settings: Settings) -> FileLock:
+def hold_work_dir(work_dir: Path, identity: Mapping[str, Any]) -> FileLock:
     """Be the one server of the work directory, or end the program with a sentence that says why not."""
     try:
-        return ownership.hold_server_lock(settings.work_dir, _identity(settings))
+        return ownership.hold_server_lock(work_dir, identity)
     except BlockingIOError as error:
         refuse(f"{error}. Stop that one first, or name another directory with --work-dir")
     except OSError as error:
         if error.filename is None:  # not from the system: it is a sentence already
             refuse(str(error.strerror))
-        refuse(f"the work directory {settings.work_dir} cannot be made: {error.strerror}. Name another with --work-dir")
+        refuse(f"the work directory {work_dir} cannot be made: {error.strerror}. Name another with --work-dir")
 
 
-def _identity(settings: Settings) -> dict[str, Any]:
+def _identity(settings: ServerSettings) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "user": user_name(),
@@ -199,7 +202,7 @@ def _holder(lock_file: str) -> str:
     return one_line(told)
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: ServerSettings, service: ServiceSettings) -> None:
     """Migrate the database and serve until a signal comes."""
     os.umask(CONTENT_UMASK)
     level = "DEBUG" if settings.debug else settings.log_level
@@ -208,20 +211,22 @@ def serve(settings: Settings) -> None:
     logger.info(
         "neops-remote-lab %s, pid %d: %s:%d, database %s, work directory %s, lock directory %s",
         *(__version__, os.getpid(), settings.host, settings.port),
-        *(settings.database, settings.work_dir, settings.lock_dir),
+        *(service.store.database, service.netlab.work_dir, service.netlab.lock_dir),
     )
     umask = int(settings.umask, 8)
     try:
-        file_modes.limit_directory(settings.work_dir, umask)
-        database = database_file(settings.database)
+        file_modes.limit_directory(service.netlab.work_dir, umask)
+        database = database_file(service.store.database)
         file_modes.make_database(database)
-        migrate(settings.database)
+        migrate(service.store.database)
         file_modes.limit_database(database, umask)
     except (RuntimeError, ValueError) as error:
         refuse(str(error))
     except (sqlite3.Error, OSError) as error:
-        refuse(f"the database {settings.database} cannot be used: {error}. Mend it, or name another with --database")
-    server = Server(_uvicorn_config(settings, level), settings.exit_timeout)
+        refuse(
+            f"the database {service.store.database} cannot be used: {error}. Mend it, or name another with --database"
+        )
+    server = Server(_uvicorn_config(settings, service, level), settings.exit_timeout)
     gc.collect()
     gc.freeze()  # what lives as long as the process is not looked at again: each look would stall the event loop
     server.run()
@@ -229,14 +234,14 @@ def serve(settings: Settings) -> None:
         refuse(f"the server could not start on {settings.host}:{settings.port}; the lines above say why")
 
 
-def _uvicorn_config(settings: Settings, level: str) -> uvicorn.Config:
+def _uvicorn_config(settings: ServerSettings, service: ServiceSettings, level: str) -> uvicorn.Config:
     try:
-        http = protocol(settings.http_parser, settings.send_timeout)
+        http = protocol(service.http.http_parser, service.http.send_timeout)
     except ImportError:
         refuse("httptools is not installed: install neops-remote-lab[fast], or omit --http-parser")
     try:
         return uvicorn.Config(
-            create_app(settings),
+            create_app(service),
             host=settings.host,
             port=settings.port,
             log_level=level.lower(),

@@ -6,13 +6,11 @@ No request runs netlab itself, so a client that goes away leaves nothing half do
 import asyncio
 import subprocess
 from collections.abc import Coroutine
-from datetime import timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import EXPECTED, LiveLabState, OutcomeCode
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Acquire, Upload
 from neops_remote_lab.labs.refusals import Reason, Refused
@@ -40,8 +38,6 @@ class LabCoordinator:
         host_lab: HostLab,
         queue: SessionQueue,
         failed_logs: FailedLogs,
-        settings: Settings,
-        clock: Clock,
         run_blocking: RunBlocking,
     ) -> None:
         self._store = store
@@ -49,8 +45,6 @@ class LabCoordinator:
         self._host_lab = host_lab
         self._queue = queue
         self._failed_logs = failed_logs
-        self._settings = settings
-        self._clock = clock
         self._run_blocking = run_blocking
         self._decisions = asyncio.Lock()
         self._acquires: dict[tuple[str, str], Acquire] = {}
@@ -272,10 +266,10 @@ class LabCoordinator:
         await self._slot.close(keep=keep)
         await asyncio.gather(*self._background, return_exceptions=True)
 
-    async def prune(self) -> int:
-        """Forget labs that ended longer ago than the history is kept; their number. The same for logs."""
+    async def prune(self, before: datetime) -> int:
+        """Forget labs that ended before that time; their number. Logs are kept for a time of their own."""
         await self._run_blocking(self._failed_logs.prune)
-        return await self._store.prune(self._clock.now() - timedelta(days=self._settings.history_days))
+        return await self._store.prune(before)
 
     def _of(self, session_id: str) -> Lab | None:
         lab = self._slot.lab

@@ -5,11 +5,11 @@ import logging
 import threading
 
 from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.netlab import tools
 from neops_remote_lab.netlab.commands import NetlabCommands
+from neops_remote_lab.netlab.settings import NetlabSettings
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +17,17 @@ logger = logging.getLogger(__name__)
 class Readiness:
     """What is missing on this host, as it was found within the last few seconds."""
 
-    def __init__(self, settings: Settings, netlab: NetlabCommands, clock: Clock, run_blocking: RunBlocking) -> None:
+    def __init__(
+        self,
+        settings: NetlabSettings,
+        netlab: NetlabCommands,
+        clock: Clock,
+        run_blocking: RunBlocking,
+        *,
+        repeat_for: float,
+    ) -> None:
         self._settings = settings
+        self._repeat_for = repeat_for
         self._netlab = netlab
         self._clock = clock
         self._run_blocking = run_blocking
@@ -35,7 +44,7 @@ class Readiness:
         return await asyncio.shield(self._looking)
 
     def _is_old(self) -> bool:
-        return self._clock.monotonic() - self._looked_at >= self._settings.ready_cache
+        return self._clock.monotonic() - self._looked_at >= self._repeat_for
 
     async def _look(self) -> list[str]:
         found: list[str] = await self._run_blocking(tools.problems, self._settings, self._netlab, self._ended)

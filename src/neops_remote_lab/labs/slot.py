@@ -17,14 +17,13 @@ from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import LiveLabState, OutcomeCode, QuarantineSource
 from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.core.metrics import Metrics, Outcome
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Acquire
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
+from neops_remote_lab.labs.settings import LabSettings
 from neops_remote_lab.labs.topology_checks import TopologyChecks
 from neops_remote_lab.models import DeviceInfoDto
-from neops_remote_lab.netlab import ownership
 from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
@@ -78,7 +77,7 @@ class Slot:
         queue: SessionQueue,
         checks: TopologyChecks,
         failed_logs: FailedLogs,
-        settings: Settings,
+        settings: LabSettings,
         clock: Clock,
         metrics: Metrics,
         run_blocking: RunBlocking,
@@ -333,7 +332,7 @@ class Slot:
         """Read what an earlier server has written down. To be called before any upload can arrive."""
         self._rebooted = rebooted
         self._lab = await self._store.live_lab()
-        self._left_directories = await self._run_blocking(ownership.directories, self._settings.work_dir)
+        self._left_directories = await self._run_blocking(self._host_lab.directories)
 
     def open(self) -> Running:
         """Adopt or remove what an earlier server has left, in the background."""

@@ -6,11 +6,11 @@ import threading
 from dataclasses import dataclass, field
 
 from neops_remote_lab.core.identity import Identity
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Upload
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
+from neops_remote_lab.labs.settings import LabSettings
 from neops_remote_lab.models import TopologyCheckDto
 from neops_remote_lab.netlab.commands import NetlabCommands, Prepared
 from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
@@ -36,7 +36,7 @@ class TopologyChecks:
     def __init__(
         self,
         netlab: NetlabCommands,
-        settings: Settings,
+        settings: LabSettings,
         *,
         queue: SessionQueue,
         run_blocking: RunBlocking,

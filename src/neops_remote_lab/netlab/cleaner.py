@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.netlab import footprint, leftovers, ownership
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay, failure
 from neops_remote_lab.netlab.footprint import Before, Footprint, HostObjects
 from neops_remote_lab.netlab.leftovers import Container, Instances
+from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, abandoned_workspace, remove_workspace
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class _Lab:
 class Cleaner:
     """Removes labs. All methods block."""
 
-    def __init__(self, netlab: NetlabCommands, settings: Settings) -> None:
+    def __init__(self, netlab: NetlabCommands, settings: NetlabSettings) -> None:
         self._netlab = netlab
         self._settings = settings
         self._host = HostObjects(settings.host_root, netlab.run)

@@ -15,13 +15,13 @@ from typing import Any, Final, NamedTuple
 import yaml
 from pydantic import TypeAdapter
 
-from neops_remote_lab.core import up_arguments
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.models.lab import DeviceInfoDto
+from neops_remote_lab.netlab import up_arguments
 from neops_remote_lab.netlab.failures import GOOD_NAME, Judge, failure
 from neops_remote_lab.netlab.inventory import read_devices, read_lab
 from neops_remote_lab.netlab.leftovers import NOT_DOCKER
 from neops_remote_lab.netlab.process import PreloadedNetlab, run_docker, run_netlab
+from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Prepared(NamedTuple):
 class NetlabCommands:
     """Runs netlab in labs' work directories. All methods block."""
 
-    def __init__(self, settings: Settings, preloaded: PreloadedNetlab | None = None) -> None:
+    def __init__(self, settings: NetlabSettings, preloaded: PreloadedNetlab | None = None) -> None:
         """With a `preloaded`, labs are started by the netlab that it has loaded."""
         self._settings = settings
         self._preloaded = preloaded

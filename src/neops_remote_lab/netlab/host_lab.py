@@ -14,7 +14,6 @@ from typing import Final
 from filelock import Timeout
 
 from neops_remote_lab.core.host_locks import HostLock, read_note
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.netlab import ownership
@@ -22,6 +21,7 @@ from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.process import PreloadedNetlab
+from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
 
 LAB_LOCK: Final = "lab"
@@ -34,7 +34,7 @@ class HostLab:
     All methods block, except where they say not, and may be called from any thread, one that changes the lab at a time.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: NetlabSettings) -> None:
         self._settings = settings
         self._preloaded = PreloadedNetlab(settings.netlab)
         self._netlab = NetlabCommands(settings, self._preloaded)
@@ -124,6 +124,10 @@ class HostLab:
         if not leftovers:
             self._let_go(workspace)
         return leftovers
+
+    def directories(self) -> list[Path]:
+        """The directories of labs that are below the work directory now."""
+        return ownership.directories(self._settings.work_dir)
 
     def sweep(self, directories: Sequence[Path] = ()) -> list[str]:
         """Remove what crashes have left below the work directory, apart from the lab that is held; what resists.

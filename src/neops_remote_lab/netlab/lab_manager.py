@@ -9,11 +9,12 @@ from pathlib import Path
 
 from neops_remote_lab.core.codes import LiveLabState
 from neops_remote_lab.core.identity import sha256_of
-from neops_remote_lab.core.settings import Settings, read_settings
+from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.models.lab import DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
+from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, copy_topology, remove_workspace
 
 
@@ -34,9 +35,9 @@ class LabManager:
     The lab is torn down when the process ends.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: NetlabSettings | None = None) -> None:
         """Without settings, those of the environment count."""
-        self._settings = settings or read_settings({})
+        self._settings = settings or read_settings(NetlabSettings)
         self._host_lab = HostLab(self._settings)
         self._guard = threading.Lock()
         self._changed = threading.Event()

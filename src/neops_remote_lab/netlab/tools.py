@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import failure
 from neops_remote_lab.netlab.process import find_command, run_docker
+from neops_remote_lab.netlab.settings import NetlabSettings
 
 CONTAINERLAB: Final = "containerlab"
 TIMEOUT: Final = 10.0
@@ -22,7 +22,7 @@ _MISSING: Final = "{what} cannot be run: install it{flag}{otherwise}"
 _NO_CONTAINERS: Final = ", or say with --containers=no that this host runs no labs in containers"
 
 
-def versions(settings: Settings, interrupt: threading.Event) -> str:
+def versions(settings: NetlabSettings, interrupt: threading.Event) -> str:
     """Path and version of netlab, Docker and containerlab, in one line; says which are missing.
 
     Args:
@@ -47,15 +47,15 @@ def _version(command: str, argument: str, timeout: float, interrupt: threading.E
     return f"{found[1] if found else 'of an unknown version'} ({path})"
 
 
-def needs_containers(settings: Settings) -> bool:
+def needs_containers(settings: NetlabSettings) -> bool:
     """Whether labs of this host run in containers."""
     if settings.containers != "auto":
         return settings.containers == "yes"
-    named = settings.docker != Settings.model_fields["docker"].default
+    named = settings.docker != NetlabSettings.model_fields["docker"].default
     return named or any(find_command(command) for command in (settings.docker, CONTAINERLAB))
 
 
-def problems(settings: Settings, netlab: NetlabCommands, interrupt: threading.Event) -> list[str]:
+def problems(settings: NetlabSettings, netlab: NetlabCommands, interrupt: threading.Event) -> list[str]:
     """What a lab needs to start and to end, and this host lacks, each as a sentence.
 
     Args:
@@ -67,7 +67,7 @@ def problems(settings: Settings, netlab: NetlabCommands, interrupt: threading.Ev
     return found
 
 
-def missing(settings: Settings, interrupt: threading.Event) -> list[str]:
+def missing(settings: NetlabSettings, interrupt: threading.Event) -> list[str]:
     """As `problems`, but netlab, which takes long, is asked nothing."""
     found = [*_work_dir_problems(settings.work_dir)]
     if find_command(settings.netlab) is None:

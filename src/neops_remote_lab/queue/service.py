@@ -9,17 +9,17 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import EndCode, QuarantineSource, SessionState
 from neops_remote_lab.core.metrics import Metrics
-from neops_remote_lab.core.settings import Settings
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.queue.estimates import HoldHistory
 from neops_remote_lab.queue.long_polls import LongPolls
 from neops_remote_lab.queue.session_cache import SessionCache
+from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.rows import EndedSession, Quarantine, Session
 from neops_remote_lab.store.sessions import Joining, SessionStore
 
@@ -46,7 +46,9 @@ class Place:
 class SessionQueue:
     """The queue of one lab host."""
 
-    def __init__(self, store: SessionStore, settings: Settings, clock: Clock, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, store: SessionStore, settings: QueueSettings, clock: Clock, metrics: Metrics | None = None
+    ) -> None:
         """Without `metrics` nobody looks at what is counted."""
         self._store = store
         self._settings = settings
@@ -272,9 +274,9 @@ class SessionQueue:
         seen, self._unwritten = self._unwritten, {}
         await self._store.record_last_seen(seen)
 
-    async def prune(self) -> int:
-        """Forget sessions that ended longer ago than the history is kept; their number."""
-        return await self._store.prune(self._clock.now() - timedelta(days=self._settings.history_days))
+    async def prune(self, before: datetime) -> int:
+        """Forget sessions that ended before that time; their number."""
+        return await self._store.prune(before)
 
     async def ended(self, session_id: str) -> EndedSession | None:
         """Why a session of the history ended; None where it is not known."""

@@ -1,0 +1,48 @@
+"""The settings of the program."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from neops_remote_lab.api.settings import ServiceSettings
+from neops_remote_lab.core.settings import PositiveSeconds, SettingsGroup, variable
+
+
+class ServerSettings(SettingsGroup, title="Server"):
+    """The process: where it listens, what it logs, how it ends."""
+
+    host: str = Field(default="0.0.0.0", description="address to listen on")  # noqa: S104 - other machines are the users
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one and logs it")
+    debug: bool = Field(default=False, description="log everything")
+    log_level: Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"] = Field(default="INFO", description="log level")
+    log_config: Path | None = Field(
+        default=None, description="logging configuration: .ini, .json or .yaml, as uvicorn takes it"
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="text, or one JSON object a line; a `--log-config` decides by itself"
+    )
+    umask: str = Field(
+        default="077",
+        pattern="^0?0[0-7]{2}$",
+        description="permissions that other users do not get on the database and the work directory, in octal: "
+        "027 lets the group read them",
+    )
+    exit_timeout: PositiveSeconds = Field(
+        default=120, description="seconds that a graceful exit may take, teardown included"
+    )
+
+
+class Settings(SettingsGroup):
+    """All settings there are."""
+
+    server: ServerSettings
+    service: ServiceSettings
+
+
+def server_url(environment: Mapping[str, str] = os.environ) -> str:
+    """The server that commands for people talk to: that of the clients, else the one of this host."""
+    port = environment.get(variable("port")) or ServerSettings.model_fields["port"].default
+    return environment.get("REMOTE_LAB_URL") or f"http://127.0.0.1:{port}"

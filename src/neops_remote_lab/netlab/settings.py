@@ -1,0 +1,102 @@
+"""The settings of the lab host: netlab, its provider and its files."""
+
+import shlex
+import socket
+import stat
+import tempfile
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from neops_remote_lab.core.home import state_dir
+from neops_remote_lab.core.settings import ComputedDefault, PositiveSeconds, Seconds, SettingsGroup
+from neops_remote_lab.netlab import up_arguments
+
+RUN_LOCK: Final = Path("/run/lock")
+
+
+def shared_lock_dir() -> Path:
+    """A directory in which every user can create files, and which no user owns who could remove those of others.
+
+    /run/lock, which no clean-up sweeps, or the temporary one.
+    """
+    shared = RUN_LOCK.is_dir() and RUN_LOCK.stat().st_mode & stat.S_IWOTH
+    return RUN_LOCK if shared else Path(tempfile.gettempdir())
+
+
+def _known_to_netlab_up(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    up_arguments.split(arguments)
+    return arguments
+
+
+Arguments = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: shlex.split(value) if isinstance(value, str) else value),
+    AfterValidator(_known_to_netlab_up),
+]
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+
+
+class NetlabSettings(SettingsGroup, title="Lab host"):
+    """What runs on this host, where, and for how long."""
+
+    lab_host: Annotated[str, ComputedDefault("the machine's host name")] = Field(
+        default_factory=socket.gethostname, description="this host's name in the database"
+    )
+    work_dir: Annotated[AbsolutePath, ComputedDefault("`labs` in the state directory")] = Field(
+        default_factory=lambda: state_dir() / "labs",
+        description="directory in which each lab gets a work directory",
+    )
+    lock_dir: Annotated[
+        AbsolutePath,
+        ComputedDefault("`/run/lock`, or the temporary directory where not all users can write there"),
+    ] = Field(
+        default_factory=shared_lock_dir,
+        description="directory of the host's lock files: the same for every user of the host",
+    )
+    netlab: str = Field(default="netlab", description="the netlab command")
+    netlab_up_args: Arguments = Field(
+        default=(),
+        description="more arguments for `netlab up`, in one string; what changes topologies counts for checks too",
+    )
+    preload: bool = Field(default=True, description="keep one netlab loaded, so that the next lab starts sooner")
+    docker: str = Field(default="docker", description="the Docker command, asked what is left of a lab")
+    host_root: Path = Field(
+        default=Path("/"),
+        description="directory in which the lab host's etc, run and sys lie, for a server in a container",
+    )
+    containers: Literal["auto", "yes", "no"] = Field(
+        default="auto",
+        description="whether labs run in containers, so that GET /readyz asks for Docker and containerlab; "
+        "auto: where one of them is installed, or --docker names one",
+    )
+    up_timeout: PositiveSeconds = Field(default=1800, description="seconds that `netlab up` may take")
+    down_timeout: PositiveSeconds = Field(default=600, description="seconds that `netlab down` may take")
+    command_timeout: PositiveSeconds = Field(default=60, description="seconds that any other command may take")
+    kill_grace: Seconds = Field(default=5, description="seconds between the polite and the final signal to a command")
+    teardown_retries: int = Field(
+        default=2, ge=0, description="further attempts at a teardown that leaves something behind"
+    )
+    create_timeout: PositiveSeconds = Field(default=120, description="seconds that checking a topology may take")
+    create_niceness: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="how much checks, and the look at a starting lab's devices, yield to others",
+    )
+    max_create_bytes: int = Field(
+        default=2 << 30, ge=1 << 20, description="most memory for checking a topology, in bytes"
+    )
+    max_log_bytes: int = Field(
+        default=32 << 20,
+        ge=4,
+        description="most of netlab's output that is kept of a lab, in bytes: its begin and its end",
+    )
+    failed_log_days: Seconds = Field(
+        default=7, description="days for which the log of a lab that did not start is kept"
+    )
+    max_failed_logs: int = Field(default=50, ge=1, description="most logs of labs that did not start that are kept")
+    acquire_poll: PositiveSeconds = Field(
+        default=1, description="seconds between two attempts of a blocking local acquire"
+    )
