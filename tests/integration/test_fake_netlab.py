@@ -421,7 +421,61 @@ def test_the_fakes_run_as_plain_script_files(fake: FakeNetlab, shell: Shell) -> 
     assert shell(sys.executable, module.__file__.replace("netlab.py", "docker.py"), "ps").returncode == 0
 
 
+# Evidence
+
+
+def test_configurations_are_collected_below_what_the_shell_takes_for_the_current_directory(shell: Shell) -> None:
+    shell.write("topo.yml", topology_text(nodes=3).replace("frr", "eos"))
+    shell("netlab", "up", "topo.yml")
+    shell.environment["PWD"] = str(shell.folder.parent)
+    assert shell("netlab", "collect", "-o", "configs", "--limit", "r1,r3").returncode == 0
+    assert list((shell.folder / "configs").iterdir()) == []
+    written = shell.folder.parent / "configs"
+    assert sorted(path.name for path in written.iterdir()) == ["r1.cfg", "r3.cfg"]
+    assert "hostname r1\n" in (written / "r1.cfg").read_text()
+
+
+def test_a_collection_that_fails_has_the_configurations_of_those_that_answered(fake: FakeNetlab, shell: Shell) -> None:
+    shell.environment["PWD"] = str(shell.folder)
+    shell("netlab", "up", "topo.yml")
+    fake.control(fail="collect")
+    failed = shell("netlab", "collect")
+    assert failed.returncode == 1
+    assert "Executing Ansible playbook" in failed.stderr
+    assert sorted(path.name for path in (shell.folder / "config").iterdir()) == ["r1-daemons", "r1.cfg"]
+    assert "Cannot create output directory" in shell("netlab", "collect", "-o", "no/such").stderr
+
+
+def test_a_graph_is_drawn_where_graphviz_is(fake: FakeNetlab, shell: Shell) -> None:
+    shell.environment["PATH"] = str(fake.bin)
+    shell("netlab", "up", "topo.yml")
+    shown = shell("netlab", "graph", "lab.svg")
+    assert (shown.returncode, shown.stdout) == (0, "Created graph file lab.dot in topology format\n")
+    assert "Cannot find the dot command" in shown.stderr
+    assert ' "r1" -- "r2"\n' in (shell.folder / "lab.dot").read_text()
+
+    dot = fake.bin / "dot"
+    dot.write_text('#!/bin/sh\necho "<svg/>" >"$5"\n')
+    dot.chmod(0o755)
+    assert shell("netlab", "graph", "lab.svg").stderr == ""
+    assert (shell.folder / "lab.svg").read_text() == "<svg/>\n"
+
+
 # docker
+
+
+def test_docker_tells_what_a_container_has_printed_and_runs_its_shell(fake: FakeNetlab, shell: Shell) -> None:
+    shell("netlab", "up", "topo.yml")
+    fake.control(log_bytes=1000)
+    printed = shell("docker", "logs", "clab-lab-r1")
+    assert printed.stdout == "Starting watchfrr\n"
+    assert len(printed.stderr.splitlines()) == 11
+    assert len(shell("docker", "logs", "--timestamps", "--tail=2", "clab-lab-r1").stderr.splitlines()) == 2
+    shown = shell("docker", "exec", "clab-lab-r2", "vtysh", "-c", "show running-config")
+    assert "hostname r2\n" in shown.stdout
+    for command in ("logs", "exec"):
+        missing = shell("docker", command, "nothing", *(["true"] if command == "exec" else []))
+        assert missing.stderr == "Error response from daemon: No such container: nothing\n"
 
 
 def test_docker_lists_the_containers_of_a_lab(fake: FakeNetlab, shell: Shell) -> None:
@@ -518,6 +572,9 @@ def life(shell: Shell, answer: str, *extra: str) -> list[Any]:
     story.append([interface["ipv4"] for raw in devices.values() for interface in raw["interfaces"]])
     story.append(devices["r1"] == json.loads(shell("netlab", "inspect", "--node", "r1", "--format", "json").stdout))
     story.append(outcome(shell("netlab", "validate")))
+    story.append(outcome(shell("netlab", "graph", "picture.dot")))
+    lines = (shell.folder / "picture.dot").read_text().splitlines()
+    story.append([line.strip() for line in lines if line.strip().startswith(('"', "label="))])
     story.append(outcome(shell("netlab", "down", "--cleanup")))
     story.append(shell.files())
     story.append(outcome(shell("netlab", "down", "--cleanup")))

@@ -59,6 +59,10 @@ def pids(directory: Path) -> list[int]:
     return [int(word) for word in ready.read_text().split()]
 
 
+def test_a_command_finds_its_directory_where_a_shell_would_tell_it(tmp_path: Path) -> None:
+    assert run("import os; print(os.environ['PWD'])", tmp_path) == f"{tmp_path}\n"
+
+
 # Its end
 
 

@@ -143,7 +143,7 @@ def run_netlab(
         process = preloaded.take() if preloaded and log else None
         if process and log:
             order = {"arguments": arguments, "directory": str(directory), "log": str(log)}
-            answer = json.dumps({**order, "environment": {LAB_ID_VARIABLE: lab_id}}) + "\n" + answer
+            answer = json.dumps({**order, "environment": _environment_in(directory, lab_id)}) + "\n" + answer
         else:
             process = _start(words, directory, lab_id, output, errors)
         _limit(process, memory, niceness)
@@ -170,12 +170,17 @@ def _start(
     return psutil.Popen(
         [command, *words[1:]],
         cwd=directory,
-        env={**os.environ, **_ENVIRONMENT, "PATH": _search_path(command), LAB_ID_VARIABLE: lab_id},
+        env={**os.environ, **_ENVIRONMENT, "PATH": _search_path(command), **_environment_in(directory, lab_id)},
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=errors,
         start_new_session=True,
     )
+
+
+def _environment_in(directory: Path, lab_id: str) -> dict[str, str]:
+    """What differs from lab to lab. netlab's playbooks take `PWD`, as a shell sets it, for the current directory."""
+    return {"PWD": str(directory), LAB_ID_VARIABLE: lab_id}
 
 
 def find_command(command: str) -> str | None:
@@ -198,10 +203,19 @@ def run_docker(
     timeout: float,
     niceness: int = 0,
     interrupt: threading.Event | None = None,
+    log: Path | None = None,
+    max_log_bytes: int | None = None,
 ) -> str:
     """Run `docker ARGUMENTS` and return its standard output. Arguments and exceptions as for `run_netlab`."""
     return run_netlab(
-        arguments, directory=Path("/"), command=command, timeout=timeout, niceness=niceness, interrupt=interrupt
+        arguments,
+        directory=Path("/"),
+        command=command,
+        timeout=timeout,
+        niceness=niceness,
+        interrupt=interrupt,
+        log=log,
+        max_log_bytes=max_log_bytes,
     )
 
 

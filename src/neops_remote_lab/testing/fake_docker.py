@@ -1,7 +1,8 @@
 """A stand-in for the ``docker`` program over the containers and networks of the fake netlab, in Docker's words.
 
-It knows ``ps``, ``rm``, ``inspect``, ``network ls|inspect|rm``, ``version`` and ``--version``. See `fake_netlab` for
-the files that it works on and for the knobs ``docker_unreachable`` and ``docker_rm_fails``.
+It knows ``ps``, ``rm``, ``inspect``, ``logs``, ``exec`` of a router's ``vtysh``, ``network ls|inspect|rm``, ``version``
+and ``--version``. See `fake_netlab` for
+the files that it works on and for its knobs.
 """
 
 from __future__ import annotations
@@ -77,11 +78,11 @@ def state_folder() -> Path:
     return Path(os.environ.get("FAKE_NETLAB_STATE") or Path.home() / ".fake-netlab")
 
 
-def knob(name: str) -> bool:
+def knob(name: str) -> Any:
     try:
-        return bool(json.loads((state_folder() / "control.json").read_text(encoding="utf-8")).get(name))
+        return json.loads((state_folder() / "control.json").read_text(encoding="utf-8")).get(name)
     except FileNotFoundError:
-        return False
+        return None
 
 
 def load(folder: str, pattern: str) -> list[Data]:
@@ -347,6 +348,45 @@ def run_inspect(args: list[str]) -> None:
     print_details(names, "".join(given(options, "-f", "--format")[-1:]), look, "Error: No such object: {}")
 
 
+# docker logs and exec
+
+
+def run_logs(args: list[str]) -> None:
+    """What a router prints: its start on standard output, its messages on standard error."""
+    options, names = parse(args, "-t --timestamps --details", "-n --tail --since --until")
+    if len(names) != 1:
+        refuse("\"docker logs\" requires exactly 1 argument.\nSee 'docker logs --help'.")
+    container = find(containers(), names[0])
+    if container is None:
+        refuse(f"Error response from daemon: No such container: {names[0]}")
+    stamp = (
+        timestamp(container["created"], "%Y-%m-%dT%H:%M:%S.000000000Z ") if given(options, "-t", "--timestamps") else ""
+    )
+    tail = "".join(given(options, "-n", "--tail")[-1:])
+    messages = [f"{stamp}watchfrr[16]: zebra state -> up : connect succeeded"]
+    messages += [f"{stamp}{'x' * 99}"] * (int(knob("log_bytes") or 0) // 100)
+    say(f"{stamp}Starting watchfrr")
+    for line in messages[-int(tail) :] if tail.isdecimal() else messages:
+        complain(line)
+
+
+def run_exec(args: list[str]) -> None:
+    if len(args) < 2:
+        refuse("\"docker exec\" requires at least 2 arguments.\nSee 'docker exec --help'.")
+    name, *command = args
+    container = find(containers(), name)
+    if container is None:
+        refuse(f"Error response from daemon: No such container: {name}")
+    if command[:2] != ["vtysh", "-c"]:
+        refuse(f'OCI runtime exec failed: exec failed: exec: "{command[0]}": executable file not found in $PATH', 127)
+    if knob("docker_exec_fails"):
+        refuse("vtysh: failed to connect to any daemons.")
+    if command[2] != "show running-config":
+        refuse(f"% Unknown command: {command[2]}")
+    node = container["labels"]["clab-node-name"]
+    say(f"Building configuration...\n\nCurrent configuration:\n!\nfrr version 10.3\nhostname {node}\n!\nend")
+
+
 # docker network and version
 
 
@@ -430,6 +470,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ps": run_ps,
     "rm": run_rm,
     "inspect": run_inspect,
+    "logs": run_logs,
+    "exec": run_exec,
     "network": run_network,
     "version": run_version,
 }

@@ -55,11 +55,14 @@ KNOBS = {
     "down_seconds": "how long the provider takes before it removes the first node",
     "inspect_seconds": "how long each inspect takes",
     "status_seconds": "how long each status takes",
+    "collect_seconds": "how long the collection of configurations takes",
+    "graph_seconds": "how long a graph takes",
     "fail": "what fails, one or a list: create, probe, start (half-way), config, down (with --force it goes on, and "
-    "leaves the nodes), down_probe (exit status 0, nothing done), inspect, expression, status, validate, version",
+    "leaves the nodes), down_probe (exit status 0, nothing done), inspect, expression, status, validate, "
+    "collect (half-way), graph, version",
     "fail_times": "only the next N that would fail do so",
     "hang": "the phase that never ends: create, probe, start (half-way), config, down, inspect, status, "
-    "defaults, version",
+    "collect, graph, defaults, version",
     "stubborn": "a hanging process ignores SIGTERM, SIGINT and SIGHUP",
     "hang_child": "a hanging process has a child that hangs as well and holds its output open",
     "spam_bytes": "how much is printed in the first phase of each process",
@@ -69,6 +72,8 @@ KNOBS = {
     "traceback": "die with a Python traceback: true for the first phase, or the name of one",
     "docker_unreachable": "the Docker daemon does not answer: docker fails, and so do netlab's probes",
     "docker_rm_fails": "docker rm fails",
+    "docker_exec_fails": "a command in a container fails",
+    "log_bytes": "how much each container has printed",
 }
 
 PROVIDER_FILE = {"clab": "clab.yml", "external": "external.txt", "libvirt": "Vagrantfile"}
@@ -1367,11 +1372,127 @@ def run_version(run: Run, args: list[str]) -> None:
     say(f"netlab version {VERSION}\n  executable location: {run.argv[0]}\n  no user defaults")
 
 
+# netlab collect and graph
+
+PLAYBOOK = "collect-configs.ansible"
+WITHOUT_CONFIGURATION = ("linux", "none")
+
+
+def run_collect(run: Run, args: list[str]) -> None:
+    """What netlab and its Ansible playbook do together: one is of no use without the other."""
+    flags, valued = "-v --verbose -q --quiet --cleanup", "-o --output --suffix --tar -i --instance -l --limit"
+    options, _ = parse(args, "collect", flags, valued)
+    enter_instance(options)
+    output = options.get("-o") or options.get("--output") or "config"
+    if Path(output).is_dir():
+        import shutil  # noqa: PLC0415  slow to import
+
+        shutil.rmtree(output)
+    try:
+        Path(output).mkdir()
+    except OSError as error:
+        fatal(f"Cannot create output directory {output}: {error}")
+    say(f"cwd: {_cwd()} output: {output}")
+    say(f"\nPLAY [Collect device configurations] {'*' * 43}")
+    if not Path(SNAPSHOT).is_file():
+        say("skipping: no hosts matched")
+        return
+    topology = load_snapshot("collect")
+    run.adopt(topology)
+    run.enter("collect")
+    run.hang("collect")
+    collect(run, topology, options.get("-l") or options.get("--limit"), output)
+
+
+def collect(run: Run, topology: Data, limit: str | None, output: str) -> None:
+    names = [name for name in managed(topology) if limit is None or name in limit.split(",")]
+    # The playbook goes by the shell's idea of the current directory, not by the process's.
+    directory = Path(os.environ["PWD"]) / output
+    directory.mkdir(parents=True, exist_ok=True)
+    failing = not names or run.failing("collect")
+    for name in names[: len(names) // 2] if failing else names:
+        node = topology["nodes"][name]
+        if node["device"] not in WITHOUT_CONFIGURATION:
+            (directory / f"{name}.cfg").write_text(running_config(node), encoding="utf-8")
+        if node["device"] == "frr":
+            (directory / f"{name}-daemons").write_text("zebra=yes\n", encoding="utf-8")
+        say(f"ok: [{name}]")
+    if failing:
+        for name in names[len(names) // 2 :]:
+            say(f'fatal: [{name}]: UNREACHABLE! => {{"changed": false, "msg": "the fake was told to fail"}}')
+        say(f"Error executing ansible-playbook {PLAYBOOK} -e target={output} -e suffix=cfg:")
+        fatal(f"Executing Ansible playbook {PLAYBOOK} failed")
+
+
+def running_config(node: Data) -> str:
+    lines = [f"hostname {node['name']}", "!"]
+    for interface in node["interfaces"]:
+        lines += [f"interface {interface['ifname']}", f" ip address {interface['ipv4']}", "!"]
+    return "\n".join(lines)
+
+
+def run_graph(run: Run, args: list[str]) -> None:
+    valued = "-t --type -i --include -x --exclude --title -f --format -e --engine --instance --topology"
+    options, rest = parse(args, "graph", "-v --verbose -q --quiet", valued, "--snapshot")
+    snapshot = options.get("--snapshot", SNAPSHOT)
+    if not Path(snapshot).is_file():
+        text = f"Could not get the data from {snapshot} or lab topology topology.yml"
+        refuse(text, "graph", "Start the lab or specify an alternate topology file with the --topology flag")
+    topology = load_snapshot("graph", snapshot)
+    run.adopt(topology)
+    run.enter("graph")
+    run.hang("graph")
+    if run.failing("graph"):
+        fatal("Cannot load the graphing output module, aborting")
+    output = Path(rest[0] if rest else "graph.dot")
+    kind = output.suffix[1:]
+    is_picture = kind in words("gif png pdf svg jpg jpeg")
+    source = output.with_suffix(".dot") if is_picture else output
+    try:
+        source.write_text(graph(topology), encoding="utf-8")
+    except OSError as error:
+        fatal(f"Cannot open file {source} for writing: {error}")
+    say(f"Created graph file {source} in topology format")
+    if is_picture:
+        draw(source, kind)
+
+
+def graph(topology: Data) -> str:
+    lines = ["graph {", '  bgcolor="transparent"']
+    for name, node in topology["nodes"].items():
+        shown = node.get("loopback", {}).get("ipv4") or (node["interfaces"] or [{}])[0].get("ipv4", "")
+        lines += [f'  "{name}" [', f'    label="{name} [{node["device"]}]\\n{shown}"', "  ]"]
+    edges = []
+    for link in topology["links"]:
+        ends = [end["node"] for end in link["interfaces"]]
+        if len(ends) == MOST_WITHOUT_BRIDGE:
+            edges.append(f' "{ends[0]}" -- "{ends[1]}"')
+        else:
+            lines.append(f'  {link["bridge"]} [label="{link["bridge"]}"]')
+            edges += [f' "{end}" -- "{link["bridge"]}"' for end in ends]
+    return "\n".join([*lines, *edges, "}"]) + "\n"
+
+
+def draw(source: Path, kind: str) -> None:
+    import shutil  # noqa: PLC0415  slow to import
+
+    if shutil.which("dot") is None:
+        complain("Warning in graph: Cannot find the dot command. You will have to install additional software")
+        complain("... You could use 'netlab install graph' on Ubuntu to install graphviz and D2")
+        return
+    picture = source.with_suffix(f".{kind}")
+    command = ["dot", str(source), "-T", kind, "-o", str(picture)]
+    if os.spawnvp(os.P_WAIT, command[0], command):  # noqa: S606
+        refuse("Failed to create graph file", "graph", f"command: {' '.join(command)}")
+
+
 COMMANDS: dict[str, Callable[[Run, list[str]], None]] = {
+    "collect": run_collect,
     "create": run_create,
     "defaults": run_defaults,
     "up": run_up,
     "down": run_down,
+    "graph": run_graph,
     "inspect": run_inspect,
     "status": run_status,
     "validate": run_validate,
