@@ -18,7 +18,7 @@ RUN  := PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH"
 CODE := src $(foreach folder,tests bench examples,$(if $(wildcard $(folder)/*),$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check format format-check lint types audit test coverage demo bench bench-full build chaos clean
+.PHONY: help venv check docs format format-check lint types audit test coverage demo bench bench-full build chaos clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -39,6 +39,9 @@ $(READY): pyproject.toml
 	@touch $@
 
 check: format-check lint types audit test  ## everything that must pass before a merge
+
+docs: $(READY)  ## write the tables in docs/ that are made from the code; the tests say when they are old
+	$(BIN)/cog -I .ci --verbosity=1 -r docs/*.md
 
 format: $(READY)  ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix-only .

@@ -1,6 +1,8 @@
 """What the documentation must not lack."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,12 @@ def test_every_setting_is_documented_with_its_flag_and_its_variable(field: str) 
     assert len(rows) == 1
     assert f"`{variable(field)}`" in rows[0]
     assert settings_of(Settings)[field].description is not None
+
+
+def test_the_tables_that_are_made_from_the_code_are_up_to_date() -> None:
+    check = [sys.executable, "-m", "cogapp", "-I", ".ci", "--check", "--diff", *map(str, DOCS.glob("*.md"))]
+    done = subprocess.run(check, cwd=DOCS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"make docs\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")
