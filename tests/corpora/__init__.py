@@ -49,7 +49,7 @@ class Upload:
 
     def body(self) -> bytes:
         """The form."""
-        name = self.fields.get("topology_name", "topology.yml")
+        name = _join(self.fields.get("topology_name", ["topology.yml"])).decode()
         parts = [_part("topology", name, self.topology())]
         parts += [_part("extra_files", extra, b"x") for extra in self.fields.get("extra", [])]
         return b"".join(parts) + b"--%s--\r\n" % BOUNDARY.encode()

@@ -1,6 +1,7 @@
 """What the headers of a form and of its parts say.
 
-The multipart library's own parser reads them: the one of the `email` package takes time quadratic in a header's length.
+The multipart library parses them. Its time grows with the number of semicolons times the header's length, so both are
+limited: the length of a part's header by the caller.
 """
 
 from email.utils import decode_rfc2231
@@ -11,6 +12,8 @@ from python_multipart.multipart import parse_options_header
 
 MAX_CONTENT_TYPE: Final = 1024
 """Most characters of the header Content-Type."""
+MAX_SEMICOLONS: Final = 100
+"""Most semicolons of one header, those of file names included."""
 
 
 def boundary_of(content_type: str) -> bytes:
@@ -24,7 +27,7 @@ def boundary_of(content_type: str) -> bytes:
     """
     if len(content_type) > MAX_CONTENT_TYPE:
         raise ValueError(f"the header Content-Type has more than {MAX_CONTENT_TYPE} characters")
-    kind, options = parse_options_header(content_type)
+    kind, options = _parse(content_type.encode("latin-1"))
     if kind != b"multipart/form-data" or not (boundary := options.get(b"boundary")):
         raise ValueError("the body must be multipart/form-data with the file field 'topology'")
     return boundary
@@ -34,9 +37,9 @@ def names_of(disposition: bytes) -> tuple[str | None, str | None]:
     """The field and the file name of a part, from its Content-Disposition; None for what it lacks.
 
     Raises:
-        ValueError: a name is not UTF-8.
+        ValueError: a name is not UTF-8, or there are too many parameters.
     """
-    options = parse_options_header(disposition)[1]
+    _, options = _parse(disposition)
     field, file_name = options.get(b"name"), options.get(b"filename")
     return (
         None if field is None else _decode(field),
@@ -47,13 +50,19 @@ def names_of(disposition: bytes) -> tuple[str | None, str | None]:
 def _extended_file_name(disposition: bytes) -> str | None:
     """The file name in the notation of RFC 2231, which older HTTP libraries use for names that are not ASCII."""
     # The library leaves such parameters out, so the parameter gets another name for it.
-    renamed = parse_options_header(disposition.replace(b"filename*=", b"extended="))[1].get(b"extended")
+    renamed = _parse(disposition.replace(b"filename*=", b"extended="))[1].get(b"extended")
     if renamed is None:
         return None
     try:
         return unquote(decode_rfc2231(renamed.decode("ascii"))[2], errors="strict")
     except UnicodeDecodeError as error:
         raise _not_utf8(renamed) from error
+
+
+def _parse(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    if header.count(b";") > MAX_SEMICOLONS:
+        raise ValueError(f"a header of the form has more than {MAX_SEMICOLONS} semicolons")
+    return parse_options_header(header)
 
 
 def _decode(name: bytes) -> str:

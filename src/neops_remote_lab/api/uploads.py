@@ -42,7 +42,7 @@ BATCH_BYTES: Final = 256 * 1024
 MAX_FIELD_BYTES: Final = 4096
 """Longest text field: a relative file name fits in."""
 MAX_HEADER_BYTES: Final = 8192
-"""Longest header of a part."""
+"""Longest header of a part: the longest relative file name fits in, if it is ASCII."""
 MAX_OTHER_PARTS: Final = 16
 """Most parts of the form that are neither extra files nor tell which of them are executable."""
 MAX_SHOWN: Final = 50
@@ -124,14 +124,15 @@ class UploadReceiver:
             boundary_of(content_type),
             {
                 "on_part_begin": self._begin,
-                "on_header_field": lambda data, start, end: self._collect(0, data[start:end]),
-                "on_header_value": lambda data, start, end: self._collect(1, data[start:end]),
+                "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
                 "on_header_end": self._header_end,
                 "on_headers_finished": self._open,
                 "on_part_data": lambda data, start, end: self._write(data[start:end]),
                 "on_part_end": self._close,
                 "on_end": self._end,
             },
+            max_header_size=MAX_HEADER_BYTES,
         )
 
     def feed(self, data: bytes) -> None:
@@ -198,11 +199,6 @@ class UploadReceiver:
         if self._parts > self._max_parts:
             raise _refuse(status.HTTP_413_CONTENT_TOO_LARGE, "the form has too many parts")
         self._headers = []
-
-    def _collect(self, which: int, data: bytes) -> None:
-        self._header[which].extend(data)
-        if len(self._header[which]) > MAX_HEADER_BYTES:
-            raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, "a header of the form is too long")
 
     def _header_end(self) -> None:
         self._headers.append((bytes(self._header[0]).lower(), bytes(self._header[1])))
