@@ -221,6 +221,16 @@ def test_tells_each_change_of_the_position(server: ScriptedServer, connect: Conn
     assert seen == [(2, "ann holds the lab"), (1, "bob"), (0, None)]
 
 
+def test_tells_each_answer_with_the_expected_wait(server: ScriptedServer, connect: Connect) -> None:
+    def expected(seconds: float) -> httpx.Response:
+        return httpx.Response(200, json={"status": "waiting", "position": 1, "eta_seconds": seconds})
+
+    seen: list[float | None] = []
+    server.script(POLL, expected(60), expected(30), active)
+    connect(on_status=lambda status: seen.append(status.eta_seconds)).close()
+    assert seen == [60, 30, None]
+
+
 def test_asks_again_at_once_when_its_position_has_changed(
     server: ScriptedServer, connect: Connect, clock: PausedClock
 ) -> None:

@@ -160,12 +160,13 @@ def calls(path: Path) -> Iterator[tuple[str, str]]:
             yield node.func.value.id, node.func.attr
 
 
-def test_programs_are_started_in_one_place_and_never_through_a_shell() -> None:
+def test_programs_are_started_in_one_place_of_server_and_client_and_never_through_a_shell() -> None:
     starters = {("subprocess", name) for name in ("run", "call", "check_call", "check_output", "Popen")}
     starters |= {("psutil", "Popen"), ("os", "system")}
     found = {name for name, path in modules().items() if starters & set(calls(path))}
-    assert found == {"netlab.process"}
-    assert "shell=True" not in modules()["netlab.process"].read_text(encoding="utf-8")
+    assert found == {"netlab.process", "client.programs"}
+    for name in found:
+        assert "shell=True" not in modules()[name].read_text(encoding="utf-8")
 
 
 def test_the_environment_is_read_in_one_place_a_program() -> None:
@@ -177,7 +178,8 @@ def test_the_environment_is_read_in_one_place_a_program() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         )
     }
-    # `run_netlab` hands it on, the client, the plugin and the commands for people read their own, and the fakes and a
-    # loaded netlab are programs of their own
+    # `run_netlab` and `client.programs` hand it on, the client, the plugin and the commands for people read their own,
+    # and the fakes, a loaded netlab and a keeper of a session are programs of their own
     ours = {name for name in readers if not name.startswith("testing.")}
-    assert ours == {"cli.settings", "client.access", "core.settings", "netlab.process", "netlab.preload"}
+    readers_of_the_server = {"cli.settings", "core.settings", "netlab.process", "netlab.preload"}
+    assert ours == readers_of_the_server | {"client.access", "client.keeper", "client.programs"}

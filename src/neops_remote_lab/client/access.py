@@ -26,6 +26,7 @@ SHOWN_LENGTH: Final = 200
 """Most characters of an address that are shown."""
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Seconds of silence until the other end is probed, seconds between two probes, and how many may stay unanswered."""
+_CREDENTIALS: Final = ("REMOTE_LAB_TOKEN", "REMOTE_LAB_CLIENT_CERT", "REMOTE_LAB_CLIENT_KEY", "REMOTE_LAB_CA_FILE")
 _HTTP: Final = ("http", "https")
 _SOCKS: Final = ("socks5", "socks5h")
 
@@ -49,8 +50,12 @@ class Credentials:
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """The credentials that the environment names; an empty variable counts as not set."""
-        names = ("REMOTE_LAB_TOKEN", "REMOTE_LAB_CLIENT_CERT", "REMOTE_LAB_CLIENT_KEY", "REMOTE_LAB_CA_FILE")
-        return cls(*(environment.get(name) or None for name in names))
+        return cls(*(environment.get(name) or None for name in _CREDENTIALS))
+
+    def environment(self) -> dict[str, str]:
+        """The variables that name these to a program of ours."""
+        values = (self.token, self.client_cert, self.client_key, self.ca_file)
+        return {name: str(value) for name, value in zip(_CREDENTIALS, values, strict=True) if value is not None}
 
     def over(self, other: "Credentials") -> "Credentials":
         """These, and for what is None those of another. A certificate and its key stay together."""

@@ -71,6 +71,7 @@ class RemoteLabClient:
         topologies: topology files that the session is going to need: they are checked while it waits.
         wait: whether the constructor waits for the turn; otherwise `wait_until_active` does.
         on_progress: called with the position and what it waits for whenever the position in the queue changes.
+        on_status: called with each answer about the place in the queue, the expected wait included.
         on_lost: called once, from the heartbeat thread, with the reason why the server ended the session.
         transport: httpx transport to use in place of the network.
         heartbeat_interval: seconds between two signs of life.
@@ -115,6 +116,7 @@ class RemoteLabClient:
         topologies: Sequence[Path] = (),
         wait: bool = True,
         on_progress: Callable[[int, str | None], None] | None = None,
+        on_status: Callable[[SessionStatusResponseDto], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
         transport: httpx.BaseTransport | None = None,
         heartbeat_interval: float = HEARTBEAT_INTERVAL,
@@ -142,6 +144,7 @@ class RemoteLabClient:
         self.session_timeout = session_timeout
         self.lab_acquisition_timeout = lab_acquisition_timeout
         self._on_progress = on_progress
+        self._on_status = on_status
         self._on_lost = on_lost
         self._heartbeat_interval = heartbeat_interval
         self._position = 0
@@ -339,6 +342,8 @@ class RemoteLabClient:
         return status
 
     def _report(self, status: SessionStatusResponseDto) -> None:
+        if self._on_status is not None:
+            self._on_status(status)
         if status.position == self._position:
             return
         self._position = status.position

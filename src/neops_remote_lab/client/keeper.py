@@ -1,0 +1,181 @@
+"""The process that keeps a session alive after the one that opened it has ended.
+
+It ends with the session, or as soon as the session is no longer remembered. A file lock keeps a second one away.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import httpx
+import psutil
+from filelock import FileLock, Timeout
+
+from neops_remote_lab.client import programs
+from neops_remote_lab.client.access import Credentials
+from neops_remote_lab.client.answers import detail_of, parsed, raise_for_error
+from neops_remote_lab.client.connection import GONE, ServerConnection, headers_of
+from neops_remote_lab.client.state import KeptSession, ProcessRecord, StateDirectory
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.codes import SessionState
+from neops_remote_lab.models.queue import QueueDto
+
+__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids and credentials
+
+INTERVAL: Final = 5.0
+"""Seconds between two signs of life."""
+CALL_TIMEOUT: Final = 5.0
+UNREACHABLE_LIMIT: Final = 24 * 3600.0
+"""Seconds after which a server that does not answer is given up: its host may be gone for ever."""
+STOP_TIMEOUT: Final = 5.0
+"""Seconds that a keeper gets to end after the signal."""
+_READY: Final = "ready"
+
+
+def start(kept: KeptSession, url: str, credentials: Credentials | None = None) -> None:
+    """Keep a remembered session alive by a process that outlives this one. No second one is started.
+
+    Args:
+        kept: the session, which `StateDirectory.save` has remembered.
+        url: the server's address, with the user name and the password where it needs them.
+        credentials: what else is needed to get in, where the environment does not say it.
+
+    Raises:
+        RuntimeError: the process has ended at once; the message says why, and where its log is.
+        OSError: it cannot be started.
+    """
+    state = StateDirectory()
+    log = state.path(kept.url, kept.name, ".log")
+    command = [sys.executable, "-P", "-m", __name__, kept.url, kept.name]
+    environment = {"REMOTE_LAB_URL": url} | (credentials or Credentials()).environment()
+    process = programs.start_detached(command, log, environment)
+    if process.stdout is None:
+        raise RuntimeError("the standard output of the process cannot be read")
+    with process.stdout as answer:
+        ready = answer.readline().strip() == _READY
+    if not ready:
+        process.wait()
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"exit status {process.returncode}"
+        raise RuntimeError(f"no process keeps the session alive: {reason} (log: {log})")
+    process.returncode = 0  # nobody waits for it, and no warning is due that it still runs
+
+
+def stop(kept: KeptSession) -> None:
+    """End the process that keeps a session alive, provided it still is the one that is on record."""
+    process = kept.keeper.find() if kept.keeper else None
+    if process is None:
+        return
+    try:
+        process.terminate()
+        process.wait(STOP_TIMEOUT)
+    except psutil.TimeoutExpired:
+        process.kill()
+    except psutil.NoSuchProcess:
+        pass
+
+
+def is_kept(kept: KeptSession) -> bool:
+    """Whether a process keeps a session alive."""
+    return kept.keeper is not None and kept.keeper.find() is not None
+
+
+class Keeper:
+    """Keeps one session alive.
+
+    Args:
+        server: the way to the server.
+        state: where the session is remembered.
+        kept: the session.
+        clock: where the time comes from.
+        pause: waits for as many seconds as it is given.
+    """
+
+    def __init__(
+        self,
+        server: ServerConnection,
+        state: StateDirectory,
+        kept: KeptSession,
+        *,
+        clock: Clock | None = None,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._server = server
+        self._state = state
+        self._kept = kept
+        self._clock = clock or Clock()
+        self._pause = pause
+        self._answered_at = self._clock.monotonic()
+
+    def run(self) -> str:
+        """Send signs of life; returns why there is nothing to keep alive any more."""
+        while (reason := self._reason_to_end()) is None:
+            self._pause(INTERVAL)
+        return reason
+
+    def _reason_to_end(self) -> str | None:
+        found = self._state.find(self._kept.url, self._kept.name)
+        if found is None or found.session_id != self._kept.session_id:
+            return "the session is no longer remembered"
+        try:
+            reason = self._reason_to_leave()
+            if reason is not None:
+                self._server.end_session(self._kept.session_id)
+            else:
+                reason = self._beat()
+        except httpx.HTTPError as error:
+            if self._clock.monotonic() - self._answered_at < UNREACHABLE_LIMIT:
+                return None
+            reason = f"the server has not answered for {UNREACHABLE_LIMIT:.0f} s: {error}"
+        if reason is not None:
+            self._state.forget(self._kept)
+        return reason
+
+    def _reason_to_leave(self) -> str | None:
+        if self._kept.kept_until is not None and self._clock.now() >= self._kept.kept_until:
+            return "the session is over: its time is up"
+        if not self._kept.yields:
+            return None
+        answer = self._server.try_once("GET", "/queue", timeout=CALL_TIMEOUT)
+        raise_for_error(answer)
+        waits = any(entry.status == SessionState.WAITING for entry in parsed(answer, QueueDto).sessions)
+        return "the session is over: another one waits" if waits else None
+
+    def _beat(self) -> str | None:
+        headers = headers_of(self._kept.session_id)
+        answer = self._server.try_once("POST", "/session/heartbeat", timeout=CALL_TIMEOUT, headers=headers)
+        if answer.status_code in GONE:
+            return f"the server has ended the session: {detail_of(answer)}"
+        raise_for_error(answer)
+        self._answered_at = self._clock.monotonic()
+        return None
+
+
+def main(url: str, name: str) -> None:
+    """Be the process that keeps a session alive: with the credentials and the address that the environment has."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    state = StateDirectory()
+    kept = state.find(url, name)
+    if kept is None:
+        sys.exit(f"no session of the name {name} is remembered")
+    lock = FileLock(state.path(url, name, ".lock"), mode=0o600)
+    try:
+        lock.acquire(timeout=STOP_TIMEOUT)  # that of an earlier session may be about to end
+    except Timeout:
+        sys.exit("another process keeps a session of this name alive")
+    kept = kept.model_copy(update={"keeper": ProcessRecord.of()})
+    state.save(kept)
+    with ServerConnection(os.environ["REMOTE_LAB_URL"], name="REMOTE_LAB_URL") as server:
+        os.chdir("/")  # not in the way of anybody who wants to unmount the directory
+        os.write(sys.stdout.fileno(), f"{_READY}\n".encode())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        reason = Keeper(server, state, kept).run()
+    sys.stderr.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {reason}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
