@@ -279,13 +279,13 @@ def fill(database: Path, waiting: int) -> list[str]:
     ids = [os.urandom(16).hex() for _ in range(waiting + 1)]
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
     rows = [
-        (session, LAB_HOST, "waiting" if place else "active", now, None if place else now, now)
+        (session, place, *(("waiting", None, None, None) if place else ("active", LAB_HOST, 1, now)), now, now)
         for place, session in enumerate(ids)
     ]
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.executemany(
-            "INSERT INTO session (session_id, host, state, created_at, activated_at, last_seen_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO session (session_id, rank, state, host, slot, activated_at, created_at, last_seen_at, queue)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'default')",
             rows,
         )
     return ids

@@ -1,4 +1,4 @@
-"""Hosts, sessions, labs and references, with the views for people."""
+"""Queues, hosts, sessions, labs, references and events, with the views for people."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,35 +13,42 @@ IS_A_TIME = (
     " IS replace(substr({0}, 1, 19), 'T', ' ') AND substr({0}, 20) NOT GLOB '*[^0-9.+:]*')"
 )
 
+NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'"
+
 OUTCOMES = (
     *("released", "destroyed", "session_ended", "replaced", "server_ended"),
     *("lost", "rejected", "in_the_way", "failed"),
 )
+EVENTS = (
+    *("session_joined", "session_moved", "session_granted", "session_requeued", "session_ended"),
+    *("lab_starting", "lab_running", "lab_stopping", "lab_ended", "reference_acquired", "reference_released"),
+    *("quarantine_set", "quarantine_lifted"),
+)
 
 VIEWS = {
     "waiting": """
-        SELECT row_number() OVER (PARTITION BY host ORDER BY number) AS place, substr(session_id, 1, 8) AS session,
-               client, purpose, datetime(created_at) AS waits_since, datetime(last_seen_at) AS last_seen, host,
-               session_id
-        FROM session WHERE state = 'waiting' ORDER BY host, number
+        SELECT row_number() OVER (PARTITION BY queue ORDER BY rank, number) AS place,
+               substr(session_id, 1, 8) AS session, client, purpose, datetime(created_at) AS waits_since,
+               datetime(last_seen_at) AS last_seen, queue, rank, session_id
+        FROM session WHERE state = 'waiting' ORDER BY queue, rank, number
     """,
     "active": """
         SELECT substr(session_id, 1, 8) AS session, client, purpose, datetime(activated_at) AS active_since,
-               datetime(last_seen_at) AS last_seen, host, session_id
-        FROM session WHERE state = 'active' ORDER BY host
+               datetime(last_seen_at) AS last_seen, host, slot, session_id
+        FROM session WHERE state = 'active' ORDER BY host, slot
     """,
     "current_lab": """
         SELECT lab.topology, lab.state, datetime(lab.started_at) AS since, substr(lab.session_id, 1, 8) AS session,
                session.client,
                (SELECT count(*) FROM lab_reference r WHERE r.lab_id = lab.lab_id AND r.released_at IS NULL)
                    AS references_held,
-               json_array_length(lab.devices) AS devices, lab.work_dir, lab.host, lab.lab_id
+               json_array_length(lab.devices) AS devices, lab.work_dir, lab.host, lab.slot, lab.lab_id
         FROM lab LEFT JOIN session ON session.session_id = lab.session_id
-        WHERE lab.state <> 'ended' ORDER BY lab.host
+        WHERE lab.state <> 'ended' ORDER BY lab.host, lab.slot
     """,
     "held_references": """
         SELECT lab.topology, substr(r.session_id, 1, 8) AS session, session.client,
-               datetime(r.acquired_at) AS held_since, lab.host, r.number
+               datetime(r.acquired_at) AS held_since, lab.host, lab.slot, r.number
         FROM lab_reference r JOIN lab ON lab.lab_id = r.lab_id
         LEFT JOIN session ON session.session_id = r.session_id
         WHERE r.released_at IS NULL ORDER BY r.number
@@ -53,15 +60,22 @@ VIEWS = {
                CAST(round((julianday(coalesce(activated_at, ended_at)) - julianday(created_at)) * 86400) AS INTEGER)
                    AS waited_seconds,
                CAST(round((julianday(ended_at) - julianday(activated_at)) * 86400) AS INTEGER) AS held_seconds,
-               host, session_id
+               queue, host, slot, session_id
         FROM session WHERE state = 'ended' ORDER BY ended_at DESC
     """,
     "lab_history": """
         SELECT topology, datetime(started_at) AS started, datetime(ended_at) AS ended, outcome_code,
                outcome_detail AS outcome,
                CAST(round((julianday(running_at) - julianday(started_at)) * 86400) AS INTEGER) AS start_seconds,
-               substr(session_id, 1, 8) AS session, host, lab_id
+               substr(session_id, 1, 8) AS session, host, slot, lab_id
         FROM lab WHERE state = 'ended' ORDER BY ended_at DESC
+    """,
+    "recent_events": """
+        SELECT datetime(event.at) AS time, event.what, substr(event.session_id, 1, 8) AS session, session.client,
+               lab.topology, event.code, event.detail, event.host, event.slot, event.session_id, event.lab_id,
+               event.number
+        FROM event LEFT JOIN session ON session.session_id = event.session_id
+        LEFT JOIN lab ON lab.lab_id = event.lab_id ORDER BY event.number DESC
     """,
     "quarantine": """
         SELECT name AS host, datetime(quarantined_at) AS since, quarantined_by, quarantine_reason AS reason
@@ -69,30 +83,139 @@ VIEWS = {
     """,
 }
 
-# A person who ends a session sets `state` alone; when and by whom is filled in.
-ENDED_BY_HAND = """
-    CREATE TRIGGER session_ended_by_hand AFTER UPDATE OF state ON session
-    WHEN NEW.state = 'ended' AND (NEW.ended_at IS NULL OR NEW.end_code IS NULL OR NEW.end_detail IS NULL)
+# They write the events, fill in what a person leaves out who changes a state or a quarantine with SQL, and keep the
+# queue's counter ahead of every rank.
+TRIGGERS = (
+    """
+    CREATE TRIGGER session_joined AFTER INSERT ON session
     BEGIN
-        UPDATE session SET ended_at = coalesce(ended_at, strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'),
+        UPDATE queue SET last_rank = max(last_rank, NEW.rank) WHERE name = NEW.queue;
+        INSERT INTO event (at, what, session_id) VALUES (NEW.created_at, 'session_joined', NEW.session_id);
+    END
+    """,
+    f"""
+    CREATE TRIGGER session_moved AFTER UPDATE OF rank ON session
+    WHEN NEW.rank <> OLD.rank
+    BEGIN
+        UPDATE queue SET last_rank = max(last_rank, NEW.rank) WHERE name = NEW.queue;
+        INSERT INTO event (at, what, session_id, detail)
+        VALUES ({NOW}, 'session_moved', NEW.session_id, 'from rank ' || OLD.rank || ' to rank ' || NEW.rank);
+    END
+    """,
+    f"""
+    CREATE TRIGGER session_granted AFTER UPDATE OF state ON session
+    WHEN NEW.state = 'active' AND OLD.state <> 'active'
+    BEGIN
+        UPDATE session
+        SET activated_at = coalesce(activated_at, {NOW}),
+            slot = coalesce(slot, 1),
+            host = coalesce(host, (
+                SELECT name FROM lab_host WHERE queue = NEW.queue ORDER BY EXISTS (
+                    SELECT 1 FROM session AS busy WHERE busy.host = name AND busy.slot = 1 AND busy.state = 'active'
+                ), name LIMIT 1
+            ))
+        WHERE number = NEW.number AND (activated_at IS NULL OR host IS NULL OR slot IS NULL);
+        SELECT RAISE(ABORT, 'constraint failed: no host serves the queue of this session')
+        FROM session WHERE number = NEW.number AND host IS NULL;
+        INSERT INTO event (at, what, session_id, host, slot)
+        SELECT activated_at, 'session_granted', session_id, host, slot FROM session WHERE number = NEW.number;
+    END
+    """,
+    f"""
+    CREATE TRIGGER session_requeued AFTER UPDATE OF state ON session
+    WHEN NEW.state = 'waiting' AND OLD.state <> 'waiting'
+    BEGIN
+        UPDATE session
+        SET host = NULL, slot = NULL, activated_at = NULL, ended_at = NULL, end_code = NULL, end_detail = NULL
+        WHERE number = NEW.number;
+        INSERT INTO event (at, what, session_id, host, slot)
+        VALUES ({NOW}, 'session_requeued', NEW.session_id, OLD.host, OLD.slot);
+    END
+    """,
+    f"""
+    CREATE TRIGGER session_ended AFTER UPDATE OF state ON session
+    WHEN NEW.state = 'ended' AND OLD.state <> 'ended'
+    BEGIN
+        UPDATE session SET ended_at = coalesce(ended_at, {NOW}),
                            end_code = coalesce(end_code, 'operator'),
                            end_detail = coalesce(end_detail, 'ended by an operator')
-        WHERE number = NEW.number;
+        WHERE number = NEW.number AND (ended_at IS NULL OR end_code IS NULL OR end_detail IS NULL);
+        INSERT INTO event (at, what, session_id, host, slot, code, detail)
+        SELECT ended_at, 'session_ended', session_id, host, slot, end_code, end_detail
+        FROM session WHERE number = NEW.number;
     END
-"""
-# A person who sets or lifts a quarantine writes the reason alone; the server writes the time with it.
-QUARANTINED_BY_HAND = """
-    CREATE TRIGGER lab_host_quarantined_by_hand AFTER UPDATE OF quarantine_reason ON lab_host
-    WHEN NEW.quarantine_reason IS NOT OLD.quarantine_reason
-         AND (NEW.quarantined_by IS NULL OR NEW.quarantined_at IS OLD.quarantined_at)
+    """,
+    f"""
+    CREATE TRIGGER session_removed AFTER DELETE ON session
+    WHEN OLD.state <> 'ended'
     BEGIN
-        UPDATE lab_host
-        SET quarantined_by = CASE WHEN quarantine_reason IS NOT NULL THEN 'operator' END,
-            quarantined_at = CASE WHEN quarantine_reason IS NOT NULL
-                                  THEN strftime('%Y-%m-%d %H:%M:%f', 'now') || '000' END
-        WHERE name = NEW.name;
+        INSERT INTO event (at, what, session_id, host, slot, code, detail)
+        VALUES ({NOW}, 'session_ended', OLD.session_id, OLD.host, OLD.slot, 'operator', 'removed by an operator');
     END
-"""
+    """,
+    """
+    CREATE TRIGGER lab_starting AFTER INSERT ON lab
+    BEGIN
+        INSERT INTO event (at, what, session_id, lab_id, host, slot)
+        VALUES (NEW.started_at, 'lab_starting', NEW.session_id, NEW.lab_id, NEW.host, NEW.slot);
+    END
+    """,
+    f"""
+    CREATE TRIGGER lab_changed AFTER UPDATE OF state ON lab
+    WHEN NEW.state <> OLD.state
+    BEGIN
+        INSERT INTO event (at, what, session_id, lab_id, host, slot, code, detail)
+        VALUES (
+            coalesce(CASE NEW.state WHEN 'running' THEN NEW.running_at WHEN 'ended' THEN NEW.ended_at END, {NOW}),
+            'lab_' || NEW.state, NEW.session_id, NEW.lab_id, NEW.host, NEW.slot, NEW.outcome_code, NEW.outcome_detail
+        );
+    END
+    """,
+    """
+    CREATE TRIGGER reference_acquired AFTER INSERT ON lab_reference
+    BEGIN
+        INSERT INTO event (at, what, session_id, lab_id, host, slot)
+        SELECT NEW.acquired_at, 'reference_acquired', NEW.session_id, NEW.lab_id, host, slot
+        FROM lab WHERE lab_id = NEW.lab_id;
+    END
+    """,
+    """
+    CREATE TRIGGER reference_released AFTER UPDATE OF released_at ON lab_reference
+    WHEN OLD.released_at IS NULL AND NEW.released_at IS NOT NULL
+    BEGIN
+        INSERT INTO event (at, what, session_id, lab_id, host, slot)
+        SELECT NEW.released_at, 'reference_released', NEW.session_id, NEW.lab_id, host, slot
+        FROM lab WHERE lab_id = NEW.lab_id;
+    END
+    """,
+    # The server writes who and when together with why; a person writes why alone.
+    f"""
+    CREATE TRIGGER lab_host_quarantined AFTER UPDATE OF quarantine_reason ON lab_host
+    WHEN NEW.quarantine_reason IS NOT OLD.quarantine_reason AND NEW.quarantine_reason IS NOT NULL
+    BEGIN
+        UPDATE lab_host SET quarantined_by = 'operator', quarantined_at = {NOW}
+        WHERE name = NEW.name AND (quarantined_by IS NULL OR quarantined_at IS OLD.quarantined_at);
+        INSERT INTO event (at, what, host, code, detail)
+        SELECT quarantined_at, 'quarantine_set', name, quarantined_by, quarantine_reason
+        FROM lab_host WHERE name = NEW.name;
+    END
+    """,
+    f"""
+    CREATE TRIGGER lab_host_quarantine_lifted AFTER UPDATE OF quarantine_reason ON lab_host
+    WHEN NEW.quarantine_reason IS NULL AND OLD.quarantine_reason IS NOT NULL
+    BEGIN
+        UPDATE lab_host SET quarantined_by = NULL, quarantined_at = NULL WHERE name = NEW.name;
+        INSERT INTO event (at, what, host, code, detail)
+        VALUES ({NOW}, 'quarantine_lifted', NEW.name, OLD.quarantined_by, OLD.quarantine_reason);
+    END
+    """,
+    """
+    CREATE TRIGGER event_unchanged BEFORE UPDATE ON event
+    BEGIN
+        SELECT RAISE(ABORT, 'constraint failed: an event is never changed');
+    END
+    """,
+)
 
 
 def _is_a_time(table: str, *columns: str) -> list[sa.CheckConstraint]:
@@ -105,23 +228,60 @@ def _one_of(table: str, column: str, *codes: str) -> sa.CheckConstraint:
 
 
 def upgrade() -> None:
+    queue = op.create_table(
+        "queue",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("last_rank", sa.Integer, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_queue"),
+    )
+    op.bulk_insert(queue, [{"name": "default", "last_rank": 0}])
     op.create_table(
         "lab_host",
         sa.Column("name", sa.Text, nullable=False),
+        sa.Column("queue", sa.Text, nullable=False),
         sa.Column("boot_id", sa.Text),
         sa.Column("quarantined_at", TIME),
         sa.Column("quarantined_by", sa.Text),
         sa.Column("quarantine_reason", sa.Text),
         sa.PrimaryKeyConstraint("name", name="pk_lab_host"),
+        sa.ForeignKeyConstraint(["queue"], ["queue.name"], name="fk_lab_host_queue"),
         _one_of("lab_host", "quarantined_by", "server", "operator"),
         *_is_a_time("lab_host", "quarantined_at"),
     )
+    _create_session()
+    _create_lab()
+    op.create_table(
+        "event",
+        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("at", TIME, nullable=False),
+        sa.Column("what", sa.Text, nullable=False),
+        sa.Column("session_id", sa.Text),
+        sa.Column("lab_id", sa.Text),
+        sa.Column("host", sa.Text),
+        sa.Column("slot", sa.Integer),
+        sa.Column("code", sa.Text),
+        sa.Column("detail", sa.Text),
+        sa.PrimaryKeyConstraint("number", name="pk_event"),
+        _one_of("event", "what", *EVENTS),
+        sqlite_autoincrement=True,
+    )
+    for name, query in VIEWS.items():
+        op.execute(f"CREATE VIEW {name} AS {query}")
+    for trigger in TRIGGERS:
+        op.execute(trigger)
+
+
+def _create_session() -> None:
     op.create_table(
         "session",
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("session_id", sa.Text, nullable=False),
-        sa.Column("host", sa.Text, nullable=False),
+        sa.Column("queue", sa.Text, nullable=False),
+        sa.Column("rank", sa.Integer, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
+        sa.Column("host", sa.Text),
+        sa.Column("slot", sa.Integer),
+        sa.Column("owner", sa.Text),
         sa.Column("client", sa.Text),
         sa.Column("purpose", sa.Text),
         sa.Column("idempotency_key", sa.Text),
@@ -133,22 +293,27 @@ def upgrade() -> None:
         sa.Column("end_detail", sa.Text),
         sa.PrimaryKeyConstraint("number", name="pk_session"),
         sa.UniqueConstraint("session_id", name="uq_session_session_id"),
+        sa.ForeignKeyConstraint(["queue"], ["queue.name"], name="fk_session_queue"),
         _one_of("session", "state", "waiting", "active", "ended"),
         _one_of("session", "end_code", "client", "stale", "max_hold", "operator"),
         *_is_a_time("session", "created_at", "activated_at", "last_seen_at", "ended_at"),
         sqlite_autoincrement=True,
     )
     active, waiting, ended = (sa.text(f"state = '{state}'") for state in ("active", "waiting", "ended"))
-    live = sa.text("state IN ('waiting', 'active')")
-    op.create_index("uq_session_active_host", "session", ["host"], unique=True, sqlite_where=active)
-    op.create_index("ix_session_waiting", "session", ["host", "number"], sqlite_where=waiting)
-    op.create_index("uq_session_live_key", "session", ["host", "idempotency_key"], unique=True, sqlite_where=live)
+    keyed = sa.text("idempotency_key IS NOT NULL AND state IN ('waiting', 'active')")
+    op.create_index("uq_session_active_slot", "session", ["host", "slot"], unique=True, sqlite_where=active)
+    op.create_index("ix_session_waiting", "session", ["queue", "rank"], sqlite_where=waiting)
+    op.create_index("uq_session_live_key", "session", ["queue", "idempotency_key"], unique=True, sqlite_where=keyed)
     op.create_index("ix_session_ended_at", "session", ["ended_at"], sqlite_where=ended)
+
+
+def _create_lab() -> None:
     op.create_table(
         "lab",
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("lab_id", sa.Text, nullable=False),
         sa.Column("host", sa.Text, nullable=False),
+        sa.Column("slot", sa.Integer, nullable=False),
         sa.Column("session_id", sa.Text, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("topology", sa.Text, nullable=False),
@@ -168,8 +333,8 @@ def upgrade() -> None:
         *_is_a_time("lab", "started_at", "running_at", "ended_at"),
         sqlite_autoincrement=True,
     )
-    live = sa.text("state IN ('starting', 'running', 'stopping')")
-    op.create_index("uq_lab_live_host", "lab", ["host"], unique=True, sqlite_where=live)
+    live, ended = sa.text("state IN ('starting', 'running', 'stopping')"), sa.text("state = 'ended'")
+    op.create_index("uq_lab_live_slot", "lab", ["host", "slot"], unique=True, sqlite_where=live)
     op.create_index("ix_lab_session_id", "lab", ["session_id"])
     op.create_index("ix_lab_ended_at", "lab", ["ended_at"], sqlite_where=ended)
     op.create_table(
@@ -189,14 +354,10 @@ def upgrade() -> None:
     columns = ["session_id", "idempotency_key"]
     op.create_index("uq_lab_reference_key", "lab_reference", columns, unique=True, sqlite_where=keyed)
     op.create_index("ix_lab_reference_lab_id", "lab_reference", ["lab_id"])
-    for name, query in VIEWS.items():
-        op.execute(f"CREATE VIEW {name} AS {query}")
-    op.execute(ENDED_BY_HAND)
-    op.execute(QUARANTINED_BY_HAND)
 
 
 def downgrade() -> None:
     for name in VIEWS:
         op.execute(f"DROP VIEW {name}")
-    for table in ("lab_reference", "lab", "session", "lab_host"):
+    for table in ("event", "lab_reference", "lab", "session", "lab_host", "queue"):
         op.drop_table(table)

@@ -488,7 +488,7 @@ def test_who_holds_for_too_long_is_ended_although_it_calls(tmp_path: Path) -> No
 
 def test_an_operator_moves_the_queue_with_sql(server: LabServer) -> None:
     holder, first, second = (server.join() for _ in range(3))
-    swap = "UPDATE session SET number = ? WHERE session_id = ?"
+    swap = "UPDATE session SET rank = ? WHERE session_id = ?"
     numbers = dict(sql(server.database, "SELECT session_id, number FROM session WHERE state = 'waiting'"))
     for number, session_id in ((-1, first), (numbers[first], second), (numbers[second], first)):
         sql(server.database, swap, number, session_id)

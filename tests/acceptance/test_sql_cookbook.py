@@ -206,6 +206,32 @@ def test_history_and_statistics(server: LabServer) -> None:
     assert "exit status 1" in failures[0][3]
 
 
+def test_what_has_happened(server: LabServer) -> None:
+    first, second = server.join(client=CLIENT), server.join()
+    assert server.acquire(first, TOPOLOGY).status_code == 200
+    sql(server.database, recipe("Change the order", 0, second))
+    sql(server.database, recipe("End a session", 1))
+    takes_effect(lambda: is_active(server, second))
+    wait_until(server.is_clean)
+    wait_until(lambda: sql(server.database, "SELECT state FROM lab ORDER BY number DESC LIMIT 1") == [("ended",)])
+    story = sql(server.database, recipe("What has happened", 1, first))
+    assert [(what, topology, code) for _, what, topology, _, code, _ in story] == [
+        ("session_joined", None, None),
+        ("session_granted", None, None),
+        ("lab_starting", "topology.yml", None),
+        ("lab_running", "topology.yml", None),
+        ("reference_acquired", "topology.yml", None),
+        ("session_ended", None, "operator"),
+        ("lab_stopping", "topology.yml", None),
+        ("reference_released", "topology.yml", None),
+        ("lab_ended", "topology.yml", "session_ended"),
+    ]
+    assert story[5][5] == "the lab host is needed for a demo"
+    latest = sql(server.database, recipe("What has happened", 0))
+    assert {row[1] for row in latest} >= {"session_moved", "session_granted"}
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row[0]) for row in latest)
+
+
 @pytest.mark.parametrize("number", range(len(RECIPES["What is refused"])))
 def test_what_breaks_a_promise_is_refused(server: LabServer, number: int) -> None:
     sessions = [server.join() for _ in range(3)]
@@ -261,5 +287,6 @@ def test_every_recipe_has_a_test_above() -> None:
         "Change the order": 2,
         "Stop and go on": 2,
         "History and statistics": 6,
-        "What is refused": 4,
+        "What has happened": 2,
+        "What is refused": 5,
     }

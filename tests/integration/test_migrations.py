@@ -30,11 +30,11 @@ PROJECT = Path(__file__).parents[2]
 SCRIPTS = PROJECT / "alembic"
 
 CONDITIONS = {
-    "uq_session_active_host": "state = 'active'",
+    "uq_session_active_slot": "state = 'active'",
     "ix_session_waiting": "state = 'waiting'",
-    "uq_session_live_key": "state IN ('waiting', 'active')",
+    "uq_session_live_key": "idempotency_key IS NOT NULL AND state IN ('waiting', 'active')",
     "ix_session_ended_at": "state = 'ended'",
-    "uq_lab_live_host": "state IN ('starting', 'running', 'stopping')",
+    "uq_lab_live_slot": "state IN ('starting', 'running', 'stopping')",
     "ix_lab_ended_at": "state = 'ended'",
     "uq_lab_reference_key": "idempotency_key IS NOT NULL AND released_at IS NULL",
 }
@@ -75,7 +75,7 @@ def test_an_empty_database_gets_the_newest_schema(file: Path) -> None:
     migrate(url(file))
     assert sql(file, "SELECT version_num FROM alembic_version") == [(HEAD,)]
     made = schema(file)
-    assert {"table session", "table lab", "table lab_reference", "table lab_host"} <= made.keys()
+    assert {"table session", "table lab", "table lab_reference", "table lab_host", "table event"} <= made.keys()
     assert {"view waiting", "view active", "view current_lab", "view session_history"} <= made.keys()
 
 

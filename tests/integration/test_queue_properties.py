@@ -188,8 +188,9 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(index=st.integers(0, 9), to_front=st.booleans())
     def operator_moves(self, index: int, to_front: bool) -> None:
         session_id = self.model.waiting.pop(index % len(self.model.waiting))
-        number = "(SELECT min(number) - 1 FROM session)" if to_front else "(SELECT max(number) + 1 FROM session)"
-        self.sql(f"UPDATE session SET number = {number} WHERE session_id = ?", session_id)  # noqa: S608
+        ends = "min(rank) - 1" if to_front else "max(rank) + 1"
+        rank = f"(SELECT {ends} FROM session WHERE state = 'waiting')"  # noqa: S608
+        self.sql(f"UPDATE session SET rank = {rank} WHERE session_id = ?", session_id)  # noqa: S608
         self.model.waiting.insert(0 if to_front else len(self.model.waiting), session_id)
         self.model.seen[session_id] = self.clock.seconds  # a session that is touched begins anew
 

@@ -22,16 +22,19 @@ from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.database import Database
 from neops_remote_lab.store.labs import LabStore
 from neops_remote_lab.store.migrate import migrate
-from neops_remote_lab.store.rows import Lab
-from neops_remote_lab.store.sessions import Joining, SessionStore
+from neops_remote_lab.store.rows import Joining, Lab
+from neops_remote_lab.store.sessions import SessionStore
 from tests.chaos.shell import locked, sql
 
 HOST = "lab-7"
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
-ADD_SESSION = "INSERT INTO session (session_id, host, state, created_at, last_seen_at) VALUES (?, ?, ?, ?, ?)"
+ADD_SESSION = (
+    "INSERT INTO session (session_id, host, state, created_at, last_seen_at, queue, rank, slot) "
+    "VALUES (?, ?, ?, ?, ?, 'default', 1, 1)"
+)
 ADD_LAB = (
-    "INSERT INTO lab (lab_id, host, session_id, state, topology, topology_sha256, work_dir, started_at) "
-    "VALUES (?, ?, 'ann', ?, 't.yml', 'x', '/x', ?)"
+    "INSERT INTO lab (lab_id, host, slot, session_id, state, topology, topology_sha256, work_dir, started_at) "
+    "VALUES (?, ?, 1, 'ann', ?, 't.yml', 'x', '/x', ?)"
 )
 
 
@@ -83,8 +86,9 @@ async def join(queue: SessionQueue, key: str | None = None) -> str:
 
 
 def test_a_second_active_session_of_a_host_is_refused(path: Path) -> None:
+    sql(path, "INSERT INTO lab_host (name, queue) VALUES (?, 'default')", HOST)
     sql(path, ADD_SESSION, "ann", HOST, "active", NOON.isoformat(), NOON.isoformat())
-    sql(path, ADD_SESSION, "bob", HOST, "waiting", NOON.isoformat(), NOON.isoformat())
+    sql(path, ADD_SESSION, "bob", None, "waiting", NOON.isoformat(), NOON.isoformat())
     with pytest.raises(sqlite3.IntegrityError):
         sql(path, ADD_SESSION, "cem", HOST, "active", NOON.isoformat(), NOON.isoformat())
     with pytest.raises(sqlite3.IntegrityError):
@@ -105,14 +109,14 @@ def test_a_second_live_lab_of_a_host_is_refused(path: Path, state: str) -> None:
 
 
 def test_two_live_sessions_with_one_key_are_refused(path: Path) -> None:
-    add = "INSERT INTO session (session_id, host, state, idempotency_key, created_at, last_seen_at) VALUES "
-    sql(path, add + "('ann', 'h', 'waiting', 'k', '2026-01-01', '2026-01-01')")
+    add = "INSERT INTO session (session_id, queue, state, idempotency_key, created_at, last_seen_at, rank) VALUES "
+    sql(path, add + "('ann', 'default', 'waiting', 'k', '2026-01-01', '2026-01-01', 1)")
     with pytest.raises(sqlite3.IntegrityError):
-        sql(path, add + "('bob', 'h', 'waiting', 'k', '2026-01-01', '2026-01-01')")
-    sql(path, add + "('cem', 'h', 'waiting', NULL, '2026-01-01', '2026-01-01')")
-    sql(path, add + "('dan', 'h', 'waiting', NULL, '2026-01-01', '2026-01-01')")
+        sql(path, add + "('bob', 'default', 'waiting', 'k', '2026-01-01', '2026-01-01', 1)")
+    sql(path, add + "('cem', 'default', 'waiting', NULL, '2026-01-01', '2026-01-01', 1)")
+    sql(path, add + "('dan', 'default', 'waiting', NULL, '2026-01-01', '2026-01-01', 1)")
     sql(path, "UPDATE session SET state = 'ended' WHERE session_id = 'ann'")
-    sql(path, add + "('bob', 'h', 'waiting', 'k', '2026-01-01', '2026-01-01')")
+    sql(path, add + "('bob', 'default', 'waiting', 'k', '2026-01-01', '2026-01-01', 1)")
 
 
 @pytest.mark.parametrize(
@@ -204,8 +208,9 @@ async def test_a_join_tells_the_place_that_the_session_has_by_then(queue: Sessio
     await queue.end(holder)
 
 
-async def test_the_queue_of_another_host_is_another_queue(database: Database, sessions: SessionStore) -> None:
-    other = SessionStore(database, "lab-8")
+async def test_a_host_serves_its_own_queue(database: Database, sessions: SessionStore) -> None:
+    other = SessionStore(database, "lab-8", "big labs")
+    await other.register_host("boot-1")
     await sessions.join(joining("ann", "k"), promote=True)
     assert (await other.join(joining("bob", "k"), promote=True)).state == "active"
     assert [session.session_id for session in await other.live_sessions()] == ["bob"]
@@ -236,7 +241,7 @@ async def test_no_other_program_ever_sees_a_host_without_its_next_session(path: 
         path,
         "CREATE TRIGGER fail BEFORE UPDATE ON session WHEN NEW.state = 'active' BEGIN SELECT RAISE(ABORT, 'x'); END",
     )
-    with pytest.raises(DBAPIError):
+    with pytest.raises((DBAPIError, sqlite3.Error)):
         await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
     assert sql(path, "SELECT state FROM session ORDER BY number") == [("active",), ("waiting",)]
     sql(path, "DROP TRIGGER fail")
@@ -357,6 +362,121 @@ async def test_a_session_ended_by_hand_gets_its_time_and_reason(path: Path, sess
         assert abs(datetime.now(UTC) - ended) < timedelta(minutes=1)
     assert await sessions.ended("ann") == (EndCode.OPERATOR, "ended by an operator")
     assert await sessions.latest_holds()
+
+
+async def test_a_session_made_active_by_hand_gets_the_free_host_of_its_queue(
+    path: Path, database: Database, sessions: SessionStore
+) -> None:
+    await SessionStore(database, "lab-6").register_host("boot-1")
+    for name in ("ann", "bob", "cem"):
+        await sessions.join(joining(name), promote=True)
+    grant = "UPDATE session SET state = 'active' WHERE session_id = ?"
+    sql(path, grant, "cem")
+    assert sql(path, "SELECT session, host, slot FROM active") == [("cem", "lab-6", 1), ("ann", HOST, 1)]
+    assert sql(path, "SELECT count(*) FROM session WHERE state = 'active' AND activated_at IS NULL") == [(0,)]
+    with pytest.raises(sqlite3.IntegrityError):
+        sql(path, grant, "bob")
+    sql(path, "UPDATE session SET state = 'waiting' WHERE session_id = 'cem'")
+    assert sql(path, "SELECT host, slot, activated_at FROM session WHERE session_id = 'cem'") == [(None, None, None)]
+    assert [session.session_id for session in await sessions.live_sessions()] == ["ann", "bob", "cem"]
+
+
+async def test_a_rank_is_never_given_twice_wherever_an_operator_moves_somebody(
+    path: Path, sessions: SessionStore
+) -> None:
+    for name in ("ann", "bob", "cem"):
+        await sessions.join(joining(name), promote=False)
+    to_the_back = (
+        "UPDATE session SET rank = (SELECT max(rank) + 1 FROM session WHERE state = 'waiting') WHERE session_id = ?"
+    )
+    for _ in range(3):
+        sql(path, to_the_back, "ann")
+        sql(path, to_the_back, "bob")
+    await sessions.join(joining("dan"), promote=False)
+    order = [session.session_id for session in await sessions.live_sessions()]
+    assert order == ["cem", "ann", "bob", "dan"]
+    sql(path, "DELETE FROM session")
+    await sessions.join(joining("eve"), promote=False)
+    ((rank,),) = sql(path, "SELECT rank FROM session")
+    assert rank > len(order) + 6
+
+
+EVENTS = "SELECT what, session_id, lab_id, host, slot, code, detail FROM event ORDER BY number"
+
+
+async def test_each_change_leaves_its_event(path: Path, sessions: SessionStore, labs: LabStore) -> None:
+    for name in ("ann", "bob"):
+        await sessions.join(joining(name, name), promote=True)
+    await sessions.join(joining("again", "bob"), promote=False)
+    await labs.starting(lab("one"), NOON)
+    await labs.running("one", [], NOON + timedelta(seconds=8))
+    await labs.add_reference("one", "ann", None, NOON + timedelta(seconds=9))
+    await labs.release_reference("one", None, NOON + timedelta(seconds=10))
+    await labs.stopping("one")
+    await labs.ended("one", OutcomeCode.RELEASED, "released", NOON + timedelta(seconds=11))
+    await sessions.end(["ann"], EndCode.CLIENT, "done", NOON + timedelta(seconds=12))
+    await sessions.set_quarantine("a bridge is left", NOON + timedelta(seconds=13))
+    await sessions.set_quarantine(None, NOON)
+    place = (HOST, 1)
+    assert sql(path, EVENTS) == [
+        ("session_joined", "ann", None, None, None, None, None),
+        ("session_granted", "ann", None, *place, None, None),
+        ("session_joined", "bob", None, None, None, None, None),
+        ("lab_starting", "ann", "one", *place, None, None),
+        ("lab_running", "ann", "one", *place, None, None),
+        ("reference_acquired", "ann", "one", *place, None, None),
+        ("reference_released", "ann", "one", *place, None, None),
+        ("lab_stopping", "ann", "one", *place, None, None),
+        ("lab_ended", "ann", "one", *place, "released", "released"),
+        ("session_ended", "ann", None, *place, "client", "done"),
+        ("session_granted", "bob", None, *place, None, None),
+        ("quarantine_set", None, None, HOST, None, "server", "a bridge is left"),
+        ("quarantine_lifted", None, None, HOST, None, "server", "a bridge is left"),
+    ]
+    times = [time for (time,) in sql(path, "SELECT time FROM recent_events ORDER BY number")]
+    assert times[0] == times[3] == "2026-05-01 12:00:00"
+    assert (times[4], times[8], times[9]) == ("2026-05-01 12:00:08", "2026-05-01 12:00:11", "2026-05-01 12:00:12")
+    assert sql(path, "SELECT session, client, topology, code FROM recent_events WHERE what = 'lab_ended'") == [
+        ("ann", "ann@office", "t.yml", "released")
+    ]
+
+
+async def test_what_a_person_changes_leaves_its_event_too(path: Path, sessions: SessionStore) -> None:
+    for name in ("ann", "bob", "cem"):
+        await sessions.join(joining(name), promote=False)
+    sql(path, "DELETE FROM event")
+    sql(path, "UPDATE session SET rank = 0 WHERE session_id = 'bob'")
+    sql(path, "UPDATE session SET state = 'active' WHERE session_id = 'bob'")
+    sql(path, "UPDATE session SET state = 'waiting' WHERE session_id = 'bob'")
+    sql(path, "UPDATE session SET state = 'ended' WHERE session_id = 'bob'")
+    sql(path, "DELETE FROM session WHERE session_id = 'ann'")
+    sql(path, "UPDATE lab_host SET quarantine_reason = 'maintenance'")
+    sql(path, "UPDATE lab_host SET quarantine_reason = NULL")
+    place = (HOST, 1)
+    assert sql(path, EVENTS) == [
+        ("session_moved", "bob", None, None, None, None, "from rank 2 to rank 0"),
+        ("session_granted", "bob", None, *place, None, None),
+        ("session_requeued", "bob", None, *place, None, None),
+        ("session_ended", "bob", None, None, None, "operator", "ended by an operator"),
+        ("session_ended", "ann", None, None, None, "operator", "removed by an operator"),
+        ("quarantine_set", None, None, HOST, None, "operator", "maintenance"),
+        ("quarantine_lifted", None, None, HOST, None, "operator", "maintenance"),
+    ]
+    for (at,) in sql(path, "SELECT at FROM event"):
+        assert abs(datetime.now(UTC) - datetime.fromisoformat(at).replace(tzinfo=UTC)) < timedelta(minutes=1)
+
+
+async def test_an_event_is_never_changed_and_is_forgotten_with_the_history(path: Path, sessions: SessionStore) -> None:
+    for days in range(3):
+        await sessions.join(replace(joining(f"s{days}"), now=NOON + timedelta(days=days)), promote=False)
+    with pytest.raises(sqlite3.IntegrityError):
+        sql(path, "UPDATE event SET detail = 'nothing'")
+    await sessions.prune(NOON + timedelta(days=1))
+    assert sql(path, "SELECT session_id FROM event") == [("s1",), ("s2",)]
+    await sessions.prune(NOON + timedelta(days=9))
+    assert sql(path, "SELECT count(*) FROM event") == [(0,)]
+    await sessions.join(replace(joining("s9"), now=NOON + timedelta(days=9)), promote=False)
+    assert sql(path, "SELECT number FROM event") == [(4,)]
 
 
 async def test_a_quarantine_set_by_hand_is_the_operators_and_only_the_operator_lifts_it(

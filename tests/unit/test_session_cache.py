@@ -16,7 +16,7 @@ JOINED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def waiting(number: int, name: str = "") -> Session:
-    return Session(number, name or f"s{number}", SessionState.WAITING, None, None, JOINED, None)
+    return Session(number, number, name or f"s{number}", SessionState.WAITING, None, None, JOINED, None)
 
 
 def active(number: int) -> Session:

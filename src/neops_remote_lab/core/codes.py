@@ -73,6 +73,37 @@ EXPECTED: Final = frozenset(
 """How labs end that end as their session wanted it."""
 
 
+class EventKind(StrEnum):
+    """What an event tells."""
+
+    SESSION_JOINED = "session_joined"
+    """A session joined the queue."""
+    SESSION_MOVED = "session_moved"
+    """A person changed the rank of a session."""
+    SESSION_GRANTED = "session_granted"
+    """A session became active, on a host and a slot."""
+    SESSION_REQUEUED = "session_requeued"
+    """A session waits again."""
+    SESSION_ENDED = "session_ended"
+    """A session ended; the code says why."""
+    LAB_STARTING = "lab_starting"
+    """The start of a lab began."""
+    LAB_RUNNING = "lab_running"
+    """A lab is up."""
+    LAB_STOPPING = "lab_stopping"
+    """The teardown of a lab began."""
+    LAB_ENDED = "lab_ended"
+    """Nothing is left of a lab; the code says how it ended."""
+    REFERENCE_ACQUIRED = "reference_acquired"
+    """An acquire succeeded."""
+    REFERENCE_RELEASED = "reference_released"
+    """A reference was released, or ended with its lab."""
+    QUARANTINE_SET = "quarantine_set"
+    """A host was quarantined; the code says by whom."""
+    QUARANTINE_LIFTED = "quarantine_lifted"
+    """A quarantine was lifted; the code says who had set it."""
+
+
 class QuarantineSource(StrEnum):
     """Who quarantined a lab host."""
 

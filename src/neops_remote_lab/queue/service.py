@@ -20,8 +20,8 @@ from neops_remote_lab.queue.estimates import HoldHistory
 from neops_remote_lab.queue.long_polls import LongPolls
 from neops_remote_lab.queue.session_cache import SessionCache
 from neops_remote_lab.queue.settings import QueueSettings
-from neops_remote_lab.store.rows import EndedSession, Quarantine, Session
-from neops_remote_lab.store.sessions import Joining, SessionStore
+from neops_remote_lab.store.rows import EndedSession, Joining, Quarantine, Session
+from neops_remote_lab.store.sessions import SessionStore
 
 logger = logging.getLogger(__name__)
 

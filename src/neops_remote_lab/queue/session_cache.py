@@ -7,8 +7,11 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from neops_remote_lab.store.rows import Session
+
+_Place: TypeAlias = tuple[int, int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class Difference:
     vanished: frozenset[str]
     """Live before, not any more."""
     changed: frozenset[str]
-    """Live before and after, with another state or number."""
+    """Live before and after, with another state or rank."""
 
 
 class SessionCache:
@@ -29,7 +32,7 @@ class SessionCache:
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
-        self._waiting: list[tuple[int, str]] = []
+        self._waiting: list[_Place] = []
         self._last_seen: OrderedDict[str, float] = OrderedDict()  # the stalest first
         self._open_calls: Counter[str] = Counter()
         self._active: Session | None = None
@@ -45,7 +48,7 @@ class SessionCache:
         """The active session, then the waiting ones, in order."""
         if self._active:
             yield self._active
-        for _, session_id in self._waiting:
+        for *_, session_id in self._waiting:
             yield self._sessions[session_id]
 
     @property
@@ -60,7 +63,7 @@ class SessionCache:
 
     def nearest(self, count: int) -> list[str]:
         """The ids of the first so many who wait, in order."""
-        return [session_id for _, session_id in self._waiting[:count]]
+        return [session_id for *_, session_id in self._waiting[:count]]
 
     def get(self, session_id: str) -> Session | None:
         """A live session."""
@@ -70,7 +73,7 @@ class SessionCache:
         """0: active; 1: next in line; and so on."""
         if session.state == "active":
             return 0
-        return bisect_left(self._waiting, (session.number, session.session_id)) + 1
+        return bisect_left(self._waiting, _place(session)) + 1
 
     def put(self, session: Session, now: float) -> None:
         """Add a session, or replace what is known of it. A session that is put is seen."""
@@ -79,7 +82,7 @@ class SessionCache:
         if session.state == "active":
             self._active, self._active_since = session, now
         else:
-            place = (session.number, session.session_id)
+            place = _place(session)
             self._waiting.insert(bisect_left(self._waiting, place), place)
         self.renew(session.session_id, now)
 
@@ -91,7 +94,7 @@ class SessionCache:
         if session is self._active:
             self._active = None
         else:
-            del self._waiting[bisect_left(self._waiting, (session.number, session_id))]
+            del self._waiting[bisect_left(self._waiting, _place(session))]
         del self._last_seen[session_id]
         if not keep_calls:
             self._open_calls.pop(session_id, None)
@@ -105,7 +108,7 @@ class SessionCache:
         changed = differing & before.keys()
         for session_id in vanished:
             self.drop(session_id)
-        for session_id in changed:  # all out before one comes in: two may have swapped numbers
+        for session_id in changed:  # all out before one comes in: two may have swapped ranks
             self.drop(session_id, keep_calls=True)
         for session_id in differing:
             self.put(truth[session_id], now)
@@ -158,3 +161,7 @@ class SessionCache:
     def held_for(self, now: float) -> float:
         """Seconds since the active session became active (or since this server knows of it)."""
         return now - self._active_since if self._active else 0.0
+
+
+def _place(session: Session) -> _Place:
+    return session.rank, session.number, session.session_id

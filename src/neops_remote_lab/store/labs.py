@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.core.codes import ENDED, LiveLabState, OutcomeCode
 from neops_remote_lab.store.database import Database
-from neops_remote_lab.store.rows import EndedLab, KeyedReference, Lab
+from neops_remote_lab.store.rows import FIRST_SLOT, EndedLab, KeyedReference, Lab
 from neops_remote_lab.store.tables import LAB, LAB_REFERENCE
 
 _COLUMNS = tuple(LAB.c[field.name] for field in fields(Lab))
@@ -17,15 +17,17 @@ _HELD = LAB_REFERENCE.c.released_at.is_(None)
 
 
 class LabStore:
-    """The labs of one host, as rows. At most one is live."""
+    """The labs of one slot of a host, as rows. At most one is live."""
 
-    def __init__(self, database: Database, host: str) -> None:
+    def __init__(self, database: Database, host: str, slot: int = FIRST_SLOT) -> None:
         self._database = database
         self._host = host
+        self._slot = slot
 
     async def live_lab(self) -> Lab | None:
         """The lab that starts, runs or stops; None where there is none."""
-        query = select(*_COLUMNS).where(LAB.c.host == self._host, LAB.c.state.in_(LiveLabState))
+        of_slot = (LAB.c.host == self._host, LAB.c.slot == self._slot)
+        query = select(*_COLUMNS).where(*of_slot, LAB.c.state.in_(LiveLabState))
 
         async def work(connection: AsyncConnection) -> Lab | None:
             row = (await connection.execute(query)).one_or_none()
@@ -37,12 +39,11 @@ class LabStore:
         """Note a lab before netlab is started for it.
 
         Raises:
-            sqlalchemy.exc.IntegrityError: the host has a live lab.
+            sqlalchemy.exc.IntegrityError: the slot has a live lab.
         """
         row = {field.name: getattr(lab, field.name) for field in fields(Lab)}
-        await self._execute(
-            insert(LAB).values(row | {"host": self._host, "started_at": now, "state": LiveLabState.STARTING})
-        )
+        place = {"host": self._host, "slot": self._slot}
+        await self._execute(insert(LAB).values(row | place | {"started_at": now, "state": LiveLabState.STARTING}))
 
     async def running(self, lab_id: str, devices: list[dict[str, Any]], now: datetime) -> None:
         """Note that a lab is up."""
@@ -57,9 +58,9 @@ class LabStore:
         end = {"state": ENDED, "outcome_code": code, "outcome_detail": detail, "ended_at": now, "devices": None}
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(_of(lab_id).values(end))
             held = update(LAB_REFERENCE).where(LAB_REFERENCE.c.lab_id == lab_id, _HELD)
             await connection.execute(held.values(released_at=now))
+            await connection.execute(_of(lab_id).values(end))
 
         await self._database.write(work)
 

@@ -1,126 +1,88 @@
-"""Statements on sessions and on the host that they queue for."""
+"""Statements on sessions, and on the queue and the host that they wait for.
 
-import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+The statements of the hot path are text, which the driver runs without a detour; the others are SQLAlchemy's.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import bindparam, delete, exists, func, select, text, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.core.codes import ENDED, EndCode, QuarantineSource, SessionState
 from neops_remote_lab.store.database import Database
-from neops_remote_lab.store.rows import EndedSession, Quarantine, Session
-from neops_remote_lab.store.tables import LAB_HOST, SESSION, read, written
+from neops_remote_lab.store.group_commit import JoinGroups
+from neops_remote_lab.store.rows import DEFAULT_QUEUE, FIRST_SLOT, EndedSession, Ending, Joining, Quarantine, Session
+from neops_remote_lab.store.tables import EVENT, LAB_HOST, QUEUE, SESSION, read, written
 
-_COLUMNS = tuple(SESSION.c[field.name] for field in fields(Session))
-_LIVE = SESSION.c.state.in_(SessionState)
-_OF_HOST = SESSION.c.host == bindparam("of_host")
-_QUARANTINED = (LAB_HOST.c.name == bindparam("of_host")) & LAB_HOST.c.quarantine_reason.is_not(None)
+_COLUMNS: Final = "number, rank, session_id, state, client, purpose, created_at, activated_at"
 
-_LIVE_SESSIONS = select(*_COLUMNS).where(_OF_HOST, _LIVE).order_by(SESSION.c.number)
-_NEXT = (
-    select(SESSION.c.number)
-    .where(_OF_HOST, SESSION.c.state == SessionState.WAITING)
-    .order_by(SESSION.c.number)
-    .limit(1)
-)
-_JOINING = sqlite_insert(SESSION)
-_JOIN = _JOINING.on_conflict_do_update(
-    index_elements=[SESSION.c.host, SESSION.c.idempotency_key],
-    index_where=text("state IN ('waiting', 'active')"),
-    set_={"last_seen_at": _JOINING.excluded.last_seen_at},
-).returning(*_COLUMNS, SESSION.c.idempotency_key)
-_JOIN_ALONE = """
-    INSERT INTO session (session_id, host, state, client, purpose, idempotency_key, created_at, last_seen_at)
-    VALUES (:session_id, :host, :state, :client, :purpose, :idempotency_key, :created_at, :last_seen_at)
-    ON CONFLICT (host, idempotency_key) WHERE state IN ('waiting', 'active')
+_JOIN: Final = f"""
+    INSERT INTO session (
+        queue, rank, session_id, state, client, purpose, idempotency_key, created_at, last_seen_at
+    )
+    SELECT :queue, (SELECT last_rank FROM queue WHERE name = :queue) + 1 + key,
+           json_extract(value, '$[0]'), 'waiting', json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+           json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[4]')
+    FROM json_each(:joining) WHERE true
+    ON CONFLICT (queue, idempotency_key) WHERE idempotency_key IS NOT NULL AND state IN ('waiting', 'active')
     DO UPDATE SET last_seen_at = excluded.last_seen_at
-    RETURNING number, session_id, state, client, purpose, created_at, activated_at
+    RETURNING {_COLUMNS}, idempotency_key
 """
-_ACTIVE = SESSION.alias("active")
-_PROMOTE = (
-    update(SESSION)
-    .where(
-        SESSION.c.number == _NEXT.scalar_subquery(),
-        ~exists().where(_ACTIVE.c.host == bindparam("of_host"), _ACTIVE.c.state == SessionState.ACTIVE),
-        ~exists().where(_QUARANTINED),
+_PROMOTE: Final = f"""
+    UPDATE session SET state = 'active', host = :host, slot = :slot, activated_at = :now
+    WHERE number = (
+        SELECT number FROM session WHERE queue = :queue AND state = 'waiting' ORDER BY rank, number LIMIT 1
     )
-    .values(state=SessionState.ACTIVE, activated_at=bindparam("now"))
-    .returning(*_COLUMNS)
-)
-_END = (
-    update(SESSION)
-    .where(SESSION.c.session_id == bindparam("ending"), _LIVE)
-    .values(
-        state=ENDED,
-        ended_at=bindparam("now"),
-        end_code=bindparam("code"),
-        end_detail=bindparam("detail"),
-    )
-    .returning(SESSION.c.number)
-)
+    AND NOT EXISTS (SELECT 1 FROM session WHERE host = :host AND slot = :slot AND state = 'active')
+    AND NOT EXISTS (SELECT 1 FROM lab_host WHERE name = :host AND quarantine_reason IS NOT NULL)
+    RETURNING {_COLUMNS}
+"""
+_END: Final = """
+    UPDATE session SET state = 'ended', ended_at = :now, end_code = :code, end_detail = :detail
+    WHERE session_id IN (SELECT value FROM json_each(:ending)) AND state IN ('waiting', 'active')
+    RETURNING session_id
+"""
+_LIVE: Final = f"""
+    SELECT {_COLUMNS} FROM session
+    WHERE host = :host AND state = 'active' OR queue = :queue AND state = 'waiting' ORDER BY state, rank, number
+"""
 _RECORD_CONTACT = (
     update(SESSION).where(SESSION.c.session_id == bindparam("seen")).values(last_seen_at=bindparam("seen_at"))
 )
 
 
-def _session(number: int, session_id: str, state: str, *columns: Any) -> Session:
-    return Session(number, session_id, SessionState(state), *columns)
-
-
-@dataclass(frozen=True, slots=True)
-class Joining:
-    """Somebody who joins the queue."""
-
-    session_id: str
-    client: str | None
-    purpose: str | None
-    key: str | None
-    now: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What an ending changed: who ended, and who became active in the same transaction."""
-
-    ended: tuple[str, ...]
-    promoted: Session | None
-
-
 class SessionStore:
-    """The queue of one host, as rows."""
+    """The sessions of one queue, as rows, and the lab host that they are granted."""
 
-    def __init__(self, database: Database, host: str) -> None:
+    def __init__(self, database: Database, host: str, queue: str = DEFAULT_QUEUE) -> None:
         self._database = database
         self._host = host
-        self._joining: list[tuple[Joining, asyncio.Future[Session]]] = []
-        self._promote_joined = False
-        self._flush: asyncio.Task[None] | None = None
+        self._queue = queue
+        self._groups = JoinGroups(self._append)
 
     async def register_host(self, boot_id: str) -> str | None:
-        """Note that this host serves; the identity of the boot that it served in before, if any."""
+        """Note that this host serves the queue; the identity of the boot that it served in before, if any."""
+        row = {"queue": self._queue, "boot_id": boot_id}
 
         async def work(connection: AsyncConnection) -> str | None:
             known = await connection.execute(select(LAB_HOST.c.boot_id).where(LAB_HOST.c.name == self._host))
             before = known.scalar_one_or_none()
-            row = sqlite_insert(LAB_HOST).values(name=self._host, boot_id=boot_id)
-            await connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"boot_id": boot_id}))
+            queue = sqlite_insert(QUEUE).values(name=self._queue, last_rank=0)
+            await connection.execute(queue.on_conflict_do_nothing())
+            host = sqlite_insert(LAB_HOST).values(name=self._host, **row)
+            await connection.execute(host.on_conflict_do_update(index_elements=["name"], set_=row))
             return before
 
         return await self._database.write(work)
 
     async def live_sessions(self) -> list[Session]:
-        """All who wait or are active, in FIFO order."""
-
-        async def work(connection: AsyncConnection) -> list[Session]:
-            rows = await connection.execute(_LIVE_SESSIONS, {"of_host": self._host})
-            return [_session(*row) for row in rows]
-
-        return await self._database.read(work)
+        """The active session, then all who wait, in FIFO order."""
+        [rows] = await self._database.run((_LIVE, {"host": self._host, "queue": self._queue}))
+        return [_session(row) for row in rows]
 
     async def join(self, joining: Joining, *, promote: bool) -> Session:
         """Append a session. A key of a live session gives that session instead. Durable when this returns.
@@ -131,80 +93,33 @@ class SessionStore:
             joining: who joins.
             promote: make the head of the queue active, where nobody is.
         """
-        answer: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
-        self._joining.append((joining, answer))
-        self._promote_joined |= promote
-        if self._flush is None or self._flush.done():
-            self._flush = asyncio.create_task(self._write_joining())
-        return await asyncio.shield(answer)
+        return await self._groups.join(joining, promote=promote)
 
-    async def _write_joining(self) -> None:
-        while self._joining:
-            batch, self._joining = self._joining, []
-            promote, self._promote_joined = self._promote_joined, False
-            try:
-                joining = [one for one, _ in batch]
-                if len(joining) == 1 and not promote:
-                    sessions = [await self._append_one(joining[0])]
-                else:
-                    sessions = await self._database.write(partial(self._append, joining, promote))
-            except Exception as error:  # noqa: BLE001 - it is raised where each of them waits
-                for _, answer in batch:
-                    answer.set_exception(error)
-            else:
-                for (_, answer), session in zip(batch, sessions, strict=True):
-                    answer.set_result(session)
-
-    async def _append(self, batch: list[Joining], promote: bool, connection: AsyncConnection) -> list[Session]:
-        rows = [self._new_row(one) for one in batch]
-        added = await connection.execute(_JOIN, rows)
-        by_key = {row.idempotency_key or row.session_id: _session(*row[:-1]) for row in added}
-        if promote and (promoted := await self._promote(connection, batch[-1].now)):
-            by_key = {key: promoted if promoted.number == one.number else one for key, one in by_key.items()}
-        return [by_key[one.key or one.session_id] for one in batch]
-
-    async def _append_one(self, one: Joining) -> Session:
-        """As `_append`, for somebody who joins alone, and waits."""
-        row = self._new_row(one) | {"created_at": written(one.now), "last_seen_at": written(one.now)}
-        (found,) = await self._database.run_statement(_JOIN_ALONE, row)
-        number, session_id, state, client, purpose, created_at, activated_at = found
-        since = read(activated_at) if activated_at else None
-        return _session(number, session_id, state, client, purpose, read(created_at), since)
-
-    def _new_row(self, one: Joining) -> dict[str, Any]:
-        return {
-            "session_id": one.session_id,
-            "host": self._host,
-            "state": SessionState.WAITING,
-            "client": one.client,
-            "purpose": one.purpose,
-            "idempotency_key": one.key,
-            "created_at": one.now,
-            "last_seen_at": one.now,
-        }
+    async def _append(self, group: Sequence[Joining], promote: bool) -> list[Session]:
+        rows = [(one.session_id, one.client, one.purpose, one.key, written(one.now)) for one in group]
+        join = (_JOIN, {"queue": self._queue, "joining": json.dumps(rows)})
+        promotion = [self._promotion(group[-1].now)] if promote else []
+        added, *promoted = await self._database.run(join, *promotion, shielded=False)
+        found = {row[-1] or row[2]: _session(row[:-1]) for row in added}
+        active = {session.number: session for rows in promoted for session in map(_session, rows)}
+        sessions = [found[one.key or one.session_id] for one in group]
+        return [active.get(session.number, session) for session in sessions]
 
     async def end(self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime) -> Ending:
         """End live sessions and make the next one active, in one transaction."""
-
-        async def work(connection: AsyncConnection) -> Ending:
-            ended = []
-            for session_id in session_ids:
-                done = await connection.execute(
-                    _END, {"ending": session_id, "now": now, "code": code, "detail": detail}
-                )
-                if done.one_or_none():
-                    ended.append(session_id)
-            return Ending(tuple(ended), await self._promote(connection, now))
-
-        return await self._database.write(work)
+        asked = list(session_ids)
+        end = {"ending": json.dumps(asked), "code": code, "detail": detail, "now": written(now)}
+        ended, promoted = await self._database.run((_END, end), self._promotion(now))
+        done = {session_id for (session_id,) in ended}
+        return Ending(tuple(name for name in asked if name in done), _first(promoted))
 
     async def promote(self, now: datetime) -> Session | None:
         """Make the head of the queue active, where nobody is and the host is not quarantined."""
-        return await self._database.write(lambda connection: self._promote(connection, now))
+        [promoted] = await self._database.run(self._promotion(now))
+        return _first(promoted)
 
-    async def _promote(self, connection: AsyncConnection, now: datetime) -> Session | None:
-        row = (await connection.execute(_PROMOTE, {"of_host": self._host, "now": now})).one_or_none()
-        return _session(*row) if row else None
+    def _promotion(self, now: datetime) -> tuple[str, dict[str, Any]]:
+        return _PROMOTE, {"queue": self._queue, "host": self._host, "slot": FIRST_SLOT, "now": written(now)}
 
     async def ended(self, session_id: str) -> EndedSession | None:
         """Why a session ended; None where no ended session of that id is known."""
@@ -264,10 +179,24 @@ class SessionStore:
         return Quarantine(QuarantineSource(row[0] or QuarantineSource.OPERATOR), row[1])
 
     async def prune(self, before: datetime) -> int:
-        """Forget sessions that ended before a time; their number."""
+        """Forget sessions that ended before a time, and events before it; the number of sessions."""
         old = delete(SESSION).where(SESSION.c.state == ENDED, SESSION.c.ended_at < before)
+        # Numbers grow with time: no index is needed, which each event would have to be entered into.
+        first_kept = select(func.min(EVENT.c.number)).where(EVENT.c.at >= before).scalar_subquery()
+        past = func.coalesce(first_kept, select(func.max(EVENT.c.number) + 1).scalar_subquery())
 
         async def work(connection: AsyncConnection) -> int:
+            await connection.execute(delete(EVENT).where(EVENT.c.number < past))
             return (await connection.execute(old)).rowcount
 
         return await self._database.write(work)
+
+
+def _session(row: Sequence[Any]) -> Session:
+    number, rank, session_id, state, client, purpose, created_at, activated_at = row
+    since = read(activated_at) if activated_at else None
+    return Session(number, rank, session_id, SessionState(state), client, purpose, read(created_at), since)
+
+
+def _first(rows: Sequence[Sequence[Any]]) -> Session | None:
+    return _session(rows[0]) if rows else None

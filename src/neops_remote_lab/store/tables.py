@@ -1,7 +1,7 @@
 """The tables. The migrations in `alembic/` make them; a test compares the two.
 
-Exclusivity lives here: partial unique indexes allow one active session and one live lab for each host, whatever a
-program or a person writes.
+Exclusivity lives here: partial unique indexes allow one active session and one live lab for each slot of a host,
+whatever a program or a person writes. The migration adds views and triggers; the triggers write the events.
 """
 
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from sqlalchemy.types import TypeDecorator
 from neops_remote_lab.core.codes import (
     ENDED,
     EndCode,
+    EventKind,
     LiveLabState,
     OutcomeCode,
     QuarantineSource,
@@ -82,6 +83,14 @@ def _readable(*columns: str) -> list[CheckConstraint]:
     return [CheckConstraint(_IS_A_TIME.format(name), f"{name}_is_a_time") for name in columns]
 
 
+QUEUE = Table(
+    "queue",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("last_rank", Integer, nullable=False),
+)
+
+
 def _one_of(column: str, *codes: str) -> CheckConstraint:
     values = ", ".join(f"'{code}'" for code in codes)
     return CheckConstraint(f"{column} IN ({values})", column)
@@ -91,6 +100,7 @@ LAB_HOST = Table(
     "lab_host",
     METADATA,
     Column("name", Text, primary_key=True),
+    Column("queue", Text, ForeignKey("queue.name"), nullable=False),
     Column("boot_id", Text),
     _time("quarantined_at"),
     Column("quarantined_by", Text),
@@ -104,8 +114,12 @@ SESSION = Table(
     METADATA,
     Column("number", Integer, primary_key=True),
     Column("session_id", Text, nullable=False, unique=True),
-    Column("host", Text, nullable=False),
+    Column("queue", Text, ForeignKey("queue.name"), nullable=False),
+    Column("rank", Integer, nullable=False),
     Column("state", Text, nullable=False),
+    Column("host", Text),
+    Column("slot", Integer),
+    Column("owner", Text),
     Column("client", Text),
     Column("purpose", Text),
     Column("idempotency_key", Text),
@@ -120,16 +134,24 @@ SESSION = Table(
     *_readable("created_at", "activated_at", "last_seen_at", "ended_at"),
     sqlite_autoincrement=True,
 )
-Index("uq_session_active_host", SESSION.c.host, unique=True, sqlite_where=SESSION.c.state == "active")
-Index("ix_session_waiting", SESSION.c.host, SESSION.c.number, sqlite_where=SESSION.c.state == "waiting")
+Index(
+    "uq_session_active_slot",
+    *(SESSION.c.host, SESSION.c.slot),
+    unique=True,
+    sqlite_where=SESSION.c.state == SessionState.ACTIVE,
+)
+Index(
+    "ix_session_waiting",
+    *(SESSION.c.queue, SESSION.c.rank),
+    sqlite_where=SESSION.c.state == SessionState.WAITING,
+)
 Index(
     "uq_session_live_key",
-    SESSION.c.host,
-    SESSION.c.idempotency_key,
+    *(SESSION.c.queue, SESSION.c.idempotency_key),
     unique=True,
-    sqlite_where=SESSION.c.state.in_(("waiting", "active")),
+    sqlite_where=SESSION.c.idempotency_key.is_not(None) & SESSION.c.state.in_(SessionState),
 )
-Index("ix_session_ended_at", SESSION.c.ended_at, sqlite_where=SESSION.c.state == "ended")
+Index("ix_session_ended_at", SESSION.c.ended_at, sqlite_where=SESSION.c.state == ENDED)
 
 LAB = Table(
     "lab",
@@ -137,6 +159,7 @@ LAB = Table(
     Column("number", Integer, primary_key=True),
     Column("lab_id", Text, nullable=False, unique=True),
     Column("host", Text, nullable=False),
+    Column("slot", Integer, nullable=False),
     Column("session_id", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("topology", Text, nullable=False),
@@ -154,14 +177,9 @@ LAB = Table(
     *_readable("started_at", "running_at", "ended_at"),
     sqlite_autoincrement=True,
 )
-Index(
-    "uq_lab_live_host",
-    LAB.c.host,
-    unique=True,
-    sqlite_where=LAB.c.state.in_(("starting", "running", "stopping")),
-)
+Index("uq_lab_live_slot", LAB.c.host, LAB.c.slot, unique=True, sqlite_where=LAB.c.state.in_(LiveLabState))
 Index("ix_lab_session_id", LAB.c.session_id)
-Index("ix_lab_ended_at", LAB.c.ended_at, sqlite_where=LAB.c.state == "ended")
+Index("ix_lab_ended_at", LAB.c.ended_at, sqlite_where=LAB.c.state == ENDED)
 
 LAB_REFERENCE = Table(
     "lab_reference",
@@ -183,3 +201,19 @@ Index(
     sqlite_where=LAB_REFERENCE.c.idempotency_key.is_not(None) & LAB_REFERENCE.c.released_at.is_(None),
 )
 Index("ix_lab_reference_lab_id", LAB_REFERENCE.c.lab_id)
+
+EVENT = Table(
+    "event",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    _time("at", nullable=False),
+    Column("what", Text, nullable=False),
+    Column("session_id", Text),
+    Column("lab_id", Text),
+    Column("host", Text),
+    Column("slot", Integer),
+    Column("code", Text),
+    Column("detail", Text),
+    _one_of("what", *EventKind),
+    sqlite_autoincrement=True,
+)
