@@ -7,6 +7,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from email.parser import BytesParser
+from email.policy import HTTP
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from neops_remote_lab.client.connection import CLOSE_TIMEOUT, UNREACHABLE_TIMEOU
 from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
 from neops_remote_lab.client.lab_client import LONGEST_POLL, RemoteLabClient, default_label
 from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.models import DeviceInfoDto
 
 Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
@@ -299,6 +302,16 @@ def test_checks_each_topology_once_while_it_waits(server: ScriptedServer, connec
     assert [b'filename="good.yml"' in request.content for request in server.of(CHECK)] == [True, False]
 
 
+def test_checks_a_topology_with_its_extra_files(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    topology.with_name("motd.j2").write_text("welcome")
+    plain, whole, broken = (TopologyFiles.of(topology, files) for files in ([], ["motd.j2"], ["missing.j2"]))
+    server.script(POLL, *[waiting(1)] * 4, active)
+    server.script(CHECK, refusal(422, "no template motd"), httpx.Response(200, json={"nodes": 1, "links": 0}))
+    with connect(topologies=[plain, broken, whole]) as client:
+        assert client.rejected == {plain: "no template motd"}
+    assert [b"welcome" in request.content for request in server.of(CHECK)] == [False, True]
+
+
 def test_checks_nothing_when_its_turn_is_now(server: ScriptedServer, connect: Connect, topology: Path) -> None:
     connect(topologies=[topology]).close()
     assert not server.of(CHECK)
@@ -400,6 +413,67 @@ def test_repeats_an_acquire_with_the_same_key(server: ScriptedServer, connect: C
     assert len(server.keys(ACQUIRE)) == 4
     assert len(set(server.keys(ACQUIRE))) == 1
     assert all(b"nodes: [r1]\n" in request.content for request in server.of(ACQUIRE))
+
+
+def parts(request: httpx.Request) -> dict[str, Any]:
+    """The form of a request: what follows the headers of each part, by its name or the name of its file."""
+    form = BytesParser(policy=HTTP).parsebytes(
+        b"Content-Type: " + request.headers["Content-Type"].encode() + b"\r\n\r\n" + request.content
+    )
+    return {
+        part.get_filename() or str(part.get_param("name", header="Content-Disposition")): part.get_payload(decode=True)
+        for part in form.iter_parts()
+    }
+
+
+def test_sends_extra_files_anew_with_each_repetition(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    def cut(request: httpx.Request) -> httpx.Response:
+        seen.append(parts(request))
+        raise CUT
+
+    seen: list[dict[str, Any]] = []
+    large = bytes(range(256)) * 1000
+    topology.with_name("firmware.bin").write_bytes(large)
+    topology.with_name("empty").touch()
+    (directory := topology.with_name("scripts")).mkdir()
+    (script := directory / "start.sh").write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    server.script(ACQUIRE, cut, refusal(423, "lab busy"), *[server.scripted(ACQUIRE)])
+    with connect() as client:
+        client.acquire(topology, extra_files=["firmware.bin", "empty", Path("scripts")])
+    seen += [parts(request) for request in server.of(ACQUIRE)[1:]]
+    expected = {
+        "reuse": b"true",
+        "executable": b"scripts/start.sh",
+        "triangle.yml": b"nodes: [r1]\n",
+        "empty": b"",
+        "firmware.bin": large,
+        "scripts/start.sh": b"#!/bin/sh\n",
+    }
+    assert seen == [expected] * 3
+    assert all("Content-Length" in request.headers for request in server.of(ACQUIRE))
+
+
+def test_a_missing_extra_file_is_told_before_anything_is_sent(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
+    with connect() as client:
+        with pytest.raises(FileNotFoundError, match=r"no extra file 'motd\.j2'"):
+            client.acquire(topology, extra_files=["motd.j2"])
+        with pytest.raises(ValueError, match="not in the topology's directory"):
+            client.acquire(topology, extra_files=["../motd.j2"])
+    assert not server.of(ACQUIRE)
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_told(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+    def busy(_: httpx.Request) -> httpx.Response:
+        log.write_bytes(b"")
+        return refusal(423, "lab busy")
+
+    (log := topology.with_name("old.log")).write_bytes(b"line\n")
+    server.script(ACQUIRE, busy)
+    with connect() as client, pytest.raises(OSError, match=r"old\.log has become shorter"):
+        client.acquire(topology, extra_files=["old.log"])
 
 
 def test_waits_for_a_busy_lab_as_long_as_the_server_says(

@@ -23,8 +23,9 @@ from neops_remote_lab.client.connection import (
     headers_of,
 )
 from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
+from neops_remote_lab.client.uploads import upload_of
 from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.text import one_line
+from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto
 from neops_remote_lab.models.session import SessionStatusResponseDto
 
@@ -68,7 +69,8 @@ class RemoteLabClient:
         client: who asks, as the queue shows it; `user@host` where none is given.
         purpose: what for, as the queue shows it.
         session_key: processes that give the same key share one session.
-        topologies: topology files that the session is going to need: they are checked while it waits.
+        topologies: topology files that the session is going to need, with their extra files where they have some: they
+            are checked while it waits.
         wait: whether the constructor waits for the turn; otherwise `wait_until_active` does.
         on_progress: called with the position and what it waits for whenever the position in the queue changes.
         on_status: called with each answer about the place in the queue, the expected wait included.
@@ -113,7 +115,7 @@ class RemoteLabClient:
         client: str | None = None,
         purpose: str | None = None,
         session_key: str | None = None,
-        topologies: Sequence[Path] = (),
+        topologies: Sequence[Path | TopologyFiles] = (),
         wait: bool = True,
         on_progress: Callable[[int, str | None], None] | None = None,
         on_status: Callable[[SessionStatusResponseDto], None] | None = None,
@@ -154,7 +156,7 @@ class RemoteLabClient:
         self._checks: threading.Thread | None = None
         self._heartbeats = threading.Thread(target=self._keep_alive, name="remote-lab-heartbeat", daemon=True)
         self.lost_reason: str | None = None
-        self.rejected: dict[Path, str] = {}
+        self.rejected: dict[Path | TopologyFiles, str] = {}
         self.session_id = ""
         key = session_key or uuid.uuid4().hex
         self._patient_until = self._server.now() + session_timeout
@@ -199,31 +201,37 @@ class RemoteLabClient:
             self.close()
             raise
 
-    def acquire(self, topology: str | Path, reuse: bool = True) -> list[DeviceInfoDto]:
+    def acquire(
+        self, topology: str | Path, reuse: bool = True, *, extra_files: Sequence[PathName] = ()
+    ) -> list[DeviceInfoDto]:
         """Get the lab of a topology, started where it does not run; waits while another lab is in use.
 
         Args:
             topology: the topology file.
-            reuse: share the lab when the same topology runs already.
+            reuse: share the lab when the same topology, with the same extra files, runs already.
+            extra_files: files that the topology needs, relative to its directory: paths, directories that stand for
+                all below them, and patterns as `pathlib.Path.glob` has them.
 
         Returns:
             The lab's devices.
 
         Raises:
+            FileNotFoundError: there is no such topology or extra file, or none that matches a pattern.
+            ValueError: an extra file lies outside of the topology's directory, or the lab host refuses its name.
             TimeoutError: no lab within the acquisition timeout.
             SessionEnded: the server ended the session.
             SessionClosed: this client has left the session.
             httpx.HTTPStatusError: the server refused, for example since netlab rejects the topology.
         """
         self._require_session()
-        path, key = Path(topology), uuid.uuid4().hex
+        wanted, key = TopologyFiles.of(topology, extra_files), uuid.uuid4().hex
         until = self._server.now() + self.lab_acquisition_timeout
         try:
-            response = self._post_lab(path, key, until, reuse=reuse)
+            response = self._post_lab(wanted, key, until, reuse=reuse)
         except httpx.TransportError as error:
             if self._server.now() < until:
                 raise
-            raise TimeoutError(f"no lab for {path.name} in {self.lab_acquisition_timeout:g} s: {error}") from error
+            raise TimeoutError(f"no lab for {wanted.name} in {self.lab_acquisition_timeout:g} s: {error}") from error
         self._raise_if_gone(response)
         raise_for_error(response)
         self._references.append(key)
@@ -366,7 +374,7 @@ class RemoteLabClient:
         left = self._patient_until - self._server.now()
         return max(math.floor(min(LONGEST_POLL, 0.8 * self.request_timeout, left)), 0)
 
-    def _check_all(self, topologies: Sequence[Path]) -> None:
+    def _check_all(self, topologies: Sequence[Path | TopologyFiles]) -> None:
         """Have the server check topologies until they are all checked or it is the session's turn.
 
         The checks run in a thread of their own, so that the turn does not wait for a check that takes long.
@@ -384,52 +392,50 @@ class RemoteLabClient:
                 return
             pace = max(began + POLL_INTERVAL - self._server.now(), 0)  # an older server does not hold its answer
 
-    def _run_checks(self, topologies: Sequence[Path], checked: threading.Event) -> None:
+    def _run_checks(self, topologies: Sequence[Path | TopologyFiles], checked: threading.Event) -> None:
         try:
-            for path in topologies:
-                if self._leaving.is_set() or not self._check(path):
+            for topology in topologies:
+                if self._leaving.is_set() or not self._check(topology):
                     return
         finally:
             checked.set()
 
-    def _check(self, path: Path) -> bool:
+    def _check(self, topology: Path | TopologyFiles) -> bool:
         """Ask the server about a topology; whether there is any use in another such question.
 
         A help, no duty: trouble shows when the lab is acquired.
         """
         try:
-            upload = _upload_of(path)
+            files = topology if isinstance(topology, TopologyFiles) else TopologyFiles(topology)
             headers, until = headers_of(self.session_id), self._patient_until
-            response = self._server.call(
-                "POST", "/topology/check", until=until, slow=True, quiet=True, files=upload, headers=headers
-            )
-        except (httpx.TransportError, OSError):
+            with upload_of(files) as upload:
+                response = self._server.call(
+                    "POST", "/topology/check", until=until, slow=True, quiet=True, headers=headers, **upload
+                )
+        except (httpx.TransportError, OSError, ValueError):
             return True
         except RuntimeError:  # httpx: the connection was closed meanwhile
             if not self.closed:
                 raise
             return False
         if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
-            self.rejected[path] = detail_of(response)
+            self.rejected[topology] = detail_of(response)
         return response.status_code not in _NO_MORE_CHECKS
 
     # Acquiring
 
-    def _post_lab(self, path: Path, key: str, until: float, *, reuse: bool) -> httpx.Response:
-        upload = _upload_of(path)
-        form, headers = {"reuse": str(reuse).lower()}, headers_of(self.session_id, key)
-        while True:
-            response = self._server.call(
-                "POST", "/lab", until=until, slow=True, files=upload, data=form, headers=headers
-            )
-            if response.status_code != httpx.codes.LOCKED:
-                return response
-            left = until - self._server.now()
-            if left <= 0:
-                raise TimeoutError(
-                    f"no lab for {path.name} in {self.lab_acquisition_timeout:g} s: {detail_of(response)}"
-                )
-            self._server.pause(min(retry_after(response, BUSY_INTERVAL), left))
+    def _post_lab(self, topology: TopologyFiles, key: str, until: float, *, reuse: bool) -> httpx.Response:
+        headers = headers_of(self.session_id, key)
+        with upload_of(topology, reuse=str(reuse).lower()) as upload:
+            while True:
+                response = self._server.call("POST", "/lab", until=until, slow=True, headers=headers, **upload)
+                if response.status_code != httpx.codes.LOCKED:
+                    return response
+                left = until - self._server.now()
+                if left <= 0:
+                    name, limit = topology.name, self.lab_acquisition_timeout
+                    raise TimeoutError(f"no lab for {name} in {limit:g} s: {detail_of(response)}")
+                self._server.pause(min(retry_after(response, BUSY_INTERVAL), left))
 
     # The life of the session
 
@@ -476,7 +482,3 @@ def default_label() -> str:
     except (KeyError, OSError, ImportError):  # a container's user without an entry in the password file
         user = "unknown"
     return f"{user}@{socket.gethostname()}"
-
-
-def _upload_of(path: Path) -> dict[str, tuple[str, bytes, str]]:
-    return {"topology": (one_line(path.name), path.read_bytes(), "application/yaml")}

@@ -64,6 +64,11 @@ class TopologyFiles:
             raise ValueError("an entry of extra_files is empty: '.' stands for the topology's whole directory")
         return cls(Path(topology), entries)
 
+    @property
+    def name(self) -> str:
+        """The file name of the topology."""
+        return self.path.name
+
     def found(self) -> list[ExtraFile]:
         """The extra files that there are now, in the order of their names.
 

@@ -64,8 +64,8 @@ class LabSession:
         if self.client is None:
             self.client = self._try(self._new_client)
             xdist.announce(self._session.config, self.client)
-            for path, message in self.client.rejected.items():
-                _say(self._session.config, f"{path.name}: {message}")
+            for topology, message in self.client.rejected.items():
+                _say(self._session.config, f"{topology.name}: {message}")
         return self.client
 
     def wait(self) -> RemoteLabClient:
