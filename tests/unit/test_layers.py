@@ -143,6 +143,17 @@ def test_a_server_loads_no_http_client() -> None:
     assert "httpx" not in loaded_by(f"import {NAME}.cli.main, {NAME}.cli.server")
 
 
+@pytest.mark.parametrize("room", ["client", "testing", "models"])
+def test_client_and_plugin_load_nothing_of_the_server(room: str) -> None:
+    programs = ("testing.fake_",)  # run in the place of netlab, Docker and ip
+    names = [f"{NAME}.{name}" for name in modules() if name.split(".")[0] == room and not name.startswith(programs)]
+    loaded = loaded_by(f"import {', '.join(names)}")
+    assert set(names) <= loaded
+    rooms = set().union(*SERVER) - set().union(*CLIENT)
+    libraries = {"starlette", "sqlalchemy", "aiosqlite", "alembic", "uvicorn", "python_multipart", "prometheus_client"}
+    assert not ({f"{NAME}.{name}" for name in rooms} | libraries) & loaded
+
+
 def test_a_command_for_people_loads_no_server() -> None:
     loaded = loaded_by(f"from {NAME}.cli.main import main; main(['queue', '--url', 'http://127.0.0.1:9'])")
     assert "httpx" in loaded
