@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from neops_remote_lab.cli.settings import Settings
@@ -21,6 +22,13 @@ def _settings() -> Iterator[str]:
         for name, field in group.model_fields.items():
             yield _row(f"`{flag(name)}`", f"`{variable(name)}`", _default(field), field.description)
     yield "\n"
+
+
+def fields(model: type[BaseModel]) -> str:
+    """The fields of a response."""
+    head = [_row("field", "meaning"), _row(*["---"] * 2)]
+    rows = [_row(f"`{name}`", field.description) for name, field in model.model_fields.items()]
+    return "\n".join(["", *head, *rows, "\n"])
 
 
 def _default(field: FieldInfo) -> str:

@@ -1,4 +1,8 @@
-"""The handlers of the lab: acquire, look, release, destroy, and check a topology."""
+"""The handlers of the lab: acquire, look, release, destroy, and check a topology.
+
+A refusal of the lab is a `Refused`, for which `api.errors` has the status. Each call on the lab renews its session;
+it is 404 for one that is not live, and 423 for one that is not active.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -33,7 +37,10 @@ _DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
 
 
 async def acquire_lab(request: Request) -> Response:
-    """POST /lab."""
+    """Wait until the lab is up, however long that takes, unless `Prefer: respond-async` asks for 202 at once.
+
+    A client that goes away leaves the start to the session, whose next acquire of the same topology gets the lab.
+    """
     services, session_id = await active_caller(request)
     refuse_while_draining(services)
     key = idempotency_key(request)
@@ -58,19 +65,24 @@ async def _upload(request: Request, services: Services) -> Upload:
 
 
 async def get_lab(request: Request) -> Response:
-    """GET /lab."""
+    """The state of the lab, `none` included, with what `netlab status` says of it. After a restart of the server it
+    waits until that has taken over or removed what was there.
+    """
     services, session_id = await active_caller(request)
     return json_response(await services.labs.status(session_id))
 
 
 async def list_devices(request: Request) -> Response:
-    """GET /lab/devices."""
+    """The devices as they were read when the lab came up; 404 without a lab."""
     services, session_id = await active_caller(request)
     return json_response(_DEVICES.dump_json(await services.labs.devices(session_id)))
 
 
 async def get_log(request: Request) -> Response:
-    """GET /lab/log."""
+    """The log of the lab, or of the last one that failed: as it is, or as events until the lab is gone.
+
+    429 and 503 with `Retry-After` where it has too many readers.
+    """
     services, session_id = await active_caller(request)
     if (log := services.labs.log(session_id) or await services.labs.failed_log(session_id)) is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no lab is running, and none failed, so there is no log")
@@ -92,14 +104,14 @@ def _reading(services: Services, session_id: str) -> Iterator[None]:
 
 
 async def release_lab(request: Request) -> Response:
-    """POST /lab/release."""
+    """Release the reference of the key, or any one without a key. The teardown after the last one is not waited for."""
     services, session_id = await active_caller(request)
     await services.labs.release(session_id, idempotency_key(request))
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
 async def destroy_lab(request: Request) -> Response:
-    """DELETE /lab."""
+    """Begin a teardown, which is not waited for; 409 for a lab in use without `force`."""
     services, session_id = await active_caller(request)
     force = uploads.boolean("the query parameter 'force'", request.query_params.get("force", "true"))
     begun = await services.labs.destroy(session_id, force=force)
@@ -107,7 +119,10 @@ async def destroy_lab(request: Request) -> Response:
 
 
 async def check_topology(request: Request) -> Response:
-    """POST /topology/check."""
+    """Wait until netlab has checked the topology; 409 where the session's turn comes before that has begun.
+
+    For waiting sessions too: 404 for one that is not live.
+    """
     services, session_id = services_of(request), session_header(request)
     if services.queue.place(session_id) is None:
         raise await not_live(services, session_id)

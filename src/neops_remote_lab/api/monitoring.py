@@ -31,7 +31,7 @@ QUEUE_PIECE: Final = 100
 
 
 async def get_queue(request: Request) -> Response:
-    """GET /queue."""
+    """Every live session, the active one first, with what others may know of it."""
     services = services_of(request)
     limit = min(int(seconds(request, "limit", default=QUEUE_SHOWN)), len(services.queue))
     now = services.clock.now()
@@ -61,12 +61,12 @@ def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto
 
 
 async def healthz(_request: Request) -> Response:
-    """GET /healthz."""
+    """Whether the event loop runs; asks nothing else, so that it answers whatever the host does."""
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz."""
+    """Whether the host can take a lab; 503 with all that is missing. The answers of programs are kept for a while."""
     services = services_of(request)
     await services.database.data_version()  # raises where the database does not answer
     missing = [*await services.readiness.problems()]
@@ -83,12 +83,12 @@ async def readyz(request: Request) -> Response:
 
 
 async def get_metrics(request: Request) -> Response:
-    """GET /metrics."""
+    """All metrics, in the text format of Prometheus."""
     return Response(generate_latest(services_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def debug_health(request: Request) -> Response:
-    """GET /debug/health."""
+    """Numbers of 1.x; `sessions` and `queue_length` are the same."""
     services = services_of(request)
     return json_response(
         DebugHealthDto(

@@ -1,4 +1,4 @@
-"""The handlers of sessions: join, wait, heartbeat, end."""
+"""The handlers of sessions: join, wait, heartbeat, end. They ask the session cache; joining and ending also write."""
 
 from starlette import status
 from starlette.exceptions import HTTPException
@@ -35,7 +35,7 @@ from neops_remote_lab.queue.service import Place
 
 
 async def create_session(request: Request) -> Response:
-    """POST /session."""
+    """Join the queue. The answer is sent after the commit, so that what it says survives the end of the server."""
     services = services_of(request)
     refuse_while_draining(services)
     wish = parse(CreateSessionRequestDto, await read_body(request))
@@ -45,7 +45,11 @@ async def create_session(request: Request) -> Response:
 
 
 async def get_session(request: Request) -> Response:
-    """GET /session/{session_id}."""
+    """Hold the answer for `wait` seconds at most: until the position changes, or the session or the server ends.
+
+    With `position`, it is held only while the position is that one. 404 for an unknown session or one that its client
+    ended, 410 for one that was ended by the server or an operator.
+    """
     services, session_id = services_of(request), request.path_params["session_id"]
     longest = min(seconds(request, "wait"), services.settings.http.max_wait)
     known = int(seconds(request, "position")) if "position" in request.query_params else None
@@ -67,7 +71,7 @@ async def get_session(request: Request) -> Response:
 
 
 async def end_session(request: Request) -> Response:
-    """DELETE /session/{session_id}."""
+    """End a session, and begin the teardown of its lab. The next session is active when this returns."""
     services, session_id = services_of(request), request.path_params["session_id"]
     if not await services.queue.end(session_id):
         raise await not_live(services, session_id)
@@ -76,7 +80,7 @@ async def end_session(request: Request) -> Response:
 
 
 async def get_active_session(request: Request) -> Response:
-    """GET /active-session."""
+    """Who holds the lab host; 404 when nobody does. Renews no session, the caller's included."""
     active = services_of(request).queue.active
     if active is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no session is active")
@@ -86,7 +90,7 @@ async def get_active_session(request: Request) -> Response:
 
 
 async def heartbeat(request: Request) -> Response:
-    """POST /session/heartbeat."""
+    """Renew a session in memory: when it was last seen is written to the database later. 404 tells of its end."""
     services, session_id = services_of(request), session_header(request)
     if not services.queue.renew(session_id):
         raise await not_live(services, session_id)
