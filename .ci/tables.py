@@ -1,34 +1,38 @@
 """The tables of docs/ that are made from the code; cog puts them into the pages (`make docs`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from neops_remote_lab.cli.settings import Settings
-from neops_remote_lab.core.settings import default_text, flag, groups_of, variable
+from neops_remote_lab.core.metrics import FAMILIES, PREFIX, Family
+from neops_remote_lab.core.settings import SettingsGroup, default_text, flag, groups_of, variable
 
 
 def settings() -> str:
     """All settings, a section for each group."""
-    return "\n".join(_settings())
+    return "".join(f"\n## {group.model_config.get('title')}\n{_group(group)}" for group in groups_of(Settings)) + "\n"
 
 
-def _settings() -> Iterator[str]:
-    for group in groups_of(Settings):
-        yield f"\n## {group.model_config.get('title')}\n"
-        yield _row("flag", "variable", "default", "meaning")
-        yield _row(*["---"] * 4)
-        for name, field in group.model_fields.items():
-            yield _row(f"`{flag(name)}`", f"`{variable(name)}`", _default(field), field.description)
-    yield "\n"
+def metrics() -> str:
+    """All metrics."""
+    rows = [(f"`{PREFIX}{family.name}`", family.type, family.help, _labels(family)) for family in FAMILIES]
+    return _table(("metric", "type", "meaning", "labels"), rows) + "\n"
 
 
 def fields(model: type[BaseModel]) -> str:
     """The fields of a response."""
-    head = [_row("field", "meaning"), _row(*["---"] * 2)]
-    rows = [_row(f"`{name}`", field.description) for name, field in model.model_fields.items()]
-    return "\n".join(["", *head, *rows, "\n"])
+    rows = [(f"`{name}`", field.description or "") for name, field in model.model_fields.items()]
+    return _table(("field", "meaning"), rows) + "\n"
+
+
+def _group(group: type[SettingsGroup]) -> str:
+    rows = [
+        (f"`{flag(name)}`", f"`{variable(name)}`", _default(field), field.description or "")
+        for name, field in group.model_fields.items()
+    ]
+    return _table(("flag", "variable", "default", "meaning"), rows)
 
 
 def _default(field: FieldInfo) -> str:
@@ -38,5 +42,11 @@ def _default(field: FieldInfo) -> str:
     return f"`{text.lower() if field.annotation is bool else text}`"
 
 
-def _row(*cells: str | None) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+def _labels(family: Family) -> str:
+    values = {label: ", ".join(f"`{value}`" for value in known) for label, known in family.labels.items()}
+    return "; ".join(f"`{label}`: {known}" for label, known in values.items())
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

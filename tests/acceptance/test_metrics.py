@@ -1,10 +1,12 @@
 """What Prometheus scrapes."""
 
+import re
 import sqlite3
 from contextlib import closing
 
 import httpx
 
+from neops_remote_lab.core.metrics import FAMILIES, PREFIX
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer
 
@@ -16,6 +18,12 @@ def scrape(server: LabServer) -> dict[str, float]:
     assert answer.headers["content-type"].startswith("text/plain")
     lines = [line.rpartition(" ") for line in answer.text.splitlines() if not line.startswith("#")]
     return {name.removeprefix("neops_remote_lab_"): float(value) for name, _, value in lines}
+
+
+def test_every_metric_that_is_told_is_documented(lab_server: LabServer) -> None:
+    types = re.findall(rf"^# TYPE {PREFIX}(\w+) (\w+)$", httpx.get(f"{lab_server.url}/metrics").text, re.MULTILINE)
+    told = {(name, kind) for name, kind in types if not name.endswith("_created")}
+    assert told == {(family.name, family.type) for family in FAMILIES}
 
 
 def test_what_happens_is_counted_and_how_things_stand_is_told(lab_server: LabServer) -> None:

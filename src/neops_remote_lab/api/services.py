@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
+from neops_remote_lab.api.gauges import Gauges
 from neops_remote_lab.api.log_stream import LogStreams
 from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.metrics import Metrics, Snapshot, StateCollector
+from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.threads import RunBlocking, in_threads
 from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.labs.readiness import Readiness
@@ -85,7 +86,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         failed_logs=failed_logs,
         run_blocking=run_blocking,
     )
-    metrics.registry.register(StateCollector(lambda: _look_at(queue, labs, database)))
+    metrics.registry.register(Gauges(queue, labs, database))
     streams = LogStreams(settings.http, in_threads(LOG_THREADS))
     readiness = Readiness(host, netlab, clock, run_blocking, repeat_for=settings.labs.ready_cache)
     return Services(
@@ -100,15 +101,4 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         metrics,
         run_blocking,
         clock.monotonic(),
-    )
-
-
-def _look_at(queue: SessionQueue, labs: LabCoordinator, database: Database) -> Snapshot:
-    return Snapshot(
-        waiting=queue.waiting,
-        active=len(queue) - queue.waiting,
-        lab_state=labs.lab.state if labs.lab else "none",
-        references=labs.references,
-        quarantined=queue.quarantined is not None,
-        log_bytes=database.log_bytes,
     )

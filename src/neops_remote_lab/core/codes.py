@@ -73,6 +73,19 @@ EXPECTED: Final = frozenset(
 """How labs end that end as their session wanted it."""
 
 
+class StartOutcome(StrEnum):
+    """How the start of a lab came to its end."""
+
+    UP = "up"
+    """The lab runs."""
+    REJECTED = "rejected"
+    """netlab rejects its topology."""
+    STOPPED = "stopped"
+    """It was interrupted."""
+    FAILED = "failed"
+    """Anything else."""
+
+
 class EventKind(StrEnum):
     """What an event tells."""
 

@@ -1,33 +1,75 @@
-"""What a monitoring system may want to know, in Prometheus' terms."""
+"""What a monitoring system may want to know, in Prometheus' terms: which metrics there are, and the counting."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
 
-from neops_remote_lab.core.codes import EndCode
+from neops_remote_lab.core.codes import EndCode, LiveLabState, SessionState, StartOutcome
 
-PREFIX: Final = "neops_remote_lab"
-LAB_STATES: Final = ("none", "starting", "running", "stopping")
+PREFIX: Final = "neops_remote_lab_"
+NO_LAB: Final = "none"
+"""The state of a lab host without a lab."""
 _SECONDS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
-
-Outcome = Literal["up", "rejected", "stopped", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """How things stand at one moment."""
+class Family:
+    """One metric, as Prometheus and the documentation are told of it.
 
-    waiting: int
-    active: int
-    lab_state: str
-    references: int
-    quarantined: bool
-    log_bytes: int
+    Attributes:
+        name: its name without the prefix.
+        labels: the values that each label can have.
+    """
+
+    type: Literal["counter", "gauge", "histogram"]
+    name: str
+    help: str
+    labels: Mapping[str, Iterable[str]] = field(default_factory=dict)
+
+    def counter(self, registry: CollectorRegistry) -> Counter:
+        """What counts, in a registry."""
+        return Counter(PREFIX + self.name, self.help, [*self.labels], registry=registry)
+
+    def histogram(self, registry: CollectorRegistry) -> Histogram:
+        """What sorts seconds, in a registry."""
+        return Histogram(PREFIX + self.name, self.help, [*self.labels], registry=registry, buckets=_SECONDS)
+
+    def gauge(self, values: float | Mapping[str, float]) -> GaugeMetricFamily:
+        """What is true at this moment: one value, or one for each value of the label."""
+        if not isinstance(values, Mapping):
+            return GaugeMetricFamily(PREFIX + self.name, self.help, value=values)
+        gauge = GaugeMetricFamily(PREFIX + self.name, self.help, labels=[*self.labels])
+        for label, value in values.items():
+            gauge.add_metric([label], value)
+        return gauge
+
+
+SESSIONS_JOINED: Final = Family("counter", "sessions_joined_total", "Sessions that joined the queue")
+SESSIONS_ENDED: Final = Family("counter", "sessions_ended_total", "Sessions that ended", {"reason": EndCode})
+QUEUE_WAIT: Final = Family("histogram", "queue_wait_seconds", "From joining to being active")
+HOLD: Final = Family("histogram", "hold_seconds", "From being active to the end of the session")
+LAB_START: Final = Family(
+    "histogram", "lab_start_seconds", "From the start of a lab to its devices", {"outcome": StartOutcome}
+)
+LAB_TEARDOWN: Final = Family("histogram", "lab_teardown_seconds", "From the start of a teardown to its proof")
+SESSIONS: Final = Family("gauge", "sessions", "Live sessions", {"state": SessionState})
+LAB_STATE: Final = Family(
+    "gauge", "lab_state", "1 for the state that the lab is in", {"state": (NO_LAB, *LiveLabState)}
+)
+LAB_REFERENCES: Final = Family("gauge", "lab_references", "Acquires not yet released")
+QUARANTINED: Final = Family("gauge", "quarantined", "1 while no session is admitted")
+DATABASE_WAL: Final = Family("gauge", "database_wal_bytes", "Write-ahead log of the database")
+
+FAMILIES: Final = (
+    *(SESSIONS, SESSIONS_JOINED, SESSIONS_ENDED, QUEUE_WAIT, HOLD),
+    *(LAB_STATE, LAB_REFERENCES, LAB_START, LAB_TEARDOWN),
+    *(QUARANTINED, DATABASE_WAL),
+)
+"""All of them, for the documentation."""
 
 
 class Metrics:
@@ -36,15 +78,12 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._joined = Counter(f"{PREFIX}_sessions_joined", "Sessions that joined the queue", registry=self.registry)
-        self._ended = Counter(f"{PREFIX}_sessions_ended", "Sessions that ended", ["reason"], registry=self.registry)
-        self._wait = self._histogram("queue_wait_seconds", "From joining to being active")
-        self._hold = self._histogram("hold_seconds", "From being active to the end of the session")
-        self._start = self._histogram("lab_start_seconds", "From the start of a lab to its devices", "outcome")
-        self._teardown = self._histogram("lab_teardown_seconds", "From the start of a teardown to its proof")
-
-    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
+        self._joined = SESSIONS_JOINED.counter(self.registry)
+        self._ended = SESSIONS_ENDED.counter(self.registry)
+        self._wait = QUEUE_WAIT.histogram(self.registry)
+        self._hold = HOLD.histogram(self.registry)
+        self._start = LAB_START.histogram(self.registry)
+        self._teardown = LAB_TEARDOWN.histogram(self.registry)
 
     def joined(self) -> None:
         """A session joined."""
@@ -60,32 +99,10 @@ class Metrics:
         if held is not None:
             self._hold.observe(held)
 
-    def lab_started(self, seconds: float, outcome: Outcome) -> None:
+    def lab_started(self, seconds: float, outcome: StartOutcome) -> None:
         """A start came to its end, one way or another."""
         self._start.labels(outcome).observe(seconds)
 
     def lab_torn_down(self, seconds: float) -> None:
         """A teardown came to its end."""
         self._teardown.observe(seconds)
-
-
-class StateCollector(Collector):
-    """Asks for the state of things when it is scraped."""
-
-    def __init__(self, look: Callable[[], Snapshot]) -> None:
-        self._look = look
-
-    def collect(self) -> Iterable[Metric]:
-        """The gauges."""
-        now = self._look()
-        sessions = GaugeMetricFamily(f"{PREFIX}_sessions", "Live sessions", labels=["state"])
-        sessions.add_metric(["waiting"], now.waiting)
-        sessions.add_metric(["active"], now.active)
-        lab = GaugeMetricFamily(f"{PREFIX}_lab_state", "1 for the state that the lab is in", labels=["state"])
-        for state in LAB_STATES:
-            lab.add_metric([state], float(now.lab_state == state))
-        yield sessions
-        yield lab
-        yield GaugeMetricFamily(f"{PREFIX}_lab_references", "Acquires not yet released", value=now.references)
-        yield GaugeMetricFamily(f"{PREFIX}_quarantined", "1 while nobody is made active", value=float(now.quarantined))
-        yield GaugeMetricFamily(f"{PREFIX}_database_wal_bytes", "Write-ahead log of the database", value=now.log_bytes)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.codes import LiveLabState, OutcomeCode, QuarantineSource
+from neops_remote_lab.core.codes import LiveLabState, OutcomeCode, QuarantineSource, StartOutcome
 from neops_remote_lab.core.identity import Identity
-from neops_remote_lab.core.metrics import Metrics, Outcome
+from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Acquire
@@ -204,7 +204,7 @@ class Slot:
         self._references, self._devices = 0, []
         began = self._clock.monotonic()
         logger.info("session %.8s acquires %s: lab %s starts", lab.session_id, one_line(lab.topology), lab.lab_id)
-        outcome: Outcome = "failed"
+        outcome = StartOutcome.FAILED
         try:
             await self._store.starting(lab, self._clock.now())
             acquire.begun.set()
@@ -218,7 +218,7 @@ class Slot:
                 )
             self._lab = replace(lab, state=LiveLabState.RUNNING, devices=raw)
             self._references, self._devices = references, devices
-            outcome = "up"
+            outcome = StartOutcome.UP
         except Exception as error:  # noqa: BLE001 - whatever it was, its lab must go and its waiters must hear of it
             refused = self._refusal(error)
             outcome = _start_outcome(error, refused)
@@ -383,10 +383,10 @@ class Slot:
         return self._lab
 
 
-def _start_outcome(error: Exception, refused: Refused) -> Outcome:
+def _start_outcome(error: Exception, refused: Refused) -> StartOutcome:
     if isinstance(error, InterruptedError):
-        return "stopped"
-    return "rejected" if refused.reason is Reason.REJECTED else "failed"
+        return StartOutcome.STOPPED
+    return StartOutcome.REJECTED if refused.reason is Reason.REJECTED else StartOutcome.FAILED
 
 
 def _row(session_id: str, workspace: Workspace) -> Lab:

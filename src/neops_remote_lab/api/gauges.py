@@ -1,0 +1,38 @@
+"""How things stand, for Prometheus."""
+
+from collections.abc import Iterable
+
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from neops_remote_lab.core.codes import SessionState
+from neops_remote_lab.core.metrics import (
+    DATABASE_WAL,
+    LAB_REFERENCES,
+    LAB_STATE,
+    NO_LAB,
+    QUARANTINED,
+    SESSIONS,
+)
+from neops_remote_lab.labs.coordinator import LabCoordinator
+from neops_remote_lab.queue.service import SessionQueue
+from neops_remote_lab.store.database import Database
+
+
+class Gauges(Collector):
+    """Looks at the services whenever the metrics are scraped."""
+
+    def __init__(self, queue: SessionQueue, labs: LabCoordinator, database: Database) -> None:
+        self._queue = queue
+        self._labs = labs
+        self._database = database
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics that are not counted but read."""
+        waiting, lab = self._queue.waiting, self._labs.lab
+        state = lab.state if lab else NO_LAB
+        yield SESSIONS.gauge({SessionState.WAITING: waiting, SessionState.ACTIVE: len(self._queue) - waiting})
+        yield LAB_STATE.gauge({each: float(each == state) for each in LAB_STATE.labels["state"]})
+        yield LAB_REFERENCES.gauge(self._labs.references)
+        yield QUARANTINED.gauge(float(self._queue.quarantined is not None))
+        yield DATABASE_WAL.gauge(self._database.log_bytes)
