@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from neops_remote_lab.cli.settings import Settings
 from neops_remote_lab.core.metrics import FAMILIES, PREFIX, Family
 from neops_remote_lab.core.settings import SettingsGroup, default_text, flag, groups_of, variable
+from neops_remote_lab.testing.options import SETTINGS
 
 
 def settings() -> str:
@@ -19,6 +20,21 @@ def metrics() -> str:
     """All metrics."""
     rows = [(f"`{PREFIX}{family.name}`", family.type, family.help, _labels(family)) for family in FAMILIES]
     return _table(("metric", "type", "meaning", "labels"), rows) + "\n"
+
+
+def plugin_settings() -> str:
+    """The settings of the pytest plugin."""
+    rows = [
+        (
+            f"`{one.flag}`",
+            f"`{one.variable}`",
+            f"`{one.key}`",
+            f"`{one.default}`" if one.default else "none",
+            one.meaning,
+        )
+        for one in SETTINGS
+    ]
+    return _table(("flag", "variable", "ini key", "default", "meaning"), rows) + "\n"
 
 
 def fields(model: type[BaseModel]) -> str:

@@ -1,6 +1,5 @@
 """What the documentation must not lack."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from neops_remote_lab.api.openapi import OPERATIONS, Operation
 from neops_remote_lab.cli.settings import Settings
 from neops_remote_lab.core.settings import flag, settings_of, variable
+from neops_remote_lab.testing.options import SETTINGS, Setting
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -34,18 +34,7 @@ def test_every_call_is_documented(operation: Operation) -> None:
     assert f"{operation.method.upper()} {operation.path.replace('{session_id}', '{id}')}" in text
 
 
-SOURCES = DOCS.parent / "src" / "neops_remote_lab"
-CLIENT_VARIABLES = sorted(
-    {
-        name
-        for file in ("client/access.py", "testing/settings.py")
-        for name in re.findall(r"REMOTE_LAB_[A-Z_]+", (SOURCES / file).read_text(encoding="utf-8"))
-    }
-)
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/pytest.md"])
-@pytest.mark.parametrize("name", CLIENT_VARIABLES)
-def test_every_variable_of_the_client_has_a_row(page: str, name: str) -> None:
-    rows = [line for line in (DOCS.parent / page).read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-    assert any(f"`{name}`" in row for row in rows)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_variable_of_the_client_has_a_row_in_the_readme(setting: Setting) -> None:
+    lines = (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("| `") and f"`{setting.variable}`" in line for line in lines)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neops_remote_lab.core.text import one_line, printable_lines, refuse_unprintable, unprintable
+from neops_remote_lab.core.text import hide_secrets, one_line, printable_lines, refuse_unprintable, unprintable
 from tests.corpora import UNPRINTABLE
 
 ORDINARY = [
@@ -65,3 +65,11 @@ def test_a_limit_bounds_what_is_shown(text: str, limit: int) -> None:
 
 def test_line_breaks_and_tabs_of_a_message_remain() -> None:
     assert printable_lines("first\r\n\tsecond\rforged\n\x1b[2J") == "first\n\tsecond\\rforged\n\\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://user:s3cret@lab/x", "https://lab/x?token=s3cret", "https://lab/x#s3cret", "https://u:p@s3cret@lab/x"],
+)
+def test_an_address_is_shown_without_secrets(url: str) -> None:
+    assert hide_secrets(url) == "https://lab/x"

@@ -13,17 +13,15 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import httpx
 
 from neops_remote_lab.client.exceptions import InvalidSetting
-from neops_remote_lab.core.text import one_line
+from neops_remote_lab.core.text import hide_secrets
 
 __tracebackhide__ = True  # pytest shows the arguments of a frame, and here they are credentials
 
-SHOWN_LENGTH: Final = 200
-"""Most characters of an address that are shown."""
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Seconds of silence until the other end is probed, seconds between two probes, and how many may stay unanswered."""
 _CREDENTIALS: Final = ("REMOTE_LAB_TOKEN", "REMOTE_LAB_CLIENT_CERT", "REMOTE_LAB_CLIENT_KEY", "REMOTE_LAB_CA_FILE")
@@ -40,22 +38,31 @@ class Credentials:
         client_cert: `REMOTE_LAB_CLIENT_CERT`, a PEM file with a certificate, and with its key unless that is elsewhere.
         client_key: `REMOTE_LAB_CLIENT_KEY`, a PEM file with the certificate's private key, not encrypted.
         ca_file: `REMOTE_LAB_CA_FILE`, a PEM file with the authorities to trust in place of the usual ones.
+        sources: what to call one of them in messages, where that is not its variable.
     """
+
+    NAMES: ClassVar = ("token", "client_cert", "client_key", "ca_file")
 
     token: str | None = field(default=None, repr=False)
     client_cert: str | Path | None = None
     client_key: str | Path | None = None
     ca_file: str | Path | None = None
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """The credentials that the environment names; an empty variable counts as not set."""
-        return cls(*(environment.get(name) or None for name in _CREDENTIALS))
+        token, certificate, key, authorities = (environment.get(name) or None for name in _CREDENTIALS)
+        return cls(token, certificate, key, authorities)
 
     def environment(self) -> dict[str, str]:
         """The variables that name these to a program of ours."""
-        values = (self.token, self.client_cert, self.client_key, self.ca_file)
-        return {name: str(value) for name, value in zip(_CREDENTIALS, values, strict=True) if value is not None}
+        values = ((name, getattr(self, field)) for name, field in zip(_CREDENTIALS, self.NAMES, strict=True))
+        return {name: str(value) for name, value in values if value is not None}
+
+    def source(self, name: str) -> str:
+        """What one of them is called in messages."""
+        return self.sources.get(name) or _CREDENTIALS[self.NAMES.index(name)]
 
     def over(self, other: "Credentials") -> "Credentials":
         """These, and for what is None those of another. A certificate and its key stay together."""
@@ -65,6 +72,7 @@ class Credentials:
             pair.client_cert,
             self.client_key if self.client_key is not None else pair.client_key,
             self.ca_file if self.ca_file is not None else other.ca_file,
+            {name: (other if getattr(self, name) is None else self).source(name) for name in self.NAMES},
         )
 
 
@@ -113,7 +121,7 @@ class Access:
         self._credentials = credentials or Credentials()
         self.url = str(self._address.url).rstrip("/")
         self.proxy = proxy_for(self._address.url)
-        _check_token(self._credentials.token, self._address, name)
+        _check_token(self._credentials, self._address, name)
         self._tls = self._tls_context()
 
     def client(self, transport: httpx.BaseTransport | None = None) -> httpx.Client:
@@ -142,7 +150,7 @@ class Access:
         schemes = {self._address.url.scheme} | ({self.proxy.address.url.scheme} if self.proxy else set())
         if "https" not in schemes:
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used: loading authorities would take its time
-        context = _trusting(self._credentials.ca_file)
+        context = _trusting(self._credentials)
         _load_client_certificate(context, self._credentials)
         return context
 
@@ -157,15 +165,6 @@ def _keepalive() -> list[tuple[int, int, int]]:
 
 
 # Addresses
-
-
-def hide_secrets(url: str) -> str:
-    """An address of any form as it may be shown: without user name, password, query and fragment."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "", url
-    rest = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
-    return one_line(scheme + separator + rest, SHOWN_LENGTH)
 
 
 def parse_address(
@@ -276,21 +275,21 @@ def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None
 # Certificates and tokens
 
 
-def _check_token(token: str | None, address: Address, name: str) -> None:
+def _check_token(credentials: Credentials, address: Address, name: str) -> None:
+    token, source = credentials.token, credentials.source("token")
     if token is None:
         return
     if not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise InvalidSetting(
-            "REMOTE_LAB_TOKEN has a space, a line break or another character that no token has: copy it anew"
-        )
+        raise InvalidSetting(f"{source} has a space, a line break or another character that no token has: copy it anew")
     if address.login is not None:
         raise InvalidSetting(
-            f"{name} holds a user name, and REMOTE_LAB_TOKEN is set: a request can carry one of them, remove the other"
+            f"{name} holds a user name, and {source} is set: a request can carry one of them, remove the other"
         )
 
 
-def _trusting(ca_file: str | Path | None) -> ssl.SSLContext:
-    variable, path = "REMOTE_LAB_CA_FILE", ca_file
+def _trusting(credentials: Credentials) -> ssl.SSLContext:
+    ca_file = credentials.ca_file
+    variable, path = credentials.source("ca_file"), ca_file
     if path is None:
         variable, path = "SSL_CERT_FILE", os.environ.get("SSL_CERT_FILE")
     if path:
@@ -307,21 +306,20 @@ def _trusting(ca_file: str | Path | None) -> ssl.SSLContext:
 
 def _load_client_certificate(context: ssl.SSLContext, credentials: Credentials) -> None:
     certificate, key = credentials.client_cert, credentials.client_key
+    certificate_source, key_source = credentials.source("client_cert"), credentials.source("client_key")
     if certificate is None:
         if key is not None:
-            raise InvalidSetting(
-                "REMOTE_LAB_CLIENT_KEY is set without REMOTE_LAB_CLIENT_CERT: a key needs its certificate"
-            )
+            raise InvalidSetting(f"{key_source} is set without {certificate_source}: a key needs its certificate")
         return
-    _require_readable("REMOTE_LAB_CLIENT_CERT", certificate)
+    _require_readable(certificate_source, certificate)
     if key is not None:
-        _require_readable("REMOTE_LAB_CLIENT_KEY", key)
+        _require_readable(key_source, key)
     try:
         context.load_cert_chain(certificate, key, password=lambda: "")  # else it would ask at the terminal
     except (ssl.SSLError, ValueError):
         raise InvalidSetting(
-            f"REMOTE_LAB_CLIENT_CERT={str(certificate)!r} cannot be used: it must be a PEM certificate, with its "
-            "private key in the same file or in REMOTE_LAB_CLIENT_KEY, and the key must not be encrypted"
+            f"{certificate_source}={str(certificate)!r} cannot be used: it must be a PEM certificate, with its "
+            f"private key in the same file or in {key_source}, and the key must not be encrypted"
         ) from None
 
 

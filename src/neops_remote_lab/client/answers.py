@@ -9,8 +9,7 @@ from typing import Final, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from neops_remote_lab.client.access import hide_secrets
-from neops_remote_lab.core.text import one_line, printable_lines
+from neops_remote_lab.core.text import hide_secrets, one_line, printable_lines
 
 __tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
 

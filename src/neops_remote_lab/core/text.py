@@ -15,6 +15,8 @@ separators, other spaces, surrogates, and code points that are private or not as
 from typing import Final
 
 ELLIPSIS: Final = "…"
+ADDRESS_LENGTH: Final = 200
+"""Most characters of an address that are shown."""
 
 
 def unprintable(text: str) -> str | None:
@@ -61,6 +63,15 @@ def printable_lines(text: str) -> str:
     r"""As `one_line` for each line of a text: LF and CR LF remain line breaks (as LF), and a tab remains a tab."""
     lines = text.replace("\r\n", "\n").split("\n")
     return "\n".join("\t".join(map(one_line, line.split("\t"))) for line in lines)
+
+
+def hide_secrets(url: str) -> str:
+    """An address of any form as it may be shown: without user name, password, query and fragment."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    rest = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
+    return one_line(scheme + separator + rest, ADDRESS_LENGTH)
 
 
 def _escape(character: str) -> str:

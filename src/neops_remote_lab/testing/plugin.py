@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from neops_remote_lab.testing import options
+
 if TYPE_CHECKING:
     from neops_remote_lab.client.lab_client import RemoteLabClient
     from neops_remote_lab.testing.holder import LabHolder
@@ -20,6 +22,11 @@ MARKER = "remote_lab"
 _run = pytest.StashKey["LabRun"]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add a flag and an ini key for each setting."""
+    options.add_options(parser)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known, and what pytest-xdist needs."""
     config.addinivalue_line("markers", f"{MARKER}: uses a remote lab; set by the plugin, for `-m`")
@@ -27,6 +34,16 @@ def pytest_configure(config: pytest.Config) -> None:
         from neops_remote_lab.testing import xdist  # noqa: PLC0415 - of no use to other runs
 
         xdist.register(config)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say which lab host the run has, without asking it."""
+    if (url := options.Sources.of(config).given("url")) is None:
+        return None
+    from neops_remote_lab import __version__  # noqa: PLC0415 - only needed where a lab may be used
+    from neops_remote_lab.core.text import hide_secrets  # noqa: PLC0415
+
+    return f"remote lab: {hide_secrets(url.value)} ({url.source}), neops-remote-lab {__version__}"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -79,7 +96,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def remote_lab_client(request: pytest.FixtureRequest) -> RemoteLabClient:
-    """The session with the lab host that `REMOTE_LAB_URL` names: active, and ended with the run."""
+    """The session with the lab host that `--remote-lab-url` names: active, and ended with the run."""
     __tracebackhide__ = True
     if request.config.getoption("setuponly", False):
         pytest.skip("--setup-only starts no remote lab")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,6 +12,7 @@ import pytest
 
 from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
+from neops_remote_lab.testing.options import Sources
 
 if TYPE_CHECKING:  # a run may declare labs and choose none of their tests: httpx and pydantic wait until one is used
     from neops_remote_lab.client.lab_client import RemoteLabClient
@@ -67,10 +67,10 @@ class LabRun:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Fail a test whose topology netlab rejects before the turn has come, and before anything is waited for."""
         labs, client = labs_of(item), definition_of(item, _CLIENT_FIXTURE)
-        # A client that a conftest file puts in the place of ours has the only session; and without REMOTE_LAB_URL it is
+        # A client that a conftest file puts in the place of ours has the only session; and without an address it is
         # for the fixture to complain.
         ours = client is not None and client.func.__module__ == _PLUGIN
-        if not (labs and ours and os.environ.get("REMOTE_LAB_URL")) or item.config.getoption("setuponly", False):
+        if not (labs and ours and Sources.of(item.config).given("url")) or item.config.getoption("setuponly", False):
             return
         rejected = self._joined().join().rejected
         for spec in labs:

@@ -1,6 +1,5 @@
 """Opens the session of a pytest run and closes it again."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -10,26 +9,28 @@ from typing import TypeVar
 import httpx
 import pytest
 
+from neops_remote_lab.client.access import Credentials
 from neops_remote_lab.client.connection import ServerConnection
 from neops_remote_lab.client.exceptions import InvalidSetting, SessionEnded
 from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.core.text import one_line, printable_lines
 from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.interrupt import LostSession, ended_by_signals, leave_run
+from neops_remote_lab.testing.options import Sources
 from neops_remote_lab.testing.settings import LabHostSettings
 
 T = TypeVar("T")
 
 
 def settings_of(session: pytest.Session) -> LabHostSettings:
-    """What the environment says of the lab host. What cannot work ends the run as a usage error, once for all tests.
+    """What the settings say of the lab host. What cannot work ends the run as a usage error, once for all tests.
 
     Raises:
-        RuntimeError: `REMOTE_LAB_URL` is not set.
+        RuntimeError: no address is set.
     """
     __tracebackhide__ = True
     try:
-        return LabHostSettings.read(os.environ)
+        return LabHostSettings.read(Sources.of(session.config))
     except InvalidSetting as error:
         leave_run(session, str(error), pytest.ExitCode.USAGE_ERROR)
     except RuntimeError as error:
@@ -90,7 +91,7 @@ class LabSession:
         self._lost.expect()
         session_id = self.client.session_id if self.client is not None else ""
         if session_id:
-            with ServerConnection(self._settings.url) as server:
+            with ServerConnection(self._settings.url, credentials=self._settings.credentials) as server:
                 server.end_session(session_id)
 
     def _new_client(self) -> RemoteLabClient:
@@ -113,6 +114,7 @@ class LabSession:
             on_lost=self._lost.stop_run,
             unreachable_timeout=settings.unreachable_timeout,
             on_trouble=lambda sentence: _say(config, sentence),
+            **{name: getattr(settings.credentials, name) for name in Credentials.NAMES},
         )
 
     def _try(self, work: Callable[[], T]) -> T:

@@ -1,13 +1,13 @@
-"""What the environment says about the lab host: the plugin's only look at it."""
+"""What the settings say about the lab host, checked."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Self
 
 from neops_remote_lab.client.access import Access, Credentials
-from neops_remote_lab.client.connection import UNREACHABLE_TIMEOUT
 from neops_remote_lab.client.exceptions import InvalidSetting
+from neops_remote_lab.testing.options import Sources
 
 _CI_JOBS = ("CI_JOB_URL", "BUILD_URL", "CIRCLE_BUILD_URL")
 """Variables in which GitLab, Jenkins and CircleCI leave the address of the running job."""
@@ -18,17 +18,19 @@ class LabHostSettings:
     """Where the lab host is and how long to wait for it; times are in seconds.
 
     Attributes:
-        url: `REMOTE_LAB_URL`, which may hold a user name and a password.
+        url: its address, which may hold a user name and a password.
         shown_url: the same without them.
-        request_timeout: `REMOTE_LAB_REQUEST_TIMEOUT`, for one short call.
-        session_timeout: `REMOTE_LAB_SESSION_TIMEOUT`, in the queue.
-        acquisition_timeout: `REMOTE_LAB_ACQUISITION_TIMEOUT`, for a lab to be free and to start.
-        unreachable_timeout: `REMOTE_LAB_UNREACHABLE_TIMEOUT`, for a server that cannot be reached.
+        credentials: what else is needed to get in.
+        request_timeout: for one short call.
+        session_timeout: in the queue.
+        acquisition_timeout: for a lab to be free and to start.
+        unreachable_timeout: for a server that cannot be reached.
         job: the address of the CI job that runs the tests, if any.
     """
 
     url: str = field(repr=False)
     shown_url: str
+    credentials: Credentials
     request_timeout: float
     session_timeout: float
     acquisition_timeout: float
@@ -36,40 +38,39 @@ class LabHostSettings:
     job: str | None
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> Self:
+    def read(cls, sources: Sources) -> Self:
         """Read the settings, and check that with them and with what the environment says of proxies and certificates
         there is a way to the server.
 
         Raises:
-            RuntimeError: `REMOTE_LAB_URL` is not set.
-            InvalidSetting: something cannot work; one sentence that names the variable.
+            RuntimeError: no address is set.
+            InvalidSetting: something cannot work; one sentence that names the flag, the variable or the ini key.
         """
-        url = environment.get("REMOTE_LAB_URL")
-        if not url:
+        url = sources.given("url")
+        if url is None:
             raise RuntimeError("REMOTE_LAB_URL is not set: it names the lab host, for example http://lab-host:8000")
-        access = Access(url, Credentials.read(environment), name="REMOTE_LAB_URL")
-        return cls(
-            url,
-            access.url,
-            _seconds(environment, "REMOTE_LAB_REQUEST_TIMEOUT", 30),
-            _seconds(environment, "REMOTE_LAB_SESSION_TIMEOUT", 600),
-            _seconds(environment, "REMOTE_LAB_ACQUISITION_TIMEOUT", 600),
-            _seconds(environment, "REMOTE_LAB_UNREACHABLE_TIMEOUT", UNREACHABLE_TIMEOUT),
-            _ci_job(environment),
-        )
+        credentials = reduce(Credentials.over, map(_credentials, sources.apart()))
+        access = Access(url.value, credentials, name=url.source)
+        try:
+            return cls(
+                url.value,
+                access.url,
+                credentials,
+                request_timeout=sources.value("request_timeout"),
+                session_timeout=sources.value("session_timeout"),
+                acquisition_timeout=sources.value("acquisition_timeout"),
+                unreachable_timeout=sources.value("unreachable_timeout"),
+                job=_ci_job(sources.environment),
+            )
+        except ValueError as error:
+            raise InvalidSetting(str(error)) from None
 
 
-def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
-    text = environment.get(name)
-    if not text:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise InvalidSetting(f"{name} must be a number of seconds above 0, not {text!r}")
-    return value
+def _credentials(source: Sources) -> Credentials:
+    found = {name: source.given(name) for name in Credentials.NAMES}
+    chosen = {name: one for name, one in found.items() if one is not None}
+    values = {name: one.value for name, one in chosen.items()}
+    return Credentials(**values, sources={name: one.source for name, one in chosen.items()})
 
 
 def _ci_job(environment: Mapping[str, str]) -> str | None:

@@ -9,7 +9,6 @@ the controller can let go of it when that worker crashes.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -37,7 +36,7 @@ def register(config: pytest.Config) -> None:
     if is_worker(config):
         config.pluginmanager.register(Worker(), "remote-lab-worker")
     else:
-        config.pluginmanager.register(Controller(), "remote-lab-controller")
+        config.pluginmanager.register(Controller(config), "remote-lab-controller")
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -102,7 +101,8 @@ class Worker:
 class Controller:
     """Hooks of the process that hands out the tests: they end the workers' session, however the run ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self._signals = contextlib.ExitStack()
         self._key: str | None = None
         self._directory: Path | None = None
@@ -139,7 +139,7 @@ class Controller:
         output: dict[str, Any] | None = getattr(node, "workeroutput", None)
         if output is None:
             if not node.workerinput[_DIRECTORY]:  # else the next worker that takes the lab finds it written down
-                _release(session_id, references)
+                _release(self._config, session_id, references)
             return
         self._running.discard(node.gateway.id)
         if _SESSION in output:
@@ -171,7 +171,7 @@ class Controller:
         sessions, unknown = self._sessions, bool(self._running) and self._uses_labs()
         self._sessions, self._running = set(), set()
         if sessions or unknown:
-            _end(sessions, self._key)
+            _end(self._config, sessions, self._key)
 
 
 def _is_local(node: WorkerController) -> bool:
@@ -190,8 +190,8 @@ def _leave(reason: str, status: int) -> NoReturn:
     pytest.exit(reason, returncode=status)
 
 
-def _release(session_id: str, references: list[str]) -> None:
-    server = _server()
+def _release(config: pytest.Config, session_id: str, references: list[str]) -> None:
+    server = _server(config)
     if server is None or not references:
         return
     import httpx  # noqa: PLC0415 - slow, and rarely needed
@@ -203,9 +203,9 @@ def _release(session_id: str, references: list[str]) -> None:
             server.release(session_id, reference, server.now() + CLOSE_TIMEOUT)
 
 
-def _end(sessions: set[str], key: str | None) -> None:
+def _end(config: pytest.Config, sessions: set[str], key: str | None) -> None:
     """End the sessions, or the one behind the key when a worker vanished before it could name it."""
-    server = _server()
+    server = _server(config)
     if server is None or not key:
         return
     with server:
@@ -215,14 +215,16 @@ def _end(sessions: set[str], key: str | None) -> None:
             server.end_session(session_id)
 
 
-def _server() -> ServerConnection | None:
+def _server(config: pytest.Config) -> ServerConnection | None:
     """A connection of the controller; None where the workers cannot have had one either."""
     # slow, and needed in runs with labs alone
     from neops_remote_lab.client import InvalidSetting  # noqa: PLC0415
     from neops_remote_lab.client.connection import ServerConnection  # noqa: PLC0415
+    from neops_remote_lab.testing.options import Sources  # noqa: PLC0415
+    from neops_remote_lab.testing.settings import LabHostSettings  # noqa: PLC0415
 
-    url = os.environ.get("REMOTE_LAB_URL")
     try:
-        return ServerConnection(url) if url else None
-    except InvalidSetting:  # the workers have told what is wrong with the address
+        settings = LabHostSettings.read(Sources.of(config))
+        return ServerConnection(settings.url, credentials=settings.credentials)
+    except (InvalidSetting, RuntimeError):  # the workers have told what is wrong with the address
         return None
