@@ -5,7 +5,7 @@ from typing import Any
 from alembic import context
 from sqlalchemy import create_engine, event, pool
 
-from neops_remote_lab.store.tables import METADATA
+from neops_remote_lab.store.sqlite.tables import METADATA
 
 url = context.get_x_argument(as_dictionary=True).get("url") or context.config.get_main_option("sqlalchemy.url")
 engine = create_engine(str(url), poolclass=pool.NullPool)

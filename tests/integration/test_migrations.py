@@ -22,8 +22,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import Engine
 
-from neops_remote_lab.store.migrate import HEAD, migrate
-from neops_remote_lab.store.tables import METADATA
+from neops_remote_lab.store.sqlite.migrate import HEAD, migrate
+from neops_remote_lab.store.sqlite.tables import METADATA
 from tests.chaos.shell import sql
 
 PROJECT = Path(__file__).parents[2]
@@ -182,14 +182,14 @@ def test_the_wheel_brings_its_migrations_and_can_use_them(tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(site)
-    packed = "neops_remote_lab/store/alembic"
+    packed = "neops_remote_lab/store/sqlite/alembic"
     for version in (SCRIPTS / "versions").glob("*.py"):
         assert f"{packed}/versions/{version.name}" in names
     assert {f"{packed}/env.py", "neops_remote_lab/py.typed", "neops_remote_lab/api/static/docs.html"} <= names
     assert not [name for name in names if name.startswith(("tests/", "alembic/"))]
 
     database = tmp_path / "installed.sqlite3"
-    script = f"from neops_remote_lab.store.migrate import migrate; migrate({url(database)!r})"
+    script = f"from neops_remote_lab.store.sqlite.migrate import migrate; migrate({url(database)!r})"
     environment = {"PYTHONPATH": str(site), "PATH": ""}
     subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, timeout=60, check=True)
     assert sql(database, "SELECT version_num FROM alembic_version") == [(HEAD,)]

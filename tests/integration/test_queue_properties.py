@@ -18,9 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.queue.settings import QueueSettings
-from neops_remote_lab.store.database import Database
-from neops_remote_lab.store.migrate import migrate
-from neops_remote_lab.store.sessions import SessionStore
+from neops_remote_lab.store.sqlite.database import SqliteDatabase
+from neops_remote_lab.store.sqlite.migrate import migrate
+from neops_remote_lab.store.sqlite.sessions import SqliteSessionStore
 
 T = TypeVar("T")
 TIMEOUT = 100.0
@@ -84,8 +84,10 @@ class QueueMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         limits = {"waiting_timeout": TIMEOUT, "active_timeout": TIMEOUT}
-        self.database = Database(self.url, synchronous="NORMAL")
-        self.queue = SessionQueue(SessionStore(self.database, HOST), QueueSettings.model_validate(limits), self.clock)
+        self.database = SqliteDatabase(self.url, synchronous="NORMAL")
+        self.queue = SessionQueue(
+            SqliteSessionStore(self.database, HOST), QueueSettings.model_validate(limits), self.clock
+        )
         self.do(self.queue.register_host("boot"))
         self.do(self.queue.load())
 

@@ -110,6 +110,26 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         walk(name, ())
 
 
+def test_the_queue_and_the_labs_know_no_particular_database() -> None:
+    users = {name for name, path in modules().items() for other in loaded(path) if other.startswith("store.sqlite")}
+    outside = {name for name in users if not name.startswith("store.sqlite")}
+    assert {name.split(".")[0] for name in outside} == {"api", "cli"}, "they ask store.protocol"
+    drivers = {"sqlite3", "sqlalchemy", "aiosqlite"}
+    callers = {name for name, path in modules().items() if drivers & libraries_of(path)}
+    assert {name.rpartition(".")[0] for name in callers} == {"cli", "store.sqlite"}
+
+
+def libraries_of(path: Path) -> set[str]:
+    """The top-level names of what a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
 def test_every_module_has_a_place_in_a_layer() -> None:
     known = set().union(*SERVER, *CLIENT)
     assert {name.split(".")[0] for name in modules()} - known - {""} == set()

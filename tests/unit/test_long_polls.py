@@ -2,10 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import pytest
 
+from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.queue.long_polls import BATCH, NEAR, LongPolls
+from neops_remote_lab.queue.session_cache import SessionCache
+from neops_remote_lab.store.rows import Session
+
+JOINED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Line:
@@ -13,21 +19,26 @@ class Line:
 
     def __init__(self, count: int) -> None:
         self.ids = [f"s{number}" for number in range(1, count + 1)]
-        self.places = {session_id: place for place, session_id in enumerate(self.ids, 1)}
-        self.polls = LongPolls(lambda count: sorted(self.places, key=self.places.__getitem__)[:count])
+        self.cache = SessionCache()
+        for number, session_id in enumerate(self.ids, 1):
+            self.cache.put(Session(number, number, session_id, SessionState.WAITING, None, None, JOINED, None), 0)
+        self.polls = LongPolls(self.cache)
         self.held = {session_id: self.hold(session_id) for session_id in self.ids}
         self.answered: list[str] = []
 
     def hold(self, session_id: str) -> asyncio.Task[None]:
-        call = asyncio.create_task(self.polls.hold(session_id, self.places[session_id], 60))
+        call = asyncio.create_task(self.polls.hold(session_id, self.place(session_id), 60))
         call.add_done_callback(lambda _: self.answered.append(session_id))
         return call
 
+    def place(self, session_id: str) -> int:
+        session = self.cache.get(session_id)
+        assert session
+        return self.cache.position(session)
+
     def leave(self, session_id: str) -> None:
         """One session leaves, and those behind it move up."""
-        left = self.places.pop(session_id)
-        for other, place in self.places.items():
-            self.places[other] = place - (place > left)
+        self.cache.drop(session_id)
         self.polls.answer([session_id])
         self.polls.moved()
 

@@ -1,11 +1,9 @@
 """Every failure as its caller sees it: a status, `{"detail": …}`, and when to try again."""
 
 import logging
-import sqlite3
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
-from sqlalchemy.exc import DBAPIError
 from starlette import status
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +13,7 @@ from neops_remote_lab.api.responses import error_response
 from neops_remote_lab.core.log_format import shorten_ids
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.labs.refusals import Reason, Refused
+from neops_remote_lab.store.protocol import DatabaseError
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +57,9 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _database_fails(request: Request, error: Exception) -> Response:
-    cause = error.orig if isinstance(error, DBAPIError) else error
     path = one_line(shorten_ids(request.url.path))
-    logger.error("%s %s failed: the database says: %s", request.method, path, cause)
-    detail = f"the server's database cannot be used ({cause}): nothing was changed; try again later"
+    logger.error("%s %s failed: the database says: %s", request.method, path, error)
+    detail = f"the server's database cannot be used ({error}): nothing was changed; try again later"
     headers = {"Retry-After": str(DATABASE_RETRY_AFTER)}
     return error_response(detail, status.HTTP_503_SERVICE_UNAVAILABLE, headers)
 
@@ -78,8 +76,7 @@ async def _unexpected(_request: Request, _error: Exception) -> Response:
 HANDLERS: Final[Mapping[Any, Callable[[Request, Exception], Coroutine[Any, Any, Response]]]] = {
     HTTPException: _http_exception,
     Refused: _refused,
-    DBAPIError: _database_fails,
-    sqlite3.Error: _database_fails,
+    DatabaseError: _database_fails,
     ClientDisconnect: _client_left,
     Exception: _unexpected,
 }

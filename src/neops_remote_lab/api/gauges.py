@@ -16,7 +16,7 @@ from neops_remote_lab.core.metrics import (
 )
 from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.queue.service import SessionQueue
-from neops_remote_lab.store.database import Database
+from neops_remote_lab.store.protocol import Database
 
 
 class Gauges(Collector):

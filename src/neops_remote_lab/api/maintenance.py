@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sqlite3
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from sqlalchemy.exc import DBAPIError
 
 from neops_remote_lab.api.services import Services
 from neops_remote_lab.netlab import ownership
+from neops_remote_lab.store.protocol import DatabaseError
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class Maintenance:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        with suppress(DBAPIError, sqlite3.Error):  # when sessions were last seen is for the eye alone
+        with suppress(DatabaseError):  # when sessions were last seen is for the eye alone
             await self._services.queue.write_last_seen()
 
     async def _announce(self) -> None:
@@ -71,10 +70,10 @@ class Maintenance:
                 self._services.queue.renew_all()
             try:
                 await self._maintain()
-            except (DBAPIError, sqlite3.Error, OSError) as error:
+            except (DatabaseError, OSError) as error:
                 if not self._failing:
                     logger.error(  # noqa: TRY400 - the cause is all that helps
-                        "the database cannot be used: %s. The queue goes on once that is mended", _cause(error)
+                        "the database cannot be used: %s. The queue goes on once that is mended", error
                     )
                 self._failing = True
             except Exception:
@@ -126,7 +125,3 @@ def boot_id() -> str:
     """What tells one start of the machine from another."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else time.strftime("%FT%TZ", time.gmtime(psutil.boot_time()))
-
-
-def _cause(error: Exception) -> BaseException:
-    return error.orig if isinstance(error, DBAPIError) and error.orig else error

@@ -17,9 +17,10 @@ from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.queue.service import SessionQueue
-from neops_remote_lab.store.database import Database
-from neops_remote_lab.store.labs import LabStore
-from neops_remote_lab.store.sessions import SessionStore
+from neops_remote_lab.store.protocol import Database
+from neops_remote_lab.store.sqlite.database import SqliteDatabase
+from neops_remote_lab.store.sqlite.labs import SqliteLabStore
+from neops_remote_lab.store.sqlite.sessions import SqliteSessionStore
 
 LOG_THREADS: Final = 1
 """Threads that read logs: many readers take the processor from neither netlab nor the event loop."""
@@ -59,13 +60,13 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     """Put the parts together; to be called inside the event loop."""
     store, host = settings.store, settings.netlab
     run_blocking = in_threads(settings.labs.lab_threads)  # the framework's threads stay free whatever netlab does
-    database = Database(store.database, synchronous=store.synchronous, busy_timeout=store.busy_timeout)
+    database = SqliteDatabase(store.database, synchronous=store.synchronous, busy_timeout=store.busy_timeout)
     metrics = Metrics()
-    queue = SessionQueue(SessionStore(database, host.lab_host), settings.queue, clock, metrics)
+    queue = SessionQueue(SqliteSessionStore(database, host.lab_host), settings.queue, clock, metrics)
     netlab = NetlabCommands(host)
     checks = TopologyChecks(netlab, settings.labs, queue=queue, run_blocking=run_blocking)
     host_lab = HostLab(host)
-    lab_store = LabStore(database, host.lab_host)
+    lab_store = SqliteLabStore(database, host.lab_host)
     failed_logs = FailedLogs(host.work_dir, days=host.failed_log_days, number=host.max_failed_logs)
     slot = Slot(
         store=lab_store,

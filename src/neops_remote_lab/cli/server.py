@@ -37,8 +37,8 @@ from neops_remote_lab.core.home import NO_HOME
 from neops_remote_lab.core.host_locks import HostLock, read_note
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.netlab import ownership
-from neops_remote_lab.store.database import database_file
-from neops_remote_lab.store.migrate import migrate
+from neops_remote_lab.store.sqlite.database import database_file
+from neops_remote_lab.store.sqlite.migrate import migrate
 
 logger = logging.getLogger(__name__)
 

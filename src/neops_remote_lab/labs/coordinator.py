@@ -23,7 +23,7 @@ from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.netlab.output import scrub
 from neops_remote_lab.netlab.workspace import LOG_NAME, remove_workspace
 from neops_remote_lab.queue.service import SessionQueue
-from neops_remote_lab.store.labs import LabStore
+from neops_remote_lab.store.protocol import LabStore
 from neops_remote_lab.store.rows import Lab
 
 

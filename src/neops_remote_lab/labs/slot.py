@@ -30,7 +30,7 @@ from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wa
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.queue.service import SessionQueue
-from neops_remote_lab.store.labs import LabStore
+from neops_remote_lab.store.protocol import LabStore
 from neops_remote_lab.store.rows import Lab
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,11 @@ its cost does not depend on how many wait: those further back learn their positi
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
+
+from neops_remote_lab.queue.session_cache import SessionCache
 
 BATCH: Final = 16
 """Calls that are answered at a time."""
@@ -33,9 +35,8 @@ class _Poll:
 class LongPolls:
     """The calls that are held."""
 
-    def __init__(self, nearest: Callable[[int], Iterable[str]]) -> None:
-        """`nearest`: the ids of the first so many sessions that wait, in order."""
-        self._nearest = nearest
+    def __init__(self, cache: SessionCache) -> None:
+        self._cache = cache
         self._held: dict[str, set[_Poll]] = {}
         self._ready: deque[_Poll] = deque()
         self._answering: asyncio.TimerHandle | None = None
@@ -82,7 +83,7 @@ class LongPolls:
         """Answer the calls of the first sessions that have another position now."""
         self._telling = None
         self._next_round = asyncio.get_running_loop().time() + POSITION_PACE
-        for position, session_id in enumerate(self._nearest(NEAR), 1):
+        for position, session_id in enumerate(self._cache.nearest(NEAR), 1):
             polls = self._held.get(session_id, ())
             self._ready += [poll for poll in polls if poll.position not in (None, position)]
         self._answer_soon()

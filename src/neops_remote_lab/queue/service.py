@@ -20,8 +20,8 @@ from neops_remote_lab.queue.estimates import HoldHistory
 from neops_remote_lab.queue.long_polls import LongPolls
 from neops_remote_lab.queue.session_cache import SessionCache
 from neops_remote_lab.queue.settings import QueueSettings
+from neops_remote_lab.store.protocol import SessionStore
 from neops_remote_lab.store.rows import EndedSession, Joining, Quarantine, Session
-from neops_remote_lab.store.sessions import SessionStore
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class SessionQueue:
         self._metrics = metrics or Metrics()
         self._cache = SessionCache()
         self._holds = HoldHistory()
-        self._polls = LongPolls(self._cache.nearest)
+        self._polls = LongPolls(self._cache)
         self._unwritten: dict[str, datetime] = {}
         self._draining = False
         self._quarantine: Quarantine | None = None

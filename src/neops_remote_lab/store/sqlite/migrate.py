@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from neops_remote_lab.store.database import database_url
+from neops_remote_lab.store.sqlite.database import database_url
 
 HEAD = "0001"
 """The newest revision in `alembic/versions`; a test compares the two."""
@@ -65,4 +65,4 @@ def _revision(url: URL) -> str | None:
 
 def _scripts() -> Path:
     packed = Path(__file__).with_name("alembic")  # in a wheel; in a checkout they are at the top level
-    return packed if packed.is_dir() else Path(__file__).parents[3] / "alembic"
+    return packed if packed.is_dir() else Path(__file__).parents[4] / "alembic"

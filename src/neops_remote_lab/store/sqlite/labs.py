@@ -8,24 +8,24 @@ from sqlalchemy import Update, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.core.codes import ENDED, LiveLabState, OutcomeCode
-from neops_remote_lab.store.database import Database
+from neops_remote_lab.store.protocol import LabStore
 from neops_remote_lab.store.rows import FIRST_SLOT, EndedLab, KeyedReference, Lab
-from neops_remote_lab.store.tables import LAB, LAB_REFERENCE
+from neops_remote_lab.store.sqlite.database import SqliteDatabase
+from neops_remote_lab.store.sqlite.tables import LAB, LAB_REFERENCE
 
 _COLUMNS = tuple(LAB.c[field.name] for field in fields(Lab))
 _HELD = LAB_REFERENCE.c.released_at.is_(None)
 
 
-class LabStore:
+class SqliteLabStore(LabStore):
     """The labs of one slot of a host, as rows. At most one is live."""
 
-    def __init__(self, database: Database, host: str, slot: int = FIRST_SLOT) -> None:
+    def __init__(self, database: SqliteDatabase, host: str, slot: int = FIRST_SLOT) -> None:
         self._database = database
         self._host = host
         self._slot = slot
 
     async def live_lab(self) -> Lab | None:
-        """The lab that starts, runs or stops; None where there is none."""
         of_slot = (LAB.c.host == self._host, LAB.c.slot == self._slot)
         query = select(*_COLUMNS).where(*of_slot, LAB.c.state.in_(LiveLabState))
 
@@ -36,25 +36,17 @@ class LabStore:
         return await self._database.read(work)
 
     async def starting(self, lab: Lab, now: datetime) -> None:
-        """Note a lab before netlab is started for it.
-
-        Raises:
-            sqlalchemy.exc.IntegrityError: the slot has a live lab.
-        """
         row = {field.name: getattr(lab, field.name) for field in fields(Lab)}
         place = {"host": self._host, "slot": self._slot}
         await self._execute(insert(LAB).values(row | place | {"started_at": now, "state": LiveLabState.STARTING}))
 
     async def running(self, lab_id: str, devices: list[dict[str, Any]], now: datetime) -> None:
-        """Note that a lab is up."""
         await self._execute(_of(lab_id).values(state=LiveLabState.RUNNING, devices=devices, running_at=now))
 
     async def stopping(self, lab_id: str) -> None:
-        """Note that a lab is being torn down."""
         await self._execute(_of(lab_id).where(LAB.c.state != ENDED).values(state=LiveLabState.STOPPING))
 
     async def ended(self, lab_id: str, code: OutcomeCode, detail: str, now: datetime) -> None:
-        """Note that nothing is left of a lab, and how it ended; its references end with it."""
         end = {"state": ENDED, "outcome_code": code, "outcome_detail": detail, "ended_at": now, "devices": None}
 
         async def work(connection: AsyncConnection) -> None:
@@ -65,7 +57,6 @@ class LabStore:
         await self._database.write(work)
 
     async def last_ended(self, session_id: str) -> EndedLab | None:
-        """The session's latest lab, if it has ended."""
         columns = (LAB.c.lab_id, LAB.c.outcome_code, LAB.c.outcome_detail)
         query = select(*columns).where(LAB.c.session_id == session_id).order_by(LAB.c.number.desc()).limit(1)
 
@@ -76,7 +67,6 @@ class LabStore:
         return await self._database.read(work)
 
     async def add_reference(self, lab_id: str, session_id: str, key: str | None, now: datetime) -> int:
-        """Note one successful acquire; the number of references that are held now."""
         row = {"lab_id": lab_id, "session_id": session_id, "idempotency_key": key, "acquired_at": now}
 
         async def work(connection: AsyncConnection) -> int:
@@ -86,7 +76,6 @@ class LabStore:
         return await self._database.write(work)
 
     async def reference_by_key(self, session_id: str, key: str) -> KeyedReference | None:
-        """What the latest acquire with this key got."""
         query = (
             select(LAB_REFERENCE.c.lab_id, _HELD, LAB.c.outcome_code)
             .join(LAB, LAB.c.lab_id == LAB_REFERENCE.c.lab_id)
@@ -102,10 +91,6 @@ class LabStore:
         return await self._database.read(work)
 
     async def release_reference(self, lab_id: str, key: str | None, now: datetime) -> int:
-        """Let go of the newest reference, or of the one with `key`; the number of those still held.
-
-        The lab is `stopping` from the same transaction on when none is left.
-        """
         held = [LAB_REFERENCE.c.lab_id == lab_id, _HELD]
         chosen = select(func.max(LAB_REFERENCE.c.number)).where(*held)
         if key is not None:
@@ -122,11 +107,9 @@ class LabStore:
         return await self._database.write(work)
 
     async def held_references(self, lab_id: str) -> int:
-        """Acquires of a lab that were not yet released."""
         return await self._database.read(lambda connection: _held_references(connection, lab_id))
 
     async def prune(self, before: datetime) -> int:
-        """Forget labs that ended before a time, with their references; the labs' number."""
         old = delete(LAB).where(LAB.c.state == ENDED, LAB.c.ended_at < before)
 
         async def work(connection: AsyncConnection) -> int:

@@ -1,6 +1,7 @@
 """The database file: one connection, its PRAGMAs, and units of work that end whole."""
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any, Final, TypeVar
 import aiosqlite
 from sqlalchemy import StaticPool, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from neops_remote_lab.store.protocol import Database, DatabaseError
 
 T = TypeVar("T")
 
@@ -31,7 +34,7 @@ class _Connections:
     driver: aiosqlite.Connection
 
 
-class Database:
+class SqliteDatabase(Database):
     """The single writer of the database.
 
     One connection serves everything, so `PRAGMA data_version` changes exactly when another program has written.
@@ -41,7 +44,7 @@ class Database:
         """`busy_timeout` in seconds."""
         self._engine = _create_engine(url, synchronous, busy_timeout)
         self._busy_timeout = busy_timeout
-        self.log_bytes = 0
+        self._log_bytes = 0
         self._log = Path(f"{database_file(url)}-wal")
         self._open: _Connections | None = None
         self._lock = asyncio.Lock()
@@ -60,7 +63,7 @@ class Database:
         """Run SQL statements with their parameters in one transaction; the rows of each, once all is on disk.
 
         For the hot path: one trip to the driver's thread for each statement, and one alone needs no other, where
-        `write` takes seven for it. Raises sqlite3.Error where `write` raises SQLAlchemy's.
+        `write` takes seven for it.
 
         Args:
             shielded: whether a caller that is cancelled must leave a whole transaction behind; False saves a task where
@@ -93,25 +96,23 @@ class Database:
 
         return await self._shielded(ask)
 
+    @property
+    def log_bytes(self) -> int:
+        return self._log_bytes
+
     async def data_version(self) -> int:
-        """A number that changes when another program has changed the database."""
         [[(version,)]] = await self.run(("PRAGMA data_version", {}))
         return int(version)
 
     async def measure_log(self) -> int:
-        """Bytes of the write-ahead log, which `log_bytes` remembers."""
-        self.log_bytes = await asyncio.to_thread(_size, self._log)
-        return self.log_bytes
+        self._log_bytes = await asyncio.to_thread(_size, self._log)
+        return self._log_bytes
 
     async def shrink_log(self) -> bool:
-        """Copy the write-ahead log into the database and cut it off; False where another program still reads it.
-
-        Does not wait for that program: everything else would wait too.
-        """
-
         async def checkpoint(connections: _Connections) -> bool:
             driver = connections.driver
             try:
+                # Everything else would wait too for the program that still reads the log.
                 await driver.execute_fetchall("PRAGMA busy_timeout = 0")
                 [(busy, *_)] = await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
@@ -121,7 +122,6 @@ class Database:
         return await self._shielded(checkpoint)
 
     async def close(self) -> None:
-        """Let the running work end, then let go of the file."""
         await asyncio.gather(*self._running, return_exceptions=True)
         async with self._lock:
             if self._open:
@@ -138,7 +138,12 @@ class Database:
 
     async def _locked(self, work: Callable[[_Connections], Awaitable[T]]) -> T:
         async with self._lock:
-            return await work(await self._connections())
+            try:
+                return await work(await self._connections())
+            except DBAPIError as error:
+                raise DatabaseError(str(error.orig)) from error
+            except sqlite3.Error as error:
+                raise DatabaseError(str(error)) from error
 
     async def _connections(self) -> _Connections:
         if self._open is None:

@@ -4,7 +4,7 @@ The statements of the hot path are text, which the driver runs without a detour;
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -13,10 +13,11 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.core.codes import ENDED, EndCode, QuarantineSource, SessionState
-from neops_remote_lab.store.database import Database
 from neops_remote_lab.store.group_commit import JoinGroups
+from neops_remote_lab.store.protocol import SessionStore
 from neops_remote_lab.store.rows import DEFAULT_QUEUE, FIRST_SLOT, EndedSession, Ending, Joining, Quarantine, Session
-from neops_remote_lab.store.tables import EVENT, LAB_HOST, QUEUE, SESSION, read, written
+from neops_remote_lab.store.sqlite.database import SqliteDatabase
+from neops_remote_lab.store.sqlite.tables import EVENT, LAB_HOST, QUEUE, SESSION, read, written
 
 _COLUMNS: Final = "number, rank, session_id, state, client, purpose, created_at, activated_at"
 
@@ -55,17 +56,16 @@ _RECORD_CONTACT = (
 )
 
 
-class SessionStore:
+class SqliteSessionStore(SessionStore):
     """The sessions of one queue, as rows, and the lab host that they are granted."""
 
-    def __init__(self, database: Database, host: str, queue: str = DEFAULT_QUEUE) -> None:
+    def __init__(self, database: SqliteDatabase, host: str, queue: str = DEFAULT_QUEUE) -> None:
         self._database = database
         self._host = host
         self._queue = queue
         self._groups = JoinGroups(self._append)
 
     async def register_host(self, boot_id: str) -> str | None:
-        """Note that this host serves the queue; the identity of the boot that it served in before, if any."""
         row = {"queue": self._queue, "boot_id": boot_id}
 
         async def work(connection: AsyncConnection) -> str | None:
@@ -80,19 +80,10 @@ class SessionStore:
         return await self._database.write(work)
 
     async def live_sessions(self) -> list[Session]:
-        """The active session, then all who wait, in FIFO order."""
         [rows] = await self._database.run((_LIVE, {"host": self._host, "queue": self._queue}))
         return [_session(row) for row in rows]
 
     async def join(self, joining: Joining, *, promote: bool) -> Session:
-        """Append a session. A key of a live session gives that session instead. Durable when this returns.
-
-        Those who join while a transaction is being written share the next one, so that they share its way to the disk.
-
-        Args:
-            joining: who joins.
-            promote: make the head of the queue active, where nobody is.
-        """
         return await self._groups.join(joining, promote=promote)
 
     async def _append(self, group: Sequence[Joining], promote: bool) -> list[Session]:
@@ -106,7 +97,6 @@ class SessionStore:
         return [active.get(session.number, session) for session in sessions]
 
     async def end(self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime) -> Ending:
-        """End live sessions and make the next one active, in one transaction."""
         asked = list(session_ids)
         end = {"ending": json.dumps(asked), "code": code, "detail": detail, "now": written(now)}
         ended, promoted = await self._database.run((_END, end), self._promotion(now))
@@ -114,7 +104,6 @@ class SessionStore:
         return Ending(tuple(name for name in asked if name in done), _first(promoted))
 
     async def promote(self, now: datetime) -> Session | None:
-        """Make the head of the queue active, where nobody is and the host is not quarantined."""
         [promoted] = await self._database.run(self._promotion(now))
         return _first(promoted)
 
@@ -122,7 +111,6 @@ class SessionStore:
         return _PROMOTE, {"queue": self._queue, "host": self._host, "slot": FIRST_SLOT, "now": written(now)}
 
     async def ended(self, session_id: str) -> EndedSession | None:
-        """Why a session ended; None where no ended session of that id is known."""
         columns = (SESSION.c.end_code, SESSION.c.end_detail)
         query = select(*columns).where(SESSION.c.session_id == session_id, SESSION.c.state == ENDED)
 
@@ -134,7 +122,6 @@ class SessionStore:
         return await self._database.read(work)
 
     async def latest_holds(self, count: int = 20) -> list[float]:
-        """For how many seconds the latest sessions were active, oldest first."""
         held = (func.julianday(SESSION.c.ended_at) - func.julianday(SESSION.c.activated_at)) * 86400
         query = select(held).where(SESSION.c.host == self._host, SESSION.c.activated_at.is_not(None))
         query = query.where(SESSION.c.state == ENDED, held >= 0).order_by(SESSION.c.ended_at.desc()).limit(count)
@@ -144,8 +131,7 @@ class SessionStore:
 
         return await self._database.read(work)
 
-    async def record_last_seen(self, seen: dict[str, datetime]) -> None:
-        """Write when each of these sessions was last heard of."""
+    async def record_last_seen(self, seen: Mapping[str, datetime]) -> None:
         rows = [{"seen": session_id, "seen_at": seen_at} for session_id, seen_at in seen.items()]
 
         async def work(connection: AsyncConnection) -> None:
@@ -155,11 +141,9 @@ class SessionStore:
             await self._database.write(work)
 
     async def quarantine(self) -> Quarantine | None:
-        """Why no session is admitted; None where the host is sound."""
         return await self._database.read(self._quarantine)
 
     async def set_quarantine(self, reason: str | None, now: datetime) -> Quarantine | None:
-        """Quarantine the host, or lift that with None; what is in force then: an operator's quarantine stays."""
         source = None if reason is None else QuarantineSource.SERVER
         own = LAB_HOST.c.quarantined_by.is_distinct_from(QuarantineSource.OPERATOR)
         change = update(LAB_HOST).where(LAB_HOST.c.name == self._host, own)
@@ -179,7 +163,6 @@ class SessionStore:
         return Quarantine(QuarantineSource(row[0] or QuarantineSource.OPERATOR), row[1])
 
     async def prune(self, before: datetime) -> int:
-        """Forget sessions that ended before a time, and events before it; the number of sessions."""
         old = delete(SESSION).where(SESSION.c.state == ENDED, SESSION.c.ended_at < before)
         # Numbers grow with time: no index is needed, which each event would have to be entered into.
         first_kept = select(func.min(EVENT.c.number)).where(EVENT.c.at >= before).scalar_subquery()

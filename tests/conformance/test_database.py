@@ -1,0 +1,54 @@
+"""The connection: what others write is noticed, and nobody who is cancelled leaves it half done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from neops_remote_lab.core.codes import EndCode
+from neops_remote_lab.store.protocol import SessionStore
+from tests.conformance.conftest import Opener
+from tests.stores import NOON, Stores, joining
+
+
+async def test_what_another_program_writes_is_noticed_and_what_we_write_is_not(
+    open_stores: Opener, stores: Stores, sessions: SessionStore
+) -> None:
+    before = await stores.database.data_version()
+    await sessions.join(joining("ann"), promote=True)
+    assert await stores.database.data_version() == before
+    async with open_stores() as other:
+        await other.sessions().end(["ann"], EndCode.OPERATOR, "lunch", NOON)
+    assert await stores.database.data_version() != before
+    assert await sessions.live_sessions() == []
+
+
+async def test_a_cancelled_caller_leaves_the_database_usable(stores: Stores, sessions: SessionStore) -> None:
+    await sessions.join(joining("ann"), promote=True)
+    calls: list[Callable[[], Awaitable[object]]] = [
+        sessions.live_sessions,
+        lambda: sessions.ended("ann"),
+        lambda: sessions.promote(NOON),
+        lambda: sessions.end(["nobody"], EndCode.CLIENT, "done", NOON),
+        stores.database.data_version,
+    ]
+    for turns in range(12):  # so many turns of the loop until it is cancelled: it is in the middle of something
+        for call in calls:
+            task = asyncio.ensure_future(call())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        assert [session.session_id for session in await sessions.live_sessions()] == ["ann"]
+    await sessions.join(joining("bob"), promote=True)
+
+
+async def test_the_log_is_measured_and_cut_off(stores: Stores, sessions: SessionStore) -> None:
+    for number in range(20):
+        await sessions.join(joining(f"s{number}"), promote=False)
+    before = await stores.database.measure_log()
+    assert stores.database.log_bytes == before
+    assert await stores.database.shrink_log()
+    assert await stores.database.measure_log() <= before

@@ -1,0 +1,40 @@
+"""The queue on each store, where several calls meet."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.queue.service import SessionQueue
+from neops_remote_lab.queue.settings import QueueSettings
+from neops_remote_lab.store.protocol import SessionStore
+
+
+@pytest.fixture
+def queue(sessions: SessionStore) -> SessionQueue:
+    return SessionQueue(sessions, QueueSettings(), Clock())
+
+
+async def join(queue: SessionQueue, key: str | None = None) -> str:
+    return (await queue.join(client=None, purpose=None, key=key)).session.session_id
+
+
+async def test_whoever_joins_while_the_holder_leaves_gets_the_lab(queue: SessionQueue) -> None:
+    for _ in range(10):
+        holder = await join(queue)
+        assert queue.is_active(holder)
+        _, joined = await asyncio.gather(queue.end(holder), join(queue))
+        place = queue.place(joined)
+        assert place
+        assert place.position == 0
+        await queue.end(joined)
+
+
+async def test_a_join_tells_the_place_that_the_session_has_by_then(queue: SessionQueue) -> None:
+    holder = await join(queue)
+    places = await asyncio.gather(*(queue.join(client=None, purpose=None, key=None) for _ in range(5)))
+    assert [place.position for place in places] == [1, 2, 3, 4, 5]
+    assert [queue.place(place.session.session_id) for place in places] == places
+    await queue.end(holder)

@@ -1,0 +1,218 @@
+"""Joining, becoming active, ending, and what is remembered of it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from neops_remote_lab.core.codes import EndCode, QuarantineSource
+from neops_remote_lab.store.protocol import SessionStore
+from tests.conformance.conftest import Opener
+from tests.stores import NOON, Stores, joining
+
+
+async def states(sessions: SessionStore) -> list[tuple[str, str]]:
+    return [(session.session_id, session.state) for session in await sessions.live_sessions()]
+
+
+# The host
+
+
+async def test_a_host_remembers_the_boot_that_it_served_in(stores: Stores) -> None:
+    sessions = stores.sessions()
+    assert await sessions.register_host("boot-1") is None
+    assert await sessions.register_host("boot-2") == "boot-1"
+    assert await stores.sessions("another host").register_host("boot-9") is None
+
+
+# Joining
+
+
+async def test_the_first_to_join_is_active_in_the_same_transaction(sessions: SessionStore) -> None:
+    first = await sessions.join(joining("ann"), promote=True)
+    second = await sessions.join(joining("bob"), promote=False)
+    assert (first.state, second.state) == ("active", "waiting")
+    assert first.activated_at == NOON
+    assert await sessions.live_sessions() == [first, second]
+
+
+@pytest.mark.parametrize("promote", [True, False])
+async def test_a_key_of_a_live_session_gives_that_session_again(sessions: SessionStore, promote: bool) -> None:
+    first = await sessions.join(joining("ann", "k"), promote=promote)
+    assert await sessions.join(joining("bob", "k"), promote=promote) == first
+    assert [session.session_id for session in await sessions.live_sessions()] == ["ann"]
+    await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
+    assert (await sessions.join(joining("cem", "k"), promote=promote)).session_id == "cem"
+
+
+@pytest.mark.parametrize("promote", [True, False])
+async def test_those_who_join_together_keep_their_order_and_one_key_is_one_session(
+    sessions: SessionStore, promote: bool
+) -> None:
+    keys = ["a", None, "b", "a", None, "b", "a"]
+    wishes = [sessions.join(joining(f"s{n}", key), promote=promote) for n, key in enumerate(keys)]
+    found = [session.session_id for session in await asyncio.gather(*wishes)]
+    assert found == ["s0", "s1", "s2", "s0", "s4", "s2", "s0"]
+    live = await sessions.live_sessions()
+    assert [session.session_id for session in live] == ["s0", "s1", "s2", "s4"]
+    assert [session.state for session in live] == ["active" if promote else "waiting", *["waiting"] * 3]
+
+
+async def test_numbers_and_ranks_only_grow_even_when_everybody_has_left(sessions: SessionStore) -> None:
+    given = []
+    for round_ in range(3):
+        names = [f"{name}-{round_}" for name in ("ann", "bob")]
+        given += await asyncio.gather(*(sessions.join(joining(name), promote=False) for name in names))
+        await sessions.end(names, EndCode.CLIENT, "done", NOON)
+        await sessions.prune(NOON + timedelta(days=1))
+    for counted in ([session.number for session in given], [session.rank for session in given]):
+        assert counted == sorted(set(counted))
+
+
+async def test_labels_and_times_come_back_as_they_were_written(sessions: SessionStore) -> None:
+    elsewhere = datetime.fromisoformat("2026-05-01T14:00:00.123456+02:00")
+    label = "Zoë 🧪 \"'; DROP TABLE"
+    for promote in (True, False):
+        one = replace(joining(f"s-{promote}", f"k-{label}"), purpose=label, now=elsewhere)
+        joined = await sessions.join(replace(one, key=f"{promote}"), promote=promote)
+        assert (joined.client, joined.purpose) == (f"s-{promote}@office", label)
+        assert joined.created_at == elsewhere
+        assert joined.created_at.tzinfo == UTC
+    assert {session.purpose for session in await sessions.live_sessions()} == {label}
+
+
+async def test_a_join_is_seen_by_another_connection_once_it_is_answered(
+    open_stores: Opener, sessions: SessionStore
+) -> None:
+    joined = await sessions.join(joining("ann"), promote=True)
+    async with open_stores() as other:
+        assert await other.sessions().live_sessions() == [joined]
+
+
+async def test_a_cancelled_join_is_written_all_the_same(sessions: SessionStore) -> None:
+    task = asyncio.ensure_future(sessions.join(joining("ann"), promote=True))
+    other = asyncio.ensure_future(sessions.join(joining("bob"), promote=True))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await other).state == "waiting"
+    assert await states(sessions) == [("ann", "active"), ("bob", "waiting")]
+
+
+# Several queues and hosts
+
+
+async def test_a_host_serves_its_own_queue(stores: Stores, sessions: SessionStore) -> None:
+    other = stores.sessions("lab-8", "big labs")
+    await other.register_host("boot-1")
+    await sessions.join(joining("ann", "k"), promote=True)
+    assert (await other.join(joining("bob", "k"), promote=True)).state == "active"
+    assert await states(other) == [("bob", "active")]
+    assert await states(sessions) == [("ann", "active")]
+
+
+async def test_hosts_of_one_queue_take_turns_at_its_head(stores: Stores, sessions: SessionStore) -> None:
+    other = stores.sessions("lab-8")
+    await other.register_host("boot-1")
+    for name in ("ann", "bob", "cem"):
+        await sessions.join(joining(name), promote=False)
+    promoted = [await one.promote(NOON) for one in (sessions, other, sessions, other)]
+    assert [session.session_id if session else None for session in promoted] == ["ann", "bob", None, None]
+    assert await states(sessions) == [("ann", "active"), ("cem", "waiting")]
+    assert await states(other) == [("bob", "active"), ("cem", "waiting")]
+
+
+# Ending
+
+
+async def test_an_end_makes_the_next_active_in_the_same_transaction(sessions: SessionStore) -> None:
+    for name in ("ann", "bob", "cem"):
+        await sessions.join(joining(name), promote=True)
+    ending = await sessions.end(["ann"], EndCode.CLIENT, "done", NOON + timedelta(minutes=1))
+    assert ending.ended == ("ann",)
+    assert ending.promoted
+    assert (ending.promoted.session_id, ending.promoted.activated_at) == ("bob", NOON + timedelta(minutes=1))
+    assert await states(sessions) == [("bob", "active"), ("cem", "waiting")]
+    assert await sessions.ended("ann") == (EndCode.CLIENT, "done")
+
+
+async def test_several_who_end_together_make_room_for_one(sessions: SessionStore) -> None:
+    for name in ("ann", "bob", "cem", "dan"):
+        await sessions.join(joining(name), promote=True)
+    ending = await sessions.end(["bob", "ann", "nobody"], EndCode.STALE, "timeout", NOON)
+    assert ending.ended == ("bob", "ann")
+    assert ending.promoted
+    assert ending.promoted.session_id == "cem"
+    assert await sessions.ended("bob") == (EndCode.STALE, "timeout")
+    assert await sessions.ended("cem") is None
+    assert await sessions.ended("nobody") is None
+
+
+async def test_who_has_ended_cannot_end_again(sessions: SessionStore) -> None:
+    await sessions.join(joining("ann"), promote=True)
+    await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
+    assert (await sessions.end(["ann"], EndCode.STALE, "again", NOON)).ended == ()
+    assert await sessions.ended("ann") == (EndCode.CLIENT, "done")
+
+
+# Quarantine
+
+
+async def test_nobody_is_made_active_on_a_quarantined_host(sessions: SessionStore) -> None:
+    quarantine = (QuarantineSource.SERVER, "a container is left")
+    assert await sessions.set_quarantine("a container is left", NOON) == quarantine
+    assert (await sessions.join(joining("ann"), promote=True)).state == "waiting"
+    assert await sessions.promote(NOON) is None
+    assert await sessions.quarantine() == quarantine
+    assert await sessions.set_quarantine(None, NOON) is None
+    assert await sessions.quarantine() is None
+    promoted = await sessions.promote(NOON)
+    assert promoted
+    assert promoted.session_id == "ann"
+
+
+async def test_a_quarantine_holds_for_one_host_alone(stores: Stores, sessions: SessionStore) -> None:
+    other = stores.sessions("lab-8")
+    await other.register_host("boot-1")
+    await sessions.set_quarantine("a container is left", NOON)
+    await sessions.join(joining("ann"), promote=True)
+    assert await other.quarantine() is None
+    promoted = await other.promote(NOON)
+    assert promoted
+    assert promoted.session_id == "ann"
+
+
+# History
+
+
+async def test_only_sessions_that_ended_long_enough_ago_are_forgotten(sessions: SessionStore) -> None:
+    for name in ("ann", "bob", "cem"):
+        await sessions.join(joining(name), promote=True)
+    await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
+    await sessions.end(["bob"], EndCode.CLIENT, "done", NOON + timedelta(days=2))
+    assert await sessions.prune(NOON + timedelta(days=1)) == 1
+    assert await sessions.ended("ann") is None
+    assert await sessions.ended("bob")
+    assert await states(sessions) == [("cem", "active")]
+
+
+async def test_holds_are_the_seconds_from_active_to_the_end(sessions: SessionStore) -> None:
+    for name, seconds in (("ann", 10), ("bob", 30)):
+        await sessions.join(joining(name), promote=True)
+        await sessions.end([name], EndCode.CLIENT, "done", NOON + timedelta(seconds=seconds))
+    await sessions.set_quarantine("nobody is to become active", NOON)
+    await sessions.join(joining("cem"), promote=True)
+    await sessions.end(["cem"], EndCode.CLIENT, "never active", NOON + timedelta(seconds=50))
+    assert await sessions.latest_holds() == pytest.approx([10, 30], abs=0.01)
+    assert await sessions.latest_holds(1) == pytest.approx([30], abs=0.01)
+
+
+async def test_when_sessions_were_last_seen_is_written_for_many_and_for_none(sessions: SessionStore) -> None:
+    joined = [await sessions.join(joining(name), promote=True) for name in ("ann", "bob")]
+    await sessions.record_last_seen({"ann": NOON + timedelta(hours=1), "nobody": NOON})
+    await sessions.record_last_seen({})
+    assert await sessions.live_sessions() == joined
