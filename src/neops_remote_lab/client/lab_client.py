@@ -1,10 +1,7 @@
 """`RemoteLabClient`: queues for the lab host, keeps the session alive and acquires labs."""
 
 import getpass
-import logging
-import math
 import socket
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,48 +11,24 @@ import httpx
 
 from neops_remote_lab.client.access import Credentials
 from neops_remote_lab.client.answers import detail_of, parsed, raise_for_error, retry_after
-from neops_remote_lab.client.connection import (
-    CLOSE_TIMEOUT,
-    GONE,
-    RESTARTING,
-    UNREACHABLE_TIMEOUT,
-    ServerConnection,
-    headers_of,
-)
-from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
+from neops_remote_lab.client.connection import CLOSE_TIMEOUT, GONE, UNREACHABLE_TIMEOUT, ServerConnection
+from neops_remote_lab.client.heartbeats import HEARTBEAT_INTERVAL, Heartbeats
+from neops_remote_lab.client.queue_position import QueuePosition
+from neops_remote_lab.client.session import Session
+from neops_remote_lab.client.topology_checks import TopologyChecks
 from neops_remote_lab.client.uploads import upload_of
 from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto
 from neops_remote_lab.models.session import SessionStatusResponseDto
 
 __tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids and credentials
 
-HEARTBEAT_INTERVAL = 5.0
-"""Seconds between two signs of life."""
-LONGEST_POLL = 25.0
-"""Seconds for which the server is asked to hold its answer; many proxies cut a connection that is silent for 30."""
-POLL_INTERVAL = 1.0
-"""Least seconds from one poll to the next, for servers that do not hold their answer."""
-CHECK_POLL = 1
-"""Seconds for which the server is asked to hold its answer while it checks topologies: so late is their end noticed."""
 CHECK_GRACE = 1.0
 """Seconds for which the end of the session waits for a check that still runs."""
 BUSY_INTERVAL = 1.0
 """Seconds until a busy lab is asked for again, where the server names none."""
-
-_NO_MORE_CHECKS = frozenset(
-    {
-        httpx.codes.NOT_FOUND,
-        httpx.codes.METHOD_NOT_ALLOWED,
-        httpx.codes.NOT_IMPLEMENTED,
-        httpx.codes.CONFLICT,
-        httpx.codes.GONE,
-    }
-)
-"""What an older server answers to a check, or any server once the session is active or over."""
-
-_log = logging.getLogger(__name__)
 
 
 class RemoteLabClient:
@@ -92,8 +65,6 @@ class RemoteLabClient:
         request_timeout: as given.
         session_timeout: as given.
         lab_acquisition_timeout: as given.
-        session_id: what the server knows the session by; empty once the session is closed.
-        lost_reason: why the server ended the session; None as long as it has not.
         rejected: netlab's message for each of `topologies` that it does not accept. When it accepts none of them, a
             session that is not shared leaves the queue, and the constructor returns without an active session.
 
@@ -145,29 +116,38 @@ class RemoteLabClient:
         self.request_timeout = request_timeout
         self.session_timeout = session_timeout
         self.lab_acquisition_timeout = lab_acquisition_timeout
-        self._on_progress = on_progress
-        self._on_status = on_status
-        self._on_lost = on_lost
-        self._heartbeat_interval = heartbeat_interval
-        self._position = 0
         self._references: list[str] = []
-        self._leaving = threading.Event()
-        self._ended = False
-        self._checks: threading.Thread | None = None
-        self._heartbeats = threading.Thread(target=self._keep_alive, name="remote-lab-heartbeat", daemon=True)
-        self.lost_reason: str | None = None
-        self.rejected: dict[Path | TopologyFiles, str] = {}
-        self.session_id = ""
+        self._session = Session(self._server)
+        self._heartbeats = Heartbeats(
+            self._server,
+            self._session,
+            interval=heartbeat_interval,
+            timeout=min(request_timeout, max(heartbeat_interval, 1)),
+            on_lost=on_lost,
+        )
+        self._position = QueuePosition(
+            self._server,
+            self._session,
+            timeout=session_timeout,
+            request_timeout=request_timeout,
+            on_progress=on_progress,
+            on_status=on_status,
+        )
+        self._checks = TopologyChecks(self._session, topologies, self._position.until)
+        self.rejected = self._checks.rejected
+        self._disconnected = False
         key = session_key or uuid.uuid4().hex
-        self._patient_until = self._server.now() + session_timeout
         try:
-            self.session_id = self._join(client or default_label(), purpose, key)
+            labels = {"client": client or default_label()} | ({"purpose": purpose} if purpose else {})
+            self._session.session_id = self._server.join(labels, key, self._position.until)
             self._heartbeats.start()
-            self._check_all(topologies)
+            if topologies and self._position.poll().status is not SessionState.ACTIVE:
+                self._checks.start()
+                self._position.watch(self._checks.finished)
             if topologies and self.rejected.keys() >= set(topologies) and session_key is None:
                 self.close()  # who shares a session leaves it to the others, who would take its end for a loss
             elif wait:
-                self._wait_for_turn()
+                self._position.wait_for_turn()
         except BaseException as error:
             if not self.session_id and not isinstance(error, Exception):
                 # Ctrl-C in the middle of joining: the server may have the session already
@@ -176,9 +156,19 @@ class RemoteLabClient:
             raise
 
     @property
+    def session_id(self) -> str:
+        """What the server knows the session by; empty once the session is closed."""
+        return self._session.session_id
+
+    @property
+    def lost_reason(self) -> str | None:
+        """Why the server ended the session; None as long as it has not."""
+        return self._session.lost_reason
+
+    @property
     def closed(self) -> bool:
         """Whether this process has left the session."""
-        return self._leaving.is_set()
+        return self._session.left.is_set()
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -194,9 +184,9 @@ class RemoteLabClient:
             SessionClosed: this client has left the session.
             httpx.HTTPStatusError: the server refused; the message says why.
         """
-        self._require_session()
+        self._session.require_open()
         try:
-            self._wait_for_turn()
+            self._position.wait_for_turn()
         except BaseException:
             self.close()
             raise
@@ -223,7 +213,7 @@ class RemoteLabClient:
             SessionClosed: this client has left the session.
             httpx.HTTPStatusError: the server refused, for example since netlab rejects the topology.
         """
-        self._require_session()
+        self._session.require_open()
         wanted, key = TopologyFiles.of(topology, extra_files), uuid.uuid4().hex
         until = self._server.now() + self.lab_acquisition_timeout
         try:
@@ -232,7 +222,7 @@ class RemoteLabClient:
             if self._server.now() < until:
                 raise
             raise TimeoutError(f"no lab for {wanted.name} in {self.lab_acquisition_timeout:g} s: {error}") from error
-        self._raise_if_gone(response)
+        self._session.raise_if_gone(response)
         raise_for_error(response)
         self._references.append(key)
         return parsed(response, AcquireResponseDto).devices
@@ -249,13 +239,13 @@ class RemoteLabClient:
             httpx.HTTPStatusError: the server refused, for example since no lab runs.
             httpx.TransportError: the server could not be reached; the call may be repeated.
         """
-        self._require_session()
+        self._session.require_open()
         until = None if timeout is None else self._server.now() + timeout
         response = self._server.release(self.session_id, self._references[-1] if self._references else None, until)
         if response.is_success or response.status_code in GONE:
             del self._references[-1:]
         if response.status_code in GONE:  # "no lab runs" and "no such session" have the same status
-            self._require_live_session()
+            self._session.require_live()
         raise_for_error(response)
 
     def hand_over(self) -> None:
@@ -277,25 +267,25 @@ class RemoteLabClient:
             SessionClosed: this client has left the session.
             httpx.HTTPStatusError: the server refused, for example since the lab is in use and `force` is false.
         """
-        self._require_session()
+        self._session.require_open()
         parameters = {"force": str(force).lower()}
-        response = self._server.call("DELETE", "/lab", params=parameters, headers=headers_of(self.session_id))
-        self._raise_if_gone(response)
+        response = self._session.call("DELETE", "/lab", params=parameters)
+        self._session.raise_if_gone(response)
         raise_for_error(response)
         self._references.clear()
 
     def close(self) -> None:
         """End the session, in a few seconds. May be called again; trouble with the network is logged, not raised."""
-        self._leaving.set()  # first: a heartbeat after the end would look like a lost session
+        self._session.left.set()  # first: a heartbeat after the end would look like a lost session
         until = self._server.now() + CLOSE_TIMEOUT
-        if self.session_id and not self._ended and self.lost_reason is None:
+        if self.session_id and not self._disconnected and self.lost_reason is None:
             self._server.end_session(self.session_id)
         self._disconnect(until)
-        self.session_id = ""
+        self._session.session_id = ""
 
     def detach(self) -> None:
         """Leave the session to the other processes that share it."""
-        self._leaving.set()
+        self._session.left.set()
         self._disconnect(self._server.now() + CLOSE_TIMEOUT)
 
     def __enter__(self) -> Self:
@@ -305,130 +295,16 @@ class RemoteLabClient:
         self.close()
 
     def _disconnect(self, until: float) -> None:
-        self._ended = True
-        if self._heartbeats.is_alive() and self._heartbeats is not threading.current_thread():
-            self._heartbeats.join(max(until - self._server.now(), 1))
-        if self._checks is not None:  # the end of the session ends its checks; any other is cut by the lines below
-            self._checks.join(CHECK_GRACE)
-        if not self._heartbeats.is_alive():  # else it still uses the connection, and ends with the process
+        self._disconnected = True
+        are_over = self._heartbeats.join(max(until - self._server.now(), 1))
+        self._checks.join(CHECK_GRACE)  # the end of the session ends its checks; any other is cut by the lines below
+        if are_over:  # else they still use the connection, and end with the process
             self._server.close()
 
-    # Joining and waiting
-
-    def _join(self, client: str, purpose: str | None, key: str) -> str:
-        labels = {"client": client} | ({"purpose": purpose} if purpose else {})
-        return self._server.join(labels, key, self._patient_until)
-
-    def _wait_for_turn(self) -> None:
-        held = 0  # the first answer comes at once, to tell the user what there is to wait for
-        while True:
-            began, known = self._server.now(), self._position
-            status = self._poll(held)
-            if status.status == "active":
-                return
-            self._keep_pace(began, status, moved=known != status.position)
-            held = self._longest_hold()
-
-    def _poll(self, held: int) -> SessionStatusResponseDto:
-        path, headers = f"/session/{self.session_id}", headers_of(self.session_id)
-        # a position that changed since the last answer is told at once
-        params = {"wait": held, "position": self._position} if held and self._position else {"wait": held}
-        try:
-            response = self._server.call(
-                "GET", path, until=self._patient_until, held=held, params=params, headers=headers
-            )
-        except httpx.TransportError as error:
-            if self._server.now() < self._patient_until:
-                raise
-            raise TimeoutError(f"not active within {self.session_timeout:g} s: {error}") from error
-        if response.status_code in RESTARTING and self._server.now() >= self._patient_until:
-            raise TimeoutError(f"not active within {self.session_timeout:g} s: {detail_of(response)}")
-        self._raise_if_gone(response)
-        raise_for_error(response)
-        status = parsed(response, SessionStatusResponseDto)
-        self._report(status)
-        return status
-
-    def _report(self, status: SessionStatusResponseDto) -> None:
-        if self._on_status is not None:
-            self._on_status(status)
-        if status.position == self._position:
-            return
-        self._position = status.position
-        if self._on_progress is not None:
-            self._on_progress(status.position, status.waiting_for)
-
-    def _keep_pace(self, began: float, status: SessionStatusResponseDto, *, moved: bool) -> None:
-        now, until = self._server.now(), self._patient_until
-        if now >= until:
-            behind = f" ({status.waiting_for})" if status.waiting_for else ""
-            raise TimeoutError(
-                f"not active within {self.session_timeout:g} s: position {status.position} in the queue{behind}"
-            )
-        if (
-            not moved and began + POLL_INTERVAL > now
-        ):  # an older server, or one that is about to restart, answers at once
-            self._server.pause(min(began + POLL_INTERVAL, until) - now)
-
-    def _longest_hold(self) -> int:
-        left = self._patient_until - self._server.now()
-        return max(math.floor(min(LONGEST_POLL, 0.8 * self.request_timeout, left)), 0)
-
-    def _check_all(self, topologies: Sequence[Path | TopologyFiles]) -> None:
-        """Have the server check topologies until they are all checked or it is the session's turn.
-
-        The checks run in a thread of their own, so that the turn does not wait for a check that takes long.
-        """
-        if not topologies or self._poll(0).status == "active":
-            return
-        checked = threading.Event()
-        arguments = topologies, checked
-        self._checks = threading.Thread(target=self._run_checks, args=arguments, name="remote-lab-checks", daemon=True)
-        self._checks.start()
-        pace = 0.0
-        while not checked.wait(pace):
-            began = self._server.now()
-            if self._poll(CHECK_POLL).status == "active" or began >= self._patient_until:
-                return
-            pace = max(began + POLL_INTERVAL - self._server.now(), 0)  # an older server does not hold its answer
-
-    def _run_checks(self, topologies: Sequence[Path | TopologyFiles], checked: threading.Event) -> None:
-        try:
-            for topology in topologies:
-                if self._leaving.is_set() or not self._check(topology):
-                    return
-        finally:
-            checked.set()
-
-    def _check(self, topology: Path | TopologyFiles) -> bool:
-        """Ask the server about a topology; whether there is any use in another such question.
-
-        A help, no duty: trouble shows when the lab is acquired.
-        """
-        try:
-            files = topology if isinstance(topology, TopologyFiles) else TopologyFiles(topology)
-            headers, until = headers_of(self.session_id), self._patient_until
-            with upload_of(files) as upload:
-                response = self._server.call(
-                    "POST", "/topology/check", until=until, slow=True, quiet=True, headers=headers, **upload
-                )
-        except (httpx.TransportError, OSError, ValueError):
-            return True
-        except RuntimeError:  # httpx: the connection was closed meanwhile
-            if not self.closed:
-                raise
-            return False
-        if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
-            self.rejected[topology] = detail_of(response)
-        return response.status_code not in _NO_MORE_CHECKS
-
-    # Acquiring
-
     def _post_lab(self, topology: TopologyFiles, key: str, until: float, *, reuse: bool) -> httpx.Response:
-        headers = headers_of(self.session_id, key)
         with upload_of(topology, reuse=str(reuse).lower()) as upload:
             while True:
-                response = self._server.call("POST", "/lab", until=until, slow=True, headers=headers, **upload)
+                response = self._session.call("POST", "/lab", key=key, until=until, slow=True, **upload)
                 if response.status_code != httpx.codes.LOCKED:
                     return response
                 left = until - self._server.now()
@@ -436,43 +312,6 @@ class RemoteLabClient:
                     name, limit = topology.name, self.lab_acquisition_timeout
                     raise TimeoutError(f"no lab for {name} in {limit:g} s: {detail_of(response)}")
                 self._server.pause(min(retry_after(response, BUSY_INTERVAL), left))
-
-    # The life of the session
-
-    @property
-    def _beat_timeout(self) -> float:
-        return min(self.request_timeout, max(self._heartbeat_interval, 1))
-
-    def _keep_alive(self) -> None:
-        while not self._leaving.wait(self._heartbeat_interval):
-            try:
-                headers = headers_of(self.session_id)
-                response = self._server.try_once(
-                    "POST", "/session/heartbeat", timeout=self._beat_timeout, headers=headers
-                )
-            except httpx.TransportError as error:
-                _log.debug("heartbeat: %s", error)  # the next one tells
-                continue
-            if response.status_code in GONE and not self._leaving.is_set():
-                self.lost_reason = detail_of(response)
-                if self._on_lost is not None:
-                    self._on_lost(self.lost_reason)
-                return
-
-    def _raise_if_gone(self, response: httpx.Response) -> None:
-        if response.status_code in GONE:
-            self.lost_reason = self.lost_reason or detail_of(response)
-            self._require_session()
-
-    def _require_live_session(self) -> None:
-        path, headers = f"/session/{self.session_id}", headers_of(self.session_id)
-        self._raise_if_gone(self._server.call("GET", path, headers=headers))
-
-    def _require_session(self) -> None:
-        if self.lost_reason is not None:
-            raise SessionEnded(self.lost_reason)
-        if self._leaving.is_set():
-            raise SessionClosed
 
 
 def default_label() -> str:
