@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from tests.artifacts import unpack
 from tests.fakes import REAL_NETLAB_LOCK, wait_until
 from tests.server import LabServer, RealNetlab, docker_problem, running_real_server
 
@@ -130,6 +131,31 @@ def test_three_routers_come_up_and_speak_ospf(lab_host: LabServer) -> None:
         assert client.post("/lab/release").status_code == 204
         assert client.post("/lab/release").status_code == 204
     wait_until(lab_host.is_clean, 60, "the lab is not torn down")
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_artifacts_tell_what_the_routers_were_doing(lab_host: LabServer) -> None:
+    session = lab_host.join()
+    answer = lab_host.acquire(session, ROUTERS, "ospf.yml")
+    assert answer.status_code == 200, answer.text
+    host = answer.json()["devices"][0]["raw"]["ansible_host"]
+    change = ["vtysh", "-c", "configure terminal", "-c", "interface eth1", "-c", "ip ospf cost 4711"]
+    subprocess.run(["docker", "exec", host, *change], check=True, capture_output=True)
+    with lab_host.client(session) as client:
+        answer = client.get("/lab/artifacts")
+    files = unpack(answer)
+    assert "ip ospf cost 4711" in files["configs/r1.cfg"].decode()
+    assert "hostname r3" in files["configs/r3.cfg"].decode()
+    assert b"all daemons up" in files["logs/r2.log"]
+    assert b"OK: Lab devices configured" in files["netlab.log"]
+    assert files["topology/ospf.yml"].decode() == ROUTERS
+    assert b'"r1" -- "r2"' in files["graph.dot"]
+    assert ("graph.svg" in files) == bool(shutil.which("dot"))
+    assert json.loads(files["manifest.json"])["notes"] == []
+    everything = b"".join(files.values()).decode()
+    assert session not in everything
+    assert str(lab_host.root) not in everything
 
 
 @pytest.mark.netlab

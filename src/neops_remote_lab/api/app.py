@@ -63,6 +63,7 @@ def _routes() -> list[BaseRoute]:
         Route("/lab", labs.destroy_lab, methods=["DELETE"]),
         Route("/lab/devices", labs.list_devices, methods=["GET"]),
         Route("/lab/log", labs.get_log, methods=["GET"]),
+        Route("/lab/artifacts", labs.get_artifacts, methods=["GET"]),
         Route("/lab/release", labs.release_lab, methods=["POST"]),
         Route("/topology/check", labs.check_topology, methods=["POST"]),
         Route("/queue", monitoring.get_queue, methods=["GET"]),

@@ -28,12 +28,15 @@ STATUS: Final[Mapping[Reason, int]] = {
     Reason.RELEASED_KEY: status.HTTP_422_UNPROCESSABLE_CONTENT,
     Reason.BUSY: status.HTTP_423_LOCKED,
     Reason.QUARANTINED: status.HTTP_423_LOCKED,
+    Reason.TAKEN_ALREADY: status.HTTP_429_TOO_MANY_REQUESTS,
     Reason.FAILED: status.HTTP_500_INTERNAL_SERVER_ERROR,
     Reason.SERVER_ENDS: status.HTTP_503_SERVICE_UNAVAILABLE,
     Reason.HOST_IS_FULL: status.HTTP_507_INSUFFICIENT_STORAGE,
 }
 """What a call on the lab answers that was refused: 422 is the caller's fault, from 500 on it is the host's."""
-RETRIED: Final = frozenset({Reason.BUSY, Reason.QUARANTINED, Reason.DESTROYED, Reason.SERVER_ENDS})
+RETRIED: Final = frozenset(
+    {Reason.BUSY, Reason.QUARANTINED, Reason.DESTROYED, Reason.TAKEN_ALREADY, Reason.SERVER_ENDS}
+)
 """The same call has success later, without a change."""
 DATABASE_RETRY_AFTER: Final = 5
 """Seconds in `Retry-After` when the database cannot be used."""

@@ -5,9 +5,10 @@ it is 404 for one that is not live, and 423 for one that is not active.
 """
 
 import asyncio
-from collections.abc import Iterator
+import os
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import IO, Final
 
 from pydantic import TypeAdapter
 from starlette import status
@@ -28,11 +29,14 @@ from neops_remote_lab.api.requests import (
 )
 from neops_remote_lab.api.responses import json_response
 from neops_remote_lab.api.services import Services
+from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Upload
 from neops_remote_lab.models import (
     DeviceInfoDto,
 )
 
+CHUNK_BYTES: Final = 256 << 10
+"""So much of an archive is read at a time."""
 _DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
 
 
@@ -100,6 +104,34 @@ async def get_log(request: Request) -> Response:
 @contextmanager
 def _reading(services: Services, session_id: str) -> Iterator[None]:
     with services.log_streams.place(session_id), services.queue.open_call(session_id):
+        yield
+
+
+async def get_artifacts(request: Request) -> Response:
+    """GET /lab/artifacts."""
+    services, session_id = await active_caller(request)
+    refuse_while_draining(services)
+    with services.queue.open_call(session_id):
+        archive = await while_connected(request, services.labs.artifacts(session_id))
+    headers = {
+        "Content-Length": str(archive.seek(0, os.SEEK_END)),
+        "Content-Disposition": 'attachment; filename="remote-lab-artifacts.tar.gz"',
+        "Cache-Control": "no-store",
+    }
+    archive.seek(0)
+    # Complete as it is, it is sent to its end whatever becomes of the lab meanwhile.
+    chunks, holds = _chunks(archive, services.run_blocking), _sending(services, session_id, archive)
+    return HeldResponse(chunks, holds, media_type="application/gzip", headers=headers)
+
+
+async def _chunks(file: IO[bytes], run_blocking: RunBlocking) -> AsyncGenerator[bytes]:
+    while chunk := await run_blocking(file.read, CHUNK_BYTES):
+        yield chunk
+
+
+@contextmanager
+def _sending(services: Services, session_id: str, file: IO[bytes]) -> Iterator[None]:
+    with file, services.queue.open_call(session_id):
         yield
 
 

@@ -19,10 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from neops_remote_lab.api.settings import HttpSettings
 from neops_remote_lab.core.threads import RunBlocking
-from neops_remote_lab.netlab.output import Lines
+from neops_remote_lab.netlab.output import PIECE_BYTES, Lines
 
-PIECE_BYTES: Final = 32 * 1024
-"""So much is read and scrubbed at a time: short enough to leave the processor to the event loop in between."""
 LOOK_BACK_BYTES: Final = 64 * 1024
 """What is read before the first byte that is shown, to see whether that lies within a traceback."""
 LOOK_EVERY: Final = 0.25

@@ -190,6 +190,21 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         (SESSION_HEADER,),
     ),
     Operation(
+        "get",
+        "/lab/artifacts",
+        "What would explain the failure of a test, as an archive",
+        {200: ("application/gzip",)},
+        _NOT_ACTIVE
+        | _HEADER_MISSING
+        | {
+            429: "the session takes them already",
+            500: "the archive could not be made; the server's log says why",
+            503: "the server is about to end, or its database cannot be used",
+            507: "the lab host's disk is full",
+        },
+        (SESSION_HEADER,),
+    ),
+    Operation(
         "post",
         "/lab/release",
         "Release one reference",

@@ -9,6 +9,7 @@ from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.threads import RunBlocking, in_threads
+from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.labs.readiness import Readiness
 from neops_remote_lab.labs.slot import Slot
@@ -68,12 +69,14 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     host_lab = HostLab(host)
     lab_store = SqliteLabStore(database, host.lab_host)
     failed_logs = FailedLogs(host.work_dir, days=host.failed_log_days, number=host.max_failed_logs)
+    artifacts = Artifacts(host_lab.artifacts, clock, run_blocking)
     slot = Slot(
         store=lab_store,
         host_lab=host_lab,
         queue=queue,
         checks=checks,
         failed_logs=failed_logs,
+        artifacts=artifacts,
         settings=settings.labs,
         clock=clock,
         metrics=metrics,
@@ -85,6 +88,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         host_lab=host_lab,
         queue=queue,
         failed_logs=failed_logs,
+        artifacts=artifacts,
         run_blocking=run_blocking,
     )
     metrics.registry.register(Gauges(queue, labs, database))

@@ -8,11 +8,12 @@ import subprocess
 from collections.abc import Coroutine
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from neops_remote_lab.core.codes import EXPECTED, LiveLabState, OutcomeCode
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Acquire, Upload
+from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.refusals import Reason, Refused
 from neops_remote_lab.labs.slot import Slot
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
@@ -24,7 +25,7 @@ from neops_remote_lab.netlab.output import scrub
 from neops_remote_lab.netlab.workspace import LOG_NAME, remove_workspace
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.protocol import LabStore
-from neops_remote_lab.store.rows import Lab
+from neops_remote_lab.store.rows import EndedLab, Lab
 
 
 class LabCoordinator:
@@ -38,6 +39,7 @@ class LabCoordinator:
         host_lab: HostLab,
         queue: SessionQueue,
         failed_logs: FailedLogs,
+        artifacts: Artifacts,
         run_blocking: RunBlocking,
     ) -> None:
         self._store = store
@@ -45,6 +47,7 @@ class LabCoordinator:
         self._host_lab = host_lab
         self._queue = queue
         self._failed_logs = failed_logs
+        self._artifacts = artifacts
         self._run_blocking = run_blocking
         self._decisions = asyncio.Lock()
         self._acquires: dict[tuple[str, str], Acquire] = {}
@@ -188,12 +191,31 @@ class LabCoordinator:
     async def failed_log(self, session_id: str) -> Path | None:
         """Where netlab's output of the session's latest lab is kept, if that lab did not start."""
         await self._recovered.wait()
-        if self._of(session_id):
-            return None
+        failed = None if self._of(session_id) else await self._failed(session_id)
+        return failed[1] if failed else None
+
+    async def _failed(self, session_id: str) -> tuple[EndedLab, Path] | None:
+        """The session's latest lab, if it did not start, and what is kept of its log."""
         if (ended := await self._store.last_ended(session_id)) is None or ended.code in EXPECTED:
             return None
         kept = self._failed_logs.path(ended.lab_id)
-        return kept if await self._run_blocking(kept.exists) else None
+        return (ended, kept) if await self._run_blocking(kept.exists) else None
+
+    async def artifacts(self, session_id: str) -> IO[bytes]:
+        """What would explain a failure, as an archive: of the session's running lab, or of one that did not start.
+
+        The caller closes it. One who is cancelled stops the collection; so does the end of the lab.
+
+        Raises:
+            Refused: there is neither, or the archive cannot be made.
+        """
+        await self._recovered.wait()
+        lab, workspace = self._of(session_id), self._host_lab.held
+        if lab and workspace and lab.state is LiveLabState.RUNNING:
+            return await self._artifacts.take(session_id, workspace, self._slot.devices)
+        if lab is None and (failed := await self._failed(session_id)):
+            return await self._artifacts.take_of_failed(*failed)
+        raise await self._no_lab(session_id)
 
     def in_the_way(self) -> str | None:
         """Why no lab can start on this host, whoever asks: a lab of somebody else, for example. Blocks."""
@@ -258,11 +280,13 @@ class LabCoordinator:
     def drain(self) -> None:
         """End what calls wait for, because the server is about to end."""
         self._slot.interrupt_start(OutcomeCode.SERVER_ENDED)
+        self._artifacts.interrupt(Reason.SERVER_ENDS)
         if self._slot.lab is None:  # else netlab is asked at the teardown
             self._host_lab.stop_asking()
 
     async def close(self, *, keep: bool) -> None:
         """End what runs; keep a lab that is up for the next server, or tear it down."""
+        await self._artifacts.close()
         await self._slot.close(keep=keep)
         await asyncio.gather(*self._background, return_exceptions=True)
 
@@ -279,9 +303,12 @@ class LabCoordinator:
         await self._recovered.wait()
         if (lab := self._of(session_id)) and lab.state is LiveLabState.RUNNING:
             return
+        raise await self._no_lab(session_id)
+
+    async def _no_lab(self, session_id: str) -> Refused:
         reason = await self._unexpected_end(session_id)
         detail = f"no lab is running{f': {reason}' if reason else ''}; POST /lab starts one"
-        raise Refused(Reason.NO_LAB, detail)
+        return Refused(Reason.NO_LAB, detail)
 
     async def _unexpected_end(self, session_id: str) -> str | None:
         ended = await self._store.last_ended(session_id)

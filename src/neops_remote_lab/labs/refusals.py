@@ -23,6 +23,8 @@ class Reason(StrEnum):
     BUSY = "busy"
     """The lab is in use, or somebody else's lab is in the way."""
     QUARANTINED = "quarantined"
+    TAKEN_ALREADY = "taken_already"
+    """The session takes the artifacts of its lab with another call."""
     IN_USE = "in_use"
     """References are left, and the call was not to take the lab from their holders."""
     DESTROYED = "destroyed"

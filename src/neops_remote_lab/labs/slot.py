@@ -20,6 +20,7 @@ from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Acquire
+from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
 from neops_remote_lab.labs.settings import LabSettings
 from neops_remote_lab.labs.topology_checks import TopologyChecks
@@ -77,6 +78,7 @@ class Slot:
         queue: SessionQueue,
         checks: TopologyChecks,
         failed_logs: FailedLogs,
+        artifacts: Artifacts,
         settings: LabSettings,
         clock: Clock,
         metrics: Metrics,
@@ -87,6 +89,7 @@ class Slot:
         self._queue = queue
         self._checks = checks
         self._failed_logs = failed_logs
+        self._artifacts = artifacts
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
@@ -293,6 +296,7 @@ class Slot:
         logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, detail)
         self._lab = replace(lab, state=LiveLabState.STOPPING)  # first: another release must not begin a second teardown
         await self._store.stopping(lab.lab_id)
+        await self._artifacts.stop(lab.session_id)  # it works in the lab's directory, which is about to be removed
         await self._run_blocking(self._host_lab.load_ahead)  # netlab is loaded for the next lab while this one ends
         began = self._clock.monotonic()
         await self._run_blocking(self._host_lab.tear_down)

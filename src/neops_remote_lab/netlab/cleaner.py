@@ -186,7 +186,7 @@ class Cleaner:
         root = self._settings.work_dir
         stale = set(directories)
         try:
-            containers = [found for found in self._all_containers(expected=False) if _is_below(found, root)]
+            containers = [found for found in self._all_containers(expected=False) if found.is_below(root)]
             stale |= {root / found.lab_folder(root) for found in containers}
             stale = {base for base in stale - {held} if ownership.is_left(base, self._settings.lab_host)}
             self._list_unread = not (stale or self._can_read_list())
@@ -239,7 +239,7 @@ class Cleaner:
         return left
 
     def _containers_of(self, lab: _Lab) -> list[Container]:
-        return [found for found in self._all_containers(expected=lab.contained) if _is_below(found, lab.base)]
+        return [found for found in self._all_containers(expected=lab.contained) if found.is_below(lab.base)]
 
     def _all_containers(self, *, expected: bool) -> list[Container]:
         """Containers of all labs. Where none of ours are expected, Docker need not even run."""
@@ -254,14 +254,8 @@ class Cleaner:
             return []
 
 
-def _is_below(container: Container, directory: Path) -> bool:
-    return container.topology_file.is_relative_to(
-        directory.resolve()
-    )  # what is written there has no symbolic links in it
-
-
 def _of_others(containers: Sequence[Container], base: Path) -> list[Container]:
-    return [found for found in containers if not _is_below(found, base)]
+    return [found for found in containers if not found.is_below(base)]
 
 
 def _whose(containers: Sequence[Container]) -> str:

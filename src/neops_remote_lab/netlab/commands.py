@@ -204,6 +204,42 @@ class NetlabCommands:
             logger.warning("lab %s: it cannot be told whether it runs: %s", workspace.lab_id, failure(error))
             return False
 
+    def graph(self, workspace: Workspace, picture: Path, timeout: float, interrupt: threading.Event) -> None:
+        """Draw a lab as an SVG file, and write the source of that beside it; without Graphviz, the source alone."""
+        self._document(workspace, ["graph", _from(workspace, picture)], timeout, interrupt)
+
+    def collect(
+        self, workspace: Workspace, output: Path, nodes: Sequence[str], timeout: float, interrupt: threading.Event
+    ) -> None:
+        """Write the configurations of some nodes that run to a new directory, one file `NODE.cfg` each."""
+        arguments = ["collect", "--output", _from(workspace, output), "--limit", ",".join(nodes)]
+        self._document(workspace, arguments, timeout, interrupt)
+
+    def _document(self, workspace: Workspace, arguments: list[str], timeout: float, interrupt: threading.Event) -> None:
+        run_netlab(
+            arguments,
+            directory=workspace.directory,
+            timeout=timeout,
+            command=self._settings.netlab,
+            kill_grace=self._settings.kill_grace,
+            niceness=self._settings.create_niceness,
+            lab_id=workspace.lab_id,
+            interrupt=interrupt,
+        )
+
+    def docker_into(
+        self, log: Path, arguments: Sequence[str], most: int, timeout: float, interrupt: threading.Event
+    ) -> None:
+        """Have `docker ARGUMENTS` print to a file, at most so many bytes. Raises what `run_netlab` raises."""
+        run_docker(
+            arguments,
+            command=self._settings.docker,
+            timeout=timeout,
+            interrupt=interrupt,
+            log=log,
+            max_log_bytes=most,
+        )
+
     def docker(self, arguments: Sequence[str]) -> str:
         """What `docker ARGUMENTS` prints. Raises what `run_netlab` raises."""
         return run_docker(arguments, command=self._settings.docker, timeout=self._settings.command_timeout)
@@ -274,6 +310,11 @@ class NetlabCommands:
             lab_id=workspace.lab_id,
             interrupt=interrupt,
         )
+
+
+def _from(workspace: Workspace, path: Path) -> str:
+    """A path as netlab can be told it: it splits some arguments at spaces, which directories of the host may have."""
+    return os.path.relpath(path, workspace.directory)
 
 
 @contextmanager

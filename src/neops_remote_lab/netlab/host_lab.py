@@ -17,6 +17,7 @@ from neops_remote_lab.core.host_locks import HostLock, read_note
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.netlab import ownership
+from neops_remote_lab.netlab.artifacts import ArtifactCollector
 from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay
@@ -39,6 +40,7 @@ class HostLab:
         self._preloaded = PreloadedNetlab(settings.netlab)
         self._netlab = NetlabCommands(settings, self._preloaded)
         self._cleaner = Cleaner(self._netlab, settings)
+        self.artifacts = ArtifactCollector(self._netlab, settings)
         self._lock = HostLock(settings.lock_dir, LAB_LOCK)
         self._held: Workspace | None = None
         self._leftovers: list[str] = []

@@ -39,6 +39,13 @@ class Container(NamedTuple):
     lab: str = ""
     """containerlab's name of the lab."""
     networks: tuple[str, ...] = ()
+    node: str = ""
+    """netlab's name of the node that it is."""
+
+    def is_below(self, directory: Path) -> bool:
+        """Whether it belongs to a lab whose files lie in a directory."""
+        # what is written in a label has no symbolic links in it
+        return self.topology_file.is_relative_to(directory.resolve())
 
     def lab_folder(self, root: Path) -> str:
         """The name of the work directory below `root` that it belongs to."""
@@ -66,9 +73,13 @@ def all_containers(docker: Docker) -> list[Container]:
 def _container(row: dict[str, Any]) -> Container:
     pairs = (label.partition("=") for label in row["Labels"].split(","))
     labels = {key: value for key, _, value in pairs}
-    networks = tuple(row.get("Networks", "").split(","))
     return Container(
-        row["ID"], row["Names"], Path(labels.get("clab-topo-file", "")), labels.get("containerlab", ""), networks
+        row["ID"],
+        row["Names"],
+        Path(labels.get("clab-topo-file", "")),
+        labels.get("containerlab", ""),
+        tuple(row.get("Networks", "").split(",")),
+        labels.get("clab-node-name", row["Names"]),
     )
 
 

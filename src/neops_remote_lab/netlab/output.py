@@ -6,6 +6,8 @@ part is looked at as if it were a line, since readers take it for one.
 
 import os
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import IO, Final
 
 from neops_remote_lab.core.text import one_line
@@ -13,6 +15,8 @@ from neops_remote_lab.core.text import one_line
 MAX_LINE_BYTES: Final = 16_384
 """A line is cut after so many bytes."""
 CUT: Final = " … (the line was cut)"
+PIECE_BYTES: Final = 32 * 1024
+"""So much is scrubbed at a time: short enough to leave the processor to the event loop in between."""
 TAIL_LINES: Final = 20
 """Lines at the end of an output that explain a failure."""
 TAIL_BYTES: Final = 65_536
@@ -145,6 +149,20 @@ def last_lines(file: IO[bytes], start: int) -> str:
     file.seek(begin)
     lines = Lines(partial=begin > start).feed(file.read(TAIL_BYTES), last=True)
     return _last([part for line in lines for part in line])
+
+
+def end_of_log(log: Path, most: int) -> bytes:
+    """The end of a log as it may be shown, at most so many bytes of it; nothing where there is no log."""
+    with suppress(FileNotFoundError), log.open("rb") as file:
+        begin = max(0, file.seek(0, os.SEEK_END) - most)
+        file.seek(begin)
+        scrubbed = Lines(partial=begin > 0)
+        shown: list[list[str]] = []
+        while data := file.read(PIECE_BYTES):  # piece by piece, to leave the interpreter to other threads in between
+            shown += scrubbed.feed(data)
+        shown += scrubbed.feed(b"", last=True)
+        return "".join(f"{part}\n" for line in shown for part in line).encode()
+    return b""
 
 
 def _last(lines: list[str]) -> str:

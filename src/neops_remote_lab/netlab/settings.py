@@ -97,6 +97,15 @@ class NetlabSettings(SettingsGroup, title="Lab host"):
         default=7, description="days for which the log of a lab that did not start is kept"
     )
     max_failed_logs: int = Field(default=50, ge=1, description="most logs of labs that did not start that are kept")
+    artifact_timeout: PositiveSeconds = Field(
+        default=60, description="seconds that the artifacts of a lab may take; what is missing then is left out"
+    )
+    max_artifact_bytes: int = Field(
+        default=64 << 20, ge=1, description="most that an archive of artifacts holds, in bytes before compression"
+    )
+    max_artifact_log_bytes: int = Field(
+        default=2 << 20, ge=4, description="most of each log and of each configuration in it, in bytes"
+    )
     acquire_poll: PositiveSeconds = Field(
         default=1, description="seconds between two attempts of a blocking local acquire"
     )

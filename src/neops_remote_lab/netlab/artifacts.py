@@ -1,0 +1,340 @@
+"""What would explain the failure of a test, as an archive: of a lab that runs, or of one that did not start.
+
+A part that cannot be had is a note in the archive, and the others are taken all the same.
+"""
+
+import json
+import os
+import stat
+import subprocess
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import IO, Final, NamedTuple
+
+from pydantic import TypeAdapter
+
+from neops_remote_lab.core.file_names import TOPOLOGY_FILE
+from neops_remote_lab.core.reserved_names import is_ignored, is_written
+from neops_remote_lab.models.lab import DeviceInfoDto
+from neops_remote_lab.netlab import leftovers
+from neops_remote_lab.netlab.commands import NetlabCommands
+from neops_remote_lab.netlab.failures import failure
+from neops_remote_lab.netlab.leftovers import Container
+from neops_remote_lab.netlab.output import end_of_log
+from neops_remote_lab.netlab.settings import NetlabSettings
+from neops_remote_lab.netlab.workspace import LOG_NAME, Workspace
+
+PARALLEL_COMMANDS: Final = 4
+"""Docker commands that run at the same time: each waits for its container more than it works."""
+NODE_LOG_LINES: Final = 20_000
+"""Last lines of a node's log that Docker is asked for: it may have printed for days."""
+WITHOUT_CONFIGURATION: Final = frozenset({"linux", "none"})
+"""Devices, in netlab's words, that have no configuration to show."""
+SHELLS: Final = frozenset({"bash", "sh"})
+_DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
+
+
+class Entry(NamedTuple):
+    """One file of an archive."""
+
+    name: str
+    content: bytes
+    mode: int = 0o644
+
+
+class Archive(AbstractContextManager["Archive"]):
+    """A compressed tar file with one directory in it, without a name: nothing is left of it once it is closed.
+
+    It is closed at the end of a `with` block that has not finished it.
+    """
+
+    def __init__(self, directory: Path, lab_id: str, taken: datetime, limit: int) -> None:
+        """An empty archive.
+
+        Args:
+            directory: where the file lies.
+            taken: the time that it tells.
+            limit: how many bytes it may hold, before compression.
+        """
+        self.notes: list[str] = []
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - its reader closes it
+        self._tar = tarfile.open(fileobj=self._file, mode="w:gz")  # noqa: SIM115
+        self._lab_id = lab_id
+        self._taken = taken
+        self._left = limit
+        self._finished = False
+
+    def add(self, entry: Entry) -> None:
+        """Add a file, or note that there is no room for it."""
+        if len(entry.content) > self._left:
+            self.notes.append(f"{entry.name} is left out: the archive is full (--max-artifact-bytes on the lab host)")
+            return
+        self._left -= len(entry.content)
+        self._write(entry)
+
+    def finish(self, *, topology: str | None = None, error: str | None = None) -> IO[bytes]:
+        """Add what there is to know of the archive itself; the file, from its begin on."""
+        about = {"lab_id": self._lab_id, "topology": topology, "taken": self._taken.isoformat(), "error": error}
+        self._write(Entry("manifest.json", json.dumps({**about, "notes": self.notes}, indent=2).encode()))
+        self._tar.close()
+        self._file.seek(0)
+        self._finished = True
+        return self._file
+
+    def _write(self, entry: Entry) -> None:
+        header = tarfile.TarInfo(f"lab-{self._lab_id}/{entry.name}")
+        header.size, header.mode, header.mtime = len(entry.content), entry.mode, int(self._taken.timestamp())
+        self._tar.addfile(header, BytesIO(entry.content))
+
+    def __exit__(self, *_: object) -> None:
+        if not self._finished:
+            self._file.close()
+
+
+class ArtifactCollector:
+    """Makes archives of labs. All methods block."""
+
+    def __init__(self, netlab: NetlabCommands, settings: NetlabSettings) -> None:
+        self._netlab = netlab
+        self._settings = settings
+
+    def of_lab(
+        self, workspace: Workspace, devices: Sequence[DeviceInfoDto], now: datetime, interrupt: threading.Event
+    ) -> IO[bytes]:
+        """The archive of a lab that runs; all that is written meanwhile lies in the lab's own directory.
+
+        Args:
+            now: the time that the archive tells.
+            interrupt: ends the collection early, once it is set; InterruptedError is raised then.
+
+        Raises:
+            OSError: the archive cannot be written.
+        """
+        base = workspace.base
+        with (
+            Archive(base, workspace.lab_id, now, self._settings.max_artifact_bytes) as archive,
+            tempfile.TemporaryDirectory(dir=base, prefix="artifacts-") as scratch,
+        ):
+            collection = _Collection(
+                self._netlab,
+                self._settings,
+                workspace,
+                devices,
+                Path(scratch),
+                archive.notes,
+                interrupt,
+                deadline=time.monotonic() + self._settings.artifact_timeout,
+            )
+            for entry in collection.entries():
+                archive.add(entry)
+            return archive.finish(topology=workspace.topology)
+
+    def of_failed_lab(self, lab_id: str, log: Path, error: str, now: datetime) -> IO[bytes]:
+        """The archive of a lab that did not start: what netlab printed, and why the lab failed.
+
+        Raises:
+            OSError: the archive cannot be written, or there is no such log.
+        """
+        with Archive(log.parent, lab_id, now, self._settings.max_artifact_bytes) as archive:
+            archive.add(Entry(LOG_NAME, end_of_log(log, self._settings.max_artifact_log_bytes)))
+            return archive.finish(error=error)
+
+
+@dataclass
+class _Collection:
+    """One archive on its way."""
+
+    netlab: NetlabCommands
+    settings: NetlabSettings
+    workspace: Workspace
+    devices: Sequence[DeviceInfoDto]
+    scratch: Path
+    notes: list[str]
+    interrupt: threading.Event
+    deadline: float
+    """Monotonic seconds."""
+
+    def entries(self) -> Iterator[Entry]:
+        """All parts, what takes longest last: it is what is left out where the time is over."""
+        yield from self._noted("the topology", self._topology())
+        yield from self._noted(LOG_NAME, self._log())
+        yield from self._inventory()
+        yield from self._noted("the nodes' logs", self._node_logs())
+        yield from self._noted("the graph", self._graph())
+        yield from self._noted("the configurations", self._configurations())
+
+    def _noted(self, what: str, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """The entries of a part, up to its end or its failure, which becomes a note."""
+        while True:
+            if self.interrupt.is_set():
+                raise InterruptedError("the collection was stopped")
+            try:
+                entry = next(entries, None)
+            except InterruptedError:
+                raise
+            except (subprocess.SubprocessError, OSError, ValueError) as error:
+                self._note(what, error)
+                return
+            if entry is None:
+                return
+            yield entry
+
+    def _note(self, what: str, error: Exception) -> None:
+        self.notes.append(f"{what}: {failure(error)}")
+
+    def _seconds(self) -> float:
+        """How long the next command may take."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            limit = f"{self.settings.artifact_timeout:g} s, the limit that --artifact-timeout sets on the lab host"
+            raise TimeoutError(f"the other parts have taken {limit}")
+        return left
+
+    def _topology(self) -> Iterator[Entry]:
+        """What was uploaded, without what netlab has written beside it since."""
+        directory = self.workspace.directory
+        for parent, directories, files in os.walk(directory):
+            below = PurePosixPath(Path(parent).relative_to(directory).as_posix())
+            directories[:] = sorted(name for name in directories if not _is_netlabs(below / name, is_directory=True))
+            for name in sorted(files):
+                path, relative = Path(parent, name), below / name
+                if _is_netlabs(relative, is_directory=False):
+                    continue
+                shown = self.workspace.topology if str(relative) == TOPOLOGY_FILE else str(relative)
+                if (found := self._read(path, f"topology/{shown}")) is not None:
+                    yield found
+
+    def _log(self) -> Iterator[Entry]:
+        yield Entry(LOG_NAME, end_of_log(self.workspace.log, self.settings.max_artifact_log_bytes))
+
+    def _inventory(self) -> Iterator[Entry]:
+        """The devices as the HTTP API has them, and as an inventory that Ansible reads."""
+        hosts = {device.name: device.raw for device in self.devices}
+        yield Entry("devices.json", _DEVICES.dump_json(list(self.devices), indent=2))
+        yield Entry("inventory.json", json.dumps({"all": {"hosts": hosts}}, indent=2).encode())
+
+    def _node_logs(self) -> Iterator[Entry]:
+        options = ["--timestamps", f"--tail={NODE_LOG_LINES}"]
+        commands = {name: ["logs", *options, container.identifier] for name, container in self._nodes.items()}
+        for name, printed in self._printed("logs", commands):
+            yield Entry(f"logs/{name}.log", printed)
+
+    def _graph(self) -> Iterator[Entry]:
+        """The picture where the host has Graphviz, and its source everywhere."""
+        source, picture = self.scratch / "graph.dot", self.scratch / "graph.svg"
+        self.netlab.graph(self.workspace, picture, self._seconds(), self.interrupt)
+        for path in (source, picture):
+            if path.exists() and (found := self._read(path, path.name)) is not None:
+                yield found
+
+    def _configurations(self) -> Iterator[Entry]:
+        """From containers by the command that netlab itself shows configurations with, from all others by its playbook.
+
+        That one takes ten times as long, needs Ansible collections, and saves the configuration of some devices.
+        """
+        commands = {
+            device.name: ["exec", device.raw["ansible_host"], *words]
+            for device in self.devices
+            if (words := _show_command(device)) and self._is_ours(device)
+        }
+        shown = set()
+        for name, printed in self._printed("configs", commands):
+            shown.add(name)
+            yield Entry(f"configs/{name}.cfg", printed)
+        if rest := [device.name for device in self.devices if device.name not in commands and _has_one(device)]:
+            yield from self._collect(rest)
+
+    def _collect(self, nodes: Sequence[str]) -> Iterator[Entry]:
+        output = self.scratch / "collected"
+        try:
+            self.netlab.collect(self.workspace, output, nodes, self._seconds(), self.interrupt)
+        except InterruptedError:
+            raise
+        except (subprocess.SubprocessError, OSError) as error:  # those nodes that have answered are there
+            self._note("netlab collect", error)
+        for path in sorted(output.glob("*")):
+            if (found := self._read(path, f"configs/{path.name}")) is not None:
+                yield found
+
+    @cached_property
+    def _nodes(self) -> dict[str, Container]:
+        """The lab's containers, by the names of their nodes."""
+        if not leftovers.docker_is_installed(self.settings.docker):
+            return {}
+        containers = leftovers.all_containers(self.netlab.docker)
+        ours = (found for found in containers if found.is_below(self.workspace.base))
+        return {found.node: found for found in sorted(ours, key=lambda each: each.node)}
+
+    def _is_ours(self, device: DeviceInfoDto) -> bool:
+        """Whether a container is one of this lab: a topology may name any host."""
+        return device.raw.get("ansible_host") in {container.name for container in self._nodes.values()}
+
+    def _printed(self, kind: str, commands: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, bytes]]:
+        """What a Docker command for each node prints, for those that succeed."""
+        scratch = self.scratch / kind
+        scratch.mkdir()
+
+        def run(name: str) -> bytes | None:
+            log = scratch / name
+            limit = self.settings.max_artifact_log_bytes
+            try:
+                self.netlab.docker_into(log, commands[name], limit, self._seconds(), self.interrupt)
+            except InterruptedError:
+                raise
+            except (subprocess.SubprocessError, OSError) as error:
+                self._note(f"{kind}/{name}", error)
+                return None
+            return log.read_bytes()
+
+        with ThreadPoolExecutor(PARALLEL_COMMANDS) as pool:
+            for name, printed in zip(commands, pool.map(run, commands), strict=True):
+                if printed is not None:
+                    yield name, printed
+
+    def _read(self, path: Path, name: str) -> Entry | None:
+        """A file as an entry, or a note."""
+        try:
+            return _read_file(path, name, self.settings.max_artifact_bytes)
+        except (OSError, ValueError) as error:
+            self._note(name, error)
+            return None
+
+
+def _read_file(path: Path, name: str, most: int) -> Entry:
+    """A regular file as an entry. Links are not followed: code that a topology brings can make them."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("no regular file")
+        if status.st_size > most:
+            raise ValueError(f"more than {most} bytes (--max-artifact-bytes on the lab host)")
+        return Entry(name, file.read(most), 0o755 if status.st_mode & stat.S_IXUSR else 0o644)
+
+
+def _is_netlabs(name: PurePosixPath, *, is_directory: bool) -> bool:
+    return is_ignored(str(name)) or is_written(name, is_directory=is_directory)
+
+
+def _show_command(device: DeviceInfoDto) -> list[str] | None:
+    """What shows the configuration in a device's container, where netlab knows a command that needs no shell."""
+    words = device.raw.get("netlab_show_command")
+    if device.raw.get("ansible_connection") != "docker" or not isinstance(words, list) or not words:
+        return None
+    if words[0] in SHELLS or not any("$@" in str(word) for word in words):
+        return None
+    return [str(word).replace("$@", "running-config") for word in words]
+
+
+def _has_one(device: DeviceInfoDto) -> bool:
+    """Whether a device may have a configuration, as far as is known."""
+    return not device.raw.get("unmanaged") and device.raw.get("ansible_network_os") not in WITHOUT_CONFIGURATION
