@@ -294,8 +294,8 @@ def test_names_that_collide_are_refused(server: LabServer, holder: str, names: S
 )
 def test_an_extra_file_cannot_replace_the_topology(server: LabServer, holder: str, name: str) -> None:
     files = [topology(), extra(name, TOPOLOGY)]
-    assert_refused(server, upload(server, holder, files), 400, "that of the topology")
-    assert_refused(server, upload(server, holder, files[::-1]), 400, "that of the topology")
+    assert_refused(server, upload(server, holder, files), 400, "is reserved for the topology")
+    assert_refused(server, upload(server, holder, files[::-1]), 400, "is reserved for the topology")
 
 
 @pytest.mark.parametrize(

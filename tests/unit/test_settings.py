@@ -69,8 +69,8 @@ def test_variables_of_other_programs_are_ignored() -> None:
     [
         ("NEOPS_REMOTE_LAB_PROT", "NEOPS_REMOTE_LAB_PORT may be meant"),
         ("NEOPS_REMOTE_LAB_WORKDIR", "NEOPS_REMOTE_LAB_WORK_DIR may be meant"),
-        ("NEOPS_REMOTE_LAB_port", "is no setting"),
-        ("NEOPS_REMOTE_LAB_QQQ", "is no setting"),
+        ("NEOPS_REMOTE_LAB_port", "is not a setting"),
+        ("NEOPS_REMOTE_LAB_QQQ", "is not a setting"),
     ],
 )
 @pytest.mark.parametrize("value", ["9000", ""])

@@ -1,1 +1,1 @@
-"""What every room may use: time, text, settings, metrics, file locks and modes."""
+"""Shared helpers that every package may import: time, text, settings, metrics, file locks and file modes."""

@@ -1,4 +1,4 @@
-"""Files that readers see either as they were or whole."""
+"""Atomic file replacement: a reader sees the old content or the new content, never a part of it."""
 
 import os
 import tempfile
@@ -10,15 +10,15 @@ PRIVATE: Final = 0o600
 
 
 def replace(path: Path, text: str, mode: int = PRIVATE) -> None:
-    """Write a file in one step.
+    """Replace the content of a file atomically.
 
     Args:
-        path: the file; its directory exists.
-        text: all of its content.
-        mode: its permissions, whatever the umask.
+        path: the file; its directory must exist.
+        text: the whole content.
+        mode: the permissions, regardless of the umask.
 
     Raises:
-        OSError: it cannot be written; what was there before is left as it was.
+        OSError: the file cannot be written. Its previous content is kept.
     """
     descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent)
     try:

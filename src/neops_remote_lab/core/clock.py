@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 
 
 class Clock:
-    """Time as the operating system tells it. Tests pass a subclass of their own."""
+    """The clocks of the operating system. Tests pass a subclass."""
 
     def now(self) -> datetime:
-        """Wall time in UTC. Shown and stored, never subtracted: it may jump."""
+        """Wall time in UTC, for display and storage. Never subtract two of them: wall time can jump."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds on a clock that only goes forward; only differences mean anything."""
+        """Seconds on a clock that never goes backwards; only differences have a meaning."""
         return time.monotonic()

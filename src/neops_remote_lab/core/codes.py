@@ -1,6 +1,6 @@
-"""What programs act on: states, and why something ended. The database holds the same words.
+"""Enums that programs act on: states, and why something ended. The database stores the same values.
 
-Sentences for people stand beside a code and may be reworded; a code is part of the product.
+Messages for people are separate and may be reworded. The values here are part of the public interface.
 """
 
 from enum import StrEnum
@@ -8,27 +8,27 @@ from typing import Final
 
 
 class SessionState(StrEnum):
-    """What a live session does."""
+    """The state of a live session."""
 
     WAITING = "waiting"
-    """It has its place in the queue."""
+    """It waits in the queue."""
     ACTIVE = "active"
-    """It holds the lab host."""
+    """It may use the lab host."""
 
 
 class LiveLabState(StrEnum):
-    """What a live lab does."""
+    """The state of a live lab."""
 
     STARTING = "starting"
-    """netlab brings it up."""
+    """netlab is starting it."""
     RUNNING = "running"
     """Its devices can be used."""
     STOPPING = "stopping"
-    """It is torn down."""
+    """It is being torn down."""
 
 
 ENDED: Final = "ended"
-"""The state, in the database, of a session or a lab that is history."""
+"""The state, in the database, of a session or a lab that has ended."""
 
 
 class EndCode(StrEnum):
@@ -37,11 +37,11 @@ class EndCode(StrEnum):
     CLIENT = "client"
     """Its client ended it."""
     STALE = "stale"
-    """It was last seen longer ago than the timeout allows."""
+    """Its client was last seen longer ago than the session timeout."""
     MAX_HOLD = "max_hold"
-    """It held the lab host for longer than is allowed."""
+    """It was active for longer than `--max-hold`."""
     OPERATOR = "operator"
-    """A person ended it with SQL."""
+    """An operator ended it with SQL."""
 
 
 class OutcomeCode(StrEnum):
@@ -50,19 +50,19 @@ class OutcomeCode(StrEnum):
     RELEASED = "released"
     """Its last reference was released."""
     DESTROYED = "destroyed"
-    """Its session asked for its teardown."""
+    """Its session requested the teardown."""
     SESSION_ENDED = "session_ended"
     """Its session ended."""
     REPLACED = "replaced"
     """Its session started another topology."""
     SERVER_ENDED = "server_ended"
-    """The server ended, and was told to tear the lab down."""
+    """The server shut down with `--on-exit teardown`."""
     LOST = "lost"
-    """It was gone, or did not run whole, when a server took it over."""
+    """It was missing or incomplete when a restarted server tried to adopt it."""
     REJECTED = "rejected"
-    """netlab rejects its topology."""
+    """netlab rejected its topology."""
     IN_THE_WAY = "in_the_way"
-    """It could not start because of a lab of somebody else."""
+    """A lab that is not ours prevented its start."""
     FAILED = "failed"
     """Its start failed."""
 
@@ -70,16 +70,16 @@ class OutcomeCode(StrEnum):
 EXPECTED: Final = frozenset(
     {OutcomeCode.RELEASED, OutcomeCode.DESTROYED, OutcomeCode.SESSION_ENDED, OutcomeCode.REPLACED}
 )
-"""How labs end that end as their session wanted it."""
+"""The outcomes that the session itself caused; all others are problems."""
 
 
 class StartOutcome(StrEnum):
-    """How the start of a lab came to its end."""
+    """The result of starting a lab."""
 
     UP = "up"
-    """The lab runs."""
+    """The lab is running."""
     REJECTED = "rejected"
-    """netlab rejects its topology."""
+    """netlab rejected its topology."""
     STOPPED = "stopped"
     """It was interrupted."""
     FAILED = "failed"
@@ -87,32 +87,32 @@ class StartOutcome(StrEnum):
 
 
 class EventKind(StrEnum):
-    """What an event tells."""
+    """The kind of an entry in the event table."""
 
     SESSION_JOINED = "session_joined"
     """A session joined the queue."""
     SESSION_MOVED = "session_moved"
-    """A person changed the rank of a session."""
+    """An operator changed the rank of a session."""
     SESSION_GRANTED = "session_granted"
     """A session became active, on a host and a slot."""
     SESSION_REQUEUED = "session_requeued"
-    """A session waits again."""
+    """An active session went back to waiting."""
     SESSION_ENDED = "session_ended"
     """A session ended; the code says why."""
     LAB_STARTING = "lab_starting"
     """The start of a lab began."""
     LAB_RUNNING = "lab_running"
-    """A lab is up."""
+    """A lab is running."""
     LAB_STOPPING = "lab_stopping"
     """The teardown of a lab began."""
     LAB_ENDED = "lab_ended"
-    """Nothing is left of a lab; the code says how it ended."""
+    """A lab ended and its leftovers are removed; the code says how it ended."""
     REFERENCE_ACQUIRED = "reference_acquired"
     """An acquire succeeded."""
     REFERENCE_RELEASED = "reference_released"
     """A reference was released, or ended with its lab."""
     QUARANTINE_SET = "quarantine_set"
-    """A host was quarantined; the code says by whom."""
+    """A host was quarantined; the code says who set it."""
     QUARANTINE_LIFTED = "quarantine_lifted"
     """A quarantine was lifted; the code says who had set it."""
 
@@ -121,6 +121,6 @@ class QuarantineSource(StrEnum):
     """Who quarantined a lab host."""
 
     SERVER = "server"
-    """The server, because of leftovers; it lifts the quarantine once they are removed."""
+    """The server, because of leftovers. It lifts the quarantine once they are removed."""
     OPERATOR = "operator"
-    """A person, who alone lifts it."""
+    """An operator. Only an operator lifts it."""

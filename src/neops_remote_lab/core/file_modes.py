@@ -1,4 +1,4 @@
-"""Who may read what the server writes: its database and its work directory."""
+"""Permissions of the database and the work directory."""
 
 import os
 from contextlib import suppress
@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Final
 
 CONTENT_UMASK: Final = 0o022
-"""The umask of the server and of the commands that it starts. Files of a lab are mounted into its containers, whose
-programs run as other users, so these must be able to read them; on the host the directory above keeps others out."""
+"""The umask of the server and its child processes. Lab files are mounted into containers, where processes of other
+users must be able to read them. On the host, the mode of the work directory keeps other users out."""
 
 
 def make_database(file: Path) -> None:
-    """Make the file of a database where there is none, readable by nobody else before its mode is known.
+    """Create the database file if it does not exist, with mode 600 until `limit_database` sets the configured mode.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the file cannot be created.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
@@ -22,17 +22,17 @@ def make_database(file: Path) -> None:
 
 
 def limit_database(file: Path, umask: int) -> None:
-    """Let only those read a database whom the umask allows. SQLite gives that mode to `-wal` and `-shm` files, too."""
+    """Set the mode of a database file according to a umask. SQLite copies that mode to new `-wal` and `-shm` files."""
     for name in ("", "-wal", "-shm"):
         _limit(file.with_name(file.name + name), 0o666 & ~umask)
 
 
 def limit_directory(directory: Path, umask: int) -> None:
-    """Let only those enter a directory whom the umask allows."""
+    """Set the mode of a directory according to a umask."""
     _limit(directory, 0o777 & ~umask)
 
 
 def _limit(path: Path, mode: int) -> None:
     with suppress(FileNotFoundError):
-        if path.stat().st_uid == os.geteuid():  # what somebody else has made keeps the mode that it was given
+        if path.stat().st_uid == os.geteuid():  # chmod fails on another user's file
             path.chmod(mode)

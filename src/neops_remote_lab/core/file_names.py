@@ -1,4 +1,4 @@
-"""Which names a topology and the files beside it may have."""
+"""Allowed names of a topology file and its extra files."""
 
 import re
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ NAME_LENGTH: Final = 255
 NAME_DEPTH: Final = 16
 
 TOPOLOGY_FILE: Final = "remote-lab-topology.yml"
-"""The topology's name beside its extra files, whatever its user calls it: no uploaded name reaches a command line."""
+"""The topology's file name on the host. It is fixed, so that no uploaded name reaches a command line."""
 
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
 
 def topology_name(uploaded: str) -> str:
-    """The name under which a topology is shown: `x.yaml` becomes `x.yml`, as 1.x stored it.
+    """The display name of a topology: `x.yaml` becomes `x.yml`, as in 1.x.
 
     Raises:
-        ValueError: the name is no plain file name that ends in .yml or .yaml.
+        ValueError: the name is not a plain file name that ends in .yml or .yaml.
     """
     name = relative_name(uploaded)
     if len(name.parts) > 1:
@@ -36,7 +36,8 @@ def relative_name(uploaded: str) -> PurePosixPath:
     """The path of an uploaded file below the directory of the topology.
 
     Raises:
-        ValueError: the name is empty or not printable, leaves the directory, or is one that a tool would obey.
+        ValueError: the name is empty or not printable, leads out of the directory, or is one that a tool on the host
+            would act on.
     """
     what = f"the file name {uploaded[:NAME_LENGTH]!r}"
     if not uploaded:
@@ -59,24 +60,24 @@ def extra_file_name(uploaded: str) -> PurePosixPath:
     """The path of an extra file below the directory of the topology.
 
     Raises:
-        ValueError: as `relative_name`; or netlab or containerlab writes or deletes what is called so.
+        ValueError: as `relative_name`; or netlab or containerlab writes or deletes files of that name.
     """
     name = relative_name(uploaded)
     if is_the_topology(name):
-        raise ValueError(f"the file name {uploaded!r} is that of the topology on the host: name it otherwise")
+        raise ValueError(f"the file name {uploaded!r} is reserved for the topology: rename the file")
     if (reason := objection_beside_topology(name)) is not None:
-        raise ValueError(f"the file name {uploaded!r} {reason}: name the file otherwise")
+        raise ValueError(f"the file name {uploaded!r} {reason}: rename the file")
     return name
 
 
 def is_the_topology(name: PurePosixPath) -> bool:
-    """Whether netlab would take an extra file for the topology: it prefers `NAME.26.10.yml` to `NAME.yml`."""
+    """Whether netlab would read an extra file as the topology: it prefers `NAME.26.10.yml` to `NAME.yml`."""
     stem = TOPOLOGY_FILE.removesuffix("yml")
     return name.parts[0].casefold().startswith(stem)
 
 
 def collision(names: Iterable[PurePosixPath], name: PurePosixPath) -> bool:
-    """Whether a name is taken, as a file or as a directory, on a file system that may ignore case."""
+    """Whether a name is already used, as a file or as a directory. Case is ignored, as some file systems do."""
     key = str(name).casefold()
     return any(
         key == other or key.startswith(f"{other}/") or other.startswith(f"{key}/")

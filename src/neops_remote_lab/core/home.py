@@ -1,4 +1,4 @@
-"""Where the user's programs keep what they have to remember."""
+"""The state directory in the user's home."""
 
 from pathlib import Path
 from typing import Final
@@ -7,7 +7,7 @@ from platformdirs import user_state_path
 
 NO_HOME: Final = (
     "this user has no home directory: set HOME to a directory that the user can write, "
-    "for netlab keeps its list of labs there"
+    "because netlab keeps its list of labs there"
 )
 
 

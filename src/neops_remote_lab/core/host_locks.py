@@ -1,9 +1,9 @@
-"""Locks that all users of a host share, and notes beside them that say who holds a lock.
+"""Locks shared by all users of a host, each with a note that says who holds it.
 
-Every user may create files in the directory, so nothing in it is trusted. It must be a directory in which users cannot
-remove each other's files, and each user has lock files of its own: who may remove a lock file may lock it again while
-it is held. A lock is taken when the file of no user is locked. Only regular files are opened, and no symbolic links
-are followed.
+Every user may create files in the lock directory, so its content is not trusted. Each user locks a file of its own, and
+a lock is free when no user's file is locked. The directory must prevent users from removing each other's files: a user
+who can remove a lock file can lock a new one while the first is still held. Only regular files are opened, and symbolic
+links are not followed.
 """
 
 import fcntl
@@ -20,22 +20,22 @@ from filelock import FileLock, Timeout
 from neops_remote_lab.core import atomic_files
 
 PREFIX: Final = "neops-remote-lab-"
-"""How the names of our files begin: the directory is usually shared with other programs."""
+"""Prefix of our file names: the directory is usually shared with other programs."""
 SHARED_DIRECTORY: Final = 0o1777
 PARENT_DIRECTORY: Final = 0o755
 FILE: Final = 0o644
 NOTE_BYTES: Final = 4096
-"""Longest note that is read."""
+"""Maximum size of a note; the rest is not read."""
 TURN_TIMEOUT: Final = 5.0
-"""Seconds to wait while another process looks who holds a lock, which takes it milliseconds."""
+"""Seconds to wait while another process checks a lock. A check takes milliseconds."""
 TURN_POLL: Final = 0.01
 
 
 class HostLock:
-    """A lock of the host, shared by all its users. Any thread may release it, whichever took it."""
+    """A lock shared by all users of the host. Any thread may release it, not only the one that acquired it."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        """The lock `name`, not taken yet. Lock files are never deleted.
+        """Prepare the lock `name` without acquiring it. Lock files are never deleted.
 
         Raises:
             OSError: the directory cannot be trusted or used.
@@ -43,23 +43,23 @@ class HostLock:
         _prepare(directory)
         self._directory = directory
         self._name = name
-        # A file for each user: in a sticky directory nobody can replace the file of another one.
+        # One file per user: in a sticky directory, users cannot replace each other's files.
         stem = f"{PREFIX}{name}.{os.geteuid()}"
         self._file = directory / f"{stem}.lock"
         self._note = directory / f"{stem}.json"
         self._lock = FileLock(self._file, thread_local=False, mode=FILE)
 
     def acquire(self) -> None:
-        """Take the lock, at once or not at all.
+        """Acquire the lock without waiting.
 
         Raises:
-            Timeout: a process of any user of the host holds it, in the file `lock_file`.
+            Timeout: a process of any user holds the lock; the attribute `lock_file` names the locked file.
             OSError: the lock file of this user cannot be trusted or used.
         """
         with _turn(self._directory):
             with suppress(FileNotFoundError):
                 if not stat.S_ISREG(self._file.lstat().st_mode):
-                    raise PermissionError(f"{self._file} is not a regular file: somebody else has put it there")
+                    raise PermissionError(f"{self._file} is not a regular file: another user put it there")
             self._lock.acquire(blocking=False)
             for other in self._directory.glob(f"{PREFIX}{self._name}.*.lock"):
                 if other != self._file and _is_held(other):
@@ -71,10 +71,10 @@ class HostLock:
         self._lock.release()
 
     def write_note(self, text: str) -> None:
-        """Say who holds the lock, which the caller does.
+        """Write a note that says who holds the lock. The caller must hold it.
 
         Raises:
-            OSError: it cannot be written; an earlier note is left as it was.
+            OSError: the note cannot be written. An earlier note is kept.
         """
         atomic_files.replace(self._note, text, FILE)
 
@@ -85,7 +85,7 @@ class HostLock:
 
 
 def read_note(lock_file: str) -> str | None:
-    """The note of the process that has locked a file; None where there is none that can be read."""
+    """The note of the process that holds a lock file; None if there is no readable note."""
     with suppress(OSError, UnicodeDecodeError), _opened(Path(lock_file).with_suffix(".json")) as descriptor:
         return os.read(descriptor, NOTE_BYTES).decode()
     return None
@@ -93,7 +93,7 @@ def read_note(lock_file: str) -> str | None:
 
 @contextmanager
 def _turn(directory: Path) -> Iterator[None]:
-    """Be the only process that looks who holds a lock: looking locks a file for a moment."""
+    """Let one process at a time check locks: a check briefly locks each file, which another check would see as held."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         until = time.monotonic() + TURN_TIMEOUT
@@ -107,7 +107,7 @@ def _turn(directory: Path) -> Iterator[None]:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether the user named in a lock file has locked it. A file that belongs to somebody else says nothing."""
+    """Whether a lock file is locked. A file not owned by the user in its name does not count."""
     with suppress(OSError), _opened(path) as descriptor:
         genuine = path.name.split(".")[-2] == str(os.fstat(descriptor).st_uid)
         return genuine and not _lock(descriptor, fcntl.LOCK_SH)
@@ -116,7 +116,7 @@ def _is_held(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """The descriptor of a regular file. Opening does not wait: it may be a named pipe."""
+    """The descriptor of a regular file, opened without blocking, because the path may be a named pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -135,18 +135,18 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 
 def _prepare(directory: Path) -> None:
-    """Make the directory, or check that the one that is there can be trusted."""
+    """Create the directory, or check that the existing one can be trusted."""
     if not os.path.lexists(directory):
         _make(directory)
     _require_trusted(directory, directory.lstat())
-    found = directory.stat()  # of what a trusted link leads to
+    found = directory.stat()  # the target, if the path is a symbolic link
     _require_trusted(directory, found)
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(f"{directory} is not a directory")
     shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if shared and not found.st_mode & stat.S_ISVTX:
         if found.st_uid != os.geteuid():
-            raise PermissionError(f"{directory} has no sticky bit, so that users can remove each other's locks")
+            raise PermissionError(f"{directory} has no sticky bit, so users can remove each other's locks")
         directory.chmod(stat.S_IMODE(found.st_mode) | stat.S_ISVTX)
 
 
@@ -159,9 +159,9 @@ def _require_trusted(path: Path, found: os.stat_result) -> None:
 
 
 def _make(directory: Path) -> None:
-    """Make a directory and its parents so that other users reach it, whatever the umask."""
+    """Create a directory and its parents with modes that let other users in, regardless of the umask."""
     missing = [directory, *(parent for parent in directory.parents if not parent.exists())]
     for path in reversed(missing):
-        with suppress(FileExistsError):  # another process was faster
+        with suppress(FileExistsError):  # another process created it meanwhile
             path.mkdir()
             path.chmod(SHARED_DIRECTORY if path == directory else PARENT_DIRECTORY)

@@ -1,4 +1,4 @@
-"""How the server's log looks: one line an event, times in UTC, as text or as JSON, and never a whole session id."""
+"""Log formats of the server: one line per event, times in UTC, as text or JSON, session ids shortened."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 THIRD_PARTY: Final = ("aiosqlite", "sqlalchemy", "alembic", "asyncio", "filelock", "httpx", "python_multipart")
-"""Loggers of libraries, whose details drown ours: they log warnings, also with --debug."""
+"""Library loggers that stay at WARNING even with --debug, because their details would hide ours."""
 _SESSION_ID: Final = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24}\b")
 
 
@@ -22,12 +22,12 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and a traceback where there is one."""
+        """One line, followed by the traceback if there is one."""
         return shorten_ids(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `logger`, `message`, and `exception` where there is one."""
+    """One JSON object per line: `time`, `level`, `logger`, `message`, and `exception` if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -43,22 +43,22 @@ class JsonFormatter(logging.Formatter):
 
 
 class ShortIds(logging.Filter):
-    """Shortens session ids in the records of a logger, whichever handler prints them."""
+    """Shortens session ids in the records of a logger, for every handler."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep every record."""
+        """Shorten the ids and keep the record."""
         if isinstance(record.args, tuple):
             record.args = tuple(shorten_ids(value) if isinstance(value, str) else value for value in record.args)
         return True
 
 
 def shorten_ids(text: str) -> str:
-    """The text with the first 8 characters of each session id: the whole id is the key to a lab."""
+    """The text with each session id cut to its first 8 characters: whoever knows the whole id can use the lab."""
     return _SESSION_ID.sub(r"\1…", text)
 
 
 def configure(level: str, log_format: Literal["text", "json"]) -> None:
-    """Log to standard error from a level on."""
+    """Log to standard error at the given level and above."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler])

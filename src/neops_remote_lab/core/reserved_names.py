@@ -1,15 +1,15 @@
-"""Which names an upload may not bring, since netlab or containerlab writes, obeys or deletes what is called so,
-and which files a client leaves out by itself.
+"""File names that an upload must not contain, because netlab or containerlab reads, writes or deletes files of that
+name; and files that a client leaves out of an upload.
 
 Checked with networklab 26.10 and containerlab 0.75: what `netlab create`, `up`, `down --cleanup` and `collect` do in
-the directory of a topology. All names are compared without regard to case.
+the directory of a topology. Names are compared case-insensitively.
 """
 
 from pathlib import PurePosixPath
 from typing import Final
 
 OBEYED: Final = frozenset({"netlab.snapshot.pickle", "netlab.snapshot.yml", "netlab.lock", "ansible.cfg"})
-"""netlab unpickles the first and obeys the others, Ansible the last: refused in every directory."""
+"""Refused in every directory: netlab unpickles the first and acts on the others, and Ansible reads the last."""
 
 WRITTEN: Final = frozenset(
     {
@@ -22,16 +22,16 @@ WRITTEN: Final = frozenset(
         "netlab.devices.yml",
     }
 )
-"""Files that netlab writes beside the topology, over whatever is there, for one provider or another."""
+"""Files that netlab, with some provider, writes beside the topology and overwrites without asking."""
 
 REPLACED: Final = frozenset({"node_files", "clab_files"})
-"""Directories that netlab deletes and makes anew."""
+"""Directories that netlab deletes and creates again."""
 
 SHARED: Final = frozenset({"group_vars", "host_vars"})
-"""Directories in which netlab writes `NAME/topology.*` and leaves other files alone, as Ansible users expect."""
+"""Directories in which netlab writes `NAME/topology.*` and keeps all other files, as Ansible users expect."""
 
 TOOLS: Final = frozenset({"graphite", "nso", "nuts", "suzieq"})
-"""Directories that netlab makes for its external tools, and in which it writes beside what is there."""
+"""Directories that netlab creates for its external tools. It keeps files in them that it does not write itself."""
 
 TOOL_FILES: Final = frozenset(
     {
@@ -46,30 +46,30 @@ TOOL_FILES: Final = frozenset(
         "suzieq/suzieq-inventory.yml",
     }
 )
-"""What it writes there, over whatever is there."""
+"""Files that netlab overwrites in those directories."""
 
 COMPILED: Final = "__pycache__"
-"""The directory in which Python keeps the plugins of a topology once netlab has loaded them."""
+"""Python's cache directory for the plugins of a topology."""
 
 LAB_DIRECTORY: Final = "clab-"
-"""How the directory begins in which containerlab keeps a lab, and which it deletes before it starts one."""
+"""Prefix of containerlab's lab directories, which it deletes before it starts a lab."""
 
 IGNORED: Final = frozenset(
     {".ds_store", ".directory", ".editorconfig", ".gitattributes", ".gitignore", ".gitkeep", ".keep", ".localized"}
 )
-"""Dot files that editors, file managers and git leave in a directory, and that mean nothing to netlab."""
+"""Dot files of editors, file managers and git, which netlab does not read."""
 IGNORED_PREFIX: Final = "._"
-"""How the files begin in which macOS keeps what other file systems cannot."""
+"""Prefix of the files in which macOS stores extended attributes."""
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file is left out of an upload without a word: a person did not mean it, and no tool here reads it."""
+    """Whether an upload leaves a file out silently: users do not send it on purpose, and no tool here reads it."""
     last = name.rsplit("/", 1)[-1].lower()
     return last in IGNORED or last.startswith(IGNORED_PREFIX)
 
 
 def objection_anywhere(name: PurePosixPath) -> str | None:
-    """Why no file may be called so in any directory, as the end of a sentence; None where it may."""
+    """Why a name is not allowed in any directory, as the end of a sentence; None if it is allowed."""
     parts = [part.lower() for part in name.parts]
     if dotted := next((part for part in parts if part.startswith(".")), None):
         ignored = ", ".join(sorted(IGNORED))
@@ -83,28 +83,28 @@ def objection_anywhere(name: PurePosixPath) -> str | None:
 
 
 def objection_beside_topology(name: PurePosixPath) -> str | None:
-    """Why a file of this relative name may not lie beside a topology, as the end of a sentence; None where it may."""
+    """Why a relative name is not allowed beside a topology, as the end of a sentence; None if it is allowed."""
     parts = tuple(part.lower() for part in name.parts)
     first, is_directory = parts[0], len(parts) > 1
     if first in WRITTEN:
         return f"has {first!r}: netlab writes a file of that name itself"
     if first in REPLACED:
-        return f"has {first!r}: netlab deletes what is called so and makes a directory of that name"
+        return f"has {first!r}: netlab deletes files of that name and creates a directory in their place"
     if first.startswith(LAB_DIRECTORY) and (is_directory or "." not in first):
         return (
             f"has {first!r}: containerlab keeps labs in directories that begin with {LAB_DIRECTORY!r}, and deletes them"
         )
     if first in SHARED | TOOLS and not is_directory:
-        return f"is that of a directory, {first!r}, that netlab makes"
+        return f"is that of a directory, {first!r}, that netlab creates"
     return _objection_to_variables(parts) if first in SHARED else None
 
 
 def is_written(name: PurePosixPath, *, is_directory: bool) -> bool:
-    """Whether netlab, or a tool that it starts, writes what is called so beside a topology, over whatever is there.
+    """Whether netlab, or a tool that it starts, writes or deletes this file or directory beside a topology.
 
     Args:
         name: the path below the topology's directory.
-        is_directory: whether it is one, and so stands for all below it.
+        is_directory: whether it is a directory, which stands for everything below it.
     """
     parts = tuple(part.lower() for part in name.parts)
     if not parts:
@@ -121,7 +121,7 @@ def is_written(name: PurePosixPath, *, is_directory: bool) -> bool:
 
 def _objection_to_variables(parts: tuple[str, ...]) -> str | None:
     if len(parts) == 2 and "." not in parts[1]:
-        return f"is that of a directory that netlab makes for the variables of {parts[1]!r}: add .yml to it"
+        return f"is that of a directory that netlab creates for the variables of {parts[1]!r}: add .yml to it"
     if len(parts) == 3 and parts[2].split(".")[0] == "topology":
         return "is that of a file with variables that netlab writes itself"
     return None

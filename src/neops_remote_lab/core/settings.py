@@ -1,7 +1,7 @@
-"""How settings are declared, and read from flags and the environment.
+"""Declares settings, and reads them from flags and environment variables.
 
-Each room declares its own in its module `settings`, as a group: one field is one setting, and no room knows the
-settings of another.
+Each package declares its settings as a group in its module `settings`, one field per setting. A package does not know
+the settings of another.
 """
 
 import argparse
@@ -19,19 +19,19 @@ from neops_remote_lab.core.text import one_line
 
 ENVIRONMENT_PREFIX: Final = "NEOPS_REMOTE_LAB_"
 OWN: Final = frozenset({"NEOPS_REMOTE_LAB_LAB_ID"})
-"""Variables that the server itself sets, for the commands that it starts."""
+"""Variables that the server sets for its child processes."""
 ALL: Final = ("neops_remote_lab.cli.settings", "Settings")
-"""Module and class of all settings. Named, not imported: nothing here knows a room. Whoever reads one group needs to
-know that the variables of the others are no mistakes."""
+"""Module and class that combine all groups. They are needed even to read one group, so that the variables of other
+groups do not count as mistakes. Given by name, because `core` must not import other packages."""
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SettingsGroup(BaseModel):
-    """Settings that belong together, under the title of the class; or several such groups, one a field.
+    """Settings with a common title, or several such groups, one per field.
 
-    A setting `like_this` is a flag `--like-this` and a variable `NEOPS_REMOTE_LAB_LIKE_THIS`, in whatever group it is.
+    In every group, a setting `like_this` has the flag `--like-this` and the variable `NEOPS_REMOTE_LAB_LIKE_THIS`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ Group = TypeVar("Group", bound=SettingsGroup)
 
 @dataclass(frozen=True, slots=True)
 class ComputedDefault:
-    """What help and documentation say of a default that is computed; to be put into the annotation of the field."""
+    """Describes a computed default in help texts and documentation. Put it into the annotation of the field."""
 
     text: str
 
@@ -53,7 +53,7 @@ def _group_of(field: FieldInfo) -> type[SettingsGroup] | None:
 
 
 def groups_of(kind: type[SettingsGroup]) -> Iterator[type[SettingsGroup]]:
-    """The groups that have settings, in order: this one, or those that it consists of."""
+    """The groups that declare settings, in order: this group, or the groups that it consists of."""
     inner = [group for field in kind.model_fields.values() if (group := _group_of(field))]
     if not inner:
         yield kind
@@ -77,13 +77,13 @@ def variable(name: str) -> str:
 
 
 def default_text(field: FieldInfo) -> str:
-    """The default of a setting for a reader; empty where there is none."""
+    """The default of a setting as help texts show it; empty if there is none."""
     computed = [part.text for part in field.metadata if isinstance(part, ComputedDefault)]
     return computed[0] if computed else "" if field.default in (None, ()) else str(field.default)
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type[SettingsGroup]) -> None:
-    """Give a parser one flag for each setting. Absent flags leave no attribute behind."""
+    """Add one flag per setting to a parser. A flag that is not given sets no attribute."""
     for group in groups_of(kind):
         section = parser.add_argument_group(group.model_config.get("title"))
         for name, field in group.model_fields.items():
@@ -99,14 +99,14 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[SettingsGroup]) -> Non
 def read_settings(
     kind: type[Group], flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
 ) -> Group:
-    """Settings from flags, then from the environment, then from the defaults.
+    """Read settings. A flag wins over a variable, and a variable over the default.
 
     Args:
-        flags: value by setting; what is no setting is ignored.
-        environment: that of this process if it is None.
+        flags: values by setting; other keys are ignored.
+        environment: the variables; None means those of this process.
 
     Raises:
-        ValueError: a value is wrong, or a variable names no setting; the message names the flag or the variable.
+        ValueError: a value is invalid, or a variable with our prefix is unknown; the message names it.
     """
     environment = os.environ if environment is None else environment
     _refuse_unknown(environment)
@@ -120,7 +120,7 @@ def read_settings(
 
 
 def _arranged(kind: type[SettingsGroup], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Value by setting, as a group of groups takes it."""
+    """The values, nested as the group nests its settings."""
     arranged = {}
     for name, field in kind.model_fields.items():
         if group := _group_of(field):
@@ -131,7 +131,7 @@ def _arranged(kind: type[SettingsGroup], values: Mapping[str, Any]) -> dict[str,
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    """A mistyped variable would otherwise count as not set, for example on a port that nobody asked for."""
+    """Refuse variables with our prefix that are no setting: a mistyped one would otherwise be ignored silently."""
     module, name = ALL
     known = [variable(name) for name in settings_of(getattr(importlib.import_module(module), name))]
     unknown = [name for name in environment if name.startswith(ENVIRONMENT_PREFIX) and name not in {*known, *OWN}]
@@ -139,7 +139,7 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
     for name in sorted(unknown):
         nearest = difflib.get_close_matches(name, known, 1)
         meant = f": {nearest[0]} may be meant" if nearest else ""
-        problems.append(f"the environment variable {one_line(name)} is no setting{meant}")
+        problems.append(f"the environment variable {one_line(name)} is not a setting{meant}")
     if problems:
         raise ValueError("; ".join(problems))
 

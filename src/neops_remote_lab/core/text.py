@@ -1,40 +1,40 @@
-"""Text from outside, such as labels, file names and messages of other programs: where it enters, and where it is shown.
+"""Handling of untrusted text, such as labels, file names and messages of other programs.
 
-A terminal acts on control characters: ESC and CSI start commands, CR and LF forge lines, and bidirectional overrides
-make text read differently from what it is. One definition serves the whole package: a character is *printable in one
-line* when `str.isprintable` says so. That holds for letters of every script, digits, punctuation, symbols, emoji and
-the plain space; not for controls (C0, C1, DEL), format characters (bidirectional, zero-width), line and paragraph
-separators, other spaces, surrogates, and code points that are private or not assigned.
+Terminals act on control characters: ESC and CSI start commands, CR and LF forge lines, and bidirectional overrides
+change the order in which text is displayed. The whole package uses one definition: a character is *printable in one
+line* when `str.isprintable` is true. These are letters of every script, digits, punctuation, symbols, emoji and the
+plain space. Not printable are controls (C0, C1, DEL), format characters (bidirectional, zero-width), line and paragraph
+separators, other spaces, surrogates, and private or unassigned code points.
 
-- Refuse what is not printable where a name or label enters: `refuse_unprintable`.
-- Escape it wherever a text from outside is shown to a person, in a terminal or a log: `one_line`, or `printable_lines`
-  for messages of several lines. Do so even for values that were checked when they entered, since an operator or another
-  version may have written to the database, and another server may be at fault.
+- On input of a name or label, refuse what is not printable: `refuse_unprintable`.
+- On output to a terminal or a log, escape it: `one_line`, or `printable_lines` for messages of several lines. Escape
+  values that were checked on input too: an operator or another version may have written them to the database, or
+  they come from another server.
 """
 
 from typing import Final
 
 ELLIPSIS: Final = "…"
 ADDRESS_LENGTH: Final = 200
-"""Most characters of an address that are shown."""
+"""Maximum length of a displayed address, in characters."""
 
 
 def unprintable(text: str) -> str | None:
-    """The first character that is not printable in one line, as `U+001B`; None without any."""
+    """The first character that is not printable in one line, as `U+001B`; None if there is none."""
     if text.isprintable():
         return None
     return next(f"U+{ord(character):04X}" for character in text if not character.isprintable())
 
 
 def refuse_unprintable(what: str, text: str) -> str:
-    """The text as it is, provided it is printable in one line.
+    """Return the text unchanged if it is printable in one line.
 
     Args:
-        what: the start of the error message: what the text is, for example "the label".
-        text: text from outside.
+        what: what the text is, for example "the label"; the error message begins with it.
+        text: untrusted text.
 
     Raises:
-        ValueError: with a sentence that names the first character that is not printable.
+        ValueError: the text is not printable; the message names the first such character.
     """
     if (character := unprintable(text)) is not None:
         raise ValueError(
@@ -44,29 +44,29 @@ def refuse_unprintable(what: str, text: str) -> str:
 
 
 def one_line(text: str, limit: int | None = None) -> str:
-    r"""The text as it may be printed in one line: what is not printable appears as `\n`, `\x1b`, `\u202e`.
+    r"""The text in one printable line: characters that are not printable appear as `\n`, `\x1b`, `\u202e`.
 
-    The result is for the eye only: a backslash in the text itself is not doubled. It can always be encoded as UTF-8,
-    for lone surrogates are escaped too. Escaping twice changes nothing.
+    The result is for display only: a backslash in the text itself is not doubled. It can always be encoded as UTF-8,
+    because lone surrogates are escaped too. Escaping twice changes nothing.
 
     Args:
-        text: text from outside.
-        limit: most characters of the result; what is longer ends in an ellipsis.
+        text: untrusted text.
+        limit: maximum length of the result in characters; longer text is cut and ends in an ellipsis.
     """
     if limit is not None and len(text) > limit:
-        text = text[: limit + 1]  # enough to see that it is too long: the rest need not be escaped
+        text = text[: limit + 1]  # enough to see that it is too long; do not escape the rest
     shown = text if text.isprintable() else "".join(map(_escape, text))
     return shown if limit is None or len(shown) <= limit else shown[: limit - 1] + ELLIPSIS
 
 
 def printable_lines(text: str) -> str:
-    r"""As `one_line` for each line of a text: LF and CR LF remain line breaks (as LF), and a tab remains a tab."""
+    r"""As `one_line`, but for each line of a text: LF and CR LF become LF, and tabs are kept."""
     lines = text.replace("\r\n", "\n").split("\n")
     return "\n".join("\t".join(map(one_line, line.split("\t"))) for line in lines)
 
 
 def hide_secrets(url: str) -> str:
-    """An address of any form as it may be shown: without user name, password, query and fragment."""
+    """A URL for display, without user name, password, query and fragment. It need not be well-formed."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url

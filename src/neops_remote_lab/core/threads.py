@@ -1,4 +1,4 @@
-"""Threads for blocking work, so that the event loop never waits for a file, a lock or a program."""
+"""Threads for blocking work, so that the event loop never waits for a file, a lock or a process."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,7 +10,7 @@ RunBlocking = Callable[..., Awaitable[Any]]
 
 
 def in_threads(count: int) -> RunBlocking:
-    """Run blocking functions in at most `count` threads at a time."""
+    """A runner with a limit of its own: at most `count` of its functions run at a time, the others wait."""
     limiter = anyio.CapacityLimiter(count)
 
     async def run_blocking(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,8 +1,7 @@
-"""A topology with its extra files, as they lie on this machine.
+"""A topology and its extra files on the local machine.
 
-What is sent is what a person would name: a directory or a pattern stands for its files, apart from what netlab writes
-there itself and from everything whose name begins with a dot. Nothing is read here but names, modes and, for the
-identity, contents.
+A directory or a pattern stands for its files, without those that netlab writes itself and without dot files. This
+module reads only names, modes and, for the identity, contents.
 """
 
 import os
@@ -17,7 +16,7 @@ from neops_remote_lab.core.identity import EXECUTABLE_MARK, Identity, identity_o
 from neops_remote_lab.core.reserved_names import is_ignored, is_written, objection_anywhere
 
 _MAGIC: Final = frozenset("*?[")
-"""What makes a pattern of a path, unless there is a file of that very name."""
+"""Characters that make an entry a pattern, unless a file with exactly that name exists."""
 
 PathName = str | os.PathLike[str]
 
@@ -27,8 +26,8 @@ class ExtraFile:
     """A file that is sent with a topology.
 
     Attributes:
-        name: its path below the directory of the topology, with `/` between directories.
-        path: where it lies.
+        name: its path below the topology's directory, with `/` between directories.
+        path: its path on the local machine.
         executable: whether its owner may execute it.
     """
 
@@ -39,7 +38,7 @@ class ExtraFile:
 
 @dataclass(frozen=True, slots=True)
 class TopologyFiles:
-    """A topology file, and what `extra_files` says of the files that it needs.
+    """A topology file and the `extra_files` argument that names the files it needs.
 
     Attributes:
         path: the topology file.
@@ -51,10 +50,10 @@ class TopologyFiles:
 
     @classmethod
     def of(cls, topology: PathName, extra_files: Sequence[PathName] = ()) -> Self:
-        """The files that an acquire names.
+        """Check the arguments of an acquire; no file is read.
 
         Raises:
-            TypeError: `extra_files` is one path, and not a sequence of them.
+            TypeError: `extra_files` is a single path instead of a sequence.
             ValueError: an entry is empty.
         """
         if isinstance(extra_files, (str, os.PathLike)):
@@ -70,16 +69,16 @@ class TopologyFiles:
         return self.path.name
 
     def found(self) -> list[ExtraFile]:
-        """The extra files that there are now, in the order of their names.
+        """The extra files that exist now, sorted by name.
 
         Raises:
-            FileNotFoundError: there is nothing that an entry names, or that matches a pattern.
-            ValueError: a file lies outside of the topology's directory, or the lab host refuses its name.
+            FileNotFoundError: an entry does not exist, or nothing matches a pattern.
+            ValueError: a file is outside the topology's directory, or the lab host refuses its name.
         """
         return _Search(self.path).files(self.extra_files)
 
     def identity(self) -> Identity:
-        """What the lab host is going to know these files by.
+        """The identity that the lab host will compute for these files.
 
         Raises:
             OSError: a file is missing or cannot be read.
@@ -94,8 +93,8 @@ class TopologyFiles:
 class _Search:
     """Finds the extra files of one topology.
 
-    A symbolic link that leads out of the topology's directory is followed only where an entry names it: what lies
-    elsewhere on this machine is sent to another one on purpose, or not at all.
+    A symbolic link that leads out of the topology's directory is followed only if an entry names it, so that files
+    from elsewhere on this machine are not sent by accident.
     """
 
     def __init__(self, topology: Path) -> None:
@@ -138,7 +137,7 @@ class _Search:
             raise FileNotFoundError(f"the extra file {entry!r} is a symbolic link to nothing")
         is_directory = path.is_dir()
         if is_written(name, is_directory=is_directory):
-            raise ValueError(f"the extra file {entry!r} cannot be sent: netlab writes what is called so itself")
+            raise ValueError(f"the extra file {entry!r} cannot be sent: netlab writes files of that name itself")
         if (reason := objection_anywhere(name)) is not None and not is_ignored(str(name)):
             raise ValueError(f"the extra file {entry!r} {reason}")
         if is_directory:
@@ -156,7 +155,7 @@ class _Search:
         """Add what a directory or a pattern stands for.
 
         Args:
-            parents: the directories on the way here, without symbolic links.
+            parents: the resolved directories between the entry and this path, to detect loops of symbolic links.
         """
         is_directory = path.is_dir()
         if is_written(name, is_directory=is_directory) or any(part.startswith(".") for part in name.parts):
@@ -169,7 +168,7 @@ class _Search:
                 f"the extra file {str(name)!r} is a symbolic link that leads out of the topology's directory, to"
                 f" {real}: name {str(name)!r} itself in extra_files to send what is there"
             )
-        if is_directory and real not in parents:  # else a link leads back up
+        if is_directory and real not in parents:  # otherwise a symbolic link points to a parent
             self._add_children(name, path, parents)
         elif path.is_file():
             self._add_file(name, path)
