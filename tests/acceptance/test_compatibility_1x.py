@@ -92,7 +92,7 @@ class OldClient:
 
     def __init__(self, python: Path, server: LabServer, folder: Path) -> None:
         self._process = subprocess.Popen(
-            [python, "-c", SCRIPT, server.url],
+            [python, "-E", "-c", SCRIPT, server.url],  # -E: PYTHONPATH may name this tree
             cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
