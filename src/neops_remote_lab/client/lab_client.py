@@ -11,6 +11,7 @@ import httpx
 
 from neops_remote_lab.client.access import Credentials
 from neops_remote_lab.client.answers import detail_of, parsed, raise_for_error, retry_after
+from neops_remote_lab.client.artifacts import unpack_artifacts
 from neops_remote_lab.client.connection import CLOSE_TIMEOUT, GONE, UNREACHABLE_TIMEOUT, ServerConnection
 from neops_remote_lab.client.heartbeats import HEARTBEAT_INTERVAL, Heartbeats
 from neops_remote_lab.client.queue_position import QueuePosition
@@ -27,6 +28,8 @@ __tracebackhide__ = True  # pytest shows the arguments of a frame, and here they
 
 CHECK_GRACE = 1.0
 """Seconds for which the end of the session waits for a check that still runs."""
+ARTIFACTS_TIMEOUT = 120.0
+"""Seconds for which artifacts are waited for: twice what a server takes at most by default."""
 BUSY_INTERVAL = 1.0
 """Seconds until a busy lab is asked for again, where the server names none."""
 
@@ -273,6 +276,31 @@ class RemoteLabClient:
         self._session.raise_if_gone(response)
         raise_for_error(response)
         self._references.clear()
+
+    def artifacts(self, directory: str | Path, *, timeout: float = ARTIFACTS_TIMEOUT) -> Path:
+        """Fetch what would explain a failure of the lab that runs, or of one that did not start, as files.
+
+        Args:
+            directory: where to unpack it; made where it is missing.
+            timeout: seconds that the server may take.
+
+        Returns:
+            A new directory `lab-ID` in it, which replaces one of the same name.
+
+        Raises:
+            SessionEnded: the server ended the session.
+            SessionClosed: this client has left the session.
+            httpx.HTTPStatusError: the server refused, for example since there is no lab.
+            httpx.TransportError: the server could not be reached.
+            ValueError: what came is no such archive, or it is too large.
+            OSError: the files cannot be written.
+        """
+        self._session.require_open()
+        response = self._session.call("GET", "/lab/artifacts", until=self._server.now() + timeout, slow=True)
+        if response.status_code in GONE:  # "no lab" and "no such session" have the same status
+            self._session.require_live()
+        raise_for_error(response)
+        return unpack_artifacts(response.content, Path(directory))
 
     def close(self) -> None:
         """End the session, in a few seconds. May be called again; trouble with the network is logged, not raised."""

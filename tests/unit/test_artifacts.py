@@ -1,0 +1,69 @@
+"""Archives of artifacts, as they arrive at a client."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from neops_remote_lab.client import artifacts
+from neops_remote_lab.client.artifacts import unpack_artifacts
+
+
+def packed(*members: tuple[str, bytes], kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name, content in members:
+            header = tarfile.TarInfo(name)
+            header.size, header.type, header.linkname = len(content), kind, link
+            archive.addfile(header, io.BytesIO(content))
+    return file.getvalue()
+
+
+def everything_below(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+def test_a_lab_has_a_directory_which_replaces_its_older_one(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "output"
+    first = unpack_artifacts(packed(("lab-1/configs/r1.cfg", b"old"), ("lab-1/netlab.log", b"log")), output)
+    assert first == output / "lab-1"
+    unpack_artifacts(packed(("lab-2/netlab.log", b"log")), output)
+    unpack_artifacts(packed(("lab-1/configs/r1.cfg", b"new")), output)
+    assert everything_below(output) == ["lab-1", "lab-1/configs", "lab-1/configs/r1.cfg", "lab-2", "lab-2/netlab.log"]
+    assert (output / "lab-1/configs/r1.cfg").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [
+        packed(("../lab-1/x", b"x")),
+        packed(("lab-1/../../x", b"x")),
+        packed(("/lab-1/x", b"x")),
+        packed(("lab-1", b"x")),
+        packed(("lab-1/x", b""), kind=tarfile.SYMTYPE, link="/etc/passwd"),
+        packed(("lab-1/x", b""), kind=tarfile.LNKTYPE, link="lab-1/y"),
+        packed(("lab-1/x", b""), kind=tarfile.FIFOTYPE),
+        packed(("lab-1/x", b"x"), ("lab-2/x", b"x")),
+        packed(),
+        packed(("lab-1/x", b"x" * 10_000))[:-40],
+        b"<html>log in</html>",
+        b"",
+    ],
+)
+def test_what_is_no_archive_of_a_lab_leaves_nothing_behind(tmp_path: Path, archive: bytes) -> None:
+    output = tmp_path / "output"
+    with pytest.raises(ValueError, match="the artifacts "):
+        unpack_artifacts(archive, output)
+    assert everything_below(tmp_path) == ["output"]
+
+
+def test_what_is_unpacked_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "MAX_BYTES", 1000)
+    monkeypatch.setattr(artifacts, "MAX_FILES", 3)
+    for archive in (packed(("lab-1/x", bytes(1001))), packed(*((f"lab-1/{number}", b"") for number in range(4)))):
+        with pytest.raises(ValueError, match="more than"):
+            unpack_artifacts(archive, tmp_path)
+    assert everything_below(tmp_path) == []
