@@ -29,6 +29,7 @@ FILES = {
     "motd.j2": "welcome\n",
     "topologies/ospf.yml": file_of("README.md", "ospf.yml"),
     "topologies/campus.yml": topology_text(2).replace("r1", "sw1"),
+    **{f"campus/{name}": "" for name in ("campus.yml", "vlans.py", "templates/vlan.j2", "configs/sw1.cfg")},
 }
 """What a page takes for granted that its reader has."""
 

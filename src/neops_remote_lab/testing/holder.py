@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -11,11 +13,19 @@ from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
 from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.testing.interrupt import leave_run
-from neops_remote_lab.testing.labs import LabSpec, labs_of
+from neops_remote_lab.testing.labs import LabSpec, definition_behind, is_set_up_for, item_of, labs_of
 from neops_remote_lab.testing.workers import KeptLab, LabsOfOneProcess
 
 _LAB_HOST = "the lab host"
 """Key of the failure that concerns every lab."""
+
+
+@dataclass(frozen=True)
+class _Loan:
+    """A fixture that has the lab."""
+
+    definition: pytest.FixtureDef[Any]
+    request: pytest.FixtureRequest
 
 
 class LabHolder:
@@ -35,24 +45,26 @@ class LabHolder:
         self._held: LabSpec | None = None
         self._declared = True
         self._devices: list[DeviceInfoDto] = []
-        self._lent = False
+        self._loans: list[_Loan] = []
         self._told: set[tuple[str, str]] = set()
 
     @contextmanager
-    def lend(self, spec: LabSpec, item: pytest.Item) -> Iterator[list[DeviceInfoDto]]:
-        """Have the lab for one test."""
-        if self._lent:  # asked for by request.getfixturevalue(): nobody could know when the tests were collected
+    def lend(self, spec: LabSpec, request: pytest.FixtureRequest) -> Iterator[list[DeviceInfoDto]]:
+        """Have the lab for one instance of a fixture, be it for one test or for several."""
+        item, loan = item_of(request), _Loan(definition_behind(request), request)
+        if any(is_set_up_for(other.definition, request) for other in self._loans):
+            # asked for by request.getfixturevalue(): nobody could know when the tests were collected
             pytest.fail(f"remote lab {spec.name}: the test uses a lab already, and the host runs one at a time", False)
-        if self._held is not spec:
+        if self._held is None or not self._held.shares_with(spec):
             self.let_go()
             self._take(spec, item)
             self._held = spec
         self._declared = spec in labs_of(item)
-        self._lent = True
+        self._loans.append(loan)
         try:
             yield list(self._devices)
         finally:
-            self._lent = False
+            self._loans = [other for other in self._loans if other is not loan]
             if not spec.reuse_lab:
                 self.let_go()
 
@@ -61,7 +73,10 @@ class LabHolder:
 
         A lab that was asked for at run time is kept until another one is needed, since later tests may ask for it too.
         """
-        if self._held not in specs and (self._declared or self._workers.passes_labs_on):
+        held = self._held
+        if held is None or any(held.shares_with(spec) for spec in specs):
+            return
+        if self._declared or self._workers.passes_labs_on:
             self.let_go()
 
     def let_go(self, timeout: float | None = None) -> None:
@@ -74,12 +89,21 @@ class LabHolder:
         if spec is None:
             return
         try:
-            if spec.reuse_lab and self._workers.is_needed(spec.key):
-                self.client.hand_over()
-            else:
-                self._release(spec.name, timeout)
+            self._end_loans()
         finally:
-            self._workers.drop()
+            try:
+                if spec.reuse_lab and self._workers.is_needed(spec.key):
+                    self.client.hand_over()
+                else:
+                    self._release(spec.name, timeout)
+            finally:
+                self._workers.drop()
+
+    def _end_loans(self) -> None:
+        """End the fixtures of a wider scope that have the lab, with what depends on them, such as connections."""
+        while self._loans:
+            loan = self._loans.pop()
+            loan.definition.finish(loan.request)  # type: ignore[arg-type]  # it is a SubRequest
 
     def _take(self, spec: LabSpec, item: pytest.Item) -> None:
         self._fail_again(spec, item)
@@ -103,10 +127,13 @@ class LabHolder:
 
     def _acquire(self, spec: LabSpec, item: pytest.Item) -> list[DeviceInfoDto]:
         rejected = getattr(self.client, "rejected", {})  # the client of a conftest file may know of none
-        if spec.path in rejected:
-            pytest.fail(f"remote lab {spec.name}: {rejected[spec.path]}", False)
+        if spec.topology in rejected:
+            pytest.fail(f"remote lab {spec.name}: {rejected[spec.topology]}", False)
+        extra = (
+            {"extra_files": spec.files.extra_files} if spec.files.extra_files else {}
+        )  # which such a client may lack
         try:
-            devices = self.client.acquire(spec.path, spec.reuse_lab and self._workers.may_reuse)
+            devices = self.client.acquire(spec.path, spec.reuse_lab and self._workers.may_reuse, **extra)
         except (httpx.HTTPError, TimeoutError) as error:
             reason = str(error)
             if _is_unreachable(error):
@@ -116,7 +143,7 @@ class LabHolder:
                 self._told.add((spec.key, item.nodeid))
         except SessionEnded as error:
             leave_run(self._session, str(error))
-        except SessionClosed as error:
+        except (SessionClosed, OSError) as error:  # the latter about the files of the topology
             reason = str(error)
         else:
             self._workers.note_failure(spec.key, None)

@@ -1,14 +1,23 @@
-"""Which tests use which lab, and the order that follows. No I/O, and nothing of pytest is changed here."""
+"""Which tests use which lab, and the order that follows. Nothing of pytest is changed here, and of files only the
+contents of topologies that may share a lab are read.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import pytest
+
+from neops_remote_lab.core.topology_files import TopologyFiles
+
+Scope = Literal["function", "class", "module", "session"]
+"""How long one fixture lives, and so what is opened with its lab."""
+SCOPES: Final[tuple[str, ...]] = get_args(Scope)
 
 _ATTRIBUTE = "__remote_lab__"
 _declared = itertools.count()
@@ -19,21 +28,45 @@ class LabSpec:
     """What one lab fixture stands for.
 
     Attributes:
-        path: the topology file.
+        files: the topology file and its extra files.
         name: the fixture's name.
         reuse_lab: tests in a row share one lab.
+        scope: how long the fixture lives.
         number: grows in the order in which the fixtures are declared.
     """
 
-    path: Path
+    files: TopologyFiles
     name: str
     reuse_lab: bool
+    scope: Scope = "function"
     number: int = field(default_factory=lambda: next(_declared))
 
     @property
+    def path(self) -> Path:
+        """The topology file."""
+        return self.files.path
+
+    @property
+    def topology(self) -> Path | TopologyFiles:
+        """What the client calls the topology: its path where that is all of it."""
+        return self.files if self.files.extra_files else self.path
+
+    @cached_property
     def key(self) -> str:
-        """What the lab is called among the processes of a run."""
+        """What the lab is called among the fixtures and the processes of a run.
+
+        It is the same for fixtures that share a lab, whose files have the same contents when the first one is needed.
+        """
+        if self.reuse_lab:
+            try:
+                return "\0".join(filter(None, self.files.identity()))
+            except (OSError, ValueError):  # the acquire is going to say what is wrong
+                pass
         return f"{self.name}\0{self.path}"
+
+    def shares_with(self, other: LabSpec) -> bool:
+        """Whether a lab that one fixture has got may be given to another one."""
+        return self == other or (self.reuse_lab and other.reuse_lab and self.key == other.key)
 
 
 def mark_as_lab(function: Callable[..., Any], spec: LabSpec) -> None:
@@ -60,8 +93,25 @@ def expected_labs_of(item: pytest.Item) -> tuple[LabSpec, ...]:
 
 
 def in_order_of_labs(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """The tests of one lab next to each other, those without a lab last; within a group nothing moves."""
-    return sorted(items, key=_rank)
+    """The tests of one lab next to each other, and of these the tests of one instance of its fixture; those without a
+    lab last. Within a group nothing moves.
+    """
+    items = list(items)
+    specs = sorted({spec for item in items for spec in expected_labs_of(item)}, key=lambda spec: spec.number)
+    labs: dict[str, int] = {}
+    for spec in specs:
+        labs.setdefault(spec.key, spec.number)
+    instances: dict[tuple[int, str], int] = {}
+
+    def rank(item: pytest.Item) -> tuple[bool, int, int, int]:
+        expected = expected_labs_of(item)
+        if not expected:
+            return (True, 0, 0, 0)
+        spec = expected[0]
+        instance = spec.number, _scope_node(item, spec.scope).nodeid
+        return (False, labs[spec.key], spec.number, instances.setdefault(instance, len(instances)))
+
+    return sorted(items, key=rank)
 
 
 def refuse_several_labs(items: Iterable[pytest.Item]) -> None:
@@ -72,9 +122,9 @@ def refuse_several_labs(items: Iterable[pytest.Item]) -> None:
         raise pytest.UsageError("a test can use one remote lab, for the host runs one at a time:\n" + "\n".join(lines))
 
 
-def topologies_of(items: Iterable[pytest.Item]) -> list[Path]:
-    """The topology files that the tests need, each once, in the order of their use."""
-    return list(dict.fromkeys(spec.path for item in items for spec in expected_labs_of(item)))
+def topologies_of(items: Iterable[pytest.Item]) -> list[Path | TopologyFiles]:
+    """The topologies that the tests need, each once, in the order of their use."""
+    return list(dict.fromkeys(spec.topology for item in items for spec in expected_labs_of(item)))
 
 
 def definition_of(item: pytest.Item, fixture: str) -> pytest.FixtureDef[Any] | None:
@@ -84,13 +134,40 @@ def definition_of(item: pytest.Item, fixture: str) -> pytest.FixtureDef[Any] | N
     return definitions[-1] if definitions else None
 
 
+def item_of(request: pytest.FixtureRequest) -> pytest.Item:
+    """The test for which a fixture is set up; `request.node` is a module or the session for one of a wider scope."""
+    item: pytest.Item = request._pyfuncitem
+    return item
+
+
+def definition_behind(request: pytest.FixtureRequest) -> pytest.FixtureDef[Any]:
+    """The definition of the very fixture that is set up, which may be one that others override."""
+    definition: pytest.FixtureDef[Any] = request._fixturedef  # type: ignore[attr-defined]
+    return definition
+
+
+def is_set_up_for(definition: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> bool:
+    """Whether the test of a request has asked for a fixture already, or for one that overrides it.
+
+    A fixture of a wider scope may live without this test.
+    """
+    return definition.argname in request._fixture_defs
+
+
 _declares = pytest.StashKey[tuple[LabSpec, ...]]()
 _expects = pytest.StashKey[tuple[LabSpec, ...]]()
 
 
-def _rank(item: pytest.Item) -> tuple[bool, int]:
-    labs = expected_labs_of(item)
-    return (not labs, labs[0].number if labs else 0)
+def _scope_node(item: pytest.Item, scope: Scope) -> pytest.Item | pytest.Collector:
+    """What a fixture of a scope lives as long as; the session for a function, whose instances
+    need no order."""
+    match scope:
+        case "class":
+            return item.getparent(pytest.Class) or item
+        case "module":
+            return item.getparent(pytest.Module) or item
+        case _:
+            return item.session
 
 
 def _specs(definitions: Iterable[pytest.FixtureDef[Any]]) -> tuple[LabSpec, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
 from neops_remote_lab.testing.options import Sources
@@ -74,8 +75,8 @@ class LabRun:
             return
         rejected = self._joined().join().rejected
         for spec in labs:
-            if spec.path in rejected:
-                pytest.fail(f"remote lab {spec.name}: {rejected[spec.path]}", pytrace=False)
+            if spec.topology in rejected:
+                pytest.fail(f"remote lab {spec.name}: {rejected[spec.topology]}", pytrace=False)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(
@@ -109,7 +110,7 @@ class LabRun:
         return self._lab_session
 
 
-def _topologies(session: pytest.Session) -> list[Path]:
+def _topologies(session: pytest.Session) -> list[Path | TopologyFiles]:
     """The labs of the run, unless a test needs the client alone: then a session without any of them has a use."""
     items = [item for item in session.items if _CLIENT_FIXTURE in getattr(item, "fixturenames", ())]
     return topologies_of(session.items) if all(map(labs_of, items)) else []

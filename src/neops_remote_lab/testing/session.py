@@ -14,6 +14,7 @@ from neops_remote_lab.client.connection import ServerConnection
 from neops_remote_lab.client.exceptions import InvalidSetting, SessionEnded
 from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.core.text import one_line, printable_lines
+from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.interrupt import LostSession, ended_by_signals, leave_run
 from neops_remote_lab.testing.options import Sources
@@ -45,13 +46,15 @@ class LabSession:
     Args:
         session: the pytest run.
         settings: which lab host.
-        topologies: the topology files that the run needs.
+        topologies: the topologies that the run needs.
 
     Attributes:
         client: the client, once it has joined.
     """
 
-    def __init__(self, session: pytest.Session, settings: LabHostSettings, topologies: Sequence[Path]) -> None:
+    def __init__(
+        self, session: pytest.Session, settings: LabHostSettings, topologies: Sequence[Path | TopologyFiles]
+    ) -> None:
         self._session = session
         self._settings = settings
         self._topologies = topologies
