@@ -1,14 +1,108 @@
 """What the commands of the program share."""
 
 import argparse
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
 from typing import Final, NoReturn, TypeAlias
 
+from neops_remote_lab.core.text import printable_lines
+
 PROGRAM: Final = "neops-remote-lab"
+CREDENTIALS: Final = "Credentials: a user name and a password in the address, REMOTE_LAB_TOKEN, REMOTE_LAB_CLIENT_CERT."
+"""The end of the help of a command that talks to a server."""
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `ArgumentParser.add_subparsers` returns."""
 
 
-def refuse(message: str) -> NoReturn:
-    """End the program with status 1 and a sentence on standard error."""
-    sys.exit(f"{PROGRAM}: {message}")
+COMMAND: Final = "command"
+"""The attribute of the options with what follows `--`."""
+
+
+class ExitStatus(IntEnum):
+    """What the program's exit status says, apart from 0 and the status of a command that it has run.
+
+    From 124 on they are those of `timeout`, `env` and `docker run`; `git bisect run` skips a revision at 125.
+    """
+
+    FAILED = 1
+    USAGE = 2
+    TIMED_OUT = 124
+    """The command in the node did not end in time."""
+    NO_LAB = 125
+    """There is no lab: it did not start, or its session is over. The command was not run, or was ended."""
+    NOT_EXECUTABLE = 126
+    NOT_FOUND = 127
+    SIGNAL = 128
+    """Plus the number of the signal that has ended the command or this program."""
+
+
+def say(message: str) -> None:
+    """Tell the user something on standard error. Control characters of what comes from outside are escaped."""
+    sys.stderr.write(f"{PROGRAM}: {printable_lines(message)}\n")
+    sys.stderr.flush()
+
+
+def refuse(message: str, status: int = ExitStatus.FAILED) -> NoReturn:
+    """End the program with a sentence on standard error."""
+    say(message)
+    sys.exit(status)
+
+
+END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Meanwhile the signals that end a program do so by way of the `finally` clauses; the exit status names them."""
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        sys.exit(ExitStatus.SIGNAL + number)
+
+    before = {number: signal.signal(number, leave) for number in END_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def add_url_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names the server."""
+    parser.add_argument("--url", help="address of the server; REMOTE_LAB_URL, else the server of this host")
+
+
+def add_session_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names one of the user's sessions."""
+    parser.add_argument(
+        "--session",
+        metavar="NAME",
+        help="name of the kept session, where there are several with one server (default: default; REMOTE_LAB_SESSION)",
+    )
+
+
+def add_lab_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what says which lab is needed, from where, and how long it may take."""
+    parser.add_argument("topology", metavar="TOPOLOGY", type=Path, help="netlab topology file, .yml or .yaml")
+    parser.add_argument(
+        "--file",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a file, a directory or a pattern that the topology needs, relative to its directory; may be repeated",
+    )
+    add_url_flag(parser)
+    for name, what in (("session", "in the queue"), ("acquisition", "until the lab is up")):
+        text = f"seconds to wait {what} (default: 600; REMOTE_LAB_{name.upper()}_TIMEOUT)"
+        parser.add_argument(f"--{name}-timeout", metavar="SECONDS", type=_seconds, help=text)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
+    return value

@@ -1,34 +1,64 @@
 """The program `neops-remote-lab`: the server, and the commands for people.
 
-A command is a module with `add_parser(commands)`, which adds its parser and returns it, and `run(options)`, which gets
-what the parser has read and that parser itself as `options.parser`. All of them are imported at each start of the
-program: what only `run` needs is imported there.
+A command is a module of this package with `add_parser(commands)`, which adds its parser and returns it, and
+`run(options)`, which gets what the parser has read and that parser itself as `options.parser`. One that runs other
+programs has `COMMAND` among the defaults of its parser, and finds there what follows `--`, None without it.
+
+Only the module of the command that runs is imported, and all of them where the help or a mistake names them: the server
+needs no HTTP client, and the other commands need no server.
 """
 
 import argparse
+import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol, cast
 
-from neops_remote_lab.cli import queue, serve
-from neops_remote_lab.cli.command import PROGRAM
+from neops_remote_lab.cli import serve
+from neops_remote_lab.cli.command import COMMAND, PROGRAM, Commands, ExitStatus
 
-COMMANDS: Final = (serve, queue)
+COMMANDS: Final = (serve.NAME, "queue", "up", "down", "devices", "log", "run")
+"""In the order of the help."""
+
+
+class _Command(Protocol):
+    def add_parser(self, commands: Commands) -> argparse.ArgumentParser: ...
+
+    def run(self, options: argparse.Namespace) -> None: ...
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a command line that is empty or begins with a flag is that of `serve`.
 
-    The program's exit status is 2 when a flag or a variable is wrong, and 1 when the command fails.
+    The program's exit status is 2 when a flag or a variable is wrong; `ExitStatus` has the others.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help"}):
         words.insert(0, serve.NAME)
-    options = _parser().parse_args(words)
-    options.run(options)
+    words, command = _cut(words)
+    options = _parser(words[0]).parse_args(words)
+    if command is not None and not hasattr(options, COMMAND):
+        options.parser.error(f"unrecognized arguments: {' '.join(['--', *command])}")
+    setattr(options, COMMAND, command)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not written at the exit
+        sys.exit(ExitStatus.SIGNAL + signal.SIGPIPE)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _cut(words: list[str]) -> tuple[list[str], list[str] | None]:
+    """Our own words, and those after `--`, which belong to another program; None without `--`."""
+    if "--" not in words:
+        return words, None
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
+
+
+def _parser(word: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         PROGRAM,
         usage="%(prog)s [flag ...]\n       %(prog)s command ...",
@@ -36,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=serve.EPILOG,
     )
     commands = parser.add_subparsers(title="commands", metavar="command", prog=PROGRAM)
-    for command in COMMANDS:
+    for name in (word,) if word in COMMANDS else COMMANDS:
+        command = cast("_Command", importlib.import_module(f"{__package__}.{name}"))
         added = command.add_parser(commands)
         added.set_defaults(run=command.run, parser=added)
     serve.add_flags(parser)  # for the help: `main` hands them to `serve`

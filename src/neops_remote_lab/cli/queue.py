@@ -1,19 +1,29 @@
 """`neops-remote-lab queue`: who holds the lab host, and who waits, in a terminal."""
 
 import argparse
+import json
 import sys
+import time
+from collections.abc import Callable
+from typing import Final
 
-from neops_remote_lab.cli.command import Commands, refuse
+import httpx
+
+from neops_remote_lab.cli.command import CREDENTIALS, Commands, add_url_flag, ended_by_signals, refuse, say
+from neops_remote_lab.cli.lab_sessions import URL_SOURCE
 from neops_remote_lab.cli.settings import server_url
+from neops_remote_lab.cli.tables import table
+from neops_remote_lab.client.answers import parsed, raise_for_error
+from neops_remote_lab.client.connection import ServerConnection
 from neops_remote_lab.core.text import one_line
-from neops_remote_lab.models import QueueDto, QueueEntryDto
+from neops_remote_lab.models.queue import QueueDto, QueueEntryDto
 
-TIMEOUT = 10.0
+TIMEOUT: Final = 10.0
 """Seconds for the answer."""
-URL_SOURCE = "the address of --url, REMOTE_LAB_URL or NEOPS_REMOTE_LAB_PORT"
-CELL_WIDTH = 60
-"""Most characters of one cell; a longer one is cut."""
-HEADINGS = ("position", "session", "state", "since", "last seen", "client", "purpose", "topology")
+WATCH_INTERVAL: Final = 2.0
+"""Seconds between two looks with --watch."""
+HEADINGS: Final = ("position", "session", "state", "since", "last seen", "client", "purpose", "topology")
+_CLEAR_SCREEN: Final = "\x1b[H\x1b[J"
 
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
@@ -22,56 +32,82 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "queue",
         help="show who holds the lab, and who waits",
         description="Shows who holds the lab, and who waits.",
-        epilog="Credentials: a user name and a password in the address, REMOTE_LAB_TOKEN, REMOTE_LAB_CLIENT_CERT.",
+        epilog=CREDENTIALS,
     )
-    parser.add_argument("--url", help="address of the server; REMOTE_LAB_URL, else the server of this host")
+    parser.add_argument("--watch", action="store_true", help=f"look again every {WATCH_INTERVAL:g} s, until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="the answer of GET /queue, one line for each look")
+    add_url_flag(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the queue of a server.
+    """Print the queue of a server, once or again and again.
 
-    The program's exit status is 1 when the server does not answer, and 2 when a flag or a variable is wrong.
+    The program's exit status is 1 when the server does not answer, and 2 when a flag or a variable is wrong. A server
+    that is away for a while does not end `--watch`.
     """
     try:
-        queue = _queue(server_url() if options.url is None else options.url)
+        server = ServerConnection(server_url() if options.url is None else options.url, name=URL_SOURCE)
     except ValueError as error:
         options.parser.error(str(error))
-    sys.stdout.write(table(queue))
-
-
-def _queue(url: str) -> QueueDto:
-    import httpx
-
-    from neops_remote_lab.client.answers import parsed, raise_for_error
-    from neops_remote_lab.client.connection import ServerConnection
-
-    with ServerConnection(url, name=URL_SOURCE) as server:
+    shown = _json if options.json else text
+    with server:
+        if options.watch:
+            clear = sys.stdout.isatty() and not options.json
+            with ended_by_signals():
+                _watch(server, shown, _CLEAR_SCREEN if clear else "")
         try:
-            answer = server.try_once("GET", "/queue", timeout=TIMEOUT)
-            raise_for_error(answer)
-            return parsed(answer, QueueDto)
+            sys.stdout.write(shown(_queue(server)))
         except httpx.HTTPError as error:
             advice = "Is the server running there? Name another address with --url"
             refuse(one_line(f"no queue at {server.base_url}: {error}. {advice}"))
 
 
-def table(queue: QueueDto) -> str:
+def text(queue: QueueDto) -> str:
     """The queue as lines of text. Labels and names come from other people: what a terminal would act on is escaped."""
     if queue.quarantined:
         note = f"quarantined, no session is admitted: {one_line(queue.quarantined)}\n"
     else:
         note = "" if queue.sessions else "nobody waits, and nobody holds the lab\n"
-    rows = [HEADINGS, *map(_row, queue.sessions)] if queue.sessions else []
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     hidden = queue.length - len(queue.sessions)
-    return note + "".join(f"{line}\n" for line in lines) + (f"… and {hidden} more\n" if hidden else "")
+    rows = table(HEADINGS, map(_row, queue.sessions)) if queue.sessions else ""
+    return note + rows + (f"… and {hidden} more\n" if hidden else "")
+
+
+def _watch(server: ServerConnection, shown: Callable[[QueueDto], str], before: str) -> None:
+    """Print the queue whenever it may have changed. Where nothing clears the screen, only what is new is printed."""
+    printed = None
+    while True:
+        try:
+            queue = _queue(server)
+        except httpx.HTTPError as error:
+            say(f"no queue at {server.base_url}: {error}")
+        else:
+            if before or _identity(queue) != printed:
+                sys.stdout.write(before + shown(queue))
+                sys.stdout.flush()
+            printed = _identity(queue)
+        time.sleep(WATCH_INTERVAL)
+
+
+def _queue(server: ServerConnection) -> QueueDto:
+    answer = server.try_once("GET", "/queue", timeout=TIMEOUT)
+    raise_for_error(answer)
+    return parsed(answer, QueueDto)
+
+
+def _identity(queue: QueueDto) -> object:
+    """What tells one queue from another: all but the ages, which always change."""
+    ages = {"age_seconds", "active_seconds", "last_seen_seconds"}
+    return queue.model_dump(exclude={"sessions": {"__all__": ages}})
+
+
+def _json(queue: QueueDto) -> str:
+    return json.dumps(queue.model_dump(mode="json")) + "\n"
 
 
 def _row(entry: QueueEntryDto) -> tuple[str, ...]:
     since = entry.age_seconds if entry.active_seconds is None else entry.active_seconds
     times = (f"{since:.0f} s", f"{entry.last_seen_seconds:.0f} s ago")
     labels = (entry.client or "-", entry.purpose or "-", entry.topology or "-")
-    cells = (str(entry.position), entry.session_id, entry.status, *times, *labels)
-    return tuple(one_line(cell, CELL_WIDTH) for cell in cells)
+    return (str(entry.position), entry.session_id, entry.status, *times, *labels)

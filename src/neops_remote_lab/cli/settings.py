@@ -3,12 +3,14 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.settings import PositiveSeconds, SettingsGroup, variable
+
+CLIENT_PREFIX: Final = "REMOTE_LAB_"
 
 
 class ServerSettings(SettingsGroup, title="Server"):
@@ -46,3 +48,32 @@ def server_url(environment: Mapping[str, str] = os.environ) -> str:
     """The server that commands for people talk to: that of the clients, else the one of this host."""
     port = environment.get(variable("port")) or ServerSettings.model_fields["port"].default
     return environment.get("REMOTE_LAB_URL") or f"http://127.0.0.1:{port}"
+
+
+class ClientSettings(BaseModel):
+    """What the commands for people read in the environment: `like_this` is the variable `REMOTE_LAB_LIKE_THIS`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str | None = Field(default=None, repr=False)
+    session: str | None = None
+    session_id: str | None = Field(default=None, repr=False)
+    request_timeout: PositiveSeconds = 30
+    session_timeout: PositiveSeconds = 600
+    acquisition_timeout: PositiveSeconds = 600
+    unreachable_timeout: PositiveSeconds = 120
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables; an empty one counts as not set.
+
+        Raises:
+            ValueError: one sentence that names the variable whose value is wrong.
+        """
+        names = {field: f"{CLIENT_PREFIX}{field.upper()}" for field in cls.model_fields}
+        given = {field: environment[name] for field, name in names.items() if environment.get(name)}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            field = str(error.errors()[0]["loc"][0])
+            raise ValueError(f"{names[field]} must be a number of seconds above 0, not {given[field]!r}") from None

@@ -29,6 +29,8 @@ CLOSE_TIMEOUT: Final = 5.0
 """Seconds that the end of a session may take: a user wants to leave, and without heartbeats the server ends it."""
 UNKNOWN_NAME_TRIES: Final = 4
 """How often a host name that DNS does not know is looked up before the first answer."""
+LONGEST_SILENCE: Final = 45.0
+"""Seconds after which a stream is broken: the server sends something at least every 15."""
 SLOW_ANSWER: Final = 1.8
 """Seconds for which an answer may be late before somebody is told."""
 FIRST_CONNECT_TIMEOUT: Final = 1.5
@@ -161,7 +163,7 @@ class ServerConnection:
                 reason = failures.reason_of(error, self._access)
                 self._count(attempts, sent, was_reached=slow and not isinstance(error, _NOT_CONNECTED))
                 if self._is_hopeless(error, attempts) or self._is_over(attempts):
-                    raise self._explained(error, reason, attempts) from None  # the cause shows addresses
+                    raise self._explained(error, attempts.began) from None  # the cause shows addresses
                 wait = attempts.delay
             else:
                 if response.status_code not in RESTARTING:
@@ -189,6 +191,30 @@ class ServerConnection:
             httpx.TransportError: no answer.
         """
         return self.call(method, path, until=self.now() - 1, quiet=True, **request | {"timeout": timeout})
+
+    @contextlib.contextmanager
+    def stream(self, path: str, **request: Any) -> Iterator[httpx.Response]:
+        """Get an answer whose body is read as it comes, once. The body of one that is no success has been read.
+
+        Args:
+            path: path below the base URL.
+            request: what else `httpx.Client.stream` takes.
+
+        Raises:
+            httpx.TransportError: no answer, or it broke off.
+        """
+        began = self.now()
+        timeout = httpx.Timeout(self._request_timeout, read=max(self._request_timeout, LONGEST_SILENCE))
+        try:
+            with (
+                _without_httpx_log(),
+                self._http.stream("GET", path, timeout=timeout, extensions={CALL_PATH: path}, **request) as response,
+            ):
+                if not response.is_success:
+                    response.read()
+                yield response
+        except httpx.TransportError as error:
+            raise self._explained(error, began) from None  # the cause shows addresses
 
     def _send(
         self, method: str, path: str, attempts: _Attempts, held: float, request: dict[str, Any]
@@ -246,8 +272,8 @@ class ServerConnection:
         self._answered, self._gave_up = True, False
         self._notices.over(self._access)
 
-    def _explained(self, error: httpx.TransportError, reason: str, attempts: _Attempts) -> httpx.TransportError:
-        tried = self.now() - attempts.began
+    def _explained(self, error: httpx.TransportError, began: float) -> httpx.TransportError:
+        tried, reason = self.now() - began, failures.reason_of(error, self._access)
         message = f"no answer from {self._access} in {tried:.0f} s: {reason}"
         return type(error)(message, request=httpx.Request("GET", self.base_url))
 

@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final
+from typing import IO, Final, cast
 
 import httpx
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from neops_remote_lab.client import programs
 from neops_remote_lab.client.access import Credentials
@@ -36,6 +36,10 @@ STOP_TIMEOUT: Final = 5.0
 _READY: Final = "ready"
 
 
+class KeeperFailed(RuntimeError):
+    """No process keeps the session alive; the message says why."""
+
+
 def start(kept: KeptSession, url: str, credentials: Credentials | None = None) -> None:
     """Keep a remembered session alive by a process that outlives this one. No second one is started.
 
@@ -45,7 +49,7 @@ def start(kept: KeptSession, url: str, credentials: Credentials | None = None) -
         credentials: what else is needed to get in, where the environment does not say it.
 
     Raises:
-        RuntimeError: the process has ended at once; the message says why, and where its log is.
+        KeeperFailed: the process has ended at once; the message says where its log is.
         OSError: it cannot be started.
     """
     state = StateDirectory()
@@ -53,15 +57,13 @@ def start(kept: KeptSession, url: str, credentials: Credentials | None = None) -
     command = [sys.executable, "-P", "-m", __name__, kept.url, kept.name]
     environment = {"REMOTE_LAB_URL": url} | (credentials or Credentials()).environment()
     process = programs.start_detached(command, log, environment)
-    if process.stdout is None:
-        raise RuntimeError("the standard output of the process cannot be read")
-    with process.stdout as answer:
+    with cast("IO[str]", process.stdout) as answer:
         ready = answer.readline().strip() == _READY
     if not ready:
         process.wait()
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit status {process.returncode}"
-        raise RuntimeError(f"no process keeps the session alive: {reason} (log: {log})")
+        raise KeeperFailed(f"no process keeps the session alive: {reason} (log: {log})")
     process.returncode = 0  # nobody waits for it, and no warning is due that it still runs
 
 
@@ -162,7 +164,7 @@ def main(url: str, name: str) -> None:
     kept = state.find(url, name)
     if kept is None:
         sys.exit(f"no session of the name {name} is remembered")
-    lock = FileLock(state.path(url, name, ".lock"), mode=0o600)
+    lock = state.lock(url, name)
     try:
         lock.acquire(timeout=STOP_TIMEOUT)  # that of an earlier session may be about to end
     except Timeout:

@@ -32,14 +32,17 @@ def start_detached(arguments: Sequence[str], log: Path, environment: Mapping[str
         os.close(descriptor)
 
 
-def start(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start(
+    arguments: Sequence[str], environment: Mapping[str, str] | None = None, defaults: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a program in this terminal, with this process's standard input and outputs.
 
     Args:
         arguments: the program and its arguments.
         environment: variables on top of those of this process.
+        defaults: variables that those of this process override.
 
     Raises:
         OSError: it cannot be started.
     """
-    return subprocess.Popen(arguments, env=os.environ | (environment or {}))
+    return subprocess.Popen(arguments, env={**(defaults or {}), **os.environ, **(environment or {})})

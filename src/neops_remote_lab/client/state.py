@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 import psutil
+from filelock import FileLock
 from platformdirs import user_state_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -113,7 +114,7 @@ class StateDirectory:
         Raises:
             OSError: it cannot be written.
         """
-        self.directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        self._make()
         atomic_files.replace(self.path(kept.url, kept.name), kept.model_dump_json(indent=2) + "\n")
 
     def forget(self, kept: KeptSession) -> None:
@@ -121,6 +122,18 @@ class StateDirectory:
         current = self.find(kept.url, kept.name)
         if current is not None and current.session_id == kept.session_id:
             self.path(kept.url, kept.name).unlink(missing_ok=True)
+
+    def lock(self, url: str, name: str = DEFAULT_NAME) -> FileLock:
+        """What the process holds that opens a session of this name or keeps it alive. Any thread may release it.
+
+        Raises:
+            OSError: the directory cannot be made.
+        """
+        self._make()
+        return FileLock(self.path(url, name, ".lock"), mode=atomic_files.PRIVATE, thread_local=False)
+
+    def _make(self) -> None:
+        self.directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
 
 
 def _user_directory() -> Path:

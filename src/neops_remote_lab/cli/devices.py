@@ -1,0 +1,56 @@
+"""`neops-remote-lab devices`: the nodes of the lab, and how to log in to them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from neops_remote_lab.cli.command import CREDENTIALS, Commands, ExitStatus, add_session_flag, add_url_flag
+from neops_remote_lab.cli.lab_sessions import current_session, explained
+from neops_remote_lab.cli.tables import table
+from neops_remote_lab.client import inventories
+from neops_remote_lab.models.lab import DeviceInfoDto
+
+HEADINGS = ("node", "device", "address", "user", "connection")
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command and its flags."""
+    parser = commands.add_parser(
+        "devices",
+        help="list the nodes of the lab",
+        description="Lists the nodes of the lab of a kept session, and how to log in to them.",
+        epilog=CREDENTIALS,
+    )
+    parser.add_argument(
+        "--format",
+        choices=sorted(FORMATS),
+        default="table",
+        help="a table; all that netlab knows, as JSON; or an inventory for Ansible, in YAML (default: table)",
+    )
+    add_url_flag(parser)
+    add_session_flag(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the devices. The program's exit status is 125 when there is no lab."""
+    with explained(options, ExitStatus.NO_LAB), current_session(options) as session:
+        sys.stdout.write(FORMATS[options.format](session.devices()))
+
+
+def summary(devices: Sequence[DeviceInfoDto]) -> str:
+    """The devices as a table."""
+    return table(HEADINGS, map(_row, devices))
+
+
+def _row(device: DeviceInfoDto) -> tuple[str, ...]:
+    raw = device.raw
+    management: dict[str, Any] = raw.get("mgmt") or {}
+    address = management.get("ipv4") or management.get("ipv6") or raw.get("ansible_host")
+    known = (raw.get("ansible_network_os"), address, raw.get("ansible_user"), raw.get("ansible_connection"))
+    return (device.name, *(str(value) if value else "-" for value in known))
+
+
+FORMATS = {"table": summary, "json": inventories.as_json, "ansible": inventories.for_ansible}
+"""What each `--format` makes of the devices."""

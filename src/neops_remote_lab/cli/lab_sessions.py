@@ -1,0 +1,169 @@
+"""The session that a command works with: one that it opens, or one that is kept."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx
+from pydantic import RootModel
+
+from neops_remote_lab.cli.command import ExitStatus, refuse, say
+from neops_remote_lab.cli.settings import ClientSettings, server_url
+from neops_remote_lab.client import keeper
+from neops_remote_lab.client.access import parse_address
+from neops_remote_lab.client.answers import detail_of, parsed, raise_for_error
+from neops_remote_lab.client.connection import GONE, ServerConnection, headers_of
+from neops_remote_lab.client.exceptions import InvalidSetting, SessionEnded
+from neops_remote_lab.client.keeper import KeeperFailed
+from neops_remote_lab.client.state import DEFAULT_NAME, KeptSession, StateDirectory
+from neops_remote_lab.models.lab import DeviceInfoDto
+
+URL_SOURCE: Final = "the address of --url, REMOTE_LAB_URL or NEOPS_REMOTE_LAB_PORT"
+
+
+class _Devices(RootModel[list[DeviceInfoDto]]):
+    """The answer of `GET /lab/devices`."""
+
+
+@dataclass(frozen=True)
+class CurrentSession:
+    """A session that is active, and the way to its server.
+
+    Attributes:
+        url: the server's address, with credentials where it has them.
+        kept: what is remembered of the session; None for that of `neops-remote-lab run`.
+    """
+
+    server: ServerConnection
+    url: str = field(repr=False)
+    session_id: str = field(repr=False)
+    kept: KeptSession | None
+
+    def call(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Send a request of the session.
+
+        Raises:
+            SessionEnded: the session is over; it is no longer remembered.
+            httpx.HTTPError: the server refused, or cannot be reached.
+        """
+        answer = self.server.call(method, path, headers=headers_of(self.session_id), **request)
+        if answer.status_code in GONE:
+            self._require_live()
+        raise_for_error(answer)
+        return answer
+
+    def devices(self) -> list[DeviceInfoDto]:
+        """The devices of the lab. Raises as `call`."""
+        return parsed(self.call("GET", "/lab/devices"), _Devices).root
+
+    def device(self, name: str) -> DeviceInfoDto:
+        """One device by its name; ends the program where there is none. Raises as `call`."""
+        devices = {device.name: device for device in self.devices()}
+        if name not in devices:
+            refuse(f"the lab has no node {name!r}: it has {', '.join(sorted(devices)) or 'none'}")
+        return devices[name]
+
+    def _require_live(self) -> None:
+        """Tell a session that has ended from a lab that does not run, which has the same status."""
+        status = self.server.call("GET", f"/session/{self.session_id}", headers=headers_of(self.session_id))
+        if status.status_code in GONE:
+            if self.kept is not None:
+                StateDirectory().forget(self.kept)
+            raise SessionEnded(detail_of(status))
+
+
+@contextmanager
+def current_session(options: argparse.Namespace) -> Iterator[CurrentSession]:
+    """The session of `neops-remote-lab run` around this command, or the one that is kept; ends the program without.
+
+    A kept session whose keeper has died, at the end of a login for example, gets a new one.
+
+    Raises:
+        InvalidSetting: a flag or a variable is wrong.
+    """
+    settings = read_settings()
+    if settings.session_id and options.session is None:
+        url, session_id, kept = options.url or server_url(), settings.session_id, None
+    else:
+        url, kept = find_kept(options, settings)
+        if kept is None:
+            refuse(f"no session with {shown(url)} is kept: `neops-remote-lab up TOPOLOGY` opens one", ExitStatus.NO_LAB)
+        session_id = kept.session_id
+    with connection(url, settings) as server:
+        if kept is not None:
+            _keep_again(kept, url)
+        yield CurrentSession(server, url, session_id, kept)
+
+
+def find_kept(options: argparse.Namespace, settings: ClientSettings) -> tuple[str, KeptSession | None]:
+    """The server's address, and the session that is kept with it.
+
+    Where neither a flag nor a variable names a server, it is that of the only session that is kept under the name.
+    """
+    state, name = StateDirectory(), session_name(options, settings)
+    url = options.url or settings.url
+    if url is None:
+        found = [kept for kept in state if kept.name == name]
+        if len(found) > 1:
+            refuse(f"sessions with several servers are kept: choose with --url {' or '.join(k.url for k in found)}")
+        if found:
+            return found[0].url, found[0]
+        url = server_url()
+    return url, state.find(shown(url), name)
+
+
+def session_name(options: argparse.Namespace, settings: ClientSettings) -> str:
+    """Which of the user's sessions with a server is meant."""
+    return options.session or settings.session or DEFAULT_NAME
+
+
+def connection(url: str, settings: ClientSettings) -> ServerConnection:
+    """The way to a server; trouble with it is told on standard error."""
+    return ServerConnection(
+        url,
+        settings.request_timeout,
+        unreachable_timeout=settings.unreachable_timeout,
+        on_trouble=say,
+        name=URL_SOURCE,
+    )
+
+
+def read_settings() -> ClientSettings:
+    """What the environment says.
+
+    Raises:
+        InvalidSetting: a variable is wrong.
+    """
+    try:
+        return ClientSettings.read()
+    except ValueError as error:
+        raise InvalidSetting(str(error)) from None
+
+
+@contextmanager
+def explained(options: argparse.Namespace, status: int = ExitStatus.FAILED) -> Iterator[None]:
+    """End the program with a sentence and a status where the server, the network or a setting is in the way."""
+    try:
+        yield
+    except InvalidSetting as error:
+        options.parser.error(str(error))
+    except BrokenPipeError:  # whoever reads the output has enough of it
+        raise
+    except (httpx.HTTPError, SessionEnded, KeeperFailed, OSError) as error:
+        refuse(str(error), status)
+
+
+def shown(url: str) -> str:
+    """An address without credentials, as sessions are remembered by it. Raises InvalidSetting where it is none."""
+    return str(parse_address(url, URL_SOURCE).url).rstrip("/")
+
+
+def _keep_again(kept: KeptSession, url: str) -> None:
+    if keeper.is_kept(kept):
+        return
+    try:
+        keeper.start(kept, url)
+    except (OSError, KeeperFailed) as error:
+        say(str(error))

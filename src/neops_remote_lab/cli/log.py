@@ -1,0 +1,79 @@
+"""`neops-remote-lab log`: what netlab has printed about the lab."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+
+import httpx
+
+from neops_remote_lab.cli.command import (
+    CREDENTIALS,
+    Commands,
+    ExitStatus,
+    add_session_flag,
+    add_url_flag,
+    ended_by_signals,
+    say,
+)
+from neops_remote_lab.cli.lab_sessions import CurrentSession, current_session, explained
+from neops_remote_lab.client.answers import raise_for_error
+from neops_remote_lab.client.connection import headers_of
+from neops_remote_lab.core.text import printable_lines
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command and its flags."""
+    parser = commands.add_parser(
+        "log",
+        help="show what netlab has printed about the lab",
+        description="Shows what netlab has printed about the lab of a kept session.",
+        epilog=CREDENTIALS,
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the lab is gone, or until Ctrl-C")
+    add_url_flag(parser)
+    add_session_flag(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the log. The program's exit status is 125 when there is no lab."""
+    with ended_by_signals(), explained(options, ExitStatus.NO_LAB), current_session(options) as session:
+        if options.follow:
+            _follow(session)
+        else:
+            sys.stdout.write(printable_lines(session.call("GET", "/lab/log").text))
+
+
+def _follow(session: CurrentSession) -> None:
+    """Print each line as it comes."""
+    headers = headers_of(session.session_id) | {"Accept": "text/event-stream"}
+    with session.server.stream("/lab/log", headers=headers) as answer:
+        raise_for_error(answer)
+        for event, data in _events(answer):
+            if event == "end":
+                say(data or "the lab is gone")
+                return
+            sys.stdout.write(f"{printable_lines(data)}\n")
+            sys.stdout.flush()
+
+
+def _events(answer: httpx.Response) -> Iterator[tuple[str, str]]:
+    """Type and data of each server-sent event; comments are left out."""
+    event, data = "message", list[str]()
+    for line in _lines(answer.iter_bytes()):
+        name, _, value = line.partition(":")
+        if name == "event":
+            event = value.removeprefix(" ")
+        elif name == "data":
+            data.append(value.removeprefix(" "))
+        elif not line and (data or event != "message"):
+            yield event, "\n".join(data)
+            event, data = "message", []
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Lines that end in LF. httpx would end them at other characters too, which a log may have."""
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)

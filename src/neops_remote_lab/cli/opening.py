@@ -1,0 +1,86 @@
+"""Opens a session and brings up a lab, for the commands `up` and `run`."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Self
+
+from neops_remote_lab.cli.command import ExitStatus, refuse, say
+from neops_remote_lab.cli.lab_sessions import read_settings
+from neops_remote_lab.cli.settings import ClientSettings, server_url
+from neops_remote_lab.cli.waiting import WaitingLine
+from neops_remote_lab.client.exceptions import InvalidSetting
+from neops_remote_lab.client.lab_client import RemoteLabClient
+from neops_remote_lab.core.topology_files import TopologyFiles
+from neops_remote_lab.models.lab import DeviceInfoDto
+
+
+@dataclass(frozen=True)
+class LabOrder:
+    """What lab a command needs, and from where.
+
+    Attributes:
+        url: the server's address, with credentials where it has them.
+        topology: the topology file and what it needs.
+        settings: how long to wait.
+    """
+
+    url: str = field(repr=False)
+    topology: TopologyFiles
+    settings: ClientSettings
+
+    @classmethod
+    def read(cls, options: argparse.Namespace) -> Self:
+        """What the flags and the environment say.
+
+        Raises:
+            InvalidSetting: a file is missing, or a value is wrong.
+        """
+        try:
+            topology = TopologyFiles.of(options.topology, options.file)
+            topology.path.open("rb").close()
+            topology.found()
+        except OSError as error:  # one of our own has a sentence, and no number
+            reason = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+            raise InvalidSetting(reason) from None
+        except ValueError as error:
+            raise InvalidSetting(str(error)) from None
+        flags = ("session_timeout", "acquisition_timeout")
+        chosen = {name: getattr(options, name) for name in flags if getattr(options, name) is not None}
+        return cls(options.url or server_url(), topology, read_settings().model_copy(update=chosen))
+
+
+def queue_for(order: LabOrder, purpose: str, on_lost: Callable[[str], None] | None = None) -> RemoteLabClient:
+    """Wait in the queue until the session is active; what it waits for is told on standard error. Ends the program when
+    netlab rejects the topology, which may be known before the turn has come.
+
+    Raises:
+        InvalidSetting: the address or the credentials cannot work.
+        And what `RemoteLabClient` raises.
+    """
+    line, settings = WaitingLine(), order.settings
+    try:
+        client = RemoteLabClient(
+            order.url,
+            settings.request_timeout,
+            settings.session_timeout,
+            settings.acquisition_timeout,
+            purpose=purpose,
+            topologies=[order.topology],
+            on_status=line.show,
+            on_lost=on_lost,
+            unreachable_timeout=settings.unreachable_timeout,
+            on_trouble=say,
+        )
+    finally:
+        line.end()
+    if client.rejected:
+        client.close()
+        refuse(f"{order.topology.name}: {next(iter(client.rejected.values()))}", ExitStatus.NO_LAB)
+    return client
+
+
+def bring_up(client: RemoteLabClient, order: LabOrder) -> list[DeviceInfoDto]:
+    """Start the lab; its devices. Raises what `RemoteLabClient.acquire` raises."""
+    say(f"starting the lab of {order.topology.name}")
+    return client.acquire(order.topology.path, extra_files=order.topology.extra_files)

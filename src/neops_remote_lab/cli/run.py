@@ -1,0 +1,88 @@
+"""`neops-remote-lab run`: run a command while a lab is up."""
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from neops_remote_lab.cli.command import (
+    COMMAND,
+    CREDENTIALS,
+    PROGRAM,
+    Commands,
+    ExitStatus,
+    add_lab_flags,
+    ended_by_signals,
+)
+from neops_remote_lab.cli.foreground import Foreground, require_program
+from neops_remote_lab.cli.lab_sessions import explained
+from neops_remote_lab.cli.opening import LabOrder, bring_up, queue_for
+from neops_remote_lab.client import inventories
+from neops_remote_lab.client.exceptions import SessionEnded
+from neops_remote_lab.core.text import one_line
+from neops_remote_lab.models.lab import DeviceInfoDto
+
+DEVICES: Final = "REMOTE_LAB_DEVICES"
+ANSIBLE: Final = "REMOTE_LAB_ANSIBLE_INVENTORY"
+NORNIR: Final = "REMOTE_LAB_NORNIR_CONFIG"
+LABEL_LENGTH: Final = 60
+"""Most characters of the command that others see in the queue."""
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command and its flags."""
+    parser = commands.add_parser(
+        "run",
+        usage="%(prog)s TOPOLOGY [flag ...] -- COMMAND [ARGUMENT ...]",
+        help="run a command while a lab is up",
+        description="Waits in the queue, brings up a lab, runs a command, and ends the session and its lab.",
+        epilog=f"The command finds inventories and the session in variables REMOTE_LAB_…. {CREDENTIALS}",
+    )
+    add_lab_flags(parser)
+    parser.set_defaults(**{COMMAND: None})
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command. The program's exit status is that of the command, and 125 when there is or was no lab."""
+    command = options.command
+    if not command:
+        options.parser.error("which command? It follows the flags, after --")
+    require_program(command[0])
+    with ended_by_signals(), explained(options, ExitStatus.NO_LAB):
+        order = LabOrder.read(options)
+        status = _run(order, command)
+    sys.exit(status)
+
+
+def _run(order: LabOrder, command: Sequence[str]) -> int:
+    purpose = one_line(f"{PROGRAM} run {shlex.join(command)}", LABEL_LENGTH)
+    foreground = Foreground(command)
+    with queue_for(order, purpose, on_lost=lambda _: foreground.end()) as client:
+        devices = bring_up(client, order)
+        with tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-") as directory:
+            environment = write_inventories(Path(directory), devices)
+            environment |= {"REMOTE_LAB_URL": order.url, "REMOTE_LAB_SESSION_ID": client.session_id}
+            defaults = {"ANSIBLE_INVENTORY": environment[ANSIBLE], "ANSIBLE_HOST_KEY_CHECKING": "False"}
+            status = foreground.run(environment, defaults, on_cancel=client.close)
+        if client.lost_reason is not None:
+            raise SessionEnded(client.lost_reason)
+    return status
+
+
+def write_inventories(directory: Path, devices: Sequence[DeviceInfoDto]) -> dict[str, str]:
+    """Write what the command may want to read of the devices; the variables that name the files."""
+    nornir = directory / "nornir"
+    nornir.mkdir()
+    for name, text in inventories.for_nornir(devices, nornir).items():
+        (nornir / name).write_text(text, encoding="utf-8")
+    files = {
+        DEVICES: (directory / "devices.json", inventories.as_json),
+        ANSIBLE: (directory / "ansible.yml", inventories.for_ansible),
+    }
+    for path, form in files.values():
+        path.write_text(form(devices), encoding="utf-8")
+    return {name: str(path) for name, (path, _) in files.items()} | {NORNIR: str(nornir / inventories.NORNIR_CONFIG)}

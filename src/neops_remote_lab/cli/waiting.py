@@ -1,0 +1,73 @@
+"""Tells a user what a session waits for."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, TextIO
+
+from neops_remote_lab.cli.command import PROGRAM
+from neops_remote_lab.core.codes import SessionState
+from neops_remote_lab.core.text import one_line
+from neops_remote_lab.models.session import SessionStatusResponseDto
+
+REPEAT_AFTER: Final = 60.0
+"""Seconds after which a log gets the same line again."""
+_CLEAR_LINE: Final = "\r\x1b[K"
+
+
+class WaitingLine:
+    """The place in the queue: one line that changes on a terminal, and a line for each change, and each minute, in a
+    log.
+
+    Args:
+        stream: where to write.
+        now: seconds on a clock that only goes forward.
+    """
+
+    def __init__(self, stream: TextIO = sys.stderr, now: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._now = now
+        self._is_terminal = stream.isatty()
+        self._told: tuple[int, str | None] | None = None
+        self._told_at = 0.0
+
+    def show(self, status: SessionStatusResponseDto) -> None:
+        """Tell where in the queue the session is."""
+        if status.status == SessionState.ACTIVE:
+            self.end()
+            return
+        what = (status.position, status.waiting_for)
+        if not self._is_terminal and what == self._told and self._now() - self._told_at < REPEAT_AFTER:
+            return
+        self._told, self._told_at = what, self._now()
+        line = f"{PROGRAM}: {sentence(status)}"
+        if self._is_terminal:
+            line = _CLEAR_LINE + one_line(line, shutil.get_terminal_size().columns - 1)  # a wrapped line stays
+        self._stream.write(line if self._is_terminal else f"{line}\n")
+        self._stream.flush()
+
+    def end(self) -> None:
+        """Leave the line to what comes next."""
+        if self._told is not None and self._is_terminal:
+            self._stream.write(_CLEAR_LINE)
+            self._stream.flush()
+        self._told = None
+
+
+def sentence(status: SessionStatusResponseDto) -> str:
+    """The place in the queue, the expected wait and who is in front, in one line."""
+    parts = [f"position {status.position} in the queue"]
+    if status.eta_seconds is not None:
+        parts.append(f"about {duration(status.eta_seconds)}")
+    if status.waiting_for:  # with labels of other clients
+        parts.append(one_line(status.waiting_for))
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A number of seconds as a person would say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"

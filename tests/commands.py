@@ -1,0 +1,167 @@
+"""A user who types commands of the program, with a state directory of its own."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import neops_remote_lab
+from neops_remote_lab.client import keeper
+from neops_remote_lab.client.state import KeptSession, StateDirectory
+from tests.fakes import topology_text, wait_until
+from tests.server import LabServer
+
+TIMEOUT = 60.0
+
+
+@dataclass
+class Shell:
+    """Runs `neops-remote-lab`, as users of a lab host do."""
+
+    server: LabServer
+    directory: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(exist_ok=True)
+        package = str(Path(neops_remote_lab.__path__[0]).parent)
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("REMOTE_LAB_", "ANSIBLE_"))}
+        self.environment = {
+            **own,
+            "PYTHONPATH": package,
+            "XDG_STATE_HOME": str(self.directory / "state"),
+            "TMPDIR": str(self.directory),
+            "REMOTE_LAB_URL": self.server.url,
+            **self.environment,
+        }
+
+    def words(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "neops_remote_lab", *arguments]
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A command, to its end."""
+        return subprocess.run(
+            self.words(*arguments),
+            cwd=self.directory,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+
+    def do(self, *arguments: str, **environment: str) -> str:
+        """A command that has to succeed; what it prints."""
+        done = self.run(*arguments, **environment)
+        assert done.returncode == 0, f"{arguments}: {done.returncode}: {done.stderr}"
+        return done.stdout
+
+    @contextmanager
+    def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """A command while it runs; killed if it still does at the end."""
+        process = subprocess.Popen(
+            self.words(*arguments),
+            cwd=self.directory,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    @contextmanager
+    def terminal(self, *arguments: str) -> Iterator[Terminal]:
+        """A command that has a terminal of its own while it runs; at the end the terminal hangs up."""
+        pid, descriptor = pty.fork()
+        if not pid:
+            os.chdir(self.directory)
+            words = self.words(*arguments)
+            os.execve(words[0], words, self.environment)  # noqa: S606 - a program of ours, without a shell
+        terminal = Terminal(pid, descriptor)
+        try:
+            yield terminal
+        finally:
+            terminal.close()
+
+    def topology(self, name: str = "ospf.yml", nodes: int = 2, **knobs: Any) -> str:
+        """Write a topology file; its name."""
+        (self.directory / name).write_text(topology_text(nodes, **knobs), encoding="utf-8")
+        return name
+
+    @property
+    def state(self) -> StateDirectory:
+        return StateDirectory(self.directory / "state" / "neops-remote-lab" / "sessions")
+
+    def kept(self, name: str = "default") -> KeptSession:
+        """The session that is kept."""
+        found = self.state.find(self.server.url, name)
+        assert found is not None
+        return found
+
+    def close(self) -> None:
+        """End the keepers, as a test that fails leaves them."""
+        for kept in self.state:
+            keeper.stop(kept)
+
+
+@dataclass
+class Terminal:
+    """The other end of a command's terminal."""
+
+    pid: int
+    descriptor: int
+    shown: str = ""
+    status: int | None = None
+
+    def type(self, text: str) -> None:
+        os.write(self.descriptor, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Read until a text was shown."""
+        wait_until(lambda: self._read() and text in self.shown, TIMEOUT, f"no {text!r} in {self.shown!r}")
+
+    def finish(self) -> int:
+        """Read to the end; the exit status of the command."""
+        wait_until(lambda: not self._read(), TIMEOUT, self.shown)
+        if self.status is None:
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.status
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+    def _read(self) -> bool:
+        """Whether there may be more."""
+        try:
+            piece = os.read(self.descriptor, 4096)
+        except OSError:  # the other end is closed
+            return False
+        self.shown += piece.decode(errors="replace")
+        return bool(piece)
+
+
+def words_of(pid: int) -> Sequence[str]:
+    """The command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def environment_of(text: str) -> Mapping[str, str]:
+    """What `env` has printed."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
