@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 from neops_remote_lab.cli.settings import Settings
 from neops_remote_lab.core.metrics import FAMILIES, PREFIX, Family
 from neops_remote_lab.core.settings import SettingsGroup, default_text, flag, groups_of, variable
-from neops_remote_lab.testing.options import SETTINGS
+from neops_remote_lab.testing import options
 
 
 def settings() -> str:
@@ -25,16 +25,14 @@ def metrics() -> str:
 def plugin_settings() -> str:
     """The settings of the pytest plugin."""
     rows = [
-        (
-            f"`{one.flag}`",
-            f"`{one.variable}`",
-            f"`{one.key}`",
-            f"`{one.default}`" if one.default else "none",
-            one.meaning,
-        )
-        for one in SETTINGS
+        (*(f"`{named(name)}`" for named in (options.flag, options.variable, options.key)), _code(default), meaning)
+        for name, (_, default, meaning) in options.SETTINGS.items()
     ]
     return _table(("flag", "variable", "ini key", "default", "meaning"), rows) + "\n"
+
+
+def _code(text: str | None) -> str:
+    return "none" if text is None else f"`{text}`"
 
 
 def fields(model: type[BaseModel]) -> str:

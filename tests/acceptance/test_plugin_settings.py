@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from neops_remote_lab import __version__
-from neops_remote_lab.testing.options import SETTINGS
+from neops_remote_lab.testing import options
 from tests.plugin import queue
 from tests.server import LabServer
 
@@ -39,15 +39,15 @@ def test_the_head_of_a_run_without_a_lab_host_says_nothing(project: pytest.Pytes
     project.runpytest_subprocess().stdout.no_fnmatch_line("remote lab:*")
 
 
-@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("arguments", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
 def test_a_run_needs_no_variable(
-    online: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch, options: list[str]
+    online: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.delenv("REMOTE_LAB_URL")
     online.makepyfile("def test_1(shared): pass\ndef test_2(fresh): pass")
-    online.runpytest_subprocess(f"--remote-lab-url={lab_server.url}", *options).assert_outcomes(passed=2)
+    online.runpytest_subprocess(f"--remote-lab-url={lab_server.url}", *arguments).assert_outcomes(passed=2)
     write_ini(online, f"remote_lab_url = {lab_server.url}")
-    online.runpytest_subprocess(*options).assert_outcomes(passed=2)
+    online.runpytest_subprocess(*arguments).assert_outcomes(passed=2)
     assert queue(lab_server) == []
 
 
@@ -119,7 +119,7 @@ def test_the_files_of_an_ini_file_lie_beside_it(project: pytest.Pytester) -> Non
 
 def test_help_shows_every_setting(project: pytest.Pytester) -> None:
     shown = project.runpytest_subprocess("--help").stdout.str()
-    for setting in SETTINGS:
-        assert setting.flag in shown
-        assert setting.variable in shown
-        assert f"{setting.key} (string)" in shown
+    for name in options.SETTINGS:
+        assert options.flag(name) in shown
+        assert options.variable(name) in shown
+        assert f"{options.key(name)} (string)" in shown

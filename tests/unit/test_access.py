@@ -10,8 +10,8 @@ import pytest
 import trustme
 
 from neops_remote_lab.client.access import Access, Credentials, parse_address, proxy_for
-from neops_remote_lab.testing.options import Sources
 from neops_remote_lab.testing.settings import LabHostSettings
+from neops_remote_lab.testing.sources import Sources
 
 PASSWORD = "s3cret"  # noqa: S105 - of nobody
 NOT_UTF8 = b"http://lab\xff".decode(errors="surrogateescape")

@@ -9,7 +9,7 @@ import pytest
 from neops_remote_lab.api.openapi import OPERATIONS, Operation
 from neops_remote_lab.cli.settings import Settings
 from neops_remote_lab.core.settings import flag, settings_of, variable
-from neops_remote_lab.testing.options import SETTINGS, Setting
+from neops_remote_lab.testing import options
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -34,7 +34,7 @@ def test_every_call_is_documented(operation: Operation) -> None:
     assert f"{operation.method.upper()} {operation.path.replace('{session_id}', '{id}')}" in text
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_every_variable_of_the_client_has_a_row_in_the_readme(setting: Setting) -> None:
+@pytest.mark.parametrize("name", options.SETTINGS)
+def test_every_variable_of_the_client_has_a_row_in_the_readme(name: str) -> None:
     lines = (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines()
-    assert any(line.startswith("| `") and f"`{setting.variable}`" in line for line in lines)
+    assert any(line.startswith("| `") and f"`{options.variable(name)}`" in line for line in lines)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from neops_remote_lab.client.connection import UNREACHABLE_TIMEOUT
-from neops_remote_lab.testing.options import SETTINGS, Sources
+from neops_remote_lab.testing.options import SETTINGS
 from neops_remote_lab.testing.settings import LabHostSettings
+from neops_remote_lab.testing.sources import READERS, Sources
 
 
 def test_credentials_of_different_sources_do_not_mix() -> None:
@@ -19,5 +20,9 @@ def test_credentials_of_different_sources_do_not_mix() -> None:
 
 
 def test_the_table_has_the_defaults_of_the_client() -> None:
-    defaults = {setting.name: setting.default for setting in SETTINGS}
-    assert float(defaults["unreachable_timeout"] or 0) == UNREACHABLE_TIMEOUT
+    assert float(SETTINGS["unreachable_timeout"][1] or 0) == UNREACHABLE_TIMEOUT
+
+
+def test_every_default_can_be_read() -> None:
+    for kind, default, _ in SETTINGS.values():
+        assert default is None or READERS[kind](default) is not None

@@ -1,179 +1,72 @@
-"""The plugin's settings: one table, from which its flags, environment variables and ini keys are made.
+"""The table of the plugin's settings, and the flags and ini keys that pytest has to know of from the start.
 
-Every pytest run imports this module, so it uses the standard library alone, and no more of it than pytest itself does.
+Every pytest run loads this module: hence the tuples. `neops_remote_lab.testing.sources` has what runs with labs need.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytest
 
-
-class Setting(NamedTuple):
-    """What a user may choose: `session_timeout` is `--remote-lab-session-timeout`, `REMOTE_LAB_SESSION_TIMEOUT` and
-    `remote_lab_session_timeout`; the first one that is given counts, and an empty one counts as not given.
-
-    Attributes:
-        name: what the rest of the name is made of.
-        meaning: what it is, for the help and the documentation.
-        default: the text that counts where nothing is given.
-        metavar: what the help calls the value.
-        read: makes a value of a text; raises ValueError with what it must be.
-        is_path: whether it names a file. A relative path in an ini file starts at the directory of that file.
-    """
-
-    name: str
-    meaning: str
-    default: str | None = None
-    metavar: str = "TEXT"
-    read: Callable[[str], Any] = str
-    is_path: bool = False
-
-    @property
-    def flag(self) -> str:
-        """The command-line flag."""
-        return "--" + self.key.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """The environment variable."""
-        return self.key.upper()
-
-    @property
-    def key(self) -> str:
-        """The key in `pytest.ini` and `pyproject.toml`, and the name of the option in `config.option`."""
-        return f"remote_lab_{self.name}"
+SETTINGS: dict[str, tuple[str, str | None, str]] = {
+    "url": ("URL", None, "address of the server, such as `http://lab-host:8000`; a proxy in front may add a path"),
+    "request_timeout": ("SECONDS", "30", "seconds for one short call"),
+    "session_timeout": ("SECONDS", "600", "seconds to wait in the queue"),
+    "acquisition_timeout": ("SECONDS", "600", "seconds until one lab is free and up"),
+    "unreachable_timeout": ("SECONDS", "120", "seconds for which a server that cannot be reached is tried again"),
+    "token": ("TEXT", None, "token, sent as `Authorization: Bearer …`; all users of the machine can read a flag"),
+    "client_cert": ("FILE", None, "PEM file with a client certificate, and with its key unless that has its own file"),
+    "client_key": ("FILE", None, "PEM file with the private key of the certificate, not encrypted"),
+    "ca_file": ("FILE", None, "PEM file with the authorities to trust in place of the usual ones"),
+}
+"""By name: what kind of value it is, its default, and what it means; in the order of the help and the documentation."""
 
 
-class Given(NamedTuple):
-    """A value that somebody has chosen, and where: the flag, the variable or the ini key."""
-
-    value: Any
-    source: str
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return f"--remote-lab-{name.replace('_', '-')}"
 
 
-def seconds(text: str) -> float:
-    """A number of seconds above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < float("inf"):
-        raise ValueError("must be a number of seconds above 0")
-    return value
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"REMOTE_LAB_{name.upper()}"
 
 
-SETTINGS = (
-    Setting(
-        "url",
-        "address of the server, such as `http://lab-host:8000`; a path is allowed where a proxy adds one",
-        metavar="URL",
-    ),
-    Setting("request_timeout", "seconds for one short call", "30", "SECONDS", seconds),
-    Setting("session_timeout", "seconds to wait in the queue", "600", "SECONDS", seconds),
-    Setting("acquisition_timeout", "seconds until one lab is free and up", "600", "SECONDS", seconds),
-    Setting(
-        "unreachable_timeout",
-        "seconds for which a server that cannot be reached is tried again",
-        "120",
-        "SECONDS",
-        seconds,
-    ),
-    Setting("token", "token, sent as `Authorization: Bearer …`; a flag can be read by all users of the machine"),
-    Setting(
-        "client_cert",
-        "PEM file with a client certificate, and with its key unless that is in a file of its own",
-        metavar="FILE",
-        is_path=True,
-    ),
-    Setting(
-        "client_key", "PEM file with the private key of the certificate, not encrypted", metavar="FILE", is_path=True
-    ),
-    Setting(
-        "ca_file", "PEM file with the authorities to trust in place of the usual ones", metavar="FILE", is_path=True
-    ),
-)
-"""In the order in which the help and the documentation show them."""
-BY_NAME = {setting.name: setting for setting in SETTINGS}
+def key(name: str) -> str:
+    """The ini key of a setting, and its name in `config.option`."""
+    return f"remote_lab_{name}"
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Add a flag and an ini key for each setting."""
     group = parser.getgroup("remote lab", "labs of neops-remote-lab")
-    for setting in SETTINGS:
-        group.addoption(
-            setting.flag,
-            metavar=setting.metavar,
-            type=_checked(setting),
-            help=f"{setting.meaning.replace('`', '')} (default: {setting.default or 'none'}; {setting.variable})",
-        )
-        parser.addini(setting.key, f"see {setting.flag}", default="")
+    for name, (kind, default, meaning) in SETTINGS.items():
+        text = f"{meaning.replace('`', '')} (default: {default or 'none'}; {variable(name)})"
+        group.addoption(flag(name), metavar=kind, type=_checked(kind), help=text)
+        parser.addini(key(name), f"see {flag(name)}", default="")
 
 
-class Sources(NamedTuple):
-    """Where settings are looked up, each by the name that it has there, in this order."""
-
-    flags: Mapping[str, str | None]
-    environment: Mapping[str, str]
-    ini: Mapping[str, str]
-
-    @classmethod
-    def of(cls, config: pytest.Config) -> Self:
-        """The command line, the environment and the ini file of a run."""
-        beside = config.inipath.parent if config.inipath else config.invocation_params.dir
-        ini = {}
-        for setting in SETTINGS:
-            text = config.getini(setting.key)
-            ini[setting.key] = str(beside / text) if text and setting.is_path else text
-        return cls(vars(config.option), os.environ, ini)
-
-    def given(self, name: str) -> Given | None:
-        """What was chosen for a setting; None where nothing was.
-
-        Raises:
-            ValueError: one sentence that names the source of a text that cannot be read.
-        """
-        setting = BY_NAME[name]
-        for text, source in (
-            (self.flags.get(setting.key), setting.flag),
-            (self.environment.get(setting.variable), setting.variable),
-            (self.ini.get(setting.key), f"the ini key {setting.key}"),
-        ):
-            if text:
-                try:
-                    return Given(setting.read(text), source)
-                except ValueError as error:
-                    raise ValueError(f"{source} {error}, not {text!r}") from None
-        return None
-
-    def value(self, name: str) -> Any:
-        """What was chosen for a setting, else its default. Raises as `given`."""
-        if (found := self.given(name)) is not None:
-            return found.value
-        setting = BY_NAME[name]
-        return None if setting.default is None else setting.read(setting.default)
-
-    def apart(self) -> Iterator[Self]:
-        """Each source without the others, for settings that have to come from the same one."""
-        nothing: dict[str, str] = {}
-        yield self._replace(environment=nothing, ini=nothing)
-        yield self._replace(flags=nothing, ini=nothing)
-        yield self._replace(flags=nothing, environment=nothing)
+def is_given(config: pytest.Config, name: str) -> bool:
+    """Whether anybody has chosen a value for a setting."""
+    return bool(config.getoption(key(name)) or os.environ.get(variable(name)) or config.getini(key(name)))
 
 
-def _checked(setting: Setting) -> Callable[[str], str]:
+def _checked(kind: str) -> Callable[[str], str]:
     """A type for argparse that refuses what cannot be read, and changes nothing: workers get the text as it is."""
 
     def check(text: str) -> str:
+        from argparse import ArgumentTypeError  # noqa: PLC0415 - of no use to runs without such a flag
+
+        from neops_remote_lab.testing.sources import READERS  # noqa: PLC0415
+
         try:
-            setting.read(text)
+            READERS[kind](text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
+            raise ArgumentTypeError(f"{error}, not {text!r}") from None
         return text
 
     return check

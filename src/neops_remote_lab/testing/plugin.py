@@ -38,12 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Say which lab host the run has, without asking it."""
-    if (url := options.Sources.of(config).given("url")) is None:
+    if not options.is_given(config, "url"):
         return None
-    from neops_remote_lab import __version__  # noqa: PLC0415 - only needed where a lab may be used
+    from neops_remote_lab import __version__  # noqa: PLC0415 - of no use to runs without a lab host
     from neops_remote_lab.core.text import hide_secrets  # noqa: PLC0415
+    from neops_remote_lab.testing.sources import Sources  # noqa: PLC0415
 
-    return f"remote lab: {hide_secrets(url.value)} ({url.source}), neops-remote-lab {__version__}"
+    url, source = Sources.of(config).given("url") or ("", "")
+    return f"remote lab: {hide_secrets(url)} ({source}), neops-remote-lab {__version__}"
 
 
 @pytest.hookimpl(tryfirst=True)

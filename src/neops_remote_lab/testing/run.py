@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from neops_remote_lab.core.topology_files import TopologyFiles
-from neops_remote_lab.testing import xdist
+from neops_remote_lab.testing import options, xdist
 from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
-from neops_remote_lab.testing.options import Sources
 
 if TYPE_CHECKING:  # a run may declare labs and choose none of their tests: httpx and pydantic wait until one is used
     from neops_remote_lab.client.lab_client import RemoteLabClient
@@ -71,7 +70,7 @@ class LabRun:
         # A client that a conftest file puts in the place of ours has the only session; and without an address it is
         # for the fixture to complain.
         ours = client is not None and client.func.__module__ == _PLUGIN
-        if not (labs and ours and Sources.of(item.config).given("url")) or item.config.getoption("setuponly", False):
+        if not (labs and ours and options.is_given(item.config, "url")) or item.config.getoption("setuponly", False):
             return
         rejected = self._joined().join().rejected
         for spec in labs:

@@ -17,8 +17,8 @@ from neops_remote_lab.core.text import one_line, printable_lines
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.interrupt import LostSession, ended_by_signals, leave_run
-from neops_remote_lab.testing.options import Sources
 from neops_remote_lab.testing.settings import LabHostSettings
+from neops_remote_lab.testing.sources import Sources
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from neops_remote_lab.client.access import Access, Credentials
 from neops_remote_lab.client.exceptions import InvalidSetting
-from neops_remote_lab.testing.options import Sources
+from neops_remote_lab.testing.sources import Sources
 
 _CI_JOBS = ("CI_JOB_URL", "BUILD_URL", "CIRCLE_BUILD_URL")
 """Variables in which GitLab, Jenkins and CircleCI leave the address of the running job."""
@@ -46,14 +46,14 @@ class LabHostSettings:
             RuntimeError: no address is set.
             InvalidSetting: something cannot work; one sentence that names the flag, the variable or the ini key.
         """
-        url = sources.given("url")
-        if url is None:
+        if (given := sources.given("url")) is None:
             raise RuntimeError("REMOTE_LAB_URL is not set: it names the lab host, for example http://lab-host:8000")
         credentials = reduce(Credentials.over, map(_credentials, sources.apart()))
-        access = Access(url.value, credentials, name=url.source)
+        url, source = given
+        access = Access(url, credentials, name=source)
         try:
             return cls(
-                url.value,
+                url,
                 access.url,
                 credentials,
                 request_timeout=sources.value("request_timeout"),
@@ -67,10 +67,9 @@ class LabHostSettings:
 
 
 def _credentials(source: Sources) -> Credentials:
-    found = {name: source.given(name) for name in Credentials.NAMES}
-    chosen = {name: one for name, one in found.items() if one is not None}
-    values = {name: one.value for name, one in chosen.items()}
-    return Credentials(**values, sources={name: one.source for name, one in chosen.items()})
+    given = {name: found for name in Credentials.NAMES if (found := source.given(name)) is not None}
+    values = {name: value for name, (value, _) in given.items()}
+    return Credentials(**values, sources={name: source for name, (_, source) in given.items()})
 
 
 def _ci_job(environment: Mapping[str, str]) -> str | None:

@@ -220,8 +220,8 @@ def _server(config: pytest.Config) -> ServerConnection | None:
     # slow, and needed in runs with labs alone
     from neops_remote_lab.client import InvalidSetting  # noqa: PLC0415
     from neops_remote_lab.client.connection import ServerConnection  # noqa: PLC0415
-    from neops_remote_lab.testing.options import Sources  # noqa: PLC0415
     from neops_remote_lab.testing.settings import LabHostSettings  # noqa: PLC0415
+    from neops_remote_lab.testing.sources import Sources  # noqa: PLC0415
 
     try:
         settings = LabHostSettings.read(Sources.of(config))

@@ -1,0 +1,81 @@
+"""Where the plugin's settings come from, and what their texts mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pytest
+
+from neops_remote_lab.testing.options import SETTINGS, flag, key, variable
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise ValueError("must be a number of seconds above 0")
+    return value
+
+
+READERS: dict[str, Callable[[str], Any]] = {"URL": str, "TEXT": str, "FILE": str, "SECONDS": seconds}
+"""By kind of value: what makes one of a text. They raise ValueError with what it must be."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The texts that settings are read from, each under the name that a setting has there.
+
+    The first source that has a text counts; an empty text counts as none. A relative path in an ini file starts at the
+    directory of that file.
+    """
+
+    flags: Mapping[str, str | None]
+    environment: Mapping[str, str]
+    ini: Mapping[str, str]
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Self:
+        """The command line, the environment and the ini file of a run."""
+        beside = config.inipath.parent if config.inipath else config.invocation_params.dir
+        ini = {}
+        for name, (kind, *_) in SETTINGS.items():
+            text = config.getini(key(name))
+            ini[key(name)] = str(beside / text) if text and kind == "FILE" else text
+        return cls(vars(config.option), os.environ, ini)
+
+    def given(self, name: str) -> tuple[Any, str] | None:
+        """What was chosen for a setting, and its flag, variable or ini key; None where nothing was chosen.
+
+        Raises:
+            ValueError: one sentence that names the source of a text that cannot be read.
+        """
+        for text, source in (
+            (self.flags.get(key(name)), flag(name)),
+            (self.environment.get(variable(name)), variable(name)),
+            (self.ini.get(key(name)), f"the ini key {key(name)}"),
+        ):
+            if text:
+                try:
+                    return READERS[SETTINGS[name][0]](text), source
+                except ValueError as error:
+                    raise ValueError(f"{source} {error}, not {text!r}") from None
+        return None
+
+    def value(self, name: str) -> Any:
+        """What was chosen for a setting, else its default. Raises as `given`."""
+        if (found := self.given(name)) is not None:
+            return found[0]
+        kind, default, _ = SETTINGS[name]
+        return None if default is None else READERS[kind](default)
+
+    def apart(self) -> Iterator[Sources]:
+        """Each source without the others, for settings that have to come from the same one."""
+        yield Sources(self.flags, {}, {})
+        yield Sources({}, self.environment, {})
+        yield Sources({}, {}, self.ini)
