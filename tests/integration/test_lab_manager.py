@@ -163,6 +163,28 @@ def test_an_acquire_waits_until_the_host_is_free(manager: LabManager, write: Cal
     manager.release(second)
 
 
+def test_a_wait_tells_who_uses_the_host_and_may_be_given_up(manager: LabManager, write: Callable[..., Path]) -> None:
+    def give_up(who: str) -> None:
+        told.append(who)
+        if len(told) == 3:
+            raise TimeoutError
+
+    told: list[str] = []
+    manager.acquire(write("one.yml"))
+    with pytest.raises(TimeoutError):
+        manager.acquire(write("two.yml", topology_text(1)), on_wait=give_up)
+    assert told == ["this process uses the host's lab, for one.yml"] * 3
+
+
+def test_whatever_lab_runs_can_be_released(manager: LabManager, host: FakeNetlab, write: Callable[..., Path]) -> None:
+    manager.acquire(write())
+    write(text="changed")
+    manager.release()
+    assert host.is_clean()
+    with pytest.raises(RuntimeError, match="nothing to release"):
+        manager.release()
+
+
 def test_threads_that_want_the_same_lab_start_it_once(
     manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
 ) -> None:
@@ -233,6 +255,38 @@ def test_the_topology_may_change_while_its_lab_runs(
     assert manager.try_acquire(write(text=topology_text(3))) is None
     manager.release(write())
     assert names(manager.acquire(write(text=topology_text(3)))) == ["r1", "r2", "r3"]
+
+
+# Extra files
+
+
+def test_extra_files_lie_beside_the_topology_with_their_modes(
+    manager: LabManager, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    topology = write()
+    for name in ("templates/bgp/frr.j2", "start.sh", "clab.yml"):
+        (topology.parent / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        (topology.parent / "files" / name).write_text(name)
+    topology = topology.rename(topology.parent / "files" / topology.name)
+    topology.with_name("start.sh").chmod(0o755)
+    manager.acquire(topology, extra_files=["."])
+    [folder] = folders(settings)
+    assert (folder / "lab/templates/bgp/frr.j2").read_text() == "templates/bgp/frr.j2"
+    assert os.access(folder / "lab/start.sh", os.X_OK)
+    assert not os.access(folder / "lab/templates/bgp/frr.j2", os.X_OK)
+    assert (folder / "lab/clab.yml").read_text() != "clab.yml"
+    assert manager.try_acquire(topology) is None
+    assert names(manager.try_acquire(topology, extra_files=["start.sh", "templates"])) == ["r1", "r2"]
+    assert manager.status().ref_count == 2
+
+
+@pytest.mark.parametrize(("name", "error"), [("missing", FileNotFoundError), ("../other", ValueError)])
+def test_a_file_that_cannot_be_used_leaves_nothing(
+    manager: LabManager, settings: dict[str, Any], write: Callable[..., Path], name: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        manager.acquire(write(), extra_files=[name])
+    assert folders(settings) == []
 
 
 # Devices
@@ -351,6 +405,29 @@ def test_an_interrupt_ends_a_start(manager: LabManager, host: FakeNetlab, write:
             starting.result(20)
     assert host.is_clean()
     assert manager.status().state == "none"
+
+
+def test_a_cleanup_ends_a_start_first(
+    manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    host.control(hang="start")
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(manager.acquire, write())
+        wait_until(lambda: any(line["event"] == "hang" for line in host.log()), 20)
+        host.control()
+        manager.cleanup()
+        with pytest.raises(InterruptedError):
+            starting.result(20)
+    assert host.is_clean()
+    assert folders(settings) == []
+    assert len(host.invocations("down")) == 1
+
+
+def test_two_teardowns_at_once_are_one(manager: LabManager, host: FakeNetlab, write: Callable[..., Path]) -> None:
+    manager.acquire(write(down_seconds=0.5))
+    with ThreadPoolExecutor(2) as pool:
+        assert [one.result(20) for one in [pool.submit(manager.tear_down) for _ in range(2)]] == [[], []]
+    assert len(host.invocations("down")) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 import atexit
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from neops_remote_lab.core.codes import LiveLabState
 from neops_remote_lab.core.identity import sha256_of
 from neops_remote_lab.core.settings import read_settings
+from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.lab import DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.host_lab import HostLab
@@ -27,6 +29,13 @@ class LocalLab:
     references: int = 0
     devices: list[DeviceInfoDto] = field(default_factory=list)
     interrupt: threading.Event = field(default_factory=threading.Event)
+    starter: threading.Thread = field(default_factory=threading.current_thread)
+
+    @property
+    def is_started_elsewhere(self) -> bool:
+        """Whether another thread starts it at this moment."""
+        starting = self.state is LiveLabState.STARTING and self.starter.is_alive()
+        return starting and self.starter is not threading.current_thread()
 
 
 class LabManager:
@@ -35,11 +44,13 @@ class LabManager:
     The lab is torn down when the process ends.
     """
 
-    def __init__(self, settings: NetlabSettings | None = None) -> None:
-        """Without settings, those of the environment count."""
+    def __init__(self, settings: NetlabSettings | None = None, *, suffixes: Sequence[str] = (".yml",)) -> None:
+        """Without settings, those of the environment count. `suffixes` are those that a topology's name may have."""
         self._settings = settings or read_settings(NetlabSettings)
+        self._suffixes = suffixes
         self._host_lab = HostLab(self._settings)
         self._guard = threading.Lock()
+        self._teardown = threading.Lock()
         self._changed = threading.Event()
         self._lab: LocalLab | None = None
         atexit.register(self._clean_up_at_exit)
@@ -49,36 +60,72 @@ class LabManager:
         """The lab that this process has started. Never blocks."""
         return self._lab
 
-    def acquire(self, topology: Path, *, reuse: bool = True) -> list[DeviceInfoDto]:
+    def acquire(
+        self,
+        topology: Path,
+        *,
+        reuse: bool = True,
+        extra_files: Sequence[PathName] = (),
+        on_wait: Callable[[str], object] | None = None,
+    ) -> list[DeviceInfoDto]:
         """Start a topology, or share it when it runs already; waits for as long as the host is busy.
 
+        Args:
+            reuse: share the lab when the same topology, with the same extra files, runs already.
+            extra_files: files that the topology needs, relative to its directory: paths, directories that stand for
+                all below them, and patterns as `pathlib.Path.glob` has them. They are read once, by this call.
+            on_wait: called with who uses the host, before each pause; what it raises ends the wait.
+
         Raises:
-            ValueError: the file is no `.yml`, or netlab rejects it; the message is netlab's own.
+            ValueError: the file is no `.yml`, an extra file cannot be used, or netlab rejects the topology; the message
+                is netlab's own.
             FileNotFoundError: there is no such file, or no netlab.
             BlockingIOError: a lab that is not ours is in the way.
             subprocess.CalledProcessError: netlab failed; `stderr` has its last lines. Nothing is left behind.
             subprocess.TimeoutExpired: netlab took longer than its limit.
         """
-        while (devices := self.try_acquire(topology, reuse=reuse)) is None:
-            self._changed.wait(self._settings.acquire_poll)
-            self._changed.clear()
-        return devices
+        with self._copy_of(topology, extra_files) as workspace:
+            while True:
+                try:
+                    lab = self._claim(workspace, reuse=reuse)
+                except LabInTheWay as busy:
+                    if on_wait is not None:
+                        on_wait(str(busy))
+                    self._changed.wait(self._settings.acquire_poll)
+                    self._changed.clear()
+                else:
+                    return self._devices_of(lab)
 
-    def try_acquire(self, topology: Path, *, reuse: bool = True) -> list[DeviceInfoDto] | None:
+    def try_acquire(
+        self, topology: Path, *, reuse: bool = True, extra_files: Sequence[PathName] = ()
+    ) -> list[DeviceInfoDto] | None:
         """As `acquire`, but None at once when the host is busy."""
-        workspace = copy_topology(Path(topology), self._settings.work_dir, self._settings.lab_host)
-        lab: LocalLab | None = None
-        try:
-            lab = self._claim(workspace, reuse=reuse)
-        finally:
-            if lab is None or lab.workspace is not workspace:
-                remove_workspace(workspace.base)
-        if lab is None or lab.state is LiveLabState.RUNNING:
-            return lab.devices if lab else None
-        return self._start(lab)
+        with self._copy_of(topology, extra_files) as workspace:
+            try:
+                lab = self._claim(workspace, reuse=reuse)
+            except LabInTheWay:
+                return None
+            return self._devices_of(lab)
 
-    def _claim(self, workspace: Workspace, *, reuse: bool) -> LocalLab | None:
-        """The lab that runs, with one reference more, or a new one to start; None when the host is busy."""
+    @contextmanager
+    def _copy_of(self, topology: Path, extra_files: Sequence[PathName]) -> Iterator[Workspace]:
+        """A new workspace, which is removed again unless it has become that of the lab."""
+        files = TopologyFiles.of(topology, extra_files)
+        if files.path.suffix not in self._suffixes:
+            raise ValueError(f"{files.path} must end in {' or '.join(self._suffixes)}")
+        workspace = copy_topology(files, self._settings.work_dir, self._settings.lab_host)
+        try:
+            yield workspace
+        finally:
+            if self._host_lab.held is not workspace:
+                remove_workspace(workspace.base)
+
+    def _claim(self, workspace: Workspace, *, reuse: bool) -> LocalLab:
+        """The lab that runs, with one reference more, or a new one to start.
+
+        Raises:
+            LabInTheWay: the host is busy.
+        """
         with self._guard:
             decision = self._decide(workspace, reuse=reuse)
             if decision.step is Step.SHARE and self._lab:
@@ -90,11 +137,9 @@ class LabManager:
             self.tear_down()
         with self._guard:
             if self._decide(workspace, reuse=reuse).step is not Step.START:
-                return None
-            try:
-                self._host_lab.take(workspace)
-            except LabInTheWay:
-                return None
+                name = self._lab.workspace.topology if self._lab else "another topology"
+                raise LabInTheWay(f"this process uses the host's lab, for {name}")
+            self._host_lab.take(workspace)
             self._lab = LocalLab(workspace)
             return self._lab
 
@@ -116,7 +161,10 @@ class LabManager:
         )
         return next_step(seen, Wanted(workspace.identity, reuse, same_session=True))
 
-    def _start(self, lab: LocalLab) -> list[DeviceInfoDto]:
+    def _devices_of(self, lab: LocalLab) -> list[DeviceInfoDto]:
+        """The devices of a lab that was claimed; it is started where it does not run."""
+        if lab.state is LiveLabState.RUNNING:
+            return lab.devices
         try:
             lab.devices = self._host_lab.start(lab.workspace, lab.interrupt)
         except BaseException:
@@ -135,19 +183,22 @@ class LabManager:
                 self._lab = None
         self._changed.set()
 
-    def release(self, topology: Path) -> None:
+    def release(self, topology: Path | None = None) -> None:
         """Let go of one reference; the lab is torn down with the last one.
+
+        Args:
+            topology: which lab is meant; the one that runs, where none is given.
 
         Raises:
             RuntimeError: no lab is held, or something is left after the teardown.
             ValueError: the lab that runs is not this topology.
         """
-        sha256 = sha256_of(Path(topology))
+        sha256 = None if topology is None else sha256_of(Path(topology))
         with self._guard:
             lab = self._lab
             if lab is None or not (lab.references or self._host_lab.leftovers):
                 raise RuntimeError("no lab is held: there is nothing to release")
-            if lab.workspace.identity.topology != sha256:
+            if sha256 not in (None, lab.workspace.identity.topology):
                 raise ValueError(f"{topology} is not the topology that runs")
             lab.references = max(0, lab.references - 1)
             last = lab.references == 0
@@ -166,14 +217,15 @@ class LabManager:
 
         While something is left the lab stays `stopping`, and the host's lock stays held.
         """
-        with self._guard:
-            lab = self._lab
-            if lab is None:
-                return []
-            lab.state = LiveLabState.STOPPING
-        left = self._host_lab.tear_down()
-        self._forget_if_gone(lab)
-        return left
+        with self._teardown:
+            with self._guard:
+                lab = self._lab
+                if lab is None:
+                    return []
+                lab.state = LiveLabState.STOPPING
+            left = self._host_lab.tear_down()
+            self._forget_if_gone(lab)
+            return left
 
     def status(self) -> LabStatusDto:
         """The lab as this process knows it. Never blocks."""
@@ -198,8 +250,10 @@ class LabManager:
         return self._host_lab.sweep(directories)
 
     def cleanup(self) -> None:
-        """Tear down whatever this process holds; to be called when nobody uses it any more."""
-        self.interrupt()
+        """Tear down whatever this process holds, whoever uses it. A start that another thread runs is ended first."""
+        while (lab := self._lab) is not None and lab.is_started_elsewhere:
+            lab.interrupt.set()
+            self._changed.wait(self._settings.acquire_poll)
         self.tear_down()
 
     def _clean_up_at_exit(self) -> None:

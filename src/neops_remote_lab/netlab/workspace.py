@@ -1,13 +1,14 @@
 """A lab's work directory: what was uploaded, the directory netlab runs in, and the log of what it printed."""
 
-import hashlib
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from neops_remote_lab.core.file_names import TOPOLOGY_FILE, topology_name
-from neops_remote_lab.core.identity import Identity, identity_of
+from neops_remote_lab.core.identity import EXECUTABLE_MARK, Identity, identity_of, sha256_of
+from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.netlab import ownership
 
 LOG_NAME: Final = "netlab.log"
@@ -84,24 +85,38 @@ def create_lab_directory(base: Path, host: str) -> None:
         ownership.new_directory(base.parent, base.name, host)
 
 
-def copy_topology(topology: Path, root: Path, host: str) -> Workspace:
-    """A directory below `root` with a copy of a local topology file.
+def copy_topology(files: TopologyFiles, root: Path, host: str) -> Workspace:
+    """A directory below `root` with a copy of a local topology and its extra files.
 
     Raises:
-        ValueError: the file's name does not end in .yml.
-        OSError: it cannot be read or copied.
+        ValueError: a file's name cannot be used.
+        OSError: a file cannot be read or copied; FileNotFoundError where it is missing.
     """
-    if topology.suffix != ".yml":
-        raise ValueError(f"{topology} must end in .yml")
-    content = topology.read_bytes()
+    name, extra = topology_name(files.name), files.found()
     lab_id = new_lab_id()
-    workspace = Workspace(
-        lab_id, root / lab_id, topology_name(topology.name), identity_of(hashlib.sha256(content).hexdigest(), {})
-    )
-    create_lab_directory(workspace.base, host)
-    workspace.directory.mkdir()
-    workspace.topology_file.write_bytes(content)
-    return workspace
+    base = root / lab_id
+    directory = base / DIRECTORY_NAME
+    create_lab_directory(base, host)
+    try:
+        directory.mkdir()
+        topology = _copy_file(files.path, directory / TOPOLOGY_FILE)
+        digests = {}
+        for file in extra:
+            digests[file.name] = _copy_file(file.path, directory / file.name)
+            if file.executable:
+                make_executable(directory / file.name)
+                digests[file.name] += EXECUTABLE_MARK
+    except BaseException:
+        remove_workspace(base)
+        raise
+    return Workspace(lab_id, base, name, identity_of(topology, digests))
+
+
+def _copy_file(source: Path, target: Path) -> str:
+    """Copy a file's bytes to a new file; their SHA-256."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return sha256_of(target)
 
 
 def abandoned_workspace(base: Path) -> Workspace:
