@@ -47,6 +47,8 @@ class LabHolder:
         self._devices: list[DeviceInfoDto] = []
         self._loans: list[_Loan] = []
         self._told: set[tuple[str, str]] = set()
+        self._latest: pytest.Item | None = None
+        self._failed_for: pytest.Item | None = None
 
     @contextmanager
     def lend(self, spec: LabSpec, request: pytest.FixtureRequest) -> Iterator[list[DeviceInfoDto]]:
@@ -61,12 +63,19 @@ class LabHolder:
             self._held = spec
         self._declared = spec in labs_of(item)
         self._loans.append(loan)
+        self._latest = item
         try:
             yield list(self._devices)
         finally:
             self._loans = [other for other in self._loans if other is not loan]
             if not spec.reuse_lab:
                 self.let_go()
+
+    def can_explain(self, item: pytest.Item) -> bool:
+        """Whether the lab of a test is there, or the test is the one whose lab has failed to start."""
+        held = self._held
+        uses_it = held is not None and (item is self._latest or any(map(held.shares_with, labs_of(item))))
+        return uses_it or item is self._failed_for
 
     def keep_only(self, specs: tuple[LabSpec, ...]) -> None:
         """Let go of the lab unless the next test uses it.
@@ -141,12 +150,15 @@ class LabHolder:
             elif spec.reuse_lab or _is_rejected(error):
                 self._workers.note_failure(spec.key, reason)
                 self._told.add((spec.key, item.nodeid))
+            if _is_failed_lab(error):
+                self._failed_for = item
         except SessionEnded as error:
             leave_run(self._session, str(error))
         except (SessionClosed, OSError) as error:  # the latter about the files of the topology
             reason = str(error)
         else:
             self._workers.note_failure(spec.key, None)
+            self._failed_for = None
             return devices
         pytest.fail(f"remote lab {spec.name}: {reason}", pytrace=False)
 
@@ -174,6 +186,12 @@ class LabHolder:
 
 def _is_rejected(error: BaseException) -> bool:
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNPROCESSABLE_ENTITY
+
+
+def _is_failed_lab(error: BaseException) -> bool:
+    """Whether there was a lab, which netlab or the lab host could not start."""
+    failed = isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error
+    return (failed and not _is_unreachable(error)) or _is_rejected(error)
 
 
 def _is_unreachable(error: BaseException | None) -> bool:

@@ -74,11 +74,11 @@ class _Order:
         result = yield
         try:
             refuse_several_labs(items)
-        except pytest.UsageError as error:
+            _run_of(session)
+        except (pytest.UsageError, ValueError) as error:
             xdist.say_farewell(config, str(error), pytest.ExitCode.USAGE_ERROR)
-            raise
+            raise pytest.UsageError(*error.args) from None
         items[:] = in_order_of_labs(items)
-        _run_of(session)
         return result
 
     @pytest.hookimpl(specname="pytest_collection_modifyitems")

@@ -12,6 +12,7 @@ import pytest
 
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing import options, xdist
+from neops_remote_lab.testing.artifacts import ArtifactKeeper
 from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
 
 if TYPE_CHECKING:  # a run may declare labs and choose none of their tests: httpx and pydantic wait until one is used
@@ -31,7 +32,9 @@ class LabRun:
     """
 
     def __init__(self, session: pytest.Session) -> None:
+        """Raises ValueError where a setting cannot be read."""
         self._session = session
+        self._artifacts = ArtifactKeeper(session.config)
         self._lab_session: LabSession | None = None
         self._holder: LabHolder | None = None
 
@@ -67,6 +70,7 @@ class LabRun:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Fail a test whose topology netlab rejects before the turn has come, and before anything is waited for."""
         labs, client = labs_of(item), definition_of(item, _CLIENT_FIXTURE)
+        self._artifacts.begin(item)
         # A client that a conftest file puts in the place of ours has the only session; and without an address it is
         # for the fixture to complain.
         ours = client is not None and client.func.__module__ == _PLUGIN
@@ -76,6 +80,17 @@ class LabRun:
         for spec in labs:
             if spec.topology in rejected:
                 pytest.fail(f"remote lab {spec.name}: {rejected[spec.topology]}", pytrace=False)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Look at a lab whose test has just ended, before anybody releases it."""
+        report = yield
+        has_ended = call.when == "call" or (call.when == "setup" and report.failed)
+        if has_ended and self._holder is not None and self._holder.can_explain(item):
+            self._artifacts.keep(item, report, self._holder.client)
+        return report
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(

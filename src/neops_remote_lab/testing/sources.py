@@ -23,8 +23,28 @@ def seconds(text: str) -> float:
     return value
 
 
-READERS: dict[str, Callable[[str], Any]] = {"URL": str, "TEXT": str, "FILE": str, "SECONDS": seconds}
+ON, OFF, RETAIN_ON_FAILURE = "on", "off", "retain-on-failure"
+
+
+def when(text: str) -> str:
+    """When something is kept."""
+    if text not in {ON, OFF, RETAIN_ON_FAILURE}:
+        raise ValueError(f"must be {ON}, {OFF} or {RETAIN_ON_FAILURE}")
+    return text
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "URL": str,
+    "TEXT": str,
+    "FILE": str,
+    "DIRECTORY": str,
+    "SECONDS": seconds,
+    "WHEN": when,
+}
 """By kind of value: what makes one of a text. They raise ValueError with what it must be."""
+
+
+PATHS = frozenset({"FILE", "DIRECTORY"})
 
 
 @dataclass(frozen=True)
@@ -46,7 +66,7 @@ class Sources:
         ini = {}
         for name, (kind, *_) in SETTINGS.items():
             text = config.getini(key(name))
-            ini[key(name)] = str(beside / text) if text and kind == "FILE" else text
+            ini[key(name)] = str(beside / text) if text and kind in PATHS else text
         return cls(vars(config.option), os.environ, ini)
 
     def given(self, name: str) -> tuple[Any, str] | None:

@@ -61,6 +61,12 @@ def labs_of(config: pytest.Config) -> LabsOfOneProcess:
     return workers.LabsAmongWorkers(Path(workerinput[_DIRECTORY]), workerinput["workerid"], workerinput[_COPIES])
 
 
+def copy_of(config: pytest.Config) -> str:
+    """The name of this worker where each one runs every test; else empty."""
+    workerinput: dict[str, Any] = getattr(config, "workerinput", {})
+    return str(workerinput["workerid"]) if workerinput.get(_COPIES, 1) > 1 else ""
+
+
 def note_use(config: pytest.Config) -> None:
     """Tell the controller, if there is one on this machine, that the run is going to have a session."""
     if is_worker(config) and (directory := config.workerinput.get(_DIRECTORY)):  # type: ignore[attr-defined]
