@@ -11,7 +11,7 @@ import pytest
 
 from neops_remote_lab.api.errors import STATUS
 from neops_remote_lab.labs.refusals import Reason, refusal_of
-from neops_remote_lab.netlab.failures import Judge
+from neops_remote_lab.netlab.failures import RejectionClassifier
 
 REJECTION = "MissingValue in nodes: No device type specified for node a"
 
@@ -25,7 +25,7 @@ def _answer(status: int, said: str, probe: str | None = None) -> tuple[int, str]
 
     error = subprocess.CalledProcessError(status, "netlab", stderr=said)
     with pytest.raises(Exception) as raised:  # noqa: PT011 - the answer is what is looked at
-        Judge(create).rejected(error, threading.Event(), memory=1000)
+        RejectionClassifier(create).raise_cause(error, threading.Event(), memory=1000)
     refused = refusal_of(raised.value)
     return STATUS[refused.reason], str(refused)
 
@@ -68,10 +68,10 @@ def test_the_good_topology_is_asked_for_once_while_the_defaults_stay(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     asked: list[Path] = []
-    judge = Judge(lambda scratch, _interrupt: asked.append(scratch))
+    classifier = RejectionClassifier(lambda scratch, _interrupt: asked.append(scratch))
     for content in ("", "device: frr", "device: linux"):
         (tmp_path / ".netlab.yml").write_text(content)
         for _ in range(2):
             with pytest.raises(ValueError, match="No device type"):
-                judge.rejected(subprocess.CalledProcessError(1, "netlab", stderr=REJECTION), threading.Event())
+                classifier.raise_cause(subprocess.CalledProcessError(1, "netlab", stderr=REJECTION), threading.Event())
     assert len(asked) == 3

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from neops_remote_lab.core.codes import LiveLabState, OutcomeCode
 from neops_remote_lab.core.identity import Identity, identity_of
-from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
+from neops_remote_lab.netlab.lab_life import Decision, Observed, Operation, Step, Wanted, next_step
 
 MINE = Identity("a" * 64)
 OTHER = Identity("b" * 64)
@@ -18,13 +18,13 @@ MINE_WITH_FILES = identity_of(MINE.topology, {"vars.yml": "c" * 64})
 SWEEP_INTERVAL = 60.0
 
 
-def lab(state: LiveLabState = LiveLabState.RUNNING, references: int = 0, **more: object) -> Seen:
+def lab(state: LiveLabState = LiveLabState.RUNNING, references: int = 0, **more: object) -> Observed:
     """A lab of this process's, whose session is active."""
     settings: dict[str, object] = {"identity": MINE, "in_session": True, "held": True} | more
-    return Seen(state, references=references, **settings)  # type: ignore[arg-type]
+    return Observed(state, references=references, **settings)  # type: ignore[arg-type]
 
 
-NO_LAB = Seen()
+NO_LAB = Observed()
 NOBODY_HOLDS, SOMEBODY_HOLDS = lab(), lab(references=2)
 STARTING = lab(LiveLabState.STARTING, operation=Operation.START, awaited=True)
 LEFT_START = lab(LiveLabState.STARTING, operation=Operation.START)
@@ -54,13 +54,13 @@ OF_AN_ENDED_SESSION = lab(references=1, in_session=False)
         pytest.param(STOPPING, MINE, True, Step.WAIT, id="the end of the same is near"),
         pytest.param(STOPPING, OTHER, False, Step.WAIT, id="the end of another is near"),
         pytest.param(lab(leftovers_for=1.0), MINE, True, Step.REFUSE, id="something is left of it"),
-        pytest.param(Seen(leftovers_for=math.inf), MINE, True, Step.REFUSE, id="something is left of another lab"),
+        pytest.param(Observed(leftovers_for=math.inf), MINE, True, Step.REFUSE, id="something is left of another lab"),
         pytest.param(lab(held=False), MINE, True, Step.ADOPT, id="it is not taken over yet"),
         pytest.param(lab(LiveLabState.STOPPING), MINE, True, Step.STOP, id="its teardown could not be written down"),
     ],
 )
 def test_an_acquire_is_decided_by_identity_state_and_references(
-    seen: Seen, wanted: Identity, reuse: bool, step: Step
+    seen: Observed, wanted: Identity, reuse: bool, step: Step
 ) -> None:
     assert next_step(seen, Wanted(wanted, reuse, same_session=True)).step is step
 
@@ -73,16 +73,16 @@ def test_an_acquire_is_decided_by_identity_state_and_references(
         pytest.param(lab(in_session=False, held=False), Decision(Step.ADOPT), id="and it is not taken over yet"),
     ],
 )
-def test_the_lab_of_another_session_makes_room(seen: Seen, decision: Decision) -> None:
+def test_the_lab_of_another_session_makes_room(seen: Observed, decision: Decision) -> None:
     assert next_step(seen, Wanted(MINE, reuse=True, same_session=False)) == decision
 
 
 @pytest.mark.parametrize(
     ("seen", "decision"),
     [
-        pytest.param(NO_LAB, Decision(Step.REST), id="no lab"),
-        pytest.param(SOMEBODY_HOLDS, Decision(Step.REST), id="a lab in use"),
-        pytest.param(NOBODY_HOLDS, Decision(Step.REST), id="a lab that its session has not taken yet"),
+        pytest.param(NO_LAB, Decision(Step.NOTHING), id="no lab"),
+        pytest.param(SOMEBODY_HOLDS, Decision(Step.NOTHING), id="a lab in use"),
+        pytest.param(NOBODY_HOLDS, Decision(Step.NOTHING), id="a lab that its session has not taken yet"),
         pytest.param(OF_AN_ENDED_SESSION, Decision(Step.STOP, OutcomeCode.SESSION_ENDED), id="its session has ended"),
         pytest.param(STARTING, Decision(Step.WAIT), id="it starts"),
         pytest.param(
@@ -99,16 +99,16 @@ def test_the_lab_of_another_session_makes_room(seen: Seen, decision: Decision) -
         pytest.param(
             lab(leftovers_for=SWEEP_INTERVAL), Decision(Step.STOP, OutcomeCode.LOST), id="something is left of it"
         ),
-        pytest.param(Seen(leftovers_for=math.inf), Decision(Step.SWEEP), id="something is left of another lab"),
+        pytest.param(Observed(leftovers_for=math.inf), Decision(Step.SWEEP), id="something is left of another lab"),
     ],
 )
-def test_without_an_acquire_what_is_due_is_done(seen: Seen, decision: Decision) -> None:
+def test_without_an_acquire_what_is_due_is_done(seen: Observed, decision: Decision) -> None:
     assert next_step(seen, sweep_interval=SWEEP_INTERVAL) == decision
 
 
 identities = st.sampled_from([MINE, OTHER, MINE_WITH_FILES])
 situations = st.builds(
-    Seen,
+    Observed,
     state=st.none() | st.sampled_from(LiveLabState),
     identity=identities,
     references=st.integers(0, 3),
@@ -122,21 +122,21 @@ requests = st.none() | st.builds(Wanted, identities, st.booleans(), st.booleans(
 
 
 @given(situations, requests)
-def test_no_operation_begins_beside_another(seen: Seen, wanted: Wanted | None) -> None:
+def test_no_operation_begins_beside_another(seen: Observed, wanted: Wanted | None) -> None:
     step = next_step(seen, wanted, sweep_interval=SWEEP_INTERVAL).step
     if seen.operation:
         assert step in {Step.WAIT, Step.JOIN, Step.REFUSE, Step.INTERRUPT}
 
 
 @given(situations, requests)
-def test_a_lab_starts_only_where_there_is_none_and_nothing_is_left(seen: Seen, wanted: Wanted | None) -> None:
+def test_a_lab_starts_only_where_there_is_none_and_nothing_is_left(seen: Observed, wanted: Wanted | None) -> None:
     if next_step(seen, wanted, sweep_interval=SWEEP_INTERVAL).step is Step.START:
         assert wanted
         assert (seen.state, seen.operation, seen.leftovers_for) == (None, None, None)
 
 
 @given(situations, requests)
-def test_nobody_loses_a_lab_that_is_held_in_an_active_session(seen: Seen, wanted: Wanted | None) -> None:
+def test_nobody_loses_a_lab_that_is_held_in_an_active_session(seen: Observed, wanted: Wanted | None) -> None:
     if wanted and not wanted.same_session and seen.in_session:
         return  # two sessions are never active at once
     in_use = seen.state is LiveLabState.RUNNING and seen.held and seen.in_session and seen.references
@@ -145,17 +145,17 @@ def test_nobody_loses_a_lab_that_is_held_in_an_active_session(seen: Seen, wanted
 
 
 @given(situations, requests)
-def test_what_is_shared_is_what_is_wanted(seen: Seen, wanted: Wanted | None) -> None:
+def test_what_is_shared_is_what_is_wanted(seen: Observed, wanted: Wanted | None) -> None:
     if next_step(seen, wanted, sweep_interval=SWEEP_INTERVAL).step in {Step.SHARE, Step.JOIN}:
         assert wanted
         assert seen.identity == wanted.identity
 
 
 @given(situations)
-def test_each_situation_leads_to_rest(seen: Seen) -> None:
+def test_each_situation_ends_with_nothing_to_do(seen: Observed) -> None:
     """Steps that succeed come to an end: nothing is done over and over."""
     steps = []
-    while (step := next_step(seen, sweep_interval=0).step) is not Step.REST:
+    while (step := next_step(seen, sweep_interval=0).step) is not Step.NOTHING:
         steps.append(step)
         assert len(steps) <= 5, steps
         match step:
@@ -164,9 +164,9 @@ def test_each_situation_leads_to_rest(seen: Seen) -> None:
             case Step.ADOPT:
                 seen = lab(seen.state or LiveLabState.RUNNING, in_session=seen.in_session)
             case Step.SWEEP:
-                seen = Seen(seen.state, seen.identity, in_session=seen.in_session, held=seen.held)
+                seen = Observed(seen.state, seen.identity, in_session=seen.in_session, held=seen.held)
             case _:
-                seen = Seen()
+                seen = Observed()
 
 
 def test_extra_files_are_part_of_a_labs_identity_by_name_and_content() -> None:

@@ -56,7 +56,7 @@ class OutcomeCode(StrEnum):
     REPLACED = "replaced"
     """Its session started another topology."""
     SERVER_ENDED = "server_ended"
-    """The server shut down with `--on-exit teardown`."""
+    """The server ended and tore the lab down."""
     LOST = "lost"
     """It was missing or incomplete when a restarted server tried to adopt it."""
     REJECTED = "rejected"

@@ -1,1 +1,1 @@
-"""The life of labs on this host: acquires, teardowns, topology checks, readiness."""
+"""The labs of this host on behalf of sessions: acquire, release, topology checks, artifacts, readiness."""

@@ -1,4 +1,4 @@
-"""One acquire on its way, from its first request to its answer."""
+"""The state of one acquire, from its first request to its answer."""
 
 import asyncio
 import threading
@@ -18,14 +18,14 @@ class Upload:
 
 @dataclass(eq=False)
 class Acquire:
-    """Requests that are repeated with the same key share one."""
+    """One acquire. Repeated requests with the same idempotency key share it."""
 
     session_id: str
     upload: Upload
     key: str | None
     present: int = 0
-    """Requests that wait for the answer. Without any the lab is not counted as held."""
+    """Number of requests that wait for the answer. If it is 0, the acquire adds no reference."""
     interrupt: threading.Event = field(default_factory=threading.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the start of the lab is written down."""
+    """Set once the start of the lab is recorded in the database."""
     task: asyncio.Task[AcquireResponseDto] | None = None

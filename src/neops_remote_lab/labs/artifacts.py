@@ -1,4 +1,4 @@
-"""The archives that are made of labs on behalf of sessions: one at a time for each session."""
+"""Artifact archives of labs on behalf of sessions, one at a time per session."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ _STOPPED: Final = {
 
 @dataclass(eq=False)
 class _Collection:
-    """An archive on its way."""
+    """An archive that is being created."""
 
     task: asyncio.Future[IO[bytes]]
     interrupt: threading.Event = field(default_factory=threading.Event)
@@ -32,7 +32,7 @@ class _Collection:
 
 
 class Artifacts:
-    """Makes archives of labs, and knows which are being made."""
+    """Creates archives of labs, and can stop those in progress."""
 
     def __init__(self, collector: ArtifactCollector, clock: Clock, run_blocking: RunBlocking) -> None:
         self._collector = collector
@@ -41,10 +41,10 @@ class Artifacts:
         self._collections: dict[str, _Collection] = {}
 
     async def take(self, session_id: str, workspace: Workspace, devices: Sequence[DeviceInfoDto]) -> IO[bytes]:
-        """The archive of a session's lab, which runs. The caller closes it; one who is cancelled stops the collection.
+        """The archive of a session's running lab. The caller closes it. Cancelling the call stops the collection.
 
         Raises:
-            Refused: the session takes them already, the lab ends meanwhile, or the host is at fault.
+            Refused: a collection for this session is in progress, the lab ended meanwhile, or the host failed.
         """
         if session_id in self._collections:
             raise Refused(
@@ -69,7 +69,7 @@ class Artifacts:
         """The archive of a lab that did not start. The caller closes it.
 
         Raises:
-            Refused: the host is at fault.
+            Refused: the archive could not be created.
         """
         now = self._clock.now()
         try:
@@ -81,24 +81,24 @@ class Artifacts:
         return archive
 
     def interrupt(self, why: Reason) -> None:
-        """Stop all collections: `take` raises with that reason. Never blocks."""
+        """Stop all collections: their `take` raises `Refused` with that reason. Never blocks."""
         for collection in self._collections.values():
             collection.stopped_for = why
             collection.interrupt.set()
 
     async def stop(self, session_id: str) -> None:
-        """Stop the collection of a session's lab, which is about to go down, and wait for its end."""
+        """Stop the collection of a session's lab and wait for its end, before the lab is torn down."""
         if collection := self._collections.get(session_id):
             collection.interrupt.set()
             await asyncio.wait([collection.task])
 
     async def close(self) -> None:
-        """Wait for the end of all collections, which are stopped."""
+        """Stop all collections and wait for their end."""
         self.interrupt(Reason.SERVER_ENDS)
         await asyncio.gather(*(collection.task for collection in self._collections.values()), return_exceptions=True)
 
 
 def _drop(task: asyncio.Future[Any]) -> None:
-    """Close an archive that nobody waits for any more."""
+    """Close the archive of a cancelled call."""
     if not task.cancelled() and not task.exception():
         task.result().close()

@@ -1,6 +1,6 @@
-"""What sessions may do with the lab: acquire, look, release, destroy. Requests wait for the slot's operations.
+"""The operations of sessions on the lab: acquire, status, release, destroy. Requests wait for operations of the slot.
 
-No request runs netlab itself, so a client that goes away leaves nothing half done.
+No request runs netlab itself, so a client that disconnects interrupts nothing.
 """
 
 import asyncio
@@ -56,20 +56,23 @@ class LabCoordinator:
 
     @property
     def lab(self) -> Lab | None:
-        """The live lab."""
+        """The live lab; None if there is none."""
         return self._slot.lab
 
     @property
     def references(self) -> int:
-        """Acquires that were not yet released."""
+        """The number of acquires that are not yet released."""
         return self._slot.references
 
     # Acquiring
 
     async def acquire(self, session_id: str, upload: Upload, key: str | None) -> AcquireResponseDto:
-        """Get the lab for a session, and count one reference more.
+        """Acquire the lab for a session: start or share it, and add a reference.
 
-        A cancelled caller no longer counts, but what it began goes on.
+        A start continues when its caller is cancelled, but then adds no reference.
+
+        Args:
+            key: idempotency key of the request; None without one.
 
         Raises:
             Refused: netlab rejects the topology or fails, the lab is busy, or the session has ended.
@@ -82,7 +85,7 @@ class LabCoordinator:
             acquire.present -= 1
 
     async def acquire_in_background(self, session_id: str, upload: Upload, key: str | None) -> None:
-        """As `acquire`, but return once the start is written down; how it goes on is told by `status`."""
+        """As `acquire`, but return as soon as the start is recorded; `status` shows the progress."""
         acquire = await self._begin_acquire(session_id, upload, key)
         acquire.present += 1
         begun = asyncio.ensure_future(acquire.begun.wait())
@@ -120,7 +123,7 @@ class LabCoordinator:
         if known is None:
             return None
         if not known.held and known.outcome is not None and known.outcome not in EXPECTED:
-            return None  # the lab was lost, perhaps together with the answer: a repetition begins anew
+            return None  # the lab was lost, and possibly the answer too: acquire again
         if known.held and self._slot.lab and self._slot.lab.lab_id == known.lab_id:
             return AcquireResponseDto(reused=True, devices=self._slot.devices)
         detail = "the acquire with this Idempotency-Key has been released: send a new key for a new acquire"
@@ -141,7 +144,7 @@ class LabCoordinator:
             await asyncio.wait([running.task])
             started = running.acquire is acquire
             error = running.task.exception()
-            # A start that failed has failed for all who joined it; a trouble of the host's concerns everybody.
+            # The failure of a start is raised for every acquire that joined it, and an error of the host for all.
             if error and (started or decision.step is Step.JOIN or not isinstance(error, Refused)):
                 raise error
             if started:
@@ -158,7 +161,7 @@ class LabCoordinator:
     # Looking
 
     async def status(self, session_id: str) -> LabStatusDto:
-        """The session's lab, and why it has none if that was not its wish."""
+        """The session's lab. If the session has none and did not end it itself, `error` says why."""
         await self._recovered.wait()
         lab = self._of(session_id)
         if lab is None:
@@ -178,36 +181,36 @@ class LabCoordinator:
         """The devices of the session's running lab.
 
         Raises:
-            Refused: the session has none.
+            Refused: the session has no running lab.
         """
         await self._require_running(session_id)
         return self._slot.devices
 
     def log(self, session_id: str) -> Path | None:
-        """Where netlab's output of the session's lab is written."""
+        """The path of netlab's log of the session's lab; None if the session has no lab."""
         lab = self._of(session_id)
         return Path(lab.work_dir) / LOG_NAME if lab else None
 
     async def failed_log(self, session_id: str) -> Path | None:
-        """Where netlab's output of the session's latest lab is kept, if that lab did not start."""
+        """The path of netlab's log of the session's latest lab, if that lab did not start; otherwise None."""
         await self._recovered.wait()
         failed = None if self._of(session_id) else await self._failed(session_id)
         return failed[1] if failed else None
 
     async def _failed(self, session_id: str) -> tuple[EndedLab, Path] | None:
-        """The session's latest lab, if it did not start, and what is kept of its log."""
+        """The session's latest lab and the path of its log, if that lab did not start; otherwise None."""
         if (ended := await self._store.last_ended(session_id)) is None or ended.code in EXPECTED:
             return None
         kept = self._failed_logs.path(ended.lab_id)
         return (ended, kept) if await self._run_blocking(kept.exists) else None
 
     async def artifacts(self, session_id: str) -> IO[bytes]:
-        """What would explain a failure, as an archive: of the session's running lab, or of one that did not start.
+        """The artifact archive of the session's running lab, or of its latest lab if that did not start.
 
-        The caller closes it. One who is cancelled stops the collection; so does the end of the lab.
+        The caller closes it. Cancelling the call stops the collection, and so does the end of the lab.
 
         Raises:
-            Refused: there is neither, or the archive cannot be made.
+            Refused: there is neither, or the archive cannot be created.
         """
         await self._recovered.wait()
         lab, workspace = self._of(session_id), self._host_lab.held
@@ -218,18 +221,18 @@ class LabCoordinator:
         raise await self._no_lab(session_id)
 
     def in_the_way(self) -> str | None:
-        """Why no lab can start on this host, whoever asks: a lab of somebody else, for example. Blocks."""
+        """Why no lab can start on this host for any session, for example a lab that is not ours. Blocks."""
         try:
             return self._host_lab.in_the_way()
         except FileNotFoundError:
-            return None  # there is no netlab, which is told otherwise
+            return None  # netlab is not installed, which is reported elsewhere
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             return f"it cannot be told whether a lab can start: {scrub(failure(error))}"
 
     # Letting go
 
     async def release(self, session_id: str, key: str | None = None) -> None:
-        """Let go of one reference (that of the acquire with `key`, where given); the last one tears the lab down.
+        """Release one reference: that of the acquire with `key`, if given. The last release tears the lab down.
 
         Raises:
             Refused: no lab is running, or no acquire had the key.
@@ -238,17 +241,17 @@ class LabCoordinator:
         async with self._decisions:
             known = await self._store.reference_by_key(session_id, key) if key else None
             if known and not known.held:
-                return  # a repeated release: the first one was answered, or would have been
+                return  # a repeated request: the reference is released already
             if key and not known:
                 raise Refused(Reason.UNKNOWN_KEY, "no acquire had this Idempotency-Key")
             await self._require_running(session_id)
             await self._slot.release_reference(key)
 
     async def destroy(self, session_id: str, *, force: bool) -> bool:
-        """Tear the lab down in the background; False where there is none, or it is being torn down already.
+        """Begin to tear the lab down; False if there is none, or if its teardown has begun.
 
         Raises:
-            Refused: it is in use and `force` is false.
+            Refused: the lab is in use and `force` is false.
         """
         await self._recovered.wait()
         async with self._decisions:
@@ -263,35 +266,35 @@ class LabCoordinator:
     # Between requests
 
     async def open(self, *, rebooted: bool) -> None:
-        """Take over what an earlier server has left, in the background; calls on the lab wait for the end of that."""
+        """Begin to adopt or remove the labs of an earlier server. Calls on the lab wait for the end of that."""
         await self._slot.load(rebooted=rebooted)
-        # After the operation has been struck off: whoever waited would take it for one that is in the way.
+        # A second callback: the slot's own must clear the operation first, or waiting calls would find it running.
         self._slot.open().task.add_done_callback(lambda _: self._recovered.set())
 
     async def opened(self) -> None:
-        """Return when what an earlier server has left is adopted or removed, and the next lab is prepared for."""
+        """Wait until the labs of an earlier server are adopted or removed."""
         await self._recovered.wait()
 
     async def reconcile(self) -> None:
-        """Do what is due: end a lab without a session, and try again what has failed."""
+        """Carry out pending maintenance: end a lab whose session has ended, and retry failed operations."""
         async with self._decisions:
             self._slot.carry_out(self._slot.next_step())
 
     def drain(self) -> None:
-        """End what calls wait for, because the server is about to end."""
+        """Interrupt everything that calls wait for, because the server is shutting down."""
         self._slot.interrupt_start(OutcomeCode.SERVER_ENDED)
         self._artifacts.interrupt(Reason.SERVER_ENDS)
         if self._slot.lab is None:  # else netlab is asked at the teardown
-            self._host_lab.stop_asking()
+            self._host_lab.cancel_queries()
 
     async def close(self, *, keep: bool) -> None:
-        """End what runs; keep a lab that is up for the next server, or tear it down."""
+        """End running operations, then tear the lab down or, with `keep`, leave it running for the next server."""
         await self._artifacts.close()
         await self._slot.close(keep=keep)
         await asyncio.gather(*self._background, return_exceptions=True)
 
     async def prune(self, before: datetime) -> int:
-        """Forget labs that ended before that time; their number. Logs are kept for a time of their own."""
+        """Delete labs that ended before a time, and logs past their own retention. Returns the number of labs."""
         await self._run_blocking(self._failed_logs.prune)
         return await self._store.prune(before)
 
@@ -331,6 +334,6 @@ def _task(acquire: Acquire) -> asyncio.Task[AcquireResponseDto]:
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Mark a failure as seen: whoever waited for it has gone, and `status` tells it."""
+    """Mark an exception as retrieved: no request may be waiting for it, and `status` reports it."""
     if not task.cancelled():
         task.exception()

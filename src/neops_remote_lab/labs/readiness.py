@@ -1,4 +1,4 @@
-"""Whether this host can take a lab: asked for by many, looked at once in a while."""
+"""Whether this host can run a lab. The result is cached for a few seconds and shared by all requests."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Readiness:
-    """What is missing on this host, as it was found within the last few seconds."""
+    """Checks what is missing on this host, at most once per `repeat_for` seconds."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Readiness:
         self._ended = threading.Event()
 
     async def problems(self) -> list[str]:
-        """What a lab needs and this host lacks, each as a sentence. Nothing is looked at any more after `stop`."""
+        """What prevents labs on this host, one sentence each. Empty after `stop`."""
         if self._ended.is_set():
             return []
         if self._looking is None or (self._looking.done() and self._is_old()):
@@ -52,7 +52,7 @@ class Readiness:
         return [one_line(sentence) for sentence in found]
 
     async def announce(self) -> None:
-        """Log which programs labs are made with, and which are missing."""
+        """Log the versions of the programs that labs need, and which are missing."""
         versions = await self._run_blocking(tools.versions, self._settings, self._ended)
         missing = await self._run_blocking(tools.missing, self._settings, self._ended)
         if self._ended.is_set():
@@ -62,5 +62,5 @@ class Readiness:
             logger.warning("no lab can start: %s", one_line(sentence))
 
     def stop(self) -> None:
-        """End every program that is asked, because the server is about to end. Never blocks."""
+        """Abort running checks, because the server is shutting down. Never blocks."""
         self._ended.set()

@@ -1,4 +1,4 @@
-"""Why a call on the lab is refused or fails: a reason that programs act on, and a sentence for the caller."""
+"""Refusals of calls on the lab: a reason code for programs, and a message for the caller."""
 
 import errno
 import logging
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reason(StrEnum):
-    """What kept a call from its success."""
+    """Why a call failed."""
 
     SESSION_ENDED = "session_ended"
     NO_LAB = "no_lab"
@@ -21,27 +21,27 @@ class Reason(StrEnum):
     RELEASED_KEY = "released_key"
     """The acquire with this idempotency key has been released."""
     BUSY = "busy"
-    """The lab is in use, or somebody else's lab is in the way."""
+    """The lab is in use, or a lab that is not ours prevents the start."""
     QUARANTINED = "quarantined"
     TAKEN_ALREADY = "taken_already"
     """The session takes the artifacts of its lab with another call."""
     IN_USE = "in_use"
-    """References are left, and the call was not to take the lab from their holders."""
+    """The lab has references, and the call did not force its end."""
     DESTROYED = "destroyed"
-    """The session itself has stopped the start."""
+    """The session itself stopped the start."""
     SERVER_ENDS = "server_ends"
     TURN_HAS_COME = "turn_has_come"
-    """The session is active, so its lab comes first."""
+    """The session is active now: a check would only delay its lab."""
     REJECTED = "rejected"
     """netlab rejects the topology."""
     HOST_IS_FULL = "host_is_full"
-    """The disk or the memory of the lab host is used up."""
+    """The lab host is out of disk space or memory."""
     FAILED = "failed"
-    """The host or its netlab is at fault."""
+    """The host or its netlab failed."""
 
 
 class Refused(RuntimeError):
-    """A call on the lab has no success; the message is for its caller."""
+    """A call on the lab is refused or failed; the message is for its caller."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -52,10 +52,10 @@ _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def refusal_of(error: Exception, failed: str = "netlab failed to start the lab") -> Refused:
-    """What it means to the caller that netlab made no lab of a topology.
+    """Translate an exception of netlab into a refusal for the caller. Unexpected exceptions are logged.
 
     Args:
-        failed: what failed, as the beginning of a sentence.
+        failed: what failed; the message begins with it.
     """
     reason = Reason.FAILED
     match error:

@@ -1,4 +1,4 @@
-"""The settings of what a server does with labs."""
+"""Settings of the server for labs."""
 
 from typing import Literal
 
@@ -8,18 +8,14 @@ from neops_remote_lab.core.settings import PositiveSeconds, Seconds, SettingsGro
 
 
 class LabSettings(SettingsGroup, title="Labs"):
-    """Labs on behalf of sessions."""
+    """How the server starts, checks and ends labs."""
 
     on_exit: Literal["teardown", "keep"] = Field(
-        default="teardown", description="what becomes of the lab when the server ends"
+        default="teardown", description="what happens to the lab when the server ends"
     )
-    max_prepared: int = Field(
-        default=8, ge=0, description="checked topologies that are kept prepared for each waiting session"
-    )
+    max_prepared: int = Field(default=8, ge=0, description="maximum number of prepared topologies per waiting session")
     quarantine_retry: PositiveSeconds = Field(
         default=60, description="seconds between two sweeps of a quarantined host"
     )
-    ready_cache: Seconds = Field(
-        default=5, description="seconds for which GET /readyz repeats what it has found on the host"
-    )
+    ready_cache: Seconds = Field(default=5, description="seconds for which GET /readyz caches the state of the host")
     lab_threads: int = Field(default=8, ge=2, description="threads for netlab, files and locks")

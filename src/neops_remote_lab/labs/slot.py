@@ -1,7 +1,7 @@
-"""The one place that starts, adopts and ends the lab of a slot, and that knows how it stands.
+"""Starts, adopts and ends the lab of a slot, and holds its state.
 
-Each change is an operation that runs in the background, one at a time: first what is about to happen is committed, then
-netlab runs in a thread, then the outcome is committed. What to do next is decided by `lab_life.next_step` alone.
+Each change is a background operation, one at a time: it commits the new state, runs netlab in a thread, and commits the
+outcome. Only `lab_life.next_step` decides what to do next.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from neops_remote_lab.labs.topology_checks import TopologyChecks
 from neops_remote_lab.models import DeviceInfoDto
 from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.host_lab import HostLab
-from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
+from neops_remote_lab.netlab.lab_life import Decision, Observed, Operation, Step, Wanted, next_step
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.queue.service import SessionQueue
@@ -37,16 +37,16 @@ from neops_remote_lab.store.rows import Lab
 logger = logging.getLogger(__name__)
 
 LOGGED_REASON: Final = 500
-"""Most characters of the reason for which a lab did not start, in the log; the answer has all of it."""
+"""Maximum length of the reason of a failed start in the log; the answer has all of it."""
 SENTENCES: Final = {
     OutcomeCode.RELEASED: "released",
     OutcomeCode.DESTROYED: "destroyed by its session",
     OutcomeCode.SESSION_ENDED: "its session ended",
     OutcomeCode.REPLACED: "replaced by another topology",
-    OutcomeCode.SERVER_ENDED: "the server ended, and was told to tear the lab down",
+    OutcomeCode.SERVER_ENDED: "the server ended",
     OutcomeCode.LOST: "lost: it could be removed only later",
 }
-"""How a lab ended, for people, where there is no more to say."""
+"""Messages for outcomes that have no details of their own."""
 _STOPPED: Final = {
     OutcomeCode.SESSION_ENDED: Reason.SESSION_ENDED,
     OutcomeCode.DESTROYED: Reason.DESTROYED,
@@ -57,18 +57,18 @@ _FAILURES: Final = {Reason.REJECTED: OutcomeCode.REJECTED, Reason.BUSY: OutcomeC
 
 @dataclass(eq=False)
 class Running:
-    """An operation that runs."""
+    """The operation in progress."""
 
     operation: Operation
     task: asyncio.Task[None]
     acquire: Acquire | None = None
-    """The acquire whose lab is started."""
+    """The acquire for which a lab is started."""
     stopped_for: OutcomeCode | None = None
-    """Why the start is interrupted."""
+    """Why the start was interrupted."""
 
 
 class Slot:
-    """Room for one lab of this host. All state of that lab is here, and in the database."""
+    """A place for one lab on this host. The lab's state is in this object and in the database, nowhere else."""
 
     def __init__(
         self,
@@ -104,57 +104,57 @@ class Slot:
 
     @property
     def lab(self) -> Lab | None:
-        """The live lab, as it is written down."""
+        """The live lab as recorded in the database; None if there is none."""
         return self._lab
 
     @property
     def session_id(self) -> str | None:
-        """The session of the live lab, or of the one that is about to start."""
+        """The session of the live lab, or of the lab that is about to start."""
         if self._running and self._running.acquire:
             return self._running.acquire.session_id
         return self._lab.session_id if self._lab else None
 
     @property
     def devices(self) -> list[DeviceInfoDto]:
-        """Those of the lab that runs."""
+        """The devices of the running lab; empty if none is running."""
         return self._devices
 
     @property
     def references(self) -> int:
-        """Acquires that were not yet released."""
+        """The number of acquires that are not yet released."""
         return self._references
 
     @property
     def running(self) -> Running | None:
-        """What is being done to the lab."""
+        """The operation in progress; None if there is none."""
         return self._running
 
     @property
     def is_starting(self) -> bool:
-        """Whether a lab is on its way up."""
+        """Whether a lab is being started."""
         return self._running is not None and self._running.operation is Operation.START
 
     @property
     def has_leftovers(self) -> bool:
-        """Whether something of a lab could not be removed, so that none can start."""
+        """Whether leftovers of a lab could not be removed, so that no lab can start."""
         return self._leftovers_since is not None
 
     def next_step(self, acquire: Acquire | None = None) -> Decision:
-        """What is to be done now. Never blocks."""
+        """Decide what to do next, for an acquire or, without one, for maintenance. Never blocks."""
         wanted = None
         if acquire:
             same_session = self.session_id == acquire.session_id
             wanted = Wanted(acquire.upload.workspace.identity, acquire.upload.reuse, same_session)
-        return next_step(self._seen(), wanted, sweep_interval=self._settings.quarantine_retry)
+        return next_step(self._observed(), wanted, sweep_interval=self._settings.quarantine_retry)
 
-    def _seen(self) -> Seen:
+    def _observed(self) -> Observed:
         lab, running, held = self._lab, self._running, self._host_lab.held
         starts_for = running.acquire if running else None
         leftovers_for = None
         if self._leftovers_since is not None:
-            lifted = not self._queue.quarantined  # by an operator, who takes the host for clean
+            lifted = not self._queue.quarantined  # by an operator, who considers the host clean
             leftovers_for = math.inf if lifted else self._clock.monotonic() - self._leftovers_since
-        return Seen(
+        return Observed(
             state=lab.state if lab else None,
             identity=starts_for.upload.workspace.identity if starts_for else _identity(lab),
             references=self._references,
@@ -166,7 +166,7 @@ class Slot:
         )
 
     def carry_out(self, decision: Decision, acquire: Acquire | None = None) -> Running | None:
-        """Begin what was decided; the operation that runs then. None where there is nothing to do."""
+        """Begin what was decided. Returns the operation in progress, or None if there is none."""
         match decision.step:
             case Step.START if acquire:
                 self._begin(Operation.START, self._start(acquire), acquire)
@@ -181,7 +181,7 @@ class Slot:
         return self._running
 
     def _begin(self, operation: Operation, work: Coroutine[Any, Any, None], acquire: Acquire | None = None) -> Running:
-        self._leftovers_since = None  # the operation finds out what is left
+        self._leftovers_since = None  # the operation determines anew what is left
         task = asyncio.create_task(work)
         self._running = running = Running(operation, task, acquire)
         task.add_done_callback(self._ended)
@@ -190,10 +190,10 @@ class Slot:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running = None
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, Refused):
-            logger.error("an operation on the lab failed; it is tried again", exc_info=error)
+            logger.error("an operation on the lab failed and will be retried", exc_info=error)
 
     def interrupt_start(self, why: OutcomeCode) -> None:
-        """End a start that runs, if there is one: it fails, and cleans up after itself."""
+        """Interrupt a start in progress, if there is one: it fails and cleans up."""
         if self._running and self._running.acquire:
             self._running.stopped_for = why
             self._running.acquire.interrupt.set()
@@ -222,7 +222,7 @@ class Slot:
             self._lab = replace(lab, state=LiveLabState.RUNNING, devices=raw)
             self._references, self._devices = references, devices
             outcome = StartOutcome.UP
-        except Exception as error:  # noqa: BLE001 - whatever it was, its lab must go and its waiters must hear of it
+        except Exception as error:  # noqa: BLE001 - after any error the lab must be recorded as ended
             refused = self._refusal(error)
             outcome = _start_outcome(error, refused)
             await self._fail(lab, error, refused)
@@ -233,9 +233,9 @@ class Slot:
 
     def _start_blocking(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         self._failed_logs.keep(workspace.lab_id, workspace.log)
-        self._host_lab.take(workspace)
+        self._host_lab.reserve(workspace)
         devices = self._host_lab.start(workspace, interrupt)
-        self._failed_logs.forget(workspace.lab_id)
+        self._failed_logs.discard(workspace.lab_id)
         return devices
 
     def _refusal(self, error: Exception) -> Refused:
@@ -247,7 +247,7 @@ class Slot:
         return refusal_of(error)
 
     async def _fail(self, lab: Lab, error: Exception, refused: Refused) -> NoReturn:
-        """Write down how a start failed, and say so to whoever waits for it. Its host lab has cleaned up."""
+        """Record why a start failed, and raise the refusal for the acquires that wait. The host lab has cleaned up."""
         why = self._running.stopped_for if self._running and isinstance(error, InterruptedError) else None
         code, detail = why or _FAILURES.get(refused.reason, OutcomeCode.FAILED), SENTENCES[why] if why else str(refused)
         logger.warning(
@@ -255,15 +255,15 @@ class Slot:
         )
         await self._run_blocking(self._failed_logs.prune)
         if self._host_lab.held and not self._host_lab.leftovers:
-            await self._run_blocking(self._host_lab.tear_down)  # it is up, but that could not be written down
-        await self._run_blocking(self._host_lab.load_ahead)
+            await self._run_blocking(self._host_lab.tear_down)  # it started, but recording that failed
+        await self._run_blocking(self._host_lab.preload)
         await self._conclude(lab.lab_id, code, detail)
         raise refused from error
 
     # Sharing and releasing
 
     async def add_reference(self, acquire: Acquire) -> bool:
-        """Count one reference more on the lab that runs; whether others have held it before."""
+        """Add a reference to the running lab. Returns whether the acquire reuses it, instead of getting a fresh lab."""
         lab, fresh = self._live(), self._references == 0
         if acquire.present:
             now = self._clock.now()
@@ -272,7 +272,7 @@ class Slot:
         return acquire.upload.reuse or not fresh
 
     async def release_reference(self, key: str | None) -> None:
-        """Let go of the newest reference, or of the one with `key`; the last one begins the teardown."""
+        """Release the newest reference, or the one with `key`. The last release begins the teardown."""
         lab = self._live()
         self._references = await self._store.release_reference(lab.lab_id, key, self._clock.now())
         logger.info(
@@ -284,7 +284,7 @@ class Slot:
     # Ending
 
     def stop(self, why: OutcomeCode) -> Running | None:
-        """Tear the lab down, or interrupt its start."""
+        """Begin to tear the lab down, or interrupt its start. Returns the operation in progress."""
         if self.is_starting:
             self.interrupt_start(why)
             return self._running
@@ -294,10 +294,10 @@ class Slot:
         lab = self._live()
         detail = SENTENCES[why]
         logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, detail)
-        self._lab = replace(lab, state=LiveLabState.STOPPING)  # first: another release must not begin a second teardown
+        self._lab = replace(lab, state=LiveLabState.STOPPING)  # before any await, so that no second teardown begins
         await self._store.stopping(lab.lab_id)
         await self._artifacts.stop(lab.session_id)  # it works in the lab's directory, which is about to be removed
-        await self._run_blocking(self._host_lab.load_ahead)  # netlab is loaded for the next lab while this one ends
+        await self._run_blocking(self._host_lab.preload)  # during the teardown, for the next lab
         began = self._clock.monotonic()
         await self._run_blocking(self._host_lab.tear_down)
         seconds = self._clock.monotonic() - began
@@ -307,7 +307,7 @@ class Slot:
             await self._sweep()
 
     async def _conclude(self, lab_id: str, code: OutcomeCode, detail: str) -> bool:
-        """Write down that a lab has ended, provided that nothing is left of it; whether that is so."""
+        """Record the end of a lab. If something is left of it, report that instead and return False."""
         held = self._host_lab.held
         if held and held.lab_id == lab_id:
             await self._report_leftovers(f"{', '.join(self._host_lab.leftovers)} of lab {lab_id}")
@@ -317,9 +317,9 @@ class Slot:
         return True
 
     async def _sweep(self) -> None:
-        """Remove what earlier labs have left, and lift the quarantine where that succeeds."""
-        if left := await self._run_blocking(self._host_lab.sweep, self._left_directories):
-            await self._report_leftovers(f"{', '.join(left)} of an earlier lab")
+        """Remove the leftovers of earlier labs. If that succeeds, lift a quarantine set by the server."""
+        if leftovers := await self._run_blocking(self._host_lab.sweep, self._left_directories):
+            await self._report_leftovers(f"{', '.join(leftovers)} of an earlier lab")
             return
         self._left_directories = []
         self._leftovers_since = None
@@ -333,17 +333,21 @@ class Slot:
     # Adopting
 
     async def load(self, *, rebooted: bool) -> None:
-        """Read what an earlier server has written down. To be called before any upload can arrive."""
+        """Read the state that an earlier server recorded. Call it before the first upload can arrive.
+
+        Args:
+            rebooted: the host was restarted since, so no lab can be running.
+        """
         self._rebooted = rebooted
         self._lab = await self._store.live_lab()
         self._left_directories = await self._run_blocking(self._host_lab.directories)
 
     def open(self) -> Running:
-        """Adopt or remove what an earlier server has left, in the background."""
+        """Begin to adopt or remove the labs of an earlier server."""
         return self._begin(Operation.ADOPT, self._open())
 
     async def _open(self) -> None:
-        await self._run_blocking(self._host_lab.load_ahead)
+        await self._run_blocking(self._host_lab.preload)
         if self._lab:
             await self._adopt()
         self._rebooted = False
@@ -351,7 +355,7 @@ class Slot:
             await self._sweep()
 
     async def _adopt(self) -> None:
-        """Go on with the lab that the database names, or remove what is left of it."""
+        """Continue the lab recorded in the database, or remove what is left of it."""
         lab = self._live()
         devices = [DeviceInfoDto.model_validate(device) for device in lab.devices or []]
         references = await self._store.held_references(lab.lab_id)
@@ -360,7 +364,7 @@ class Slot:
         may_run = lab.state is LiveLabState.RUNNING and in_session and not self._rebooted
         if may_run and await self._run_blocking(self._host_lab.runs):
             self._references, self._devices = references, devices
-            logger.info("lab %s runs on, with %d references", lab.lab_id, references)
+            logger.info("lab %s is adopted, with %d references", lab.lab_id, references)
             return
         self._lab = replace(lab, state=LiveLabState.STOPPING)
         await self._run_blocking(self._host_lab.tear_down)
@@ -373,8 +377,8 @@ class Slot:
         await self._conclude(lab.lab_id, OutcomeCode.LOST, f"lost: {lost}")
 
     async def close(self, *, keep: bool) -> None:
-        """End what runs; keep a lab that is up for the next server, or tear it down."""
-        await self._run_blocking(self._host_lab.stop_loading)
+        """End running operations, then tear the lab down or, with `keep`, leave it running for the next server."""
+        await self._run_blocking(self._host_lab.stop_preloading)
         self.interrupt_start(OutcomeCode.SERVER_ENDED)
         if self._running:
             await asyncio.wait([self._running.task])

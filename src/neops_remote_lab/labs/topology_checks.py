@@ -1,4 +1,4 @@
-"""Topologies that are checked, and made ready, while their sessions wait."""
+"""Checks topologies of waiting sessions, and keeps the generated files for their later start."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class TopologyCheck:
-    """One topology of one session: its check, and the directory that it left ready."""
+    """The check of one topology of one session, and the workspace that it prepares."""
 
     workspace: Workspace
     outcome: asyncio.Future[TopologyCheckDto]
@@ -31,7 +31,7 @@ class TopologyCheck:
 
 
 class TopologyChecks:
-    """At most one check runs at a time; what it made is kept until its session takes it or ends."""
+    """Runs one check at a time. A prepared workspace is kept until its session takes it or ends."""
 
     def __init__(
         self,
@@ -51,11 +51,11 @@ class TopologyChecks:
         self._draining = False
 
     async def check(self, session_id: str, upload: Upload) -> TopologyCheckDto:
-        """Let netlab make the configuration files of a topology, and keep them for the session's acquire.
+        """Generate the configuration files of a topology with netlab, and keep them for the session's acquire.
 
         Raises:
-            Refused: netlab rejects the topology or cannot check it, the session has ended or its turn has come, or the
-                server is about to end.
+            Refused: netlab rejects the topology or fails, the session has ended or is active now, or the server is
+                shutting down.
         """
         workspace = upload.workspace
         known = self._checks.setdefault(session_id, {})
@@ -75,7 +75,7 @@ class TopologyChecks:
         try:
             async with self._turn:
                 found = await self._create(session_id, check)
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+        except Exception as error:  # noqa: BLE001 - every error must reach the waiting requests
             refused = self._refusal(error)
             if refused.reason is not Reason.REJECTED:
                 self._forget(session_id, check)
@@ -99,7 +99,7 @@ class TopologyChecks:
         return refused
 
     def _forget(self, session_id: str, check: TopologyCheck) -> None:
-        """Let the next call check again: only netlab's word on the topology holds for good."""
+        """Remove a failed check, so that the next call checks again. Only a rejection by netlab is final."""
         known = self._checks.get(session_id, {})
         if known.get(check.workspace.identity) is check:
             del known[check.workspace.identity]
@@ -119,7 +119,7 @@ class TopologyChecks:
         return len(kept) > self._settings.max_prepared
 
     def give_up(self, session_id: str) -> None:
-        """Give up what a session has asked for and what has not begun."""
+        """Cancel the checks of a session that have not begun."""
         for check in self._checks.get(session_id, {}).values():
             if not check.begun and not check.outcome.done():
                 check.interrupt.set()
@@ -127,9 +127,10 @@ class TopologyChecks:
                 check.outcome.set_exception(Refused(Reason.TURN_HAS_COME, detail))
 
     async def take(self, session_id: str, identity: Identity) -> Workspace | None:
-        """The prepared directory of a topology, which is the caller's from now on; None where there is none.
+        """Hand the prepared workspace of a topology over to the caller; None if there is none.
 
-        A check of it that runs is waited for; one that has not begun is given up, for others may come before it.
+        This waits for a running check of the topology. A check that has not begun is cancelled, because checks of other
+        sessions may be ahead of it.
         """
         check = self._checks.get(session_id, {}).get(identity)
         if check is None or check.taken:
@@ -142,7 +143,7 @@ class TopologyChecks:
         return check.workspace
 
     async def reconcile(self) -> None:
-        """Remove what was prepared for sessions that have ended. To be called whenever that may be the case."""
+        """Stop the checks and remove the workspaces of sessions that have ended."""
         for session_id in [known for known in self._checks if not self._is_live(known)]:
             for check in self._checks.pop(session_id).values():
                 self._stop(check)
@@ -150,21 +151,21 @@ class TopologyChecks:
                     await self._run_blocking(remove_workspace, check.workspace.base)
 
     def drain(self) -> None:
-        """Stop the check that runs and those that wait for it, because the server is about to end. Never blocks."""
+        """Stop the running check and those that wait for it, because the server is shutting down. Never blocks."""
         self._draining = True
         for check in self._all():
             self._stop(check)
 
     def _stop(self, check: TopologyCheck) -> None:
         check.interrupt.set()
-        if not check.begun and not check.outcome.done():  # else its answer comes when netlab has ended
+        if not check.begun and not check.outcome.done():  # otherwise it fails when netlab has ended
             check.outcome.set_exception(self._refusal(InterruptedError()))
 
     def _all(self) -> list[TopologyCheck]:
         return [one for known in self._checks.values() for one in known.values()]
 
     async def close(self) -> None:
-        """Stop the check that runs, and remove everything that is prepared."""
+        """Stop the running check and remove all prepared workspaces."""
         self.drain()
         everything = self._all()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -174,6 +175,6 @@ class TopologyChecks:
 
 
 def _retrieve(outcome: asyncio.Future[TopologyCheckDto]) -> None:
-    """Mark a failure as seen, since nobody may wait for it any more."""
+    """Mark an exception as retrieved, because no request may be waiting for it."""
     if not outcome.cancelled():
         outcome.exception()

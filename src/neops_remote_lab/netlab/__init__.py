@@ -1,1 +1,1 @@
-"""netlab: starting it, reading what it says, and the one lab of this host."""
+"""Runs netlab, parses its output, and manages the lab of this host."""

@@ -1,6 +1,6 @@
-"""What would explain the failure of a test, as an archive: of a lab that runs, or of one that did not start.
+"""Collects logs, configurations and other artifacts of a lab in an archive, to explain the failure of a test.
 
-A part that cannot be had is a note in the archive, and the others are taken all the same.
+The lab may be running, or may have failed to start. If a part cannot be collected, the archive has a note instead.
 """
 
 import json
@@ -35,11 +35,11 @@ from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import LOG_NAME, Workspace
 
 PARALLEL_COMMANDS: Final = 4
-"""Docker commands that run at the same time: each waits for its container more than it works."""
+"""Number of concurrent Docker commands; they mostly wait for their containers."""
 NODE_LOG_LINES: Final = 20_000
-"""Last lines of a node's log that Docker is asked for: it may have printed for days."""
+"""Maximum number of lines of a node's log; only the last ones are collected."""
 WITHOUT_CONFIGURATION: Final = frozenset({"linux", "none"})
-"""Devices, in netlab's words, that have no configuration to show."""
+"""netlab's device types that have no configuration."""
 SHELLS: Final = frozenset({"bash", "sh"})
 _DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
 
@@ -53,18 +53,18 @@ class Entry(NamedTuple):
 
 
 class Archive(AbstractContextManager["Archive"]):
-    """A compressed tar file with one directory in it, without a name: nothing is left of it once it is closed.
+    """A gzipped tar archive in an unnamed temporary file, which disappears when it is closed.
 
-    It is closed at the end of a `with` block that has not finished it.
+    Leaving the `with` block closes an archive that is not finished.
     """
 
     def __init__(self, directory: Path, lab_id: str, taken: datetime, limit: int) -> None:
-        """An empty archive.
+        """Create an empty archive.
 
         Args:
-            directory: where the file lies.
-            taken: the time that it tells.
-            limit: how many bytes it may hold, before compression.
+            directory: directory of the temporary file.
+            taken: the time recorded in the archive.
+            limit: maximum size before compression, in bytes.
         """
         self.notes: list[str] = []
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - its reader closes it
@@ -75,7 +75,7 @@ class Archive(AbstractContextManager["Archive"]):
         self._finished = False
 
     def add(self, entry: Entry) -> None:
-        """Add a file, or note that there is no room for it."""
+        """Add a file, or a note if it exceeds the limit."""
         if len(entry.content) > self._left:
             self.notes.append(f"{entry.name} is left out: the archive is full (--max-artifact-bytes on the lab host)")
             return
@@ -83,7 +83,7 @@ class Archive(AbstractContextManager["Archive"]):
         self._write(entry)
 
     def finish(self, *, topology: str | None = None, error: str | None = None) -> IO[bytes]:
-        """Add what there is to know of the archive itself; the file, from its begin on."""
+        """Add the manifest and return the file, positioned at its beginning. The caller closes it."""
         about = {"lab_id": self._lab_id, "topology": topology, "taken": self._taken.isoformat(), "error": error}
         self._write(Entry("manifest.json", json.dumps({**about, "notes": self.notes}, indent=2).encode()))
         self._tar.close()
@@ -102,7 +102,7 @@ class Archive(AbstractContextManager["Archive"]):
 
 
 class ArtifactCollector:
-    """Makes archives of labs. All methods block."""
+    """Creates archives of labs. All methods block."""
 
     def __init__(self, netlab: NetlabCommands, settings: NetlabSettings) -> None:
         self._netlab = netlab
@@ -111,11 +111,11 @@ class ArtifactCollector:
     def of_lab(
         self, workspace: Workspace, devices: Sequence[DeviceInfoDto], now: datetime, interrupt: threading.Event
     ) -> IO[bytes]:
-        """The archive of a lab that runs; all that is written meanwhile lies in the lab's own directory.
+        """The archive of a running lab. Temporary files are in the lab's own directory.
 
         Args:
-            now: the time that the archive tells.
-            interrupt: ends the collection early, once it is set; InterruptedError is raised then.
+            now: the time recorded in the archive.
+            interrupt: once set, aborts the collection with InterruptedError.
 
         Raises:
             OSError: the archive cannot be written.
@@ -140,10 +140,10 @@ class ArtifactCollector:
             return archive.finish(topology=workspace.topology)
 
     def of_failed_lab(self, lab_id: str, log: Path, error: str, now: datetime) -> IO[bytes]:
-        """The archive of a lab that did not start: what netlab printed, and why the lab failed.
+        """The archive of a lab that did not start: netlab's log and the error.
 
         Raises:
-            OSError: the archive cannot be written, or there is no such log.
+            OSError: the archive cannot be written, or the log does not exist.
         """
         with Archive(log.parent, lab_id, now, self._settings.max_artifact_bytes) as archive:
             archive.add(Entry(LOG_NAME, end_of_log(log, self._settings.max_artifact_log_bytes)))
@@ -152,7 +152,7 @@ class ArtifactCollector:
 
 @dataclass
 class _Collection:
-    """One archive on its way."""
+    """Collects the parts of one archive."""
 
     netlab: NetlabCommands
     settings: NetlabSettings
@@ -162,10 +162,10 @@ class _Collection:
     notes: list[str]
     interrupt: threading.Event
     deadline: float
-    """Monotonic seconds."""
+    """End of the collection, in monotonic seconds."""
 
     def entries(self) -> Iterator[Entry]:
-        """All parts, what takes longest last: it is what is left out where the time is over."""
+        """All parts. The slowest ones come last, because they are left out when the time is up."""
         yield from self._noted("the topology", self._topology())
         yield from self._noted(LOG_NAME, self._log())
         yield from self._inventory()
@@ -174,7 +174,7 @@ class _Collection:
         yield from self._noted("the configurations", self._configurations())
 
     def _noted(self, what: str, entries: Iterator[Entry]) -> Iterator[Entry]:
-        """The entries of a part, up to its end or its failure, which becomes a note."""
+        """The entries of a part. If the part fails, the entries so far, and a note."""
         while True:
             if self.interrupt.is_set():
                 raise InterruptedError("the collection was stopped")
@@ -193,7 +193,7 @@ class _Collection:
         self.notes.append(f"{what}: {failure(error)}")
 
     def _seconds(self) -> float:
-        """How long the next command may take."""
+        """Seconds that the next command may take."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             limit = f"{self.settings.artifact_timeout:g} s, the limit that --artifact-timeout sets on the lab host"
@@ -201,7 +201,7 @@ class _Collection:
         return left
 
     def _topology(self) -> Iterator[Entry]:
-        """What was uploaded, without what netlab has written beside it since."""
+        """The uploaded files, without those that netlab wrote."""
         directory = self.workspace.directory
         for parent, directories, files in os.walk(directory):
             below = PurePosixPath(Path(parent).relative_to(directory).as_posix())
@@ -218,7 +218,7 @@ class _Collection:
         yield Entry(LOG_NAME, end_of_log(self.workspace.log, self.settings.max_artifact_log_bytes))
 
     def _inventory(self) -> Iterator[Entry]:
-        """The devices as the HTTP API has them, and as an inventory that Ansible reads."""
+        """The devices as in the HTTP API, and as an Ansible inventory."""
         hosts = {device.name: device.raw for device in self.devices}
         yield Entry("devices.json", _DEVICES.dump_json(list(self.devices), indent=2))
         yield Entry("inventory.json", json.dumps({"all": {"hosts": hosts}}, indent=2).encode())
@@ -230,7 +230,7 @@ class _Collection:
             yield Entry(f"logs/{name}.log", printed)
 
     def _graph(self) -> Iterator[Entry]:
-        """The picture where the host has Graphviz, and its source everywhere."""
+        """The source of the graph, and the picture if the host has Graphviz."""
         source, picture = self.scratch / "graph.dot", self.scratch / "graph.svg"
         self.netlab.graph(self.workspace, picture, self._seconds(), self.interrupt)
         for path in (source, picture):
@@ -238,9 +238,9 @@ class _Collection:
                 yield found
 
     def _configurations(self) -> Iterator[Entry]:
-        """From containers by the command that netlab itself shows configurations with, from all others by its playbook.
+        """The configurations: of containers by netlab's show command, of all other devices by `netlab collect`.
 
-        That one takes ten times as long, needs Ansible collections, and saves the configuration of some devices.
+        `netlab collect` takes ten times as long, needs Ansible collections, and makes some devices save their settings.
         """
         commands = {
             device.name: ["exec", device.raw["ansible_host"], *words]
@@ -260,7 +260,7 @@ class _Collection:
             self.netlab.collect(self.workspace, output, nodes, self._seconds(), self.interrupt)
         except InterruptedError:
             raise
-        except (subprocess.SubprocessError, OSError) as error:  # those nodes that have answered are there
+        except (subprocess.SubprocessError, OSError) as error:  # the nodes that answered have files
             self._note("netlab collect", error)
         for path in sorted(output.glob("*")):
             if (found := self._read(path, f"configs/{path.name}")) is not None:
@@ -268,7 +268,7 @@ class _Collection:
 
     @cached_property
     def _nodes(self) -> dict[str, Container]:
-        """The lab's containers, by the names of their nodes."""
+        """The lab's containers by node name."""
         if not leftovers.docker_is_installed(self.settings.docker):
             return {}
         containers = leftovers.all_containers(self.netlab.docker)
@@ -276,11 +276,11 @@ class _Collection:
         return {found.node: found for found in sorted(ours, key=lambda each: each.node)}
 
     def _is_ours(self, device: DeviceInfoDto) -> bool:
-        """Whether a container is one of this lab: a topology may name any host."""
+        """Whether a device is a container of this lab: a topology may name any host."""
         return device.raw.get("ansible_host") in {container.name for container in self._nodes.values()}
 
     def _printed(self, kind: str, commands: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, bytes]]:
-        """What a Docker command for each node prints, for those that succeed."""
+        """Run a Docker command for each node. Yields node and output of those that succeed; notes the others."""
         scratch = self.scratch / kind
         scratch.mkdir()
 
@@ -302,7 +302,7 @@ class _Collection:
                     yield name, printed
 
     def _read(self, path: Path, name: str) -> Entry | None:
-        """A file as an entry, or a note."""
+        """A file as an entry; a note and None if it cannot be read."""
         try:
             return _read_file(path, name, self.settings.max_artifact_bytes)
         except (OSError, ValueError) as error:
@@ -311,7 +311,7 @@ class _Collection:
 
 
 def _read_file(path: Path, name: str, most: int) -> Entry:
-    """A regular file as an entry. Links are not followed: code that a topology brings can make them."""
+    """A regular file as an entry. Links are not followed, because the code of a topology may have created them."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -326,7 +326,7 @@ def _is_netlabs(name: PurePosixPath, *, is_directory: bool) -> bool:
 
 
 def _show_command(device: DeviceInfoDto) -> list[str] | None:
-    """What shows the configuration in a device's container, where netlab knows a command that needs no shell."""
+    """The command that shows a container's configuration; None if netlab knows none, or if it needs a shell."""
     words = device.raw.get("netlab_show_command")
     if device.raw.get("ansible_connection") != "docker" or not isinstance(words, list) or not words:
         return None
@@ -336,5 +336,5 @@ def _show_command(device: DeviceInfoDto) -> list[str] | None:
 
 
 def _has_one(device: DeviceInfoDto) -> bool:
-    """Whether a device may have a configuration, as far as is known."""
+    """Whether a device may have a configuration."""
     return not device.raw.get("unmanaged") and device.raw.get("ansible_network_os") not in WITHOUT_CONFIGURATION

@@ -1,4 +1,4 @@
-"""The netlab and Docker commands that a lab needs, with this host's limits."""
+"""The netlab and Docker commands that a lab needs, run with the configured limits."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.netlab import up_arguments
-from neops_remote_lab.netlab.failures import GOOD_NAME, Judge, failure
+from neops_remote_lab.netlab.failures import GOOD_NAME, RejectionClassifier, failure
 from neops_remote_lab.netlab.inventory import read_devices, read_lab
 from neops_remote_lab.netlab.leftovers import NOT_DOCKER
 from neops_remote_lab.netlab.process import PreloadedNetlab, run_docker, run_netlab
@@ -27,60 +27,60 @@ from neops_remote_lab.netlab.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 ACCEPTED: Final = "Checking virtualization provider installation"
-"""netlab prints this once it has accepted the topology; nothing is started or registered before."""
+"""netlab prints this after it accepted the topology and before it starts or registers anything."""
 SNAPSHOT_WRITTEN: Final = "into netlab.snapshot.pickle"
-"""netlab prints this once its record of the lab is whole: the devices can be read from then on."""
+"""netlab prints this after it wrote its snapshot completely; the devices can be read from then on."""
 _DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
 STATUS_FILE_SETTING: Final = "lab_status_file"
 DEFAULT_STATUS_FILE: Final = "~/.netlab/status.yaml"
-"""netlab's own default, which is no setting that it could be asked for."""
-LOOK_EVERY: Final = 0.02
-"""Seconds between two looks whether netlab has written it."""
+"""netlab's built-in default, which `netlab defaults` does not report."""
+SNAPSHOT_POLL: Final = 0.02
+"""Seconds between two checks whether netlab has written its snapshot."""
 
 
 class Prepared(NamedTuple):
-    """What `netlab create` made of a topology."""
+    """The result of `netlab create`: devices and number of links."""
 
     devices: list[DeviceInfoDto]
     links: int
 
 
 class NetlabCommands:
-    """Runs netlab in labs' work directories. All methods block."""
+    """Runs netlab in the work directory of a lab. All methods block."""
 
     def __init__(self, settings: NetlabSettings, preloaded: PreloadedNetlab | None = None) -> None:
-        """With a `preloaded`, labs are started by the netlab that it has loaded."""
+        """`preloaded`, if given, provides the netlab process that starts labs."""
         self._settings = settings
         self._preloaded = preloaded
         self._status_file: Path | None = None
         self._is_docker = False
         self._arguments = up_arguments.split(settings.netlab_up_args)
-        self._judge = Judge(self._create_good)
+        self._classifier = RejectionClassifier(self._create_good)
         self._ended = threading.Event()
 
-    def stop_asking(self) -> None:
-        """End a question about the host that netlab answers, for good. Never blocks."""
+    def cancel_queries(self) -> None:
+        """Abort current and future netlab commands that only query the host. Never blocks."""
         self._ended.set()
 
     def create(self, workspace: Workspace, interrupt: threading.Event) -> Prepared:
-        """Make a lab's configuration files and start nothing, at low priority and in bounded memory and time.
+        """Generate a lab's configuration files, at low priority and with limited memory and time. Starts nothing.
 
         Raises:
-            TopologyRejected: the message is netlab's own.
-            TimeoutError, MemoryError: it is over the host's limits.
-            What `run_netlab` raises otherwise.
+            TopologyRejected: netlab rejects the topology; the message is netlab's.
+            TimeoutError, MemoryError: netlab exceeded a limit.
+            The other exceptions of `run_netlab`.
         """
         try:
             self._create(
                 workspace.directory, self._topology_arguments(workspace), workspace.log, workspace.lab_id, interrupt
             )
         except subprocess.CalledProcessError as error:
-            self._judge.rejected(error, interrupt, memory=self._settings.max_create_bytes)
+            self._classifier.raise_cause(error, interrupt, memory=self._settings.max_create_bytes)
         except subprocess.TimeoutExpired as error:
             limit = f"{error.timeout:g} s, the limit that --create-timeout sets on the lab host"
             raise TimeoutError(f"netlab took longer than {limit}, to check this topology") from None
         niceness = self._settings.create_niceness
-        with _nonsense_is_no_rejection():
+        with _invalid_output_as_failure():
             devices, links = read_lab(lambda arguments: self._inspect(workspace, arguments, interrupt, niceness))
         workspace.devices.write_bytes(_DEVICES.dump_json(devices))
         return Prepared(devices, links)
@@ -101,24 +101,24 @@ class NetlabCommands:
         )
 
     def wrong_defaults(self, interrupt: threading.Event) -> str | None:
-        """What netlab says on a host on which it rejects every topology; None on any other.
+        """netlab's message if it rejects every topology on this host, otherwise None.
 
-        Raises what `run_netlab` raises where netlab says nothing.
+        Raises the exceptions of `run_netlab` except CalledProcessError.
         """
-        return self._judge.wrong_defaults(interrupt)
+        return self._classifier.wrong_defaults(interrupt)
 
     def _create_good(self, scratch: Path, interrupt: threading.Event) -> None:
         self._create(scratch, [GOOD_NAME, *self._arguments.topology], scratch / "netlab.log", "", interrupt)
 
     def up(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
-        """Start a lab, from its prepared files where it has them, and tell its devices.
+        """Start a lab, from prepared files if there are any, and return its devices.
 
-        The devices are read while netlab starts the nodes, yielding to it: all that is to be known of them is known by
-        then. Those of a prepared lab are known already.
+        The devices are read at low priority while netlab starts the nodes: netlab's snapshot has all their data by
+        then. The devices of a prepared lab are read from its directory.
 
         Raises:
-            TopologyRejected: the message is netlab's own.
-            What `run_netlab` raises otherwise.
+            TopologyRejected: netlab rejects the topology; the message is netlab's.
+            The other exceptions of `run_netlab`.
         """
         prepared = workspace.snapshot.exists()
         start = workspace.log.stat().st_size if workspace.log.exists() else 0
@@ -131,12 +131,12 @@ class NetlabCommands:
                 self._run_up(workspace, ["--snapshot"] if prepared else self._topology_arguments(workspace), interrupt)
             except subprocess.CalledProcessError as error:
                 if not prepared and not _printed(workspace, start, ACCEPTED):
-                    self._judge.rejected(error, interrupt)
+                    self._classifier.raise_cause(error, interrupt)
                 raise
             finally:
                 ended.set()
         known = devices.result() or self.devices(workspace, interrupt)
-        if interrupt.is_set():  # a moment too late for any command
+        if interrupt.is_set():  # set after the last command ended
             raise InterruptedError("the start was stopped")
         return known
 
@@ -160,18 +160,18 @@ class NetlabCommands:
     ) -> list[DeviceInfoDto] | None:
         if workspace.devices.exists():
             return _DEVICES.validate_json(workspace.devices.read_bytes())
-        while not ended.wait(LOOK_EVERY):
+        while not ended.wait(SNAPSHOT_POLL):
             if workspace.snapshot.exists() and _printed(workspace, start, SNAPSHOT_WRITTEN):
                 try:
                     return self.devices(workspace, interrupt, niceness=self._settings.create_niceness)
                 except (subprocess.SubprocessError, OSError, ValueError) as error:
-                    logger.info("lab %s: its devices are read again at the end: %s", workspace.lab_id, failure(error))
+                    logger.info("lab %s: devices are read again after the start: %s", workspace.lab_id, failure(error))
                     return None
         return None
 
     def down(self, workspace: Workspace, *, force: bool) -> None:
-        """Take a lab down. That it is gone is not believed: the caller looks."""
-        # Twice: netlab then asks nothing where its instance is registered for another directory.
+        """Run `netlab down`. A failure is only logged: the caller checks what is left."""
+        # Given twice, --force suppresses the question about an instance that is registered for another directory.
         arguments = ["down", "--cleanup", *(["--force", "--force"] if force else [])]
         try:
             run_netlab(
@@ -187,21 +187,26 @@ class NetlabCommands:
             logger.warning("lab %s: netlab down failed: %s", workspace.lab_id, failure(error))
 
     def devices(self, workspace: Workspace, interrupt: threading.Event, *, niceness: int = 0) -> list[DeviceInfoDto]:
-        """All nodes of a lab. Raises what `run_netlab` raises, and SubprocessError where netlab prints nonsense."""
-        with _nonsense_is_no_rejection():
+        """All nodes of a lab.
+
+        Raises:
+            subprocess.SubprocessError: netlab's output is invalid.
+            The other exceptions of `run_netlab`.
+        """
+        with _invalid_output_as_failure():
             return read_devices(lambda arguments: self._inspect(workspace, arguments, interrupt, niceness))
 
     def runs(self, workspace: Workspace) -> bool:
-        """Whether netlab and the provider say that all of a lab runs."""
+        """Whether every node of a lab is running, according to netlab and its provider. False if that is unknown."""
         try:
             status = json.loads(self._ask(workspace, ["status", "--format", "json"]))
-            # No provider speaks for external nodes, unmanaged nodes and tools: that the instance is registered is all
-            # there is to know of them.
+            # No provider reports the state of external nodes, unmanaged nodes and tools: for them, a registered
+            # instance is enough.
             nodes = [node for node in status["nodes"].values() if _is_provided(node)]
             up = [str(node.get("status", "")).lower().startswith(("up", "running")) for node in nodes]
             return status["status"] == "started" and all(up)
         except (subprocess.SubprocessError, OSError, ValueError, LookupError, AttributeError) as error:
-            logger.warning("lab %s: it cannot be told whether it runs: %s", workspace.lab_id, failure(error))
+            logger.warning("lab %s: its state could not be determined: %s", workspace.lab_id, failure(error))
             return False
 
     def graph(self, workspace: Workspace, picture: Path, timeout: float, interrupt: threading.Event) -> None:
@@ -241,28 +246,28 @@ class NetlabCommands:
         )
 
     def docker(self, arguments: Sequence[str]) -> str:
-        """What `docker ARGUMENTS` prints. Raises what `run_netlab` raises."""
+        """The output of `docker ARGUMENTS`. Raises the exceptions of `run_netlab`."""
         return run_docker(arguments, command=self._settings.docker, timeout=self._settings.command_timeout)
 
     def run(self, command: Sequence[str]) -> str:
-        """What another command of the host prints. Raises what `run_netlab` raises."""
+        """The output of another command on the host. Raises the exceptions of `run_netlab`."""
         return run_docker(command[1:], command=command[0], timeout=self._settings.command_timeout)
 
     def require_docker(self) -> None:
-        """Raises SubprocessError where the Docker command is that of another program."""
+        """Raise SubprocessError if the Docker command is not Docker's, but podman's for example."""
         if not self._is_docker and not self.docker(["--version"]).startswith("Docker"):
             raise subprocess.SubprocessError(NOT_DOCKER)
         self._is_docker = True
 
     def status_file(self, interrupt: threading.Event | None = None) -> Path:
-        """Where netlab keeps its list of instances on this host; asked until it is known.
+        """The path of netlab's list of instances on this host. The first successful answer is cached.
 
         Args:
-            interrupt: ends the question early, once it is set; without one, `stop_asking` does.
+            interrupt: once set, aborts the netlab command; without one, `cancel_queries` does.
 
         Raises:
-            subprocess.SubprocessError: netlab cannot say, because of a mistake in the host's defaults, for example.
-            What `run_netlab` raises otherwise.
+            subprocess.SubprocessError: netlab fails, for example because of a mistake in the host's defaults.
+            The other exceptions of `run_netlab`.
         """
         if self._status_file is None:
             self._status_file = Path(self._ask_status_file(interrupt or self._ended)).expanduser()
@@ -281,7 +286,7 @@ class NetlabCommands:
         except subprocess.CalledProcessError as error:
             if f"{STATUS_FILE_SETTING} not found" in str(error.stderr):
                 return DEFAULT_STATUS_FILE
-            self._judge.require_good_defaults(interrupt)
+            self._classifier.require_good_defaults(interrupt)
             raise
         try:
             return str(yaml.safe_load(printed)[STATUS_FILE_SETTING])
@@ -289,7 +294,7 @@ class NetlabCommands:
             raise subprocess.SubprocessError("netlab does not say where it keeps its list of instances") from None
 
     def _topology_arguments(self, workspace: Workspace) -> list[str]:
-        """The topology, what the operator adds to it, and a lab name that wins over any that those may have."""
+        """The topology, the operator's arguments for it, and a lab name that overrides any other."""
         return [workspace.topology_file.name, *self._arguments.topology, "-s", f"name={workspace.lab_name}"]
 
     def _inspect(
@@ -318,11 +323,12 @@ def _from(workspace: Workspace, path: Path) -> str:
 
 
 @contextmanager
-def _nonsense_is_no_rejection() -> Iterator[None]:
+def _invalid_output_as_failure() -> Iterator[None]:
+    """Turn the ValueError of a parser into a SubprocessError: ValueError would mean a rejected topology."""
     try:
         yield
     except ValueError:
-        raise subprocess.SubprocessError("netlab printed something else than the devices as JSON") from None
+        raise subprocess.SubprocessError("netlab printed something other than the devices as JSON") from None
 
 
 def _is_provided(node: dict[str, Any]) -> bool:

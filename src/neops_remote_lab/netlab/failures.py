@@ -1,4 +1,4 @@
-"""Whose fault it is that netlab made no lab of a topology, and how a person is told."""
+"""Classifies netlab's failures (a rejected topology, a misconfigured host, a foreign lab) and describes them."""
 
 import errno
 import os
@@ -14,65 +14,65 @@ defaults.device: linux
 nodes: [a, b]
 links: [a-b]
 """
-"""A topology that netlab accepts on every host, provided the host's own defaults are right."""
+"""A topology that netlab accepts on every host whose defaults are valid."""
 GOOD_NAME: Final = "topology.yml"
 DEFAULTS: Final = ("~/.netlab.yml", "~/topology-defaults.yml", "/etc/netlab/defaults.yml")
-"""Where netlab looks for a host's defaults."""
+"""Files in which netlab looks for a host's defaults."""
 _NO_SPACE: Final = ("No space left on device", "Disk quota exceeded")
 _USAGE: Final = 2
-"""What argparse exits with where a command has a wrong argument: arguments are the operator's."""
+"""argparse's exit status for wrong arguments. These come from the operator, not from the topology."""
 
 Probe = Callable[[Path, threading.Event], object]
-"""Runs `netlab create` for the good topology in a directory, until the event is set.
+"""Runs `netlab create` for the good topology in a directory; the event aborts it.
 
-Raises subprocess.CalledProcessError where netlab fails.
+Raises subprocess.CalledProcessError if netlab fails.
 """
 
 
 class TopologyRejected(ValueError):
-    """netlab rejects the topology; the message is netlab's own."""
+    """netlab rejects the topology; the message is netlab's."""
 
 
 class LabInTheWay(BlockingIOError):
-    """A lab of another process, or of somebody else, keeps ours from starting; the message says whose."""
+    """A lab of another process or user prevents ours from starting; the message names it."""
 
 
-class Judge:
-    """Tells a topology that netlab rejects from a host on which netlab rejects everything."""
+class RejectionClassifier:
+    """Distinguishes a rejected topology from a host on which netlab rejects every topology."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self._guard = threading.Lock()
         self._good: list[tuple[int, int] | None] | None = None
 
-    def rejected(
+    def raise_cause(
         self, error: subprocess.CalledProcessError, interrupt: threading.Event, *, memory: int | None = None
     ) -> NoReturn:
-        """Raise what a failure of netlab is, before it has started anything.
+        """Raise the exception that describes why netlab failed before it started anything.
 
         Args:
-            interrupt: ends a question to netlab early, once it is set; InterruptedError is raised then.
-            memory: the limit under which netlab ran, in bytes.
+            interrupt: once set, aborts a running netlab command with InterruptedError.
+            memory: the memory limit of the failed command, in bytes.
 
         Raises:
-            TopologyRejected: the message is netlab's own.
-            MemoryError: it needed more than `memory`.
+            TopologyRejected: netlab rejects the topology; the message is netlab's.
+            MemoryError: netlab needed more than `memory`.
             OSError: the disk is full.
-            subprocess.SubprocessError: the host is at fault in another way.
+            subprocess.SubprocessError: another problem of the host.
         """
-        said = str(error.stderr or "")
-        if any(words in said for words in _NO_SPACE):
+        output = str(error.stderr or "")
+        if any(words in output for words in _NO_SPACE):
             raise OSError(errno.ENOSPC, "the disk of the lab host is full") from None
-        if memory is not None and "MemoryError" in said:
+        if memory is not None and "MemoryError" in output:
             limit = f"{memory} bytes of memory, the limit that --max-create-bytes sets"
             raise MemoryError(f"netlab needs more than {limit} on the lab host, to check this topology") from None
         if error.returncode < 0 or error.returncode == _USAGE:
             raise error
         self.require_good_defaults(interrupt)
-        raise TopologyRejected(said) from None
+        raise TopologyRejected(output) from None
 
     def require_good_defaults(self, interrupt: threading.Event) -> None:
-        """Raise SubprocessError where netlab rejects every topology. `interrupt` as for `rejected`."""
+        """Raise SubprocessError if netlab rejects every topology on this host. `interrupt` as for `raise_cause`."""
         if wrong := self.wrong_defaults(interrupt):
             raise subprocess.SubprocessError(
                 "the lab host's own netlab defaults are at fault, not the topology: `netlab create` fails there for "
@@ -80,7 +80,7 @@ class Judge:
             ) from None
 
     def wrong_defaults(self, interrupt: threading.Event) -> str | None:
-        """What netlab says of the good topology; None where it accepts it. Asked again where the defaults change."""
+        """netlab's message if it rejects the good topology, otherwise None. Cached until a defaults file changes."""
         now = [_stamp(Path(name).expanduser()) for name in DEFAULTS]
         with self._guard:
             if self._good == now:
@@ -105,13 +105,12 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def failure(error: BaseException) -> str:
-    """What a command's failure was, for a person."""
+    """Describe the failure of a command for a user, without paths of the host."""
     if isinstance(error, subprocess.CalledProcessError):
         return f"exit status {error.returncode}: {error.stderr or 'it printed nothing'}"
     if isinstance(error, subprocess.TimeoutExpired):
         return f"it took longer than {error.timeout:g} s and was ended"
     if isinstance(error, OSError) and error.strerror:
-        # Without the directory, which is the host's own business.
         name = f"{Path(error.filename).name}: " if isinstance(error.filename, str | os.PathLike) else ""
         return name + error.strerror
     return str(error)

@@ -1,8 +1,8 @@
-"""What a lab makes on the host besides its containers, and what was there before its start.
+"""Objects that a lab creates on the host besides its containers, and a baseline of what existed before its start.
 
-A start makes Docker's management network, bridges for links of other than two nodes, a network namespace for each
-container, a block in `/etc/hosts` and a file in `/etc/ssh/ssh_config.d`. Only what a lab's own containerlab topology
-names and what was not there before its start is reported or removed.
+A start creates Docker's management network, a bridge for each link that does not have exactly two nodes, a network
+namespace for each container, a block in `/etc/hosts` and a file in `/etc/ssh/ssh_config.d`. Only objects that the lab's
+containerlab topology names and that are not in the baseline are reported or removed.
 """
 
 import os
@@ -17,20 +17,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 FOOTPRINT: Final = "footprint.json"
-BEFORE: Final = "before.json"
+BASELINE: Final = "baseline.json"
 _HOSTS: Final = "etc/hosts"
 _SSH: Final = "etc/ssh/ssh_config.d"
 _BLOCK: Final = re.compile(r"^###### CLAB-(.+)-START ######$", re.MULTILINE)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)]
-"""A name that no command takes for an option, and that is no path."""
+"""A name that commands cannot mistake for an option, and that is not a path."""
 Kind = Literal["bridge", "namespace", "hosts", "ssh"]
 Run = Callable[[Sequence[str]], str]
-"""Runs a command and returns what it prints."""
+"""Runs a command and returns its output."""
 
 
 class Footprint(BaseModel):
-    """What a lab makes, as its containerlab topology says."""
+    """The names of everything that a lab creates, from its containerlab topology."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +42,7 @@ class Footprint(BaseModel):
     """Their network namespaces have the same names."""
 
     def objects(self) -> set["HostObject"]:
-        """All that may be left of it, apart from containers and the network."""
+        """Every object that the lab may leave behind, except containers and the network."""
         return {
             *(HostObject("bridge", name) for name in self.bridges),
             *(HostObject("namespace", name) for name in self.containers),
@@ -52,13 +52,13 @@ class Footprint(BaseModel):
 
 
 class HostObject(NamedTuple):
-    """One thing of the host that a lab has made."""
+    """An object on the host that a lab may have created."""
 
     kind: Kind
     name: str
 
     def __str__(self) -> str:
-        """What is left, for a person."""
+        """The object as messages name it."""
         return {
             "bridge": f"bridge {self.name}",
             "namespace": f"network namespace {self.name}",
@@ -67,21 +67,21 @@ class HostObject(NamedTuple):
         }[self.kind]
 
 
-class Before(BaseModel):
-    """What was on the host before a lab's start: it stays."""
+class Baseline(BaseModel):
+    """What existed on the host before a lab's start. None of it is ever removed."""
 
     networks: frozenset[str] | None
-    """Docker's networks; None where Docker could not be asked."""
+    """Docker's networks; None if Docker could not be queried."""
     objects: frozenset[HostObject]
 
 
 def read_footprint(base: Path, directory: Path) -> Footprint | None:
-    """What a lab makes; None before its containerlab topology is written.
+    """The footprint of a lab; None before netlab has written the containerlab topology.
 
-    It is noted beside the directory that netlab runs in: `netlab down` removes the topology, be the rest gone or not.
+    A copy is saved in `base`, because `netlab down` deletes the topology even if it fails to remove the rest.
     """
     if (found := _of_topology(directory)) is not None:
-        with suppress(OSError):  # a full disk: the topology itself still tells
+        with suppress(OSError):  # on a full disk, the topology is still there
             (base / FOOTPRINT).write_text(found.model_dump_json())
         return found
     try:
@@ -107,8 +107,8 @@ def _of_topology(directory: Path) -> Footprint | None:
         return None
 
 
-def spare_network(directory: Path) -> None:
-    """Let the containerlab topology name a network that does not exist, so that the end of the lab removes none."""
+def protect_network(directory: Path) -> None:
+    """Replace the network in the containerlab topology by a nonexistent one, so that the teardown removes none."""
     path = directory / "clab.yml"
     topology: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     topology["mgmt"] = {**(topology.get("mgmt") or {}), "network": f"none-{os.urandom(8).hex()}"}
@@ -117,18 +117,18 @@ def spare_network(directory: Path) -> None:
     draft.replace(path)
 
 
-def note_before(base: Path, before: Before) -> None:
-    """Note what is there before a start, so that it survives a loss of power."""
-    with (base / BEFORE).open("w", encoding="utf-8") as file:
-        file.write(before.model_dump_json())
+def write_baseline(base: Path, baseline: Baseline) -> None:
+    """Save the baseline of a lab durably: it survives a power loss."""
+    with (base / BASELINE).open("w", encoding="utf-8") as file:
+        file.write(baseline.model_dump_json())
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_before(base: Path) -> Before | None:
-    """What was there before a lab's start; None where that was not noted."""
+def read_baseline(base: Path) -> Baseline | None:
+    """The baseline of a lab; None if there is none that can be read."""
     try:
-        return Before.model_validate_json((base / BEFORE).read_bytes())
+        return Baseline.model_validate_json((base / BASELINE).read_bytes())
     except (OSError, ValidationError):
         return None
 
@@ -137,12 +137,12 @@ class HostObjects:
     """The host's bridges, network namespaces, hosts file and SSH configuration. All methods block."""
 
     def __init__(self, root: Path, run: Run) -> None:
-        """`root` is the directory in which `etc`, `run` and `sys` lie."""
+        """`root` is the directory that contains `etc`, `run` and `sys`."""
         self._root = root
         self._run = run
 
     def all(self) -> set[HostObject]:
-        """All there are, whoever made them."""
+        """All objects on the host, including those that are not ours."""
         bridges = {path.parent.name for path in (self._root / "sys/class/net").glob("*/bridge")}
         hosts = _BLOCK.findall(self._hosts())
         ssh = {path.name for path in (self._root / _SSH).glob("clab-*.conf")}
@@ -153,14 +153,14 @@ class HostObjects:
             *(HostObject("ssh", name) for name in ssh),
         }
 
-    def left_of(self, footprint: Footprint | None, before: Before | None) -> set[HostObject]:
-        """What is provably left of a lab."""
-        if footprint is None or before is None:
+    def leftovers_of(self, footprint: Footprint | None, baseline: Baseline | None) -> set[HostObject]:
+        """The objects that provably belong to a lab and still exist."""
+        if footprint is None or baseline is None:
             return set()
-        return (footprint.objects() & self.all()) - before.objects
+        return (footprint.objects() & self.all()) - baseline.objects
 
     def remove(self, found: HostObject) -> None:
-        """Remove one thing; the caller looks again for what is left."""
+        """Try to remove one object. The caller checks what is left."""
         with suppress(OSError, subprocess.SubprocessError):
             match found.kind:
                 case "bridge":
@@ -191,7 +191,7 @@ class HostObjects:
             return ""
 
     def _remove_block(self, name: str) -> None:
-        """Cut a block out in place, since a mounted file cannot be replaced; what precedes the block is not written."""
+        """Remove a block in place: a bind-mounted file cannot be replaced. Text before the block is not rewritten."""
         text = self._hosts()
         start, end = f"###### CLAB-{name}-START ######\n", f"###### CLAB-{name}-END ######\n"
         before, found, rest = text.partition(start)

@@ -1,6 +1,6 @@
-"""The lab of this host, as one process holds it: its lock, its start, and its teardown with proof.
+"""Executes the steps of a lab's life on this host: lock, start, adopt, verified teardown, sweep.
 
-It neither counts references nor decides anything: `lab_life` does.
+It neither counts references nor decides what to do: `lab_life` decides.
 """
 
 import json
@@ -26,13 +26,14 @@ from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
 
 LAB_LOCK: Final = "lab"
-"""The lock on this host's lab, held for as long as the lab lives."""
+"""Name of the host lock that is held from before a lab's start until nothing is left of it."""
 
 
 class HostLab:
-    """At most one lab; across processes it is guarded by a file lock that is held as long as the lab lives.
+    """The lab of this host. A file lock that is held for the lab's whole life ensures one lab across all processes.
 
-    All methods block, except where they say not, and may be called from any thread, one that changes the lab at a time.
+    Methods block unless they say otherwise. They may be called from any thread, but only one at a time may change the
+    lab.
     """
 
     def __init__(self, settings: NetlabSettings) -> None:
@@ -47,30 +48,30 @@ class HostLab:
 
     @property
     def held(self) -> Workspace | None:
-        """The lab that this process holds, be it up, half up or not quite down."""
+        """The lab for which this process holds the lock: starting, running or not yet removed."""
         return self._held
 
     @property
     def leftovers(self) -> list[str]:
-        """What the latest teardown could not remove."""
+        """Names of what the latest teardown could not remove."""
         return self._leftovers
 
     def start(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
-        """Start the lab that was taken; its devices. Where that fails, nothing is left of it.
+        """Start the lab that was reserved and return its devices. If the start fails, the lab is torn down.
 
         Args:
-            interrupt: ends the start early, once it is set; InterruptedError is raised then.
+            interrupt: once set, aborts the start with InterruptedError.
 
         Raises:
-            LabInTheWay: somebody else's lab is in the way.
-            TopologyRejected: netlab rejects the topology; the message is netlab's own.
-            What `run_netlab` raises otherwise.
+            LabInTheWay: a lab that is not ours prevents the start.
+            TopologyRejected: netlab rejects the topology; the message is netlab's.
+            The other exceptions of `run_netlab`.
         """
         try:
-            self._cleaner.look_before(workspace, interrupt)
+            self._cleaner.check_before_start(workspace, interrupt)
         except BaseException:
             remove_workspace(workspace.base)  # nothing was started
-            self._let_go(workspace)
+            self._release(workspace)
             raise
         try:
             return self._netlab.up(workspace, interrupt)
@@ -81,94 +82,98 @@ class HostLab:
                 raise LabInTheWay(in_the_way) from error
             raise
 
-    def take(self, workspace: Workspace) -> None:
-        """Hold this host's lock for a lab, which may be started or adopted then. Never blocks.
+    def reserve(self, workspace: Workspace) -> None:
+        """Acquire the host's lab lock, which a lab needs before it is started or adopted. Never blocks.
 
         Raises:
-            LabInTheWay: another process holds it.
+            LabInTheWay: another process holds the lock.
         """
         try:
             self._lock.acquire()
         except Timeout as busy:
             raise LabInTheWay(_holder(busy.lock_file)) from None
-        with suppress(OSError):  # the lock holds without its note
+        with suppress(OSError):  # the note is only for messages
             self._lock.write_note(json.dumps(ownership.origin() | {"pid": os.getpid()}))
         self._held = workspace
 
-    def _let_go(self, workspace: Workspace) -> None:
-        if self._held is workspace:  # else another thread was faster
+    def _release(self, workspace: Workspace) -> None:
+        if self._held is workspace:  # otherwise another thread has released it
             self._held = None
             self._lock.remove_note()
             self._lock.release()
 
     def adopt(self, workspace: Workspace) -> None:
-        """Take over a lab that another server has started, be it up, half up or down.
+        """Take over a lab that an earlier server started, whatever its state.
 
         Raises:
-            LabInTheWay: another process holds this host's lab.
+            LabInTheWay: another process holds the lock of this host's lab.
         """
-        self.take(workspace)
+        self.reserve(workspace)
         self._cleaner.end_processes(workspace.lab_id)
         ownership.adopt(workspace.base, self._settings.lab_host)
 
     def runs(self) -> bool:
-        """Whether netlab and the provider say that all of the lab runs."""
+        """Whether every node of the lab is running, according to netlab and its provider."""
         return self._held is not None and self._netlab.runs(self._held)
 
     def tear_down(self) -> list[str]:
-        """Tear the lab down and look whether it is gone; what is left after the retries.
+        """Tear the lab down and verify it. Returns what is left after the retries.
 
-        While something is left the host's lock stays held.
+        The host's lock is kept until nothing is left.
         """
         if (workspace := self._held) is None:
             return []
         self._leftovers = leftovers = self._cleaner.remove_lab(workspace)
         if not leftovers:
-            self._let_go(workspace)
+            self._release(workspace)
         return leftovers
 
     def directories(self) -> list[Path]:
-        """The directories of labs that are below the work directory now."""
+        """The lab directories that exist below the work directory."""
         return ownership.directories(self._settings.work_dir)
 
     def sweep(self, directories: Sequence[Path] = ()) -> list[str]:
-        """Remove what crashes have left below the work directory, apart from the lab that is held; what resists.
+        """Remove the leftovers of crashes, but not the current lab. Returns what could not be removed.
 
-        Containers and netlab's instances are looked for; work directories are those that are named.
+        Args:
+            directories: lab directories to check. Containers and netlab instances are found without them.
         """
         return self._cleaner.sweep(directories, self._held.base if self._held else None)
 
     def netlab_status(self) -> str | None:
-        """What netlab's list of instances says of the lab's state; None where it is not on the list."""
+        """The lab's state in netlab's list of instances; None if the lab is not in the list."""
         return self._cleaner.instances.status(self._held.directory) if self._held else None
 
     def in_the_way(self) -> str | None:
-        """Why no lab can start on this host, although it is free: a lab of somebody else, or a stale entry of netlab's.
+        """Why no lab can start although the host is free: a lab that is not ours, or a stale entry in netlab's list.
 
         Raises:
-            subprocess.SubprocessError, OSError, ValueError: it cannot be told, and so no lab can start.
+            subprocess.SubprocessError, OSError, ValueError: netlab or Docker could not be queried.
         """
         return self._cleaner.in_the_way()
 
-    def load_ahead(self) -> None:
-        """Load the netlab that starts the next lab; returns before it is loaded. For servers, which start one soon."""
+    def preload(self) -> None:
+        """Begin to load the netlab process that will start the next lab. Returns before it is loaded."""
         if self._settings.preload:
             self._preloaded.load()
 
-    def stop_loading(self) -> None:
-        """End what `load_ahead` has loaded, for good."""
+    def stop_preloading(self) -> None:
+        """End the preloaded netlab; later calls of `preload` do nothing."""
         self._preloaded.close()
 
-    def stop_asking(self) -> None:
-        """End what netlab is asked about the host, for good; for a process that holds no lab. Never blocks."""
-        self._netlab.stop_asking()
+    def cancel_queries(self) -> None:
+        """Abort current and future netlab commands that only query the host. Never blocks.
+
+        For a process without a lab: a teardown needs these commands.
+        """
+        self._netlab.cancel_queries()
 
 
 def _holder(lock_file: str) -> str:
-    """Which other process of this host holds its lab, for a person."""
+    """A message that names the process which holds the lock of this host's lab."""
     try:
-        known = json.loads(read_note(lock_file) or "")
-        told = "pid {pid} of user {user}, since {created}".format(**known)
+        note = json.loads(read_note(lock_file) or "")
+        holder = "pid {pid} of user {user}, since {created}".format(**note)
     except (ValueError, LookupError, TypeError):
-        told = "it has left no note"
-    return f"another process of this host holds its lab: {one_line(told)}"
+        holder = "it has left no note"
+    return f"another process of this host holds its lab: {one_line(holder)}"

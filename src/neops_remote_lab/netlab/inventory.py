@@ -1,4 +1,4 @@
-"""What netlab knows of a lab's nodes."""
+"""Reads the nodes of a lab, with all their data, from netlab."""
 
 import json
 import subprocess
@@ -7,35 +7,35 @@ from typing import Any, Final
 
 from neops_remote_lab.models.lab import DeviceInfoDto
 
-# `netlab inspect` evaluates a Python expression over the topology, in which no ":" and no "=" may occur. This one does
-# for all nodes at once what `inspect --node NAME` does for one, in one process whatever the number of nodes.
+# `netlab inspect` evaluates a Python expression over the topology, which must not contain ":" or "=". This expression
+# does for all nodes in one process what `inspect --node NAME` does for one.
 _ADJUST: Final = "__import__('netsim.outputs.common', None, None, ['x']).adjust_inventory_host"
 _RAW: Final = (
     f"type(nodes)(list({_ADJUST}(d, defaults, None, None, True).items()) + [('_netlab_version', _netlab_version)])"
 )
-# Pairs in a list keep the topology's order; the keys of what netlab prints are sorted.
+# A list of pairs, because netlab sorts the keys of a mapping, which would lose the topology's order.
 _ALL_DEVICES: Final = f"('devices', [[n, {_RAW}] for n, d in nodes.items()])"
-# The names of the expression are the topology's own; one without links has no name `links`.
+# The expression's globals are the topology's keys; a topology without links has no `links`.
 LINKS: Final = "len(globals().get('links') or [])"
 ALL: Final = f"type(nodes)([{_ALL_DEVICES}, ('links', {LINKS})])"
 
 Inspect = Callable[[Sequence[str]], str]
-"""Runs `netlab inspect` with these arguments in the lab's work directory, and returns what it prints."""
+"""Runs `netlab inspect` with these arguments in the lab's work directory, and returns its output."""
 
 
 def read_devices(inspect: Inspect) -> list[DeviceInfoDto]:
-    """As `read_lab`, without the links."""
+    """As `read_lab`, without the number of links."""
     return read_lab(inspect)[0]
 
 
 def read_lab(inspect: Inspect) -> tuple[list[DeviceInfoDto], int]:
-    """All nodes of the lab, and the number of its links, by one netlab process.
+    """All nodes of the lab and the number of its links.
 
-    By one a node where this netlab has not the function that tells all.
+    This takes one netlab process, or one per node with a netlab that lacks the internal function for all nodes.
 
     Raises:
-        ValueError: netlab printed something else than a JSON object.
-        Whatever `inspect` raises.
+        ValueError: netlab printed something other than a JSON object.
+        The exceptions of `inspect`.
     """
     try:
         found = _object(inspect(["--format", "json", ALL]))

@@ -1,4 +1,4 @@
-"""The lab of this host without a server: started, shared by reference counting, and torn down with the last user."""
+"""The lab of this host without a server: shared by reference counting, torn down with the last release."""
 
 import atexit
 import logging
@@ -15,14 +15,14 @@ from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.lab import DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.host_lab import HostLab
-from neops_remote_lab.netlab.lab_life import Decision, Operation, Seen, Step, Wanted, next_step
+from neops_remote_lab.netlab.lab_life import Decision, Observed, Operation, Step, Wanted, next_step
 from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, copy_topology, remove_workspace
 
 
 @dataclass
 class LocalLab:
-    """The lab that this process has started."""
+    """State of the lab that this process started."""
 
     workspace: Workspace
     state: LiveLabState = LiveLabState.STARTING
@@ -33,19 +33,24 @@ class LocalLab:
 
     @property
     def is_started_elsewhere(self) -> bool:
-        """Whether another thread starts it at this moment."""
+        """Whether another thread is starting the lab."""
         starting = self.state is LiveLabState.STARTING and self.starter.is_alive()
         return starting and self.starter is not threading.current_thread()
 
 
 class LabManager:
-    """One lab for all threads of this process, with the methods that local fixtures call. A server has a slot instead.
+    """One lab shared by all threads of this process, for local fixtures. The server uses a slot instead.
 
     The lab is torn down when the process ends.
     """
 
     def __init__(self, settings: NetlabSettings | None = None, *, suffixes: Sequence[str] = (".yml",)) -> None:
-        """Without settings, those of the environment count. `suffixes` are those that a topology's name may have."""
+        """Create a manager without a lab.
+
+        Args:
+            settings: default to those of the environment.
+            suffixes: accepted suffixes of a topology's file name.
+        """
         self._settings = settings or read_settings(NetlabSettings)
         self._suffixes = suffixes
         self._host_lab = HostLab(self._settings)
@@ -57,7 +62,7 @@ class LabManager:
 
     @property
     def current(self) -> LocalLab | None:
-        """The lab that this process has started. Never blocks."""
+        """The lab that this process started; None if there is none. Never blocks."""
         return self._lab
 
     def acquire(
@@ -68,20 +73,21 @@ class LabManager:
         extra_files: Sequence[PathName] = (),
         on_wait: Callable[[str], object] | None = None,
     ) -> list[DeviceInfoDto]:
-        """Start a topology, or share it when it runs already; waits for as long as the host is busy.
+        """Start a topology, or share it if it is already running. Waits while the host is busy.
 
         Args:
-            reuse: share the lab when the same topology, with the same extra files, runs already.
-            extra_files: files that the topology needs, relative to its directory: paths, directories that stand for
-                all below them, and patterns as `pathlib.Path.glob` has them. They are read once, by this call.
-            on_wait: called with who uses the host, before each pause; what it raises ends the wait.
+            topology: the topology file.
+            reuse: share a running lab that already has references, if its topology and extra files are the same.
+            extra_files: files that the topology needs, relative to its directory: paths, directories (which stand for
+                all files below them), and patterns as for `pathlib.Path.glob`. This call copies them.
+            on_wait: called before each pause with a message that says who uses the host; an exception ends the wait.
 
         Raises:
-            ValueError: the file is no `.yml`, an extra file cannot be used, or netlab rejects the topology; the message
-                is netlab's own.
-            FileNotFoundError: there is no such file, or no netlab.
-            BlockingIOError: a lab that is not ours is in the way.
-            subprocess.CalledProcessError: netlab failed; `stderr` has its last lines. Nothing is left behind.
+            ValueError: the file name has another suffix, an extra file cannot be used, or netlab rejects the topology
+                (with netlab's message).
+            FileNotFoundError: a file or the netlab command does not exist.
+            BlockingIOError: a lab that is not ours prevents the start.
+            subprocess.CalledProcessError: netlab failed; `stderr` has its last lines. The lab has been removed.
             subprocess.TimeoutExpired: netlab took longer than its limit.
         """
         with self._copy_of(topology, extra_files) as workspace:
@@ -99,7 +105,7 @@ class LabManager:
     def try_acquire(
         self, topology: Path, *, reuse: bool = True, extra_files: Sequence[PathName] = ()
     ) -> list[DeviceInfoDto] | None:
-        """As `acquire`, but None at once when the host is busy."""
+        """As `acquire`, but returns None instead of waiting while the host is busy."""
         with self._copy_of(topology, extra_files) as workspace:
             try:
                 lab = self._claim(workspace, reuse=reuse)
@@ -109,7 +115,7 @@ class LabManager:
 
     @contextmanager
     def _copy_of(self, topology: Path, extra_files: Sequence[PathName]) -> Iterator[Workspace]:
-        """A new workspace, which is removed again unless it has become that of the lab."""
+        """A new workspace with copies of the files. It is removed on exit unless the lab uses it."""
         files = TopologyFiles.of(topology, extra_files)
         if files.path.suffix not in self._suffixes:
             raise ValueError(f"{files.path} must end in {' or '.join(self._suffixes)}")
@@ -121,7 +127,7 @@ class LabManager:
                 remove_workspace(workspace.base)
 
     def _claim(self, workspace: Workspace, *, reuse: bool) -> LocalLab:
-        """The lab that runs, with one reference more, or a new one to start.
+        """The running lab, with a reference added, or a new one to start.
 
         Raises:
             LabInTheWay: the host is busy.
@@ -139,7 +145,7 @@ class LabManager:
             if self._decide(workspace, reuse=reuse).step is not Step.START:
                 name = self._lab.workspace.topology if self._lab else "another topology"
                 raise LabInTheWay(f"this process uses the host's lab, for {name}")
-            self._host_lab.take(workspace)
+            self._host_lab.reserve(workspace)
             self._lab = LocalLab(workspace)
             return self._lab
 
@@ -147,9 +153,9 @@ class LabManager:
         lab = self._lab
         operations = {LiveLabState.STARTING: Operation.START, LiveLabState.STOPPING: Operation.STOP}
         seen = (
-            Seen()
+            Observed()
             if lab is None
-            else Seen(
+            else Observed(
                 state=lab.state,
                 identity=lab.workspace.identity,
                 references=lab.references,
@@ -162,13 +168,13 @@ class LabManager:
         return next_step(seen, Wanted(workspace.identity, reuse, same_session=True))
 
     def _devices_of(self, lab: LocalLab) -> list[DeviceInfoDto]:
-        """The devices of a lab that was claimed; it is started where it does not run."""
+        """The devices of a claimed lab, which is started unless it is running."""
         if lab.state is LiveLabState.RUNNING:
             return lab.devices
         try:
             lab.devices = self._host_lab.start(lab.workspace, lab.interrupt)
         except BaseException:
-            self._forget_if_gone(lab)
+            self._clear_if_removed(lab)
             raise
         with self._guard:
             lab.references += 1
@@ -176,7 +182,7 @@ class LabManager:
         self._changed.set()
         return lab.devices
 
-    def _forget_if_gone(self, lab: LocalLab) -> None:
+    def _clear_if_removed(self, lab: LocalLab) -> None:
         with self._guard:
             lab.state = LiveLabState.STOPPING
             if self._host_lab.held is None and self._lab is lab:
@@ -184,14 +190,14 @@ class LabManager:
         self._changed.set()
 
     def release(self, topology: Path | None = None) -> None:
-        """Let go of one reference; the lab is torn down with the last one.
+        """Release one reference. The last release tears the lab down.
 
         Args:
-            topology: which lab is meant; the one that runs, where none is given.
+            topology: the topology of the lab; None means the running one.
 
         Raises:
-            RuntimeError: no lab is held, or something is left after the teardown.
-            ValueError: the lab that runs is not this topology.
+            RuntimeError: there is no reference to release, or the teardown was incomplete.
+            ValueError: another topology is running.
         """
         sha256 = None if topology is None else sha256_of(Path(topology))
         with self._guard:
@@ -203,19 +209,19 @@ class LabManager:
             lab.references = max(0, lab.references - 1)
             last = lab.references == 0
             if last:
-                lab.state = LiveLabState.STOPPING  # before anybody else can share a lab that is about to end
-        if last and (left := self.tear_down()):
-            raise RuntimeError(f"the lab could not be removed: {', '.join(left)} is left")
+                lab.state = LiveLabState.STOPPING  # under the guard, so that no other thread shares it now
+        if last and (leftovers := self.tear_down()):
+            raise RuntimeError(f"the lab could not be removed: {', '.join(leftovers)} is left")
 
     def interrupt(self) -> None:
-        """End a `netlab up` that runs: it fails, and cleans up after itself. Never blocks."""
+        """Abort a start in progress, which then fails and cleans up. Never blocks."""
         if lab := self._lab:
             lab.interrupt.set()
 
     def tear_down(self) -> list[str]:
-        """Tear the lab down, whoever holds it, and look whether it is gone; what is left after the retries.
+        """Tear the lab down, regardless of references, and verify it. Returns what is left after the retries.
 
-        While something is left the lab stays `stopping`, and the host's lock stays held.
+        Until nothing is left, the lab stays `stopping` and the host's lock is kept.
         """
         with self._teardown:
             with self._guard:
@@ -223,9 +229,9 @@ class LabManager:
                 if lab is None:
                     return []
                 lab.state = LiveLabState.STOPPING
-            left = self._host_lab.tear_down()
-            self._forget_if_gone(lab)
-            return left
+            leftovers = self._host_lab.tear_down()
+            self._clear_if_removed(lab)
+            return leftovers
 
     def status(self) -> LabStatusDto:
         """The lab as this process knows it. Never blocks."""
@@ -250,7 +256,7 @@ class LabManager:
         return self._host_lab.sweep(directories)
 
     def cleanup(self) -> None:
-        """Tear down whatever this process holds, whoever uses it. A start that another thread runs is ended first."""
+        """Tear the lab down, regardless of references. A start in another thread is aborted first."""
         while (lab := self._lab) is not None and lab.is_started_elsewhere:
             lab.interrupt.set()
             self._changed.wait(self._settings.acquire_poll)
@@ -258,5 +264,5 @@ class LabManager:
 
     def _clean_up_at_exit(self) -> None:
         if self._lab is not None:
-            logging.disable()  # the handlers' streams may be closed by now
+            logging.disable()  # handlers may have closed streams at this point
             self.cleanup()

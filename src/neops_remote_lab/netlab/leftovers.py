@@ -1,7 +1,6 @@
-"""What a lab leaves on the host: containers, a network, netlab's instance, processes.
+"""Finds and removes a lab's containers, network, netlab instance and processes.
 
-They are found by directory, never by name. Only what belongs to a directory of ours is reported or removed; everything
-else on the host is somebody else's.
+They are identified by the lab's directory, never by name. Nothing else on the host is reported or removed.
 """
 
 import json
@@ -21,17 +20,17 @@ from neops_remote_lab.netlab.process import LAB_ID_VARIABLE, PRELOADED
 CONTAINERS_FORMAT: Final = ("ps", "--all", "--no-trunc", "--filter", "label=clab-topo-file", "--format", "{{json .}}")
 CONTAINERS_NOTE: Final = "may-have-containers"
 NOT_DOCKER: Final = (
-    "the Docker command prints something else than Docker does (podman's does): name Docker's own with --docker"
+    "the output of the Docker command is not Docker's (podman's differs, for example): name Docker's with --docker"
 )
 INSTANCES_TIMEOUT: Final = 3.0
-"""Seconds to wait for netlab's own lock on its list of instances, as long as netlab itself waits."""
+"""Seconds to wait for netlab's lock on its list of instances, as long as netlab itself waits."""
 
 Docker = Callable[[Sequence[str]], str]
-"""Runs `docker` with these arguments and returns what it prints."""
+"""Runs `docker` with these arguments and returns its output."""
 
 
 class Container(NamedTuple):
-    """A container that belongs to a lab of ours."""
+    """A container that containerlab created."""
 
     identifier: str
     name: str
@@ -43,25 +42,25 @@ class Container(NamedTuple):
     """netlab's name of the node that it is."""
 
     def is_below(self, directory: Path) -> bool:
-        """Whether it belongs to a lab whose files lie in a directory."""
-        # what is written in a label has no symbolic links in it
+        """Whether the container belongs to a lab whose files are below a directory."""
+        # containerlab resolves symbolic links before it writes the path into the label
         return self.topology_file.is_relative_to(directory.resolve())
 
-    def lab_folder(self, root: Path) -> str:
-        """The name of the work directory below `root` that it belongs to."""
+    def lab_directory(self, root: Path) -> str:
+        """The name of the lab directory below `root` that the container belongs to."""
         return self.topology_file.relative_to(root.resolve()).parts[0]
 
 
 def docker_is_installed(command: str) -> bool:
-    """Whether there can be containers at all."""
+    """Whether the Docker command exists: without it there are no containers to look for."""
     return shutil.which(command) is not None
 
 
 def all_containers(docker: Docker) -> list[Container]:
-    """Containers of all labs, running or not, whoever started them.
+    """The containers of all labs on the host, running or not, ours or not.
 
     Raises:
-        ValueError: the command prints something else than Docker's command does.
+        ValueError: the output is not Docker's.
     """
     printed = docker(CONTAINERS_FORMAT)
     try:
@@ -84,38 +83,38 @@ def _container(row: dict[str, Any]) -> Container:
 
 
 def network_names(docker: Docker) -> set[str]:
-    """The names of Docker's networks."""
+    """The names of all Docker networks."""
     return set(docker(["network", "ls", "--format", "{{.Name}}"]).split())
 
 
 def may_have_containers(base: Path) -> bool:
-    """Whether netlab has got as far as to write a containerlab topology in a work directory.
+    """Whether netlab has written a containerlab topology in a lab's directory.
 
-    That is noted beside it: a `netlab down` by force removes the topology, be the containers gone or not.
+    The answer is saved in a file, because `netlab down --force` deletes the topology even if containers remain.
     """
     note = base / CONTAINERS_NOTE
     if any(base.glob("*/clab.yml")):
-        with suppress(OSError):  # a full disk: the topology itself still tells
+        with suppress(OSError):  # on a full disk, the topology is still there
             note.touch()
         return True
     return note.exists()
 
 
 def remove_containers(containers: Sequence[Container], docker: Docker) -> None:
-    """Remove containers with force; the caller looks again for what is left."""
+    """Try to remove containers, running or not. The caller checks what is left."""
     if containers:
         with suppress(subprocess.CalledProcessError):
             docker(["rm", "--force", "--volumes", *(container.identifier for container in containers)])
 
 
 def remove_network(network: str, docker: Docker) -> None:
-    """Remove a lab's network when no container uses it; Docker itself refuses otherwise."""
+    """Remove a network. Docker refuses while a container uses it."""
     with suppress(subprocess.CalledProcessError):
         docker(["network", "rm", network])
 
 
 def network_is_empty(network: str, docker: Docker) -> bool:
-    """Whether a network is there without any container in it."""
+    """Whether a network exists and no container uses it."""
     try:
         found = json.loads(docker(["network", "inspect", network]))
     except (subprocess.CalledProcessError, ValueError):
@@ -124,37 +123,37 @@ def network_is_empty(network: str, docker: Docker) -> bool:
 
 
 class Instances:
-    """netlab's list of the labs that it has started. All methods block."""
+    """netlab's list of the labs that it started. All methods block."""
 
     def __init__(self, path: Callable[[], Path]) -> None:
-        """`path` tells where netlab keeps the list."""
+        """`path` returns the path of the list."""
         self._path = path
 
     def below(self, directory: Path) -> list[str]:
-        """netlab's instances whose directory lies at or below a directory."""
+        """The names of the instances in or below a directory."""
         return [str(name) for name, instance in self.all().items() if _is_below(instance, directory)]
 
     def directories(self, root: Path) -> list[str]:
-        """The names of the labs' directories below `root` that netlab has instances in."""
+        """The names of the directories below `root` that have instances."""
         real = root.resolve()
         found = [Path(instance["dir"]) for instance in self.all().values() if _is_below(instance, root)]
         return [directory.relative_to(real).parts[0] for directory in found if directory != real]
 
     def status(self, directory: Path) -> str | None:
-        """The state of the instance in a directory, in netlab's own words."""
+        """The state of the instance in a directory, as netlab calls it; None if there is no instance."""
         states = [instance.get("status") for instance in self.all().values() if _is_below(instance, directory)]
         return str(states[0]) if states else None
 
     def elsewhere(self, root: Path) -> dict[str, Path]:
-        """The directories of instances that do not lie below `root`, by the instance's name."""
+        """The directories of all instances that are not below `root`, by instance name."""
         return {
             str(name): Path(str(instance.get("dir", "/")))
             for name, instance in self.all().items()
             if isinstance(instance, dict) and not _is_below(instance, root)
         }
 
-    def forget(self, directory: Path) -> None:
-        """Strike instances below a directory off the list, as `netlab down` does at its end."""
+    def remove(self, directory: Path) -> None:
+        """Remove the instances below a directory from the list, as a successful `netlab down` does."""
         if not self.below(directory):
             return
         path = self._path()
@@ -165,7 +164,7 @@ class Instances:
             scratch.replace(path)
 
     def all(self) -> dict[Any, Any]:
-        """The whole list. netlab rewrites it in place, so an unlocked reader could see half of it."""
+        """The whole list, read under netlab's lock, because netlab rewrites the file in place."""
         path = self._path()
         if not path.exists():
             return {}
@@ -186,7 +185,7 @@ def _is_below(instance: Any, directory: Path) -> bool:
 
 
 def processes_of(lab_id: str) -> list[psutil.Process]:
-    """Processes that were started for a lab, by whichever server."""
+    """The processes that this or an earlier server started for a lab."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -197,7 +196,7 @@ def processes_of(lab_id: str) -> list[psutil.Process]:
 
 
 def end_processes(processes: Sequence[psutil.Process], grace: float) -> None:
-    """End processes, politely first, and wait for their end; `grace` in seconds."""
+    """Send SIGTERM, after `grace` seconds SIGKILL, and wait until the processes have ended."""
     for process in processes:
         with suppress(psutil.Error):
             process.terminate()

@@ -1,4 +1,4 @@
-"""The files that netlab's output goes to: bounded while they grow, and kept for some days when a lab did not start."""
+"""netlab's log files: limited in size, and kept for some days if a lab did not start."""
 
 import os
 import time
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Final
 
 FAILED: Final = "failed-labs"
-"""The directory below the work directory with the logs of labs that did not start."""
+"""The directory, below the work directory, for the logs of labs that did not start."""
 LEFT_OUT: Final = b"\n[remote-lab] some of the output is left out here, since it is over the limit (--max-log-bytes)\n"
 SECONDS_A_DAY: Final = 86_400
 
 
 class Bound:
-    """Keeps a log within a size while somebody appends to it: its first quarter and what came last stay."""
+    """Limits the size of a log that a process is appending to: the first quarter and the last part are kept."""
 
     def __init__(self, log: Path, limit: int) -> None:
         self._log = log
@@ -21,8 +21,8 @@ class Bound:
         self.was_cut = False
 
     def enforce(self) -> None:
-        """Cut the middle out of the log if it is too large. What is appended at the very moment may be lost."""
-        with suppress(OSError):  # the log has gone, or its disk is full: the command itself fails then
+        """Cut the middle out of the log if it is too large. Output that is appended meanwhile may be lost."""
+        with suppress(OSError):  # if the log is gone or the disk is full, the command itself fails
             if self._log.stat().st_size > self._limit:
                 self._cut(self._limit // 4)
 
@@ -37,7 +37,7 @@ class Bound:
 
 
 class FailedLogs:
-    """The logs of labs that did not start, under the ids of those labs. All methods block."""
+    """The logs of labs that did not start, by lab id. All methods block."""
 
     def __init__(self, work_dir: Path, *, days: float, number: int) -> None:
         self._directory = work_dir / FAILED
@@ -45,22 +45,22 @@ class FailedLogs:
         self._number = number
 
     def path(self, lab_id: str) -> Path:
-        """Where the log of a lab is kept if the lab does not start."""
+        """The path under which the log of a lab is kept if the lab does not start."""
         return self._directory / f"{lab_id}.log"
 
     def keep(self, lab_id: str, log: Path) -> None:
-        """Give a log a second name, so that it outlives its lab, and gets what is appended meanwhile."""
-        with suppress(OSError):  # a full disk: the lab itself decides what becomes of the start
+        """Create a hard link to a log, which gets all further output and survives the lab's directory."""
+        with suppress(OSError):  # on a full disk, the start itself fails or not
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             log.touch()
             os.link(log, self.path(lab_id))
 
-    def forget(self, lab_id: str) -> None:
-        """Give up a log: the lab runs."""
+    def discard(self, lab_id: str) -> None:
+        """Remove the link: the lab is running."""
         self.path(lab_id).unlink(missing_ok=True)
 
     def prune(self) -> None:
-        """Remove what is too old, and the oldest of too many."""
+        """Remove logs that are too old, and the oldest ones above the maximum number."""
         if not self._directory.is_dir():
             return
         logs = sorted(self._directory.glob("*.log"), key=lambda log: log.stat().st_mtime, reverse=True)

@@ -1,7 +1,7 @@
-"""What netlab prints, fit to be shown to other people: without tracebacks, paths of this host and terminal commands.
+"""Cleans netlab's output for clients: removes tracebacks, paths of this host and terminal control sequences.
 
-A line of netlab ends with LF. A carriage return within it ends a part of the line, as progress bars print them; each
-part is looked at as if it were a line, since readers take it for one.
+A line ends with LF. A carriage return, as progress bars print it, ends a part of a line; each part is treated like a
+line, because terminals show it as one.
 """
 
 import os
@@ -13,14 +13,14 @@ from typing import IO, Final
 from neops_remote_lab.core.text import one_line
 
 MAX_LINE_BYTES: Final = 16_384
-"""A line is cut after so many bytes."""
+"""Longer lines are cut."""
 CUT: Final = " … (the line was cut)"
 PIECE_BYTES: Final = 32 * 1024
 """So much is scrubbed at a time: short enough to leave the processor to the event loop in between."""
 TAIL_LINES: Final = 20
-"""Lines at the end of an output that explain a failure."""
+"""Number of last lines that are reported for a failure."""
 TAIL_BYTES: Final = 65_536
-"""Bytes that are read to find them. A traceback whose head is further away than that is recognised by its frames."""
+"""Number of bytes read to find them. A traceback that begins earlier is recognised by its frames."""
 
 _HEADER = re.compile(
     r"(?P<prefix>.*?)(?P<group>\+ Exception Group )?Traceback \(most recent call last\):\s*$"  # at the start of a line
@@ -30,7 +30,7 @@ _LINK = re.compile(
     r"(?:During handling of the above exception, another exception occurred"
     r"|The above exception was the direct cause of the following exception):\s*$"
 )
-# Ansible prints tracebacks within JSON: `\n` and `\"` as two characters, a backslash doubled.
+# Ansible prints tracebacks inside JSON strings, with `\n`, `\"` and `\\` as escapes.
 _QUOTED = re.compile(
     r"Traceback \(most recent call last\):(?:\\r)?(?:\\n|$)(?:(?:[ ]|\\t)(?:[^\\]|\\[^n])*(?:\\n|\\?$)|\\n)*"
 )
@@ -44,22 +44,22 @@ _TERMINAL_COMMAND = re.compile(
 
 
 _CAUSE = re.compile(
-    r"(?:\d[\d:T.+-]* |time=\S+ )?"  # containerlab begins its lines with a time
+    r"(?:\d[\d:T.+-]* |time=\S+ )?"  # timestamp of containerlab
     r"(?:ERRO(?:R\b|\b)|level=error|fatal: \[|Fatal ?[Ee]rror in|(?:Incorrect|Missing)\w+ in|\w+Error(?: in|:))"
 )
-"""How lines begin that say why something failed: in netlab, containerlab, Ansible and Python."""
+"""The beginning of a line that states the cause of a failure, in netlab, containerlab, Ansible or Python."""
 _PROGRESS = re.compile(r"\[CONFIG\]|Created ")
 
 
 class Scrubber:
-    """Takes one line of an output after the other, and gives what may be shown of it."""
+    """Cleans an output line by line. It remembers whether the current line is inside a traceback."""
 
     def __init__(self, *, inside: bool = False) -> None:
-        """`inside`: the first line may belong to a traceback that began before it."""
-        self._prefix: str | None = "" if inside else None  # what each line of the traceback begins with
+        """`inside`: the first line may belong to a traceback that began earlier."""
+        self._prefix: str | None = "" if inside else None  # the prefix of each line of the current traceback
 
     def line(self, text: str) -> list[str]:
-        """The parts of a line that may be shown, each without its end; nothing where all of it is hidden."""
+        """The visible parts of a line, without line ends; an empty list if the whole line is hidden."""
         return [shown for part in text.removesuffix("\r").split("\r") if (shown := self._part(part)) is not None]
 
     def _part(self, text: str) -> str | None:
@@ -84,29 +84,29 @@ class Scrubber:
 
     @staticmethod
     def _belongs(text: str, prefix: str) -> bool:
-        """Whether a line goes on with a traceback: blank, or indented below what its first line began with."""
+        """Whether a line continues a traceback: it is blank, or indented after the traceback's prefix."""
         if not text.strip():
             return True
         before, after = text[: len(prefix)], text[len(prefix) :]
-        if _DIGIT.sub("0", before.rstrip()) == _DIGIT.sub("0", prefix.rstrip()):  # times differ from line to line
+        if _DIGIT.sub("0", before.rstrip()) == _DIGIT.sub("0", prefix.rstrip()):  # timestamps differ between lines
             return not after.strip() or after[0].isspace()
         return text[0].isspace() and bool(prefix.strip())
 
 
 class Lines:
-    """Cuts an output that arrives in pieces into lines, and scrubs them. Keeps at most `MAX_LINE_BYTES` of it."""
+    """Splits an output that arrives in pieces into lines and scrubs them. Buffers at most `MAX_LINE_BYTES`."""
 
     def __init__(self, *, partial: bool = False) -> None:
-        """`partial`: the output is read from somewhere in its middle on."""
+        """`partial`: the first piece does not begin at the start of the output."""
         self._scrubber = Scrubber(inside=partial)
         self._line = bytearray()
         self._skipping = partial  # up to the next end of a line
         self._none_ended = partial
 
     def feed(self, data: bytes, *, last: bool = False) -> list[list[str]]:
-        """The lines that have ended, each as its parts; those of which nothing may be shown are left out.
+        """The lines completed by `data`, each as a list of visible parts; lines without a visible part are omitted.
 
-        `last`: nothing follows, so a line without an end is one too.
+        `last`: no more data follows, so an unfinished line counts as complete.
         """
         pieces = data.split(b"\n")
         lines = []
@@ -119,7 +119,7 @@ class Lines:
                 lines.append(self._take())
             self._skipping = not ended and (self._skipping or too_long)
             self._none_ended &= not ended
-        if last and self._none_ended:  # all of it lies within one line
+        if last and self._none_ended:  # everything was part of one line
             lines.append([CUT.strip()])
             self._none_ended = False
         return [line for line in lines if line]
@@ -133,18 +133,18 @@ class Lines:
 
 
 def scrub(text: str) -> str:
-    """An output as it may be shown."""
+    """An output without what clients must not see."""
     scrubber = Scrubber()
     return "\n".join(shown for line in text.split("\n") for shown in scrubber.line(line))
 
 
 def tail(text: str) -> str:
-    """The last lines of an output, as they may be shown, the cause of a failure first where one is recognised."""
+    """The last lines of an output, scrubbed. If a line states the cause of the failure, it comes first."""
     return _last(scrub(text).split("\n"))
 
 
 def last_lines(file: IO[bytes], start: int) -> str:
-    """As `tail`, for what was written to a file from a position on."""
+    """As `tail`, for the content of a file from the position `start` on."""
     begin = max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES)
     file.seek(begin)
     lines = Lines(partial=begin > start).feed(file.read(TAIL_BYTES), last=True)

@@ -1,7 +1,7 @@
-"""Which directories are ours: a marker in the work directory, and a record and an owner for each lab's directory.
+"""Proves which directories are ours: a marker in the work directory, and a record in each lab directory.
 
-Nothing without that proof is ever removed. A lab's directory is left over once the process that owned it has ended:
-each process holds a lock file of its own, which its directories name.
+Nothing without that proof is ever removed. Each process holds a lock file of its own, which the records of its lab
+directories name. A lab directory is abandoned once its process has ended and the lock is free.
 """
 
 import errno
@@ -28,20 +28,20 @@ logger = logging.getLogger(__name__)
 
 PROGRAM: Final = "neops-remote-lab"
 MARKER_DIR: Final = f".{PROGRAM}"
-"""Holds the marker, the lock of the server, and the locks of the owners."""
+"""Contains the marker, the lock of the server, and the locks of the owners."""
 RECORD: Final = "lab.json"
 GUARD_TIMEOUT: Final = 10.0
-"""Seconds to wait while another process makes or removes a lock file of an owner."""
+"""Seconds to wait while another process creates or removes an owner's lock file."""
 
 _LAB_ID: Final = re.compile(r"[0-9a-f]{16}")
 _DRAFT: Final = re.compile(r"\.new-[0-9a-f]{16}")
 _owners: dict[tuple[Path, str], FileLock] = {}
-"""The lock of this process in each work directory; held until the process ends."""
+"""This process's owner lock for each work directory; held until the process ends."""
 _owners_guard = threading.Lock()
 
 
 class Record(NamedTuple):
-    """What a lab's directory says of itself."""
+    """The record in a lab directory."""
 
     lab_id: str
     host: str
@@ -52,11 +52,11 @@ class Record(NamedTuple):
 
 
 def claim(root: Path) -> str:
-    """The id of a work directory; one that is new or empty becomes ours.
+    """Return the id of a work directory. A missing or empty directory is created and marked as ours.
 
     Raises:
-        PermissionError: it is not ours, or may not be; `strerror` is a sentence for the operator.
-        OSError: it cannot be made.
+        PermissionError: the directory is not ours; `strerror` is a sentence for the operator.
+        OSError: the directory cannot be created.
     """
     _require_owned(root)
     if (known := _marker(root)) is not None:
@@ -100,10 +100,10 @@ def _marker(root: Path) -> str | None:
 
 
 def origin() -> dict[str, str]:
-    """Who this process is, for a note."""
+    """Host, user and current time, for a note about this process."""
     try:
         user = getpass.getuser()
-    except (OSError, KeyError):  # no entry in the list of users
+    except (OSError, KeyError):  # the user has no passwd entry
         user = str(os.geteuid())
     return {
         "host": socket.gethostname(),
@@ -113,11 +113,14 @@ def origin() -> dict[str, str]:
 
 
 def hold_server_lock(root: Path, note: Mapping[str, Any]) -> FileLock:
-    """Be the one server of a work directory, for as long as the lock that is returned lives.
+    """Acquire the lock for the one server of a work directory. The caller must keep the returned lock.
+
+    Args:
+        note: describes this server, for the message of a second one.
 
     Raises:
-        BlockingIOError: another server holds it; the message names that one.
-        What `claim` raises.
+        BlockingIOError: another server holds the lock; the message names it.
+        The exceptions of `claim`.
     """
     claim(root)
     lock = FileLock(root / MARKER_DIR / "server.lock", thread_local=False, mode=0o600)
@@ -134,18 +137,18 @@ def hold_server_lock(root: Path, note: Mapping[str, Any]) -> FileLock:
 
 
 def new_directory(root: Path, lab_id: str, host: str) -> Path:
-    """Make the directory of a lab, with its record: it is never there without. Raises what `claim` raises."""
+    """Create a lab directory with its record, atomically. Raises the exceptions of `claim`."""
     work_dir = claim(root)
     record = Record(lab_id, host, work_dir, _owner(root, work_dir))
     draft = root / f".new-{lab_id}"
     draft.mkdir(mode=0o700)
-    draft.chmod(root.stat().st_mode & 0o777)  # whoever may enter the work directory may look at labs
+    draft.chmod(root.stat().st_mode & 0o777)  # users who may enter the work directory may read its labs
     _write(draft / RECORD, {"program": PROGRAM, **record._asdict()})
     return draft.rename(root / lab_id)
 
 
 def proof(base: Path) -> Record | None:
-    """The record of a directory that is provably ours; None for any other."""
+    """The record of a lab directory that is provably ours; None for any other."""
     if base.is_symlink() or not base.is_dir():
         return None
     known = _read(base / RECORD)
@@ -156,10 +159,10 @@ def proof(base: Path) -> Record | None:
     return record if record.lab_id == base.name and record.work_dir == _marker(base.parent) else None
 
 
-def is_left(base: Path, host: str) -> bool:
-    """Whether a directory is that of a lab of this host whose owner has ended.
+def is_abandoned(base: Path, host: str) -> bool:
+    """Whether a directory belongs to a lab of this host whose owner process has ended.
 
-    A lab's directory that has vanished counts as left: only its name, below our marker, can tell.
+    A directory that no longer exists counts as abandoned if its name is a lab id: the lab may have other leftovers.
     """
     if not os.path.lexists(base):
         return _marker(base.parent) is not None and _LAB_ID.fullmatch(base.name) is not None
@@ -168,7 +171,7 @@ def is_left(base: Path, host: str) -> bool:
 
 
 def adopt(base: Path, host: str) -> None:
-    """Become the owner of a lab that an earlier process has left; a directory that is not ours stays as it is."""
+    """Make this process the owner of a lab of an earlier process. A directory that is not ours is not changed."""
     if (record := proof(base)) is None:
         return
     owner = _owner(base.parent, record.work_dir)
@@ -178,7 +181,7 @@ def adopt(base: Path, host: str) -> None:
 
 
 def remove(base: Path) -> None:
-    """Remove a lab's directory, its record last; one that is not provably ours stays."""
+    """Remove a lab directory, its record last. A directory that is not provably ours is kept."""
     if proof(base) is None:
         if os.path.lexists(base):
             logger.error("%s is not removed: it has no record of a lab of this work directory", base)
@@ -195,18 +198,18 @@ def remove(base: Path) -> None:
 
 
 def directories(root: Path) -> list[Path]:
-    """Directories of labs below a work directory, whoever owns them; others are told in the log."""
+    """The lab directories below a work directory, of any owner. Other entries are logged."""
     if not root.is_dir():
         return []
     ours = {path: proof(path) is not None for path in sorted(root.iterdir())}
     for path in (path for path, is_ours in ours.items() if not is_ours):
         if path.name != MARKER_DIR and not _DRAFT.fullmatch(path.name):
-            logger.warning("%s has no record of a lab: it is left alone", path)
+            logger.warning("%s has no record of a lab: it is kept", path)
     return [path for path, is_ours in ours.items() if is_ours]
 
 
 def tidy(root: Path) -> None:
-    """Remove the lock files of processes that have ended, and directories that they had only begun to make."""
+    """Remove lock files of processes that have ended, and lab directories that they had not finished creating."""
     if _marker(root) is None:
         return
     for draft in root.iterdir():
@@ -262,7 +265,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that survives a loss of power."""
+    """Write a new file durably: it survives a power loss."""
     with path.open("x", encoding="utf-8") as file:
         json.dump(content, file)
         file.flush()

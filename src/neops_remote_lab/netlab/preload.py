@@ -1,7 +1,8 @@
-"""A netlab that is loaded before anybody knows what it is to do: most of the start-up of a netlab is its imports.
+"""Imports netlab before there is anything to do: most of netlab's start-up time is imports.
 
-Run by the Python of the netlab command, as `python preload.py /path/to/netlab`: it can import nothing of ours. Its
-order is one line of JSON on standard input, of which netlab itself reads the rest. Without an order it ends.
+The Python of the netlab command runs this file as `python preload.py /path/to/netlab`, so it cannot import our package.
+The process then waits for one line of JSON on standard input, which says what to run; netlab reads the rest of standard
+input. At end of file it exits.
 """
 
 import gc
@@ -16,16 +17,16 @@ from typing import Any
 
 PACKAGE = "netsim"
 MODULE = f"{PACKAGE}.cli.up"
-"""What `netlab up` imports, with all that comes with it."""
+"""The module of `netlab up`; importing it loads everything that the command needs."""
 
 
 def main(script: str) -> None:
-    """Load netlab, wait for the order, and be the netlab that the script starts."""
+    """Import netlab, wait for the order, and run the netlab script in this process."""
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
-        sys.path[0] = str(Path(script).parent)  # not our directory: as when the script itself is run
-    with suppress(ImportError):  # another netlab, which loads what it needs later
+        sys.path[0] = str(Path(script).parent)  # as if the script itself had been started
+    with suppress(ImportError):  # a netlab version with other modules, which imports them when it runs
         importlib.import_module(MODULE)
-    gc.freeze()  # these modules live as long as the process: the collector need not look at them again and again
+    gc.freeze()  # imported modules are never freed, so collections need not traverse them
     before = _loaded()
     order = _read_order()
     if order is None:
@@ -36,13 +37,13 @@ def main(script: str) -> None:
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
     sys.argv = [script, *order["arguments"]]
-    if _loaded() != before:  # netlab has been replaced since: half of it would be the old one, and half the new one
-        os.execv(script, sys.argv)  # noqa: S606 - the very command that was asked for
+    if _loaded() != before:  # netlab was upgraded meanwhile: do not mix old and new modules
+        os.execv(script, sys.argv)  # noqa: S606 - the configured netlab command
     runpy.run_path(script, run_name="__main__")
 
 
 def _loaded() -> dict[str, tuple[int, int]]:
-    """The files of netlab that are imported, as they are now: time of the last change, and size."""
+    """The imported files of netlab, with their current modification time and size."""
     found = {}
     for name, module in sys.modules.items():
         if name.partition(".")[0] == PACKAGE and (file := getattr(module, "__file__", None)):
@@ -55,7 +56,7 @@ def _loaded() -> dict[str, tuple[int, int]]:
 def _read_order() -> "dict[str, Any] | None":
     line = bytearray()
     while not line.endswith(b"\n"):
-        if not (byte := os.read(0, 1)):  # no more than the line: the rest is for netlab, and for what it starts
+        if not (byte := os.read(0, 1)):  # byte by byte, because netlab and its children read the rest
             return None
         line += byte
     order: dict[str, Any] = json.loads(line)

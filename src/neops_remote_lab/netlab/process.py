@@ -1,4 +1,4 @@
-"""The only place that starts the netlab command line, and the Docker one beside it."""
+"""Runs the netlab and Docker commands. No other module starts them."""
 
 import json
 import logging
@@ -28,25 +28,27 @@ if sys.platform == "linux":
 logger = logging.getLogger(__name__)
 
 LAB_ID_VARIABLE: Final = "NEOPS_REMOTE_LAB_LAB_ID"
-"""Marks every process that works on a lab, so that a later server finds those that outlived an earlier one."""
+"""Environment variable of every process that works on a lab, so that a later server finds processes that outlived an
+earlier one."""
 PRELOADED: Final = "preloaded"
-"""That mark on a netlab that was started before its lab was known: the directory that it works in tells which it is."""
+"""Value of that variable in a preloaded netlab, which starts before its lab is known. Its current directory tells the
+lab."""
 
 MAX_OUTPUT_BYTES: Final = 64 << 20
 INTERRUPT_POLL: Final = 0.05
-"""Seconds between two looks whether a command is to be interrupted."""
+"""Seconds between two checks of the interrupt event."""
 SCRIPT_BYTES: Final = 4096
-"""How much of the netlab command is read to see whether it is a Python script."""
+"""How many bytes of the netlab command are read to find out whether it is a Python script."""
 
-# Where the internet is out of reach containerlab would wait 3 s at every deploy for the number of its newest release.
+# Without internet access, containerlab waits 3 s at every deploy for the version check to time out.
 _ENVIRONMENT: Final = {"CLAB_VERSION_CHECK": "disable", "COLUMNS": "200", "NO_COLOR": "1"}
 _PYTHON = re.compile(r"python[\d.]*$")
 
 
 class PreloadedNetlab:
-    """One netlab that is loaded ahead and waits for what it is to do: the next lab need not wait for its imports.
+    """A netlab process that has finished its imports and waits for a command, so that the next lab starts sooner.
 
-    Only a netlab that is a Python script can be loaded ahead; any other is started when it is needed, as without this.
+    Only a netlab command that is a Python script can be preloaded; any other is started when it is needed.
     """
 
     def __init__(self, command: str) -> None:
@@ -56,32 +58,32 @@ class PreloadedNetlab:
         self._closed = False
 
     def load(self) -> None:
-        """Begin to load one, unless one waits."""
+        """Start a process, unless one is waiting already. Returns before its imports are done."""
         with self._lock:
-            if self._closed or self._one_waits():
+            if self._closed or self._is_waiting():
                 return
             script = find_command(self._command)
             try:
                 if script and (python := _python_of(Path(script))):
                     self._waiting = _start([*python, preload.__file__, script], Path("/"), PRELOADED)
-            except OSError as error:  # a help, no duty: whatever is wrong shows when netlab is needed
-                logger.info("no netlab is loaded ahead: %s", error)
+            except OSError as error:  # only an optimisation: a real problem shows when netlab is needed
+                logger.info("netlab is not preloaded: %s", error)
 
     def take(self) -> psutil.Popen | None:
-        """The netlab that waits, which is the caller's from now on; None where there is none."""
+        """Hand the waiting process over to the caller; None if there is none."""
         with self._lock:
-            taken = self._waiting if self._one_waits() else None
+            taken = self._waiting if self._is_waiting() else None
             self._waiting = None
         return taken
 
-    def _one_waits(self) -> bool:
-        if self._waiting and self._waiting.poll() is not None:  # it has died
+    def _is_waiting(self) -> bool:
+        if self._waiting and self._waiting.poll() is not None:
             self._waiting.communicate()
             self._waiting = None
         return self._waiting is not None
 
     def close(self) -> None:
-        """End the one that waits, and load no more."""
+        """Kill the waiting process; later calls of `load` do nothing."""
         self._closed = True
         if waiting := self.take():
             waiting.kill()
@@ -89,11 +91,11 @@ class PreloadedNetlab:
 
 
 def _python_of(script: Path) -> list[str] | None:
-    """The interpreter that a script of networklab names, with its options; None where it is something else."""
+    """The interpreter and its options from the first line of networklab's script; None for any other file."""
     with script.open("rb") as file:
         first, _, rest = file.read(SCRIPT_BYTES).decode(errors="replace").partition("\n")
     words = first[2:].split()
-    named = any(_PYTHON.search(word) for word in words[:2])  # the second one where the first is `env`
+    named = any(_PYTHON.search(word) for word in words[:2])  # the second word if the first is `env`
     return words if first.startswith("#!") and named and preload.PACKAGE in rest else None
 
 
@@ -117,26 +119,27 @@ def run_netlab(
 
     Args:
         timeout: seconds after which the whole process group is ended.
-        log: file to append the output to while it is printed; an empty text is returned then.
-        answer: what standard input says before it is closed.
+        log: file to which all output is appended; an empty string is returned then.
+        answer: text for standard input, which is closed afterwards.
         kill_grace: seconds between SIGTERM and SIGKILL.
-        memory: most address space, in bytes (Linux only).
-        niceness: how much it yields the processors to this process, 0 to 19.
-        max_log_bytes: most of the log that is kept, while it is written and afterwards.
-        interrupt: ends the command early, once it is set.
-        preloaded: has a netlab that may be loaded already; for commands with a log.
+        memory: maximum address space, in bytes (Linux only).
+        niceness: added to the niceness of this process, 0 to 19.
+        max_log_bytes: maximum size of the log, during the command and afterwards.
+        lab_id: the lab that the process is marked with.
+        interrupt: once set, ends the command.
+        preloaded: provides a preloaded process, for a command with a log.
 
     Raises:
-        FileNotFoundError: there is no such command.
+        FileNotFoundError: the command does not exist.
         InterruptedError: `interrupt` was set.
-        subprocess.TimeoutExpired: the time was over.
-        subprocess.CalledProcessError: exit status not 0; `stderr` has the last lines that were printed.
+        subprocess.TimeoutExpired: the command took longer than `timeout`.
+        subprocess.CalledProcessError: the exit status is not 0; `stderr` has the last lines of the output.
     """
     words = [command, *arguments]
     interrupt = interrupt or threading.Event()
     with ExitStack() as files:
-        # Files, not pipes: a command that prints megabytes, or whose children hold its output open, cannot block us,
-        # and one that outlives this server still has somewhere to print to.
+        # Files instead of pipes: large output, or children that keep the output open, cannot block us, and a command
+        # that outlives this server can still write.
         output: IO[bytes] = files.enter_context(log.open("a+b") if log else TemporaryFile())  # noqa: SIM115
         errors = output if log else files.enter_context(TemporaryFile())
         start = errors.tell()
@@ -179,17 +182,17 @@ def _start(
 
 
 def _environment_in(directory: Path, lab_id: str) -> dict[str, str]:
-    """What differs from lab to lab. netlab's playbooks take `PWD`, as a shell sets it, for the current directory."""
+    """The variables that differ from lab to lab. netlab's playbooks use `PWD` as the current directory."""
     return {"PWD": str(directory), LAB_ID_VARIABLE: lab_id}
 
 
 def find_command(command: str) -> str | None:
-    """Where a command is: on PATH, or else beside this Python, where `pip` puts what it installs with this package."""
+    """The path of a command: on PATH, or beside this Python, where `pip` installs the commands of our dependencies."""
     return shutil.which(command) or shutil.which(command, path=str(Path(sys.executable).parent))
 
 
 def _search_path(command: str) -> str:
-    """PATH for a command: one that is not on it starts others that lie beside it, as netlab does with Ansible."""
+    """PATH for a command, with its own directory: netlab starts Ansible, which is installed beside it."""
     path, directory = os.environ.get("PATH", os.defpath), str(Path(command).parent)
     if not Path(command).is_absolute() or directory in path.split(os.pathsep):
         return path
@@ -228,9 +231,9 @@ def _watch(
     interrupt: threading.Event,
     bound: Bound | None,
 ) -> int:
-    """Wait for the end of a process, and see to it; its exit status.
+    """Write the answer, wait for the end of a process or enforce it, and return the exit status.
 
-    Without a thread of its own: when the interpreter ends, and labs are torn down, none can be started any more.
+    This uses no thread, because labs are also torn down at interpreter exit, when threads cannot be started.
     """
     ended = False
     try:
@@ -241,7 +244,7 @@ def _watch(
         if not ended:
             _stop(process, kill_grace)
         elif process.returncode or interrupt.is_set():
-            _signal_group(process, signal.SIGKILL)  # what the leader has left of its group
+            _signal_group(process, signal.SIGKILL)  # children of the failed command
     if interrupt.is_set():
         raise InterruptedError("the command was stopped before its end")
     if not ended:
@@ -250,7 +253,7 @@ def _watch(
 
 
 def _ends(process: psutil.Popen, seconds: float, interrupt: threading.Event, bound: Bound | None) -> bool:
-    """Whether a process ends by itself within so many seconds. Its end is noticed at once."""
+    """Whether a process ends within `seconds`, before an interrupt. Returns as soon as it ends."""
     until = time.monotonic() + seconds
     while not interrupt.is_set() and (left := until - time.monotonic()) > 0:
         with suppress(psutil.TimeoutExpired):
@@ -262,7 +265,7 @@ def _ends(process: psutil.Popen, seconds: float, interrupt: threading.Event, bou
 
 
 def _stop(process: psutil.Popen, grace: float) -> None:
-    """End a process and its group: politely, and for good after `grace` seconds or when we are to end ourselves."""
+    """Send SIGTERM to a process group, and SIGKILL after `grace` seconds or when the wait is interrupted."""
     _signal_group(process, signal.SIGTERM)
     try:
         with suppress(psutil.TimeoutExpired):
@@ -282,7 +285,7 @@ def _limit(process: psutil.Popen, memory: int | None, niceness: int) -> None:
         if memory is not None and sys.platform == "linux":
             resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
         if niceness:
-            with suppress(PermissionError):  # a courtesy, no duty
+            with suppress(PermissionError):  # the command works without it
                 os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
 
 

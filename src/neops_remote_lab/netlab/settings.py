@@ -1,4 +1,4 @@
-"""The settings of the lab host: netlab, its provider and its files."""
+"""Settings of the lab host: netlab, its provider and its files."""
 
 import shlex
 import socket
@@ -17,9 +17,9 @@ RUN_LOCK: Final = Path("/run/lock")
 
 
 def shared_lock_dir() -> Path:
-    """A directory in which every user can create files, and which no user owns who could remove those of others.
+    """The default directory for lock files, in which every user may create files.
 
-    /run/lock, which no clean-up sweeps, or the temporary one.
+    /run/lock, because no job cleans it up, or the temporary directory if users cannot write there.
     """
     shared = RUN_LOCK.is_dir() and RUN_LOCK.stat().st_mode & stat.S_IWOTH
     return RUN_LOCK if shared else Path(tempfile.gettempdir())
@@ -39,7 +39,7 @@ AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
 class NetlabSettings(SettingsGroup, title="Lab host"):
-    """What runs on this host, where, and for how long."""
+    """Commands, directories and limits of this host."""
 
     lab_host: Annotated[str, ComputedDefault("the machine's host name")] = Field(
         default_factory=socket.gethostname, description="this host's name in the database"
@@ -58,23 +58,25 @@ class NetlabSettings(SettingsGroup, title="Lab host"):
     netlab: str = Field(default="netlab", description="the netlab command")
     netlab_up_args: Arguments = Field(
         default=(),
-        description="more arguments for `netlab up`, in one string; what changes topologies counts for checks too",
+        description="more arguments for `netlab up`, in one string; those that change the topology apply to checks too",
     )
     preload: bool = Field(default=True, description="keep one netlab loaded, so that the next lab starts sooner")
-    docker: str = Field(default="docker", description="the Docker command, asked what is left of a lab")
+    docker: str = Field(
+        default="docker", description="the Docker command, used to find and remove the containers of a lab"
+    )
     host_root: Path = Field(
         default=Path("/"),
-        description="directory in which the lab host's etc, run and sys lie, for a server in a container",
+        description="directory that contains the lab host's etc, run and sys, for a server in a container",
     )
     containers: Literal["auto", "yes", "no"] = Field(
         default="auto",
-        description="whether labs run in containers, so that GET /readyz asks for Docker and containerlab; "
-        "auto: where one of them is installed, or --docker names one",
+        description="whether labs run in containers, so that GET /readyz requires Docker and containerlab; "
+        "auto: if one of them is installed, or --docker is given",
     )
     up_timeout: PositiveSeconds = Field(default=1800, description="seconds that `netlab up` may take")
     down_timeout: PositiveSeconds = Field(default=600, description="seconds that `netlab down` may take")
     command_timeout: PositiveSeconds = Field(default=60, description="seconds that any other command may take")
-    kill_grace: Seconds = Field(default=5, description="seconds between the polite and the final signal to a command")
+    kill_grace: Seconds = Field(default=5, description="seconds between SIGTERM and SIGKILL to a command")
     teardown_retries: int = Field(
         default=2, ge=0, description="further attempts at a teardown that leaves something behind"
     )
@@ -83,20 +85,20 @@ class NetlabSettings(SettingsGroup, title="Lab host"):
         default=10,
         ge=0,
         le=19,
-        description="how much checks, and the look at a starting lab's devices, yield to others",
+        description="niceness of topology checks, and of reading the devices of a starting lab",
     )
     max_create_bytes: int = Field(
-        default=2 << 30, ge=1 << 20, description="most memory for checking a topology, in bytes"
+        default=2 << 30, ge=1 << 20, description="maximum memory for checking a topology, in bytes"
     )
     max_log_bytes: int = Field(
         default=32 << 20,
         ge=4,
-        description="most of netlab's output that is kept of a lab, in bytes: its begin and its end",
+        description="maximum size of the log of a lab, in bytes; its beginning and its end are kept",
     )
     failed_log_days: Seconds = Field(
         default=7, description="days for which the log of a lab that did not start is kept"
     )
-    max_failed_logs: int = Field(default=50, ge=1, description="most logs of labs that did not start that are kept")
+    max_failed_logs: int = Field(default=50, ge=1, description="maximum number of kept logs of labs that did not start")
     artifact_timeout: PositiveSeconds = Field(
         default=60, description="seconds that the artifacts of a lab may take; what is missing then is left out"
     )

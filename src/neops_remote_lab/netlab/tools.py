@@ -1,4 +1,4 @@
-"""The programs of this host that a lab needs: which there are, and what is missing for the next one."""
+"""Checks the programs that a lab needs on this host: their versions, and what is missing."""
 
 import re
 import subprocess
@@ -16,17 +16,17 @@ CONTAINERLAB: Final = "containerlab"
 TIMEOUT: Final = 10.0
 """Seconds that Docker may take to list containers."""
 VERSION_NICENESS: Final = 19
-"""How much a program that says its version yields the processors: nobody waits for it, but perhaps for a lab."""
+"""Niceness of version commands: nothing waits for them, and a lab may be starting."""
 _VERSION = re.compile(r"\bv?(\d+\.\d+[\w.+-]*)")
 _MISSING: Final = "{what} cannot be run: install it{flag}{otherwise}"
-_NO_CONTAINERS: Final = ", or say with --containers=no that this host runs no labs in containers"
+_NO_CONTAINERS: Final = ", or set --containers=no if this host runs no labs in containers"
 
 
 def versions(settings: NetlabSettings, interrupt: threading.Event) -> str:
-    """Path and version of netlab, Docker and containerlab, in one line; says which are missing.
+    """Version and path of netlab, Docker and containerlab, in one line, and which of them are missing.
 
     Args:
-        interrupt: ends a program that is asked, once it is set.
+        interrupt: once set, aborts a running command.
     """
     asked = {"netlab": (settings.netlab, "version"), "Docker": (settings.docker, "--version")}
     asked[CONTAINERLAB] = (CONTAINERLAB, "version")
@@ -42,7 +42,7 @@ def _version(command: str, argument: str, timeout: float, interrupt: threading.E
             [argument], command=command, timeout=timeout, niceness=VERSION_NICENESS, interrupt=interrupt
         )
     except (subprocess.SubprocessError, OSError) as error:
-        return f"at {path} does not say its version ({_first_line(failure(error))})"
+        return f"at {path} does not tell its version ({_first_line(failure(error))})"
     found = _VERSION.search(printed)
     return f"{found[1] if found else 'of an unknown version'} ({path})"
 
@@ -56,10 +56,10 @@ def needs_containers(settings: NetlabSettings) -> bool:
 
 
 def problems(settings: NetlabSettings, netlab: NetlabCommands, interrupt: threading.Event) -> list[str]:
-    """What a lab needs to start and to end, and this host lacks, each as a sentence.
+    """What prevents labs on this host from starting or ending, one sentence each.
 
     Args:
-        interrupt: ends a program that is asked, once it is set.
+        interrupt: once set, aborts a running command.
     """
     found = missing(settings, interrupt)
     if not _work_dir_problems(settings.work_dir) and find_command(settings.netlab):
@@ -68,7 +68,7 @@ def problems(settings: NetlabSettings, netlab: NetlabCommands, interrupt: thread
 
 
 def missing(settings: NetlabSettings, interrupt: threading.Event) -> list[str]:
-    """As `problems`, but netlab, which takes long, is asked nothing."""
+    """As `problems`, but without running netlab, which takes long."""
     found = [*_work_dir_problems(settings.work_dir)]
     if find_command(settings.netlab) is None:
         found.append(_MISSING.format(what="netlab", flag=", or name it with --netlab", otherwise=""))

@@ -1,11 +1,11 @@
-"""The operator's arguments for `netlab up`, and which of them a prepared start has to hear earlier."""
+"""Splits the operator's arguments for `netlab up`: those that change the topology are needed by `netlab create`."""
 
 import argparse
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-# The options of `netlab up` in networklab 26.10, with what argparse is to know of them. `netlab up --snapshot` takes
-# only those that do not change the topology.
+# The options of `netlab up` in networklab 26.10, with keywords for argparse. `netlab up --snapshot` accepts only those
+# that do not change the topology.
 _OF_THE_TOPOLOGY: Final[dict[tuple[str, ...], dict[str, Any]]] = {
     ("-d", "--device"): {},
     ("-p", "--provider"): {},
@@ -31,9 +31,9 @@ class UpArguments(NamedTuple):
     """Arguments for `netlab up`, in two parts."""
 
     topology: tuple[str, ...] = ()
-    """What changes the topology: `netlab create` takes it too, `netlab up --snapshot` does not."""
+    """Those that change the topology: accepted by `netlab create`, but not by `netlab up --snapshot`."""
     start: tuple[str, ...] = ()
-    """What changes how nodes are started and configured."""
+    """Those that change how nodes are started and configured."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,10 +47,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def split(arguments: Sequence[str]) -> UpArguments:
-    """Tell arguments that change the topology from those that change the start.
+    """Separate the arguments that change the topology from those that change the start.
 
     Raises:
-        ValueError: an argument is none of `netlab up`, or one that only the server may give: the topology's file,
+        ValueError: `netlab up` does not know an argument, or only the server may set it: the topology file,
             `--snapshot`, `--dry-run`.
     """
     _, unknown = _Parser(_OF_THE_TOPOLOGY, _OF_THE_START).parse_known_args(list(arguments))

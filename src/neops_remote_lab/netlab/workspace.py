@@ -1,4 +1,4 @@
-"""A lab's work directory: what was uploaded, the directory netlab runs in, and the log of what it printed."""
+"""The directory of one lab: its uploaded files, the directory in which netlab runs, and netlab's log."""
 
 import secrets
 import shutil
@@ -13,10 +13,10 @@ from neops_remote_lab.netlab import ownership
 
 LOG_NAME: Final = "netlab.log"
 DIRECTORY_NAME: Final = "lab"
-"""The directory in which netlab runs. Neither its name nor that of any file of ours comes from an upload."""
+"""The directory in which netlab runs. No name outside of it comes from an upload."""
 LAB_NAME_PREFIX: Final = "rl"
 LAB_NAME_LENGTH: Final = 10
-"""netlab makes the names of bridges from the first 10 characters of a lab's name: those must tell labs apart."""
+"""netlab builds bridge names from the first 10 characters of a lab's name, so these must be unique."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,31 +26,30 @@ class Workspace:
     lab_id: str
     base: Path
     topology: str
-    """The name that the user gave the topology file. To be shown only: it is no path and no argument."""
+    """The user's name of the topology file, for display only; never use it as a path or an argument."""
     identity: Identity
 
     @property
     def lab_name(self) -> str:
-        """The lab's name for netlab and its provider, and so a part of the names of containers and bridges.
+        """The lab's name for netlab and its provider, part of the names of containers and bridges.
 
-        A provider replaces a running lab of the same name, whoever started it: this one is made from the lab's id, so
-        that no other lab has it.
+        It is derived from the lab's id to be unique, because a provider replaces any running lab of the same name.
         """
         return f"{LAB_NAME_PREFIX}{self.lab_id}"[:LAB_NAME_LENGTH]
 
     @property
     def directory(self) -> Path:
-        """Where netlab runs."""
+        """The directory in which netlab runs."""
         return self.base / DIRECTORY_NAME
 
     @property
     def topology_file(self) -> Path:
-        """The topology, for netlab."""
+        """The topology file that netlab reads."""
         return self.directory / TOPOLOGY_FILE
 
     @property
     def log(self) -> Path:
-        """What netlab printed."""
+        """netlab's output."""
         return self.base / LOG_NAME
 
     @property
@@ -60,37 +59,37 @@ class Workspace:
 
     @property
     def snapshot(self) -> Path:
-        """netlab's own record of the lab; it exists once the configuration files are made."""
+        """netlab's record of the lab, which exists once the configuration files are generated."""
         return self.directory / "netlab.snapshot.pickle"
 
 
 def new_lab_id() -> str:
-    """A name for a lab that no other has."""
+    """A new unique id: 16 hexadecimal digits."""
     return secrets.token_hex(8)
 
 
 def make_executable(path: Path) -> None:
-    """Allow everybody who may read a file to execute it."""
+    """Allow every user who may read a file to execute it."""
     mode = path.stat().st_mode
     path.chmod(mode | (mode & 0o444) >> 2)
 
 
 def create_lab_directory(base: Path, host: str) -> None:
-    """Make a lab's directory, with the record that it is ours; one that is there already is fine.
+    """Create a lab's directory with the record that it is ours, unless it exists.
 
     Raises:
-        OSError: the work directory is not ours, or it cannot be written to.
+        OSError: the work directory is not ours or cannot be written.
     """
     if not base.exists():
         ownership.new_directory(base.parent, base.name, host)
 
 
 def copy_topology(files: TopologyFiles, root: Path, host: str) -> Workspace:
-    """A directory below `root` with a copy of a local topology and its extra files.
+    """Create a workspace below `root` with copies of a local topology and its extra files.
 
     Raises:
-        ValueError: a file's name cannot be used.
-        OSError: a file cannot be read or copied; FileNotFoundError where it is missing.
+        ValueError: the name of a file is not allowed.
+        OSError: a file is missing (FileNotFoundError), or cannot be read or copied.
     """
     name, extra = topology_name(files.name), files.found()
     lab_id = new_lab_id()
@@ -113,17 +112,17 @@ def copy_topology(files: TopologyFiles, root: Path, host: str) -> Workspace:
 
 
 def _copy_file(source: Path, target: Path) -> str:
-    """Copy a file's bytes to a new file; their SHA-256."""
+    """Copy a file's content and return its SHA-256."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     return sha256_of(target)
 
 
 def abandoned_workspace(base: Path) -> Workspace:
-    """The lab whose files lie in a work directory that an earlier server has left."""
+    """The workspace of a lab that an earlier server left behind; only its paths and its id are known."""
     return Workspace(base.name, base, TOPOLOGY_FILE, Identity(""))
 
 
 def remove_workspace(base: Path) -> None:
-    """Remove a lab's directory with all that is in it, if it is provably ours; one that is gone already is fine."""
+    """Remove a lab's directory and its content if it exists and is provably ours."""
     ownership.remove(base)

@@ -1,9 +1,9 @@
-"""Refuses, quickly and in little memory, what cannot be a topology or would keep netlab busy for minutes.
+"""Refuses files that are not topologies or would keep netlab busy for minutes, quickly and with little memory.
 
-Small files can cost much: nested aliases expand without end, `%TAG` lines cost PyYAML time quadratic in their number,
-a base-60 number of a megabyte costs whatever reads it a minute, and netlab needs time quadratic in a mapping's size to
-look for duplicate keys. So everything is bounded before it is read, or while it is read event by event. No bound is
-near to what a topology has.
+Small files can be expensive: nested aliases expand exponentially, PyYAML needs time quadratic in the number of `%TAG`
+lines, a base-60 number of one megabyte takes a minute to parse, and netlab's search for duplicate keys is quadratic in
+the size of a mapping. Every limit is therefore checked before the file is parsed, or event by event while it is. All
+limits are far above what real topologies need.
 """
 
 import re
@@ -17,36 +17,36 @@ import yaml
 from neops_remote_lab.core.text import one_line
 
 MAX_DEPTH: Final = 64
-"""Deepest nesting of a topology; netlab's own reader recurses."""
+"""Maximum nesting of a topology, because netlab's parser recurses."""
 TOO_DEEP: Final = f"the topology is nested too deeply: more than {MAX_DEPTH} levels"
 MAX_KEYS: Final = 2000
-"""Most keys of one mapping: netlab compares each of them with all the others."""
+"""Maximum number of keys of a mapping, because netlab compares each key with all others."""
 MAX_DIRECTIVES: Final = 8
-"""Most lines that begin with %. libyaml reads all of them in one call, which no other thread can interrupt."""
+"""Maximum number of lines that begin with %. libyaml parses all of them in one call, which holds the GIL."""
 MAX_TAG: Final = 256
-"""Most characters of a tag, a prefix from a %TAG line included: each use of it is a copy."""
+"""Maximum length of a tag, including a prefix from a %TAG line, because each use is a copy."""
 MAX_NUMBER: Final = 256
-"""Most characters of a number: reading a base-60 number takes time quadratic in its length."""
+"""Maximum length of a number: parsing a base-60 number takes time quadratic in its length."""
 SHOWN_NAME: Final = 50
-"""Most characters of a name in a message."""
+"""Maximum length of a name in a message."""
 
 _TOO_DEEP_TO_READ: Final = "exceeded maximum nesting depth"
-"""What libyaml says from 1000 levels on, where it looks so far ahead that no event has been seen yet."""
+"""libyaml's own error above 1000 levels, which comes before any event."""
 _NUMBER_TAGS: Final = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 _NUMBER: Final = re.compile(r"[-+]?(?:0[bx][0-9A-Fa-f_]*|[0-9.][0-9_:.]*(?:[eE][-+]?[0-9]*)?)")
 _DIRECTIVE: Final = re.compile(r"(?:\A|[\n\r\x85\u2028\u2029])%")
 
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _reading: Final = threading.Lock()
-"""One file is read at a time: several would keep the interpreter, and so the event loop, waiting for each other."""
+"""One file is parsed at a time: several parsers would compete for the GIL and delay the event loop."""
 
 
 def check_topology(content: bytes, *, max_nodes: int) -> None:
-    """Refuse what cannot be a topology, and what would make netlab use up the host's time or memory.
+    """Refuse content that is not a topology or would make netlab use too much time or memory.
 
     Raises:
-        ValueError: not UTF-8, no YAML mapping, more than `max_nodes` YAML nodes once aliases are expanded, or over
-            another limit of this module.
+        ValueError: the content is not UTF-8, is not a YAML mapping, has more than `max_nodes` YAML nodes after alias
+            expansion, or exceeds another limit of this module.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -76,7 +76,7 @@ def _read(text: str, max_nodes: int) -> yaml.Event | None:
 
 @dataclass(slots=True)
 class _Collection:
-    """A list or a mapping whose end has not come yet; `before` is how many nodes there were at its beginning."""
+    """An open list or mapping; `before` is the number of nodes counted before it."""
 
     anchor: str | None
     before: int
@@ -91,7 +91,7 @@ class _Collection:
 
 
 class _Tree:
-    """Counts the nodes of a YAML document event by event: nothing is built, and nothing recurses."""
+    """Counts the nodes of a YAML document event by event, without building objects and without recursion."""
 
     def __init__(self, max_nodes: int) -> None:
         self.root: yaml.Event | None = None
@@ -101,7 +101,7 @@ class _Tree:
         self._anchors: dict[str, int | None] = {}
 
     def take(self, event: yaml.Event) -> None:
-        """Count one event. Raises ValueError for what no topology has."""
+        """Count one event. Raises ValueError if the document exceeds a limit."""
         if isinstance(event, yaml.NodeEvent) and self._open:
             self._open[-1].take_child()
         if isinstance(event, yaml.ScalarEvent):
@@ -132,7 +132,7 @@ class _Tree:
         if len(event.value) > MAX_NUMBER and _is_number(event):
             raise ValueError(
                 f"the topology has a number of {len(event.value)} characters, and at most {MAX_NUMBER} are allowed:"
-                " put it in quotes where it is text"
+                " put it in quotes if it is text"
             )
 
     def _begin(self, event: yaml.CollectionStartEvent) -> None:
@@ -161,7 +161,7 @@ def _check_tag(tag: str) -> None:
 
 
 def _is_number(event: yaml.ScalarEvent) -> bool:
-    """Whether a reader would take a scalar for a number: by its tag, or by its looks where it is not in quotes."""
+    """Whether a parser would read a scalar as a number: because of its tag, or its form if it is not quoted."""
     if event.tag:
         return event.tag in _NUMBER_TAGS
     return event.implicit[0] and _NUMBER.fullmatch(event.value) is not None
