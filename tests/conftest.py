@@ -11,7 +11,11 @@ from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 from tests.fork_server import ForkServer
 from tests.server import LabServer, running_server
 
-REAL_NETLAB = ("tests/acceptance/test_real_netlab.py", "tests/acceptance/test_readme.py")
+REAL_NETLAB = (
+    "tests/acceptance/test_real_netlab.py",
+    "tests/acceptance/test_real_devices.py",
+    "tests/acceptance/test_readme.py",
+)
 """Files whose tests want the real netlab of this machine, and would keep several workers waiting for it."""
 
 

@@ -19,13 +19,14 @@ from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.labs.refusals import Reason
 
 PACKAGE = Path(neops_remote_lab.__path__[0])
-HANDLERS = ("api.sessions", "api.labs", "api.monitoring")
+HANDLERS = ("api.sessions", "api.labs", "api.devices", "api.monitoring")
 PARTS = {
     **{module: module for module in HANDLERS},
     "requests": "api.requests",
     "uploads": "api.uploads",
     "log_stream": "api.log_stream",
     "labs": "labs.coordinator",
+    "devices": "labs.devices",
     "slot": "labs.slot",
     "checks": "labs.topology_checks",
     "refusals": "labs.refusals",

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from neops_remote_lab import __version__
-from neops_remote_lab.api import errors, labs, monitoring, openapi, sessions
+from neops_remote_lab.api import devices, errors, labs, monitoring, openapi, sessions
 from neops_remote_lab.api.maintenance import Maintenance
 from neops_remote_lab.api.responses import json_response
 from neops_remote_lab.api.services import build_services
@@ -62,6 +62,7 @@ def _routes() -> list[BaseRoute]:
         Route("/lab", labs.get_lab, methods=["GET"]),
         Route("/lab", labs.destroy_lab, methods=["DELETE"]),
         Route("/lab/devices", labs.list_devices, methods=["GET"]),
+        Route("/lab/devices/{name}/exec", devices.execute, methods=["POST"]),
         Route("/lab/log", labs.get_log, methods=["GET"]),
         Route("/lab/artifacts", labs.get_artifacts, methods=["GET"]),
         Route("/lab/release", labs.release_lab, methods=["POST"]),

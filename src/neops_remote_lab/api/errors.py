@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 STATUS: Final[Mapping[Reason, int]] = {
     Reason.SESSION_ENDED: status.HTTP_404_NOT_FOUND,
     Reason.NO_LAB: status.HTTP_404_NOT_FOUND,
+    Reason.NO_DEVICE: status.HTTP_404_NOT_FOUND,
     Reason.UNKNOWN_KEY: status.HTTP_404_NOT_FOUND,
+    Reason.TIMED_OUT: status.HTTP_408_REQUEST_TIMEOUT,
     Reason.IN_USE: status.HTTP_409_CONFLICT,
     Reason.DESTROYED: status.HTTP_409_CONFLICT,
     Reason.TURN_HAS_COME: status.HTTP_409_CONFLICT,
@@ -30,6 +32,7 @@ STATUS: Final[Mapping[Reason, int]] = {
     Reason.QUARANTINED: status.HTTP_423_LOCKED,
     Reason.TAKEN_ALREADY: status.HTTP_429_TOO_MANY_REQUESTS,
     Reason.FAILED: status.HTTP_500_INTERNAL_SERVER_ERROR,
+    Reason.UNSUPPORTED: status.HTTP_501_NOT_IMPLEMENTED,
     Reason.SERVER_ENDS: status.HTTP_503_SERVICE_UNAVAILABLE,
     Reason.HOST_IS_FULL: status.HTTP_507_INSUFFICIENT_STORAGE,
 }

@@ -16,6 +16,8 @@ from neops_remote_lab.models import (
     DebugHealthDto,
     DeviceInfoDto,
     ErrorDto,
+    ExecRequestDto,
+    ExecResponseDto,
     LabStatusDto,
     QueueDto,
     ReadyDto,
@@ -47,6 +49,7 @@ def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any
 
 SESSION_HEADER: Final = _header("X-Session-ID", "the session that calls", required=True, minLength=1)
 KEY_HEADER: Final = _key_header("a repeated call with the same key has no further effect")
+DEVICE_NAME: Final = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 SESSION_ID: Final = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}}
 _FILE: Final = {"type": "string", "contentMediaType": "application/octet-stream"}
 _UPLOAD: Final = {
@@ -178,6 +181,25 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         _NOT_ACTIVE | _HEADER_MISSING,
         (SESSION_HEADER,),
         many=True,
+    ),
+    Operation(
+        "post",
+        "/lab/devices/{name}/exec",
+        "Run a command in a device",
+        {200: ExecResponseDto},
+        {
+            **_NOT_ACTIVE,
+            404: "unknown session, no lab, or no such device",
+            408: "the command did not end in time, and was ended",
+            413: "the body is too large",
+            422: "the body is wrong, or X-Session-ID is missing",
+            500: "Docker could not run the command, or the server failed; its log says why",
+            501: "the device does not run in a container, or has no shell",
+            503: "the server is about to end, or its database cannot be used",
+            507: "the lab host's disk is full",
+        },
+        (SESSION_HEADER, DEVICE_NAME),
+        ExecRequestDto,
     ),
     Operation(
         "get",

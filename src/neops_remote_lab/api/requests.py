@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette import status
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,13 +14,11 @@ from starlette.requests import Request
 from neops_remote_lab.api.services import Services
 from neops_remote_lab.core.codes import EndCode
 from neops_remote_lab.core.text import one_line, refuse_unprintable
-from neops_remote_lab.models import (
-    CreateSessionRequestDto,
-)
 from neops_remote_lab.models.session import LABEL_LENGTH
 from neops_remote_lab.store.rows import EndedSession, Session
 
 T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
 
 SHOWN_ID: Final = 8
 """So many characters of another session's id are shown."""
@@ -50,17 +48,17 @@ def refuse_while_draining(services: Services) -> None:
         )
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, most: int = MAX_JSON_BYTES) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_JSON_BYTES:
-            detail = f"the body is larger than {MAX_JSON_BYTES} bytes"
+        if len(body) > most:
+            detail = f"the body is larger than {most} bytes"
             raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, detail=detail, headers={"Connection": "close"})
     return bytes(body)
 
 
-def parse(model: type[CreateSessionRequestDto], body: bytes) -> CreateSessionRequestDto:
+def parse(model: type[Model], body: bytes) -> Model:
     try:
         return model.model_validate_json(body or b"{}")
     except ValidationError as error:

@@ -9,8 +9,10 @@ from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.threads import RunBlocking, in_threads
+from neops_remote_lab.labs.accesses import LabAccesses
 from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.coordinator import LabCoordinator
+from neops_remote_lab.labs.devices import Devices
 from neops_remote_lab.labs.readiness import Readiness
 from neops_remote_lab.labs.slot import Slot
 from neops_remote_lab.labs.topology_checks import TopologyChecks
@@ -36,6 +38,8 @@ class Services:
     database: Database
     queue: SessionQueue
     labs: LabCoordinator
+    accesses: LabAccesses
+    devices: Devices
     checks: TopologyChecks
     readiness: Readiness
     log_streams: LogStreams
@@ -55,6 +59,7 @@ class Services:
         self.readiness.stop()
         self.checks.drain()
         self.labs.drain()
+        self.accesses.drain()
 
 
 def build_services(settings: ServiceSettings, clock: Clock) -> Services:
@@ -69,12 +74,14 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     host_lab = HostLab(host)
     lab_store = SqliteLabStore(database, host.lab_host)
     failed_logs = FailedLogs(host.work_dir, days=host.failed_log_days, number=host.max_failed_logs)
+    accesses = LabAccesses()
     artifacts = Artifacts(host_lab.artifacts, clock, run_blocking)
     slot = Slot(
         store=lab_store,
         host_lab=host_lab,
         queue=queue,
         checks=checks,
+        accesses=accesses,
         failed_logs=failed_logs,
         artifacts=artifacts,
         settings=settings.labs,
@@ -91,6 +98,15 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         artifacts=artifacts,
         run_blocking=run_blocking,
     )
+    devices = Devices(
+        labs=labs,
+        accesses=accesses,
+        netlab=netlab,
+        settings=settings.devices,
+        docker=host.docker,
+        kill_grace=host.kill_grace,
+        run_blocking=run_blocking,
+    )
     metrics.registry.register(Gauges(queue, labs, database))
     streams = LogStreams(settings.http, in_threads(LOG_THREADS))
     readiness = Readiness(host, netlab, clock, run_blocking, repeat_for=settings.labs.ready_cache)
@@ -100,6 +116,8 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         database,
         queue,
         labs,
+        accesses,
+        devices,
         checks,
         readiness,
         streams,

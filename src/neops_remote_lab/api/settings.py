@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from neops_remote_lab.core.settings import PositiveSeconds, Seconds, SettingsGroup
-from neops_remote_lab.labs.settings import LabSettings
+from neops_remote_lab.labs.settings import DeviceSettings, LabSettings
 from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.settings import StoreSettings
@@ -65,6 +65,7 @@ class ServiceSettings(SettingsGroup):
     uploads: UploadSettings
     queue: QueueSettings
     labs: LabSettings
+    devices: DeviceSettings
     netlab: NetlabSettings
     store: StoreSettings
     maintenance: MaintenanceSettings

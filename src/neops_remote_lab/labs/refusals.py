@@ -16,6 +16,12 @@ class Reason(StrEnum):
 
     SESSION_ENDED = "session_ended"
     NO_LAB = "no_lab"
+    NO_DEVICE = "no_device"
+    """The lab has no such node."""
+    UNSUPPORTED = "unsupported"
+    """The node's provider has no such thing."""
+    TIMED_OUT = "timed_out"
+    """A command in a node did not end in time."""
     UNKNOWN_KEY = "unknown_key"
     """No acquire had this idempotency key."""
     RELEASED_KEY = "released_key"

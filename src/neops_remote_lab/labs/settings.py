@@ -19,3 +19,21 @@ class LabSettings(SettingsGroup, title="Labs"):
     )
     ready_cache: Seconds = Field(default=5, description="seconds for which GET /readyz caches the state of the host")
     lab_threads: int = Field(default=8, ge=2, description="threads for netlab, files and locks")
+
+
+class DeviceSettings(SettingsGroup, title="Devices"):
+    """Commands in devices, and connections to them."""
+
+    exec_threads: int = Field(default=8, ge=1, description="most commands that run in devices at the same time")
+    exec_timeout: PositiveSeconds = Field(
+        default=60, description="seconds that a command in a device may take where its caller does not say"
+    )
+    max_exec_timeout: PositiveSeconds = Field(default=3600, description="most seconds that its caller may say")
+    max_exec_request_bytes: int = Field(
+        default=8 << 20,
+        ge=1,
+        description="largest request to run a command in a device, its standard input included, in bytes",
+    )
+    max_exec_output_bytes: int = Field(
+        default=8 << 20, ge=1, description="most of each output of a command that is kept, in bytes"
+    )

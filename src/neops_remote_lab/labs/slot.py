@@ -19,6 +19,7 @@ from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
+from neops_remote_lab.labs.accesses import LabAccesses
 from neops_remote_lab.labs.acquires import Acquire
 from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
@@ -77,6 +78,7 @@ class Slot:
         host_lab: HostLab,
         queue: SessionQueue,
         checks: TopologyChecks,
+        accesses: LabAccesses,
         failed_logs: FailedLogs,
         artifacts: Artifacts,
         settings: LabSettings,
@@ -88,6 +90,7 @@ class Slot:
         self._host_lab = host_lab
         self._queue = queue
         self._checks = checks
+        self._accesses = accesses
         self._failed_logs = failed_logs
         self._artifacts = artifacts
         self._settings = settings
@@ -295,6 +298,7 @@ class Slot:
         detail = SENTENCES[why]
         logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, detail)
         self._lab = replace(lab, state=LiveLabState.STOPPING)  # before any await, so that no second teardown begins
+        self._accesses.end(lab.lab_id)
         await self._store.stopping(lab.lab_id)
         await self._artifacts.stop(lab.session_id)  # it works in the lab's directory, which is about to be removed
         await self._run_blocking(self._host_lab.preload)  # during the teardown, for the next lab

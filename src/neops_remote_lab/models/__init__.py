@@ -1,6 +1,7 @@
 """Request and response models of the HTTP API."""
 
 from neops_remote_lab.core.codes import SessionState
+from neops_remote_lab.models.device import ExecRequestDto, ExecResponseDto
 from neops_remote_lab.models.health import DebugHealthDto, ErrorDto, ReadyDto
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto, LabState, LabStatusDto, TopologyCheckDto
 from neops_remote_lab.models.queue import QueueDto, QueueEntryDto
@@ -20,6 +21,8 @@ __all__ = [
     "DebugHealthDto",
     "DeviceInfoDto",
     "ErrorDto",
+    "ExecRequestDto",
+    "ExecResponseDto",
     "LabState",
     "LabStatusDto",
     "QueueDto",

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import psutil
 import yaml
 from pydantic import TypeAdapter
 
@@ -20,7 +21,7 @@ from neops_remote_lab.netlab import up_arguments
 from neops_remote_lab.netlab.failures import GOOD_NAME, RejectionClassifier, failure
 from neops_remote_lab.netlab.inventory import read_devices, read_lab
 from neops_remote_lab.netlab.leftovers import NOT_DOCKER
-from neops_remote_lab.netlab.process import PreloadedNetlab, run_docker, run_netlab
+from neops_remote_lab.netlab.process import PreloadedNetlab, run_docker, run_netlab, start_docker
 from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace
 
@@ -248,6 +249,10 @@ class NetlabCommands:
     def docker(self, arguments: Sequence[str]) -> str:
         """The output of `docker ARGUMENTS`. Raises the exceptions of `run_netlab`."""
         return run_docker(arguments, command=self._settings.docker, timeout=self._settings.command_timeout)
+
+    def start_docker(self, arguments: Sequence[str], *, lab_id: str, terminal: int | None = None) -> psutil.Popen:
+        """A `docker ARGUMENTS` that runs; see `process.start_docker`."""
+        return start_docker(arguments, command=self._settings.docker, lab_id=lab_id, terminal=terminal)
 
     def run(self, command: Sequence[str]) -> str:
         """The output of another command on the host. Raises the exceptions of `run_netlab`."""

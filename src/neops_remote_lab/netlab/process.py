@@ -168,15 +168,19 @@ def _start(
     lab_id: str,
     output: IO[bytes] | int = subprocess.DEVNULL,
     errors: IO[bytes] | int = subprocess.DEVNULL,
+    *,
+    standard_input: int = subprocess.PIPE,
+    buffer: int = -1,
 ) -> psutil.Popen:
     command = find_command(words[0]) or words[0]
     return psutil.Popen(
         [command, *words[1:]],
         cwd=directory,
         env={**os.environ, **_ENVIRONMENT, "PATH": _search_path(command), **_environment_in(directory, lab_id)},
-        stdin=subprocess.PIPE,
+        stdin=standard_input,
         stdout=output,
         stderr=errors,
+        bufsize=buffer,
         start_new_session=True,
     )
 
@@ -220,6 +224,18 @@ def run_docker(
         log=log,
         max_log_bytes=max_log_bytes,
     )
+
+
+def start_docker(
+    arguments: Sequence[str], *, command: str = "docker", lab_id: str, terminal: int | None = None
+) -> psutil.Popen:
+    """Start `docker ARGUMENTS` for a lab; the caller serves its streams, which are not buffered, and waits for its end.
+
+    Args:
+        terminal: a file descriptor of a terminal, which takes the place of all three pipes.
+    """
+    stream = subprocess.PIPE if terminal is None else terminal
+    return _start([command, *arguments], Path("/"), lab_id, stream, stream, standard_input=stream, buffer=0)
 
 
 def _watch(

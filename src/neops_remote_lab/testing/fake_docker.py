@@ -1,8 +1,11 @@
 """A stand-in for the ``docker`` program over the containers and networks of the fake netlab, in Docker's words.
 
-It knows ``ps``, ``rm``, ``inspect``, ``logs``, ``exec`` of a router's ``vtysh``, ``network ls|inspect|rm``, ``version``
-and ``--version``. See `fake_netlab` for
-the files that it works on and for its knobs.
+It knows ``ps``, ``rm``, ``inspect``, ``logs``, ``exec``, ``network ls|inspect|rm``, ``version`` and ``--version``. See
+`fake_netlab` for the files that it works on and for its knobs.
+
+``exec`` runs real programs of this machine, and before them those in the directory ``programs`` beside the containers.
+As with the real one, a program goes on when the ``docker exec`` that has started it is killed, and ends with its
+container. It knows a router's ``vtysh`` by itself.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ def refuse(text: str, status: int = 1) -> NoReturn:
     sys.exit(status)
 
 
-def parse(args: list[str], flags: str, valued: str = "") -> tuple[list[tuple[str, str]], list[str]]:
+def parse(
+    args: list[str], flags: str, valued: str = "", *, interspersed: bool = True
+) -> tuple[list[tuple[str, str]], list[str]]:
     """Split `args` into options, in their order, and the rest; ``-aq`` is ``-a -q``."""
     options: list[tuple[str, str]] = []
     rest: list[str] = []
@@ -51,6 +56,8 @@ def parse(args: list[str], flags: str, valued: str = "") -> tuple[list[tuple[str
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
             rest.append(word)
+            if not interspersed:
+                return options, rest + waiting
         elif name in valued.split():
             options.append(
                 (
@@ -294,7 +301,20 @@ def container_details(container: Data) -> Data:
             "Image": container["image"],
             "Labels": container["labels"],
         },
-        "NetworkSettings": {"Networks": {container["network"]: {"IPAddress": container["ipv4"], "IPPrefixLen": 24}}},
+        "NetworkSettings": {"Networks": {container["network"]: attachment(container)}},
+    }
+
+
+def attachment(container: Data) -> Data:
+    """A container's place in its network; the host's network has no addresses."""
+    network = find(networks(), container["network"])
+    host = container["network"] == "host"
+    return {
+        "NetworkID": network["id"] if network else "",
+        "Gateway": "" if host else f"{container['ipv4'].rpartition('.')[0]}.1",
+        "IPAddress": "" if host else container["ipv4"],
+        "IPPrefixLen": 0 if host else 24,
+        "GlobalIPv6Address": "",
     }
 
 
@@ -313,7 +333,7 @@ def network_details(network: Data) -> Data:
         "Containers": {
             item["full_id"]: {"Name": item["name"], "IPv4Address": item["ipv4"] + "/24"} for item in attached
         },
-        "Options": {},
+        "Options": network.get("options", {}),
         "Labels": {},
     }
 
@@ -371,20 +391,59 @@ def run_logs(args: list[str]) -> None:
 
 
 def run_exec(args: list[str]) -> None:
-    if len(args) < 2:
+    options, words = parse(args, "-i --interactive", "-e --env -u --user --detach-keys", interspersed=False)
+    if len(words) < 2:
         refuse("\"docker exec\" requires at least 2 arguments.\nSee 'docker exec --help'.")
-    name, *command = args
+    name, *command = words
     container = find(containers(), name)
     if container is None:
         refuse(f"Error response from daemon: No such container: {name}")
-    if command[:2] != ["vtysh", "-c"]:
-        refuse(f'OCI runtime exec failed: exec failed: exec: "{command[0]}": executable file not found in $PATH', 127)
-    if knob("docker_exec_fails"):
+    if container.get("state", "running") != "running":
+        refuse(f"Error response from daemon: Container {container['full_id']} is not running")
+    if command[0] == "vtysh" and knob("docker_exec_fails"):
         refuse("vtysh: failed to connect to any daemons.")
-    if command[2] != "show running-config":
-        refuse(f"% Unknown command: {command[2]}")
     node = container["labels"]["clab-node-name"]
-    say(f"Building configuration...\n\nCurrent configuration:\n!\nfrr version 10.3\nhostname {node}\n!\nend")
+    programs = state_folder() / "programs"
+    if not programs.is_dir():
+        programs.mkdir(exist_ok=True)
+        write_vtysh(programs / "vtysh")
+    environment = {"PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "HOSTNAME": node}
+    environment |= dict(pair.split("=", 1) for pair in given(options, "-e", "--env"))
+    sys.exit(run_in(container, command, environment, interactive=bool(given(options, "-i", "--interactive"))))
+
+
+def write_vtysh(path: Path) -> None:
+    script = """\
+        #!/bin/sh
+        [ "$*" = "-c show running-config" ] || { echo "% Unknown command: $2" >&2; exit 1; }
+        printf '%s\\n' 'Building configuration...' '' 'Current configuration:' '!' 'frr version 10.3' \
+          "hostname $HOSTNAME" '!' end
+    """
+    draft = path.with_name(f".vtysh.{os.getpid()}")
+    draft.write_text("".join(f"{line.strip()}\n" for line in script.splitlines()), encoding="utf-8")
+    draft.chmod(0o755)
+    draft.rename(path)
+
+
+def run_in(container: Data, command: list[str], environment: dict[str, str], *, interactive: bool) -> int:
+    """Run a program as one of a container; its exit status."""
+    import shutil  # noqa: PLC0415  only exec needs these two
+    import subprocess  # noqa: PLC0415
+
+    program = shutil.which(command[0], path=environment["PATH"])
+    if program is None or (command[0] == "sh" and knob("no_shell")):
+        refuse(f'OCI runtime exec failed: exec failed: exec: "{command[0]}": executable file not found in $PATH', 126)
+    words = [program, *command[1:]]
+    stdin = None if interactive else subprocess.DEVNULL
+    child = subprocess.Popen(words, cwd="/", env=environment, stdin=stdin, start_new_session=True)
+    while True:
+        try:
+            status = child.wait(0.05)
+        except subprocess.TimeoutExpired:
+            if not container["path"].exists():
+                os.killpg(child.pid, 9)
+        else:
+            return status if status >= 0 else 128 - status
 
 
 # docker network and version

@@ -72,6 +72,7 @@ KNOBS = {
     "traceback": "die with a Python traceback: true for the first phase, or the name of one",
     "docker_unreachable": "the Docker daemon does not answer: docker fails, and so do netlab's probes",
     "docker_rm_fails": "docker rm fails",
+    "no_shell": "the nodes have no shell",
     "docker_exec_fails": "a command in a container fails",
     "log_bytes": "how much each container has printed",
 }

@@ -1,0 +1,171 @@
+"""The devices of a session's running lab, within reach: commands in them, and connections to them."""
+
+import asyncio
+import functools
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from neops_remote_lab.core.codes import LiveLabState
+from neops_remote_lab.core.threads import RunBlocking, in_threads
+from neops_remote_lab.labs.accesses import Cut, LabAccess, LabAccesses
+from neops_remote_lab.labs.coordinator import LabCoordinator
+from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
+from neops_remote_lab.labs.settings import DeviceSettings
+from neops_remote_lab.netlab import leftovers
+from neops_remote_lab.netlab.commands import NetlabCommands
+from neops_remote_lab.netlab.node_commands import Completed, NodeCommands, NoShell
+from neops_remote_lab.netlab.nodes import Node, find_nodes
+
+_CUT: Final = {
+    Cut.LAB_ENDED: (Reason.NO_LAB, "the lab has ended meanwhile"),
+    Cut.SERVER_ENDS: (Reason.SERVER_ENDS, "the server is about to end: try again when it is back"),
+}
+
+
+class Devices:
+    """The devices of the lab."""
+
+    def __init__(
+        self,
+        *,
+        labs: LabCoordinator,
+        accesses: LabAccesses,
+        netlab: NetlabCommands,
+        settings: DeviceSettings,
+        docker: str,
+        kill_grace: float,
+        run_blocking: RunBlocking,
+    ) -> None:
+        self._labs = labs
+        self._accesses = accesses
+        self._netlab = netlab
+        self._settings = settings
+        self._docker = docker
+        self._commands = NodeCommands(netlab, kill_grace)
+        self._run_blocking = run_blocking
+        self._run_command = in_threads(settings.exec_threads)  # commands of sessions starve no operation on a lab
+        self._threads = asyncio.Semaphore(settings.exec_threads)
+        self._proving = asyncio.Lock()
+        self._proven: tuple[str, dict[str, Node]] = ("", {})
+
+    @contextmanager
+    def access(self, session_id: str) -> Iterator[LabAccess]:
+        """Reach into the session's running lab. Raises Refused where it has ended since `node` was called."""
+        lab = self._labs.lab
+        if lab is None or lab.session_id != session_id or lab.state is not LiveLabState.RUNNING:
+            raise Refused(*_CUT[Cut.LAB_ENDED])
+        with self._accesses.open(session_id, lab.lab_id) as access:
+            yield access
+
+    async def execute(
+        self, session_id: str, name: str, words: Sequence[str], *, stdin: bytes, seconds: float
+    ) -> Completed:
+        """Run a command in a node; a caller who is cancelled ends it.
+
+        Args:
+            words: the command and its arguments.
+            seconds: after so many it is ended; those in which it waits for other commands count.
+
+        Raises:
+            Refused: there is no such node, no proof that it is of this lab, or the command did not end in time.
+        """
+        node = await self.node(session_id, name)
+        until = asyncio.get_running_loop().time() + seconds
+        with self.access(session_id) as access:
+            async with self._turn(access, seconds):
+                left = until - asyncio.get_running_loop().time()
+                try:
+                    return await self._run(access, node, words, stdin=stdin, seconds=left)
+                except InterruptedError:
+                    raise Refused(*_CUT[access.cut.result()]) from None
+                except subprocess.TimeoutExpired:
+                    raise _timed_out(seconds) from None
+                except NoShell:
+                    detail = f"{name} has no shell (sh), without which no command can be run in it"
+                    raise Refused(Reason.UNSUPPORTED, detail) from None
+                except (subprocess.SubprocessError, OSError) as error:
+                    raise refusal_of(error, f"the command could not be run in {name}") from error
+
+    @asynccontextmanager
+    async def _turn(self, access: LabAccess, seconds: float) -> AsyncIterator[None]:
+        """Hold one of the threads for commands."""
+        turn: asyncio.Future[Any] = asyncio.ensure_future(self._threads.acquire())
+        try:
+            await asyncio.wait({turn, access.cut}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if access.cut.done():
+                raise Refused(*_CUT[access.cut.result()])
+            if not turn.done():
+                raise _timed_out(seconds)
+            yield
+        finally:
+            if turn.done():
+                self._threads.release()
+            else:
+                turn.cancel()
+
+    async def _run(
+        self, access: LabAccess, node: Node, words: Sequence[str], *, stdin: bytes, seconds: float
+    ) -> Completed:
+        """Run a command to its end, which comes soon once the access is cut or the caller is cancelled."""
+        interrupt = threading.Event()
+        command = functools.partial(
+            self._commands.execute,
+            node,
+            words,
+            lab_id=access.lab_id,
+            stdin=stdin,
+            timeout=seconds,
+            most=self._settings.max_exec_output_bytes,
+            interrupt=interrupt,
+        )
+        running: asyncio.Future[Any] = asyncio.ensure_future(self._run_command(command))
+        try:
+            await asyncio.wait({running, access.cut}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            interrupt.set()
+            await asyncio.wait([running])
+            running.exception()  # seen, although a caller who was cancelled does not ask for it
+        completed: Completed = running.result()
+        return completed
+
+    async def node(self, session_id: str, name: str) -> Node:
+        """A node of the session's running lab that provably is one.
+
+        Raises:
+            Refused: there is no lab or no such node, or it does not run in a container.
+        """
+        devices = await self._labs.devices(session_id)
+        if name not in {device.name for device in devices}:
+            raise Refused(Reason.NO_DEVICE, "the lab has no such node: GET /lab/devices names them")
+        nodes = await self._prove(name)
+        if name not in nodes:
+            detail = f"{name} is no container of Docker's, so there is no proof that what it names is of this lab"
+            raise Refused(Reason.UNSUPPORTED, detail)
+        return nodes[name]
+
+    async def _prove(self, name: str) -> dict[str, Node]:
+        """What Docker says, which holds for the life of the lab; asked again for a node that it did not name."""
+        async with self._proving:
+            if (lab := self._labs.lab) is None:
+                raise Refused(*_CUT[Cut.LAB_ENDED])
+            lab_id, nodes = self._proven
+            if lab_id != lab.lab_id or name not in nodes:
+                try:
+                    nodes = await self._run_blocking(self._ask_docker, Path(lab.work_dir))
+                except (subprocess.SubprocessError, OSError, ValueError) as error:
+                    raise refusal_of(error, "Docker cannot be asked for the nodes of the lab") from error
+                self._proven = lab.lab_id, nodes
+            return nodes
+
+    def _ask_docker(self, base: Path) -> dict[str, Node]:
+        if not leftovers.docker_is_installed(self._docker):
+            return {}
+        return find_nodes(base, self._netlab.docker)
+
+
+def _timed_out(seconds: float) -> Refused:
+    return Refused(Reason.TIMED_OUT, f"the command did not end within {seconds:g} s, and was ended")
