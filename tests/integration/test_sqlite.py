@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest_asyncio
 from neops_remote_lab.core.codes import EndCode, OutcomeCode, QuarantineSource
 from neops_remote_lab.store.protocol import DatabaseError, LabStore, SessionStore
 from neops_remote_lab.store.sqlite.database import SqliteDatabase
+from neops_remote_lab.store.sqlite.sessions import _END, _JOIN, _LIVE, _PROMOTE
 from tests.chaos.shell import locked, sql
 from tests.stores import HOST, NOON, Stores, joining, lab, sqlite
 
@@ -348,6 +350,15 @@ async def test_a_database_that_somebody_has_locked_fails_the_write_and_is_fine_a
     assert [session.session_id for session in await sessions.live_sessions()] == ["ann"]
     assert (await sessions.join(joining("cem"), promote=False)).state == "waiting"
     assert (await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)).promoted
+
+
+@pytest.mark.parametrize("statement", [_PROMOTE, _END, _LIVE, _JOIN], ids=["promote", "end", "live", "join"])
+def test_what_runs_often_finds_its_rows_by_an_index(path: Path, statement: str) -> None:
+    names = ("queue", "host", "slot", "now", "code", "detail")
+    parameters = {**dict.fromkeys(names, "x"), "ending": "[]", "joining": "[]"}
+    with closing(sqlite3.connect(path)) as database:
+        plan = [row[-1] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert [step for step in plan if step.startswith("SCAN") and "json_each" not in step] == []
 
 
 @pytest.mark.parametrize(("level", "number"), [("FULL", 2), ("NORMAL", 1), ("EXTRA", 3)])

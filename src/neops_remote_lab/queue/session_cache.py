@@ -100,7 +100,7 @@ class SessionCache:
             self._open_calls.pop(session_id, None)
 
     def reload(self, rows: Iterable[Session], now: float) -> Difference:
-        """Take over what the database says, and tell what that changed. Contacts of those who stay are kept."""
+        """Take over what the database says, and tell what that changed. When those who stay were last seen is kept."""
         truth = {row.session_id: row for row in rows}
         before = self._sessions
         vanished = before.keys() - truth.keys()

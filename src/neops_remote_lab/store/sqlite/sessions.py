@@ -51,7 +51,7 @@ _LIVE: Final = f"""
     SELECT {_COLUMNS} FROM session
     WHERE host = :host AND state = 'active' OR queue = :queue AND state = 'waiting' ORDER BY state, rank, number
 """
-_RECORD_CONTACT = (
+_RECORD_LAST_SEEN = (
     update(SESSION).where(SESSION.c.session_id == bindparam("seen")).values(last_seen_at=bindparam("seen_at"))
 )
 
@@ -135,7 +135,7 @@ class SqliteSessionStore(SessionStore):
         rows = [{"seen": session_id, "seen_at": seen_at} for session_id, seen_at in seen.items()]
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(_RECORD_CONTACT, rows)
+            await connection.execute(_RECORD_LAST_SEEN, rows)
 
         if rows:
             await self._database.write(work)
