@@ -2,9 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
-
-import httpx
 
 from neops_remote_lab.cli.command import (
     CREDENTIALS,
@@ -18,6 +15,7 @@ from neops_remote_lab.cli.command import (
 from neops_remote_lab.cli.lab_sessions import CurrentSession, current_session, explained
 from neops_remote_lab.client.answers import raise_for_error
 from neops_remote_lab.client.connection import headers_of
+from neops_remote_lab.client.events import ACCEPT, END, events_of
 from neops_remote_lab.core.text import printable_lines
 
 
@@ -46,34 +44,12 @@ def run(options: argparse.Namespace) -> None:
 
 def _follow(session: CurrentSession) -> None:
     """Print each line as it comes."""
-    headers = headers_of(session.session_id) | {"Accept": "text/event-stream"}
+    headers = headers_of(session.session_id) | ACCEPT
     with session.server.stream("/lab/log", headers=headers) as answer:
         raise_for_error(answer)
-        for event, data in _events(answer):
-            if event == "end":
+        for event, data in events_of(answer):
+            if event == END:
                 say(data or "the lab is gone")
                 return
             sys.stdout.write(f"{printable_lines(data)}\n")
             sys.stdout.flush()
-
-
-def _events(answer: httpx.Response) -> Iterator[tuple[str, str]]:
-    """Type and data of each server-sent event; comments are left out."""
-    event, data = "message", list[str]()
-    for line in _lines(answer.iter_bytes()):
-        name, _, value = line.partition(":")
-        if name == "event":
-            event = value.removeprefix(" ")
-        elif name == "data":
-            data.append(value.removeprefix(" "))
-        elif not line and (data or event != "message"):
-            yield event, "\n".join(data)
-            event, data = "message", []
-
-
-def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Lines that end in LF. httpx would end them at other characters too, which a log may have."""
-    rest = b""
-    for piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
-        yield from (line.decode(errors="replace") for line in whole)

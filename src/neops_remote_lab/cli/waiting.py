@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final, TextIO
 
 from neops_remote_lab.cli.command import PROGRAM
+from neops_remote_lab.client.waiting import sentence
 from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.session import SessionStatusResponseDto
@@ -53,21 +54,3 @@ class WaitingLine:
             self._stream.write(_CLEAR_LINE)
             self._stream.flush()
         self._told = None
-
-
-def sentence(status: SessionStatusResponseDto) -> str:
-    """The place in the queue, the expected wait and who is in front, in one line."""
-    parts = [f"position {status.position} in the queue"]
-    if status.eta_seconds is not None:
-        parts.append(f"about {duration(status.eta_seconds)}")
-    if status.waiting_for:  # with labels of other clients
-        parts.append(one_line(status.waiting_for))
-    return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """A number of seconds as a person would say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"

@@ -4,6 +4,7 @@ import getpass
 import socket
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,7 @@ from neops_remote_lab.client.connection import CLOSE_TIMEOUT, GONE, UNREACHABLE_
 from neops_remote_lab.client.heartbeats import HEARTBEAT_INTERVAL, Heartbeats
 from neops_remote_lab.client.queue_position import QueuePosition
 from neops_remote_lab.client.session import Session
+from neops_remote_lab.client.start_phases import StartPhases
 from neops_remote_lab.client.topology_checks import TopologyChecks
 from neops_remote_lab.client.uploads import upload_of
 from neops_remote_lab.core.clock import Clock
@@ -50,6 +52,7 @@ class RemoteLabClient:
         wait: whether the constructor waits for the turn; otherwise `wait_until_active` does.
         on_progress: called with the position and what it waits for whenever the position in the queue changes.
         on_status: called with each answer about the place in the queue, the expected wait included.
+        on_phase: called, from another thread, with each phase of netlab as it begins while an `acquire` waits.
         on_lost: called once, from the heartbeat thread, with the reason why the server ended the session.
         transport: httpx transport to use in place of the network.
         heartbeat_interval: seconds between two signs of life.
@@ -93,6 +96,7 @@ class RemoteLabClient:
         wait: bool = True,
         on_progress: Callable[[int, str | None], None] | None = None,
         on_status: Callable[[SessionStatusResponseDto], None] | None = None,
+        on_phase: Callable[[str], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
         transport: httpx.BaseTransport | None = None,
         heartbeat_interval: float = HEARTBEAT_INTERVAL,
@@ -136,6 +140,7 @@ class RemoteLabClient:
             on_progress=on_progress,
             on_status=on_status,
         )
+        self._phases = StartPhases(self._server, self._session, on_phase) if on_phase is not None else None
         self._checks = TopologyChecks(self._session, topologies, self._position.until)
         self.rejected = self._checks.rejected
         self._disconnected = False
@@ -220,7 +225,8 @@ class RemoteLabClient:
         wanted, key = TopologyFiles.of(topology, extra_files), uuid.uuid4().hex
         until = self._server.now() + self.lab_acquisition_timeout
         try:
-            response = self._post_lab(wanted, key, until, reuse=reuse)
+            with self._phases.told() if self._phases else nullcontext():
+                response = self._post_lab(wanted, key, until, reuse=reuse)
         except httpx.TransportError as error:
             if self._server.now() < until:
                 raise
