@@ -160,7 +160,7 @@ def test_folders_that_could_not_be_swept_at_the_start_are_swept_later(server: La
     wait_until(lambda: readiness(server).status_code == 503)
     fake(server).control()
     wait_until(lambda: readiness(server).status_code == 200)
-    assert server.work_folders() == []
+    wait_until(lambda: server.work_folders() == [])
 
 
 def test_a_quarantined_host_promises_no_time(server: LabServer) -> None:

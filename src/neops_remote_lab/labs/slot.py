@@ -326,9 +326,10 @@ class Slot:
             await self._report_leftovers(f"{', '.join(leftovers)} of an earlier lab")
             return
         self._left_directories = []
-        self._leftovers_since = None
         if self._queue.quarantined_by is QuarantineSource.SERVER:
+            self._leftovers_since = self._clock.monotonic()  # so that a failure of the database is retried
             await self._queue.quarantine(None)
+        self._leftovers_since = None
 
     async def _report_leftovers(self, what: str) -> None:
         self._leftovers_since = self._clock.monotonic()
