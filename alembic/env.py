@@ -1,4 +1,4 @@
-"""How alembic reaches the database: one transaction an upgrade, batch mode, the names of the tables' convention."""
+"""Alembic environment: one transaction per upgrade, in batch mode, with the naming convention of the tables."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ url = context.get_x_argument(as_dictionary=True).get("url") or context.config.ge
 engine = create_engine(str(url), poolclass=pool.NullPool)
 
 
-# SQLite can take back a CREATE TABLE, but its driver begins no transaction for one: a server that is killed in the
-# middle of an upgrade would leave a database that is neither old nor new.
+# SQLite can roll back a CREATE TABLE, but its driver begins no transaction for it: a server killed during an upgrade
+# would leave a half-upgraded database.
 @event.listens_for(engine, "connect")
 def leave_transactions_to_us(connection: Any, _record: Any) -> None:
-    """Switch the driver's own transactions off."""
+    """Disable the driver's implicit transactions."""
     connection.isolation_level = None
 
 
 @event.listens_for(engine, "begin")
 def begin(connection: Any) -> None:
-    """Begin a transaction that holds whatever is in it."""
+    """Begin a transaction that also covers DDL statements."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

@@ -1,4 +1,4 @@
-"""Queues, hosts, sessions, labs, references and events, with the views for people."""
+"""Create queues, hosts, sessions, labs, references and events, with views for operators."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,7 +7,7 @@ revision = "0001"
 down_revision = None
 
 TIME = sa.DateTime()
-# To the second, so that SQLite's rounding of fractions cannot refuse a time that is right.
+# Compares whole seconds, because SQLite's rounding of fractions could refuse a valid time.
 IS_A_TIME = (
     "{0} IS NULL OR (substr(datetime(substr({0}, 1, 19), '+0 days'), 1, length(substr({0}, 1, 19)))"
     " IS replace(substr({0}, 1, 19), 'T', ' ') AND substr({0}, 20) NOT GLOB '*[^0-9.+:]*')"
@@ -83,8 +83,8 @@ VIEWS = {
     """,
 }
 
-# They write the events, fill in what a person leaves out who changes a state or a quarantine with SQL, and keep the
-# queue's counter ahead of every rank.
+# The triggers write the events, keep the queue's counter ahead of every rank, and complete the columns that an operator
+# omits when changing a state or a quarantine with SQL.
 TRIGGERS = (
     """
     CREATE TRIGGER session_joined AFTER INSERT ON session
@@ -188,7 +188,7 @@ TRIGGERS = (
         FROM lab WHERE lab_id = NEW.lab_id;
     END
     """,
-    # The server writes who and when together with why; a person writes why alone.
+    # The server sets reason, time and source together; an operator may set only the reason.
     f"""
     CREATE TRIGGER lab_host_quarantined AFTER UPDATE OF quarantine_reason ON lab_host
     WHEN NEW.quarantine_reason IS NOT OLD.quarantine_reason AND NEW.quarantine_reason IS NOT NULL

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 
 class DebugHealthDto(BaseModel):
-    """Numbers to look at when the server seems slow."""
+    """Figures for debugging a slow server."""
 
     status: Literal["ok"] = "ok"
     timestamp: datetime
@@ -17,12 +17,12 @@ class DebugHealthDto(BaseModel):
 
 
 class ReadyDto(BaseModel):
-    """The host can take a lab."""
+    """The host can start labs."""
 
     status: Literal["ready"] = "ready"
 
 
 class ErrorDto(BaseModel):
-    """Any answer that is not a success."""
+    """The body of every error response."""
 
-    detail: str | list[dict[str, Any]] = Field(description="what is wrong and what to do about it")
+    detail: str | list[dict[str, Any]] = Field(description="what is wrong, and what to do about it")

@@ -11,13 +11,13 @@ class DeviceInfoDto(BaseModel):
     """One node of the lab. Stable: other packages import it."""
 
     name: str = Field(description="the node's name in the topology")
-    raw: dict[str, Any] = Field(description="all that netlab knows of the node, group variables included")
+    raw: dict[str, Any] = Field(description="all data that netlab has about the node, including group variables")
 
 
 class AcquireResponseDto(BaseModel):
-    """A lab that runs, and of which the caller holds one more reference."""
+    """A running lab, to which the acquire added a reference."""
 
-    reused: bool = Field(description="true when the lab was running before this call")
+    reused: bool = Field(description="true if the lab was running before this call")
     devices: list[DeviceInfoDto]
 
 
@@ -25,17 +25,17 @@ class LabStatusDto(BaseModel):
     """The lab of the calling session."""
 
     running: bool
-    topology: str | None = Field(default=None, description="the topology's file name as it was uploaded")
-    ref_count: int = Field(default=0, ge=0, description="acquires that were not yet released")
+    topology: str | None = Field(default=None, description="the uploaded file name of the topology")
+    ref_count: int = Field(default=0, ge=0, description="number of acquires that are not yet released")
     devices: list[DeviceInfoDto] = Field(default_factory=list)
-    netlab_status: str | None = Field(default=None, description="what netlab itself says of the lab's state")
+    netlab_status: str | None = Field(default=None, description="the lab's state as netlab reports it")
     state: LabState = "none"
     topology_sha256: str | None = Field(default=None, description="digest of the topology file's bytes")
     error: str | None = Field(default=None, description="why the session's last lab failed or was lost")
 
 
 class TopologyCheckDto(BaseModel):
-    """A topology that netlab accepts."""
+    """The size of a topology that netlab accepts."""
 
     nodes: int = Field(ge=0)
     links: int = Field(ge=0)

@@ -1,4 +1,4 @@
-"""The queue as everybody may see it."""
+"""The public view of the queue."""
 
 from pydantic import BaseModel, Field
 
@@ -6,13 +6,13 @@ from neops_remote_lab.core.codes import SessionState
 
 
 class QueueEntryDto(BaseModel):
-    """One session of the queue, without what only its owner may know."""
+    """One session of the queue, without its whole id."""
 
     session_id: str = Field(description="the first 8 characters of the session's id")
     position: int = Field(ge=0, description="0: active; 1: next; and so on")
     status: SessionState = Field(description="`active` or `waiting`")
-    client: str | None = Field(default=None, description="who asks; null where nobody said")
-    purpose: str | None = Field(default=None, description="what for; null where nobody said")
+    client: str | None = Field(default=None, description="who the session belongs to; null if not given")
+    purpose: str | None = Field(default=None, description="what the session is for; null if not given")
     age_seconds: float = Field(ge=0, description="seconds since the session joined")
     active_seconds: float | None = Field(default=None, ge=0, description="seconds since it became active; null before")
     last_seen_seconds: float = Field(ge=0, description="seconds since its last call")
@@ -20,8 +20,10 @@ class QueueEntryDto(BaseModel):
 
 
 class QueueDto(BaseModel):
-    """Everybody who waits or holds the lab, in order."""
+    """The active session and the waiting ones, in order."""
 
-    length: int = Field(ge=0, description="live sessions, those included that are not listed")
-    quarantined: str | None = Field(default=None, description="why no session is admitted; null where they are")
-    sessions: list[QueueEntryDto] = Field(description="the active session, then those that wait, in order")
+    length: int = Field(ge=0, description="number of live sessions, including those that are not listed")
+    quarantined: str | None = Field(
+        default=None, description="why no session is admitted; null if the host is not quarantined"
+    )
+    sessions: list[QueueEntryDto] = Field(description="the active session, then the waiting ones, in order")

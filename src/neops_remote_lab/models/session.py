@@ -1,4 +1,4 @@
-"""Sessions: joining the queue and asking for one's place in it."""
+"""Sessions: joining the queue, and the position in it."""
 
 from typing import Annotated, Final
 
@@ -8,57 +8,59 @@ from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.core.text import refuse_unprintable
 
 LABEL_LENGTH = 200
-"""Longest client or purpose label, in characters."""
+"""Maximum length of a client or purpose label, in characters."""
 ONE_LINE_FORMAT: Final = "printable-line"
-"""JSON Schema format of a text that is printable in one line; `core.text` says what that is."""
+"""JSON Schema format of text that is printable in one line, as `core.text` defines it."""
 
 Label = Annotated[
     str,
     Field(max_length=LABEL_LENGTH, json_schema_extra={"format": ONE_LINE_FORMAT}),
     AfterValidator(lambda text: refuse_unprintable("the label", text)),
 ]
-"""A text that others see in a terminal: printable in one line."""
+"""Text that is displayed in terminals of other users, so it must be printable in one line."""
 
 
 class CreateSessionRequestDto(BaseModel):
-    """Who asks, as the queue shows it to others. The whole body is optional."""
+    """Labels of a session, which the queue shows to everyone. The whole body is optional."""
 
     model_config = ConfigDict(extra="forbid")
 
-    client: Label | None = Field(default=None, description="who asks, for example user@host; printable, in one line")
+    client: Label | None = Field(
+        default=None, description="who the session belongs to, for example user@host; one printable line"
+    )
     purpose: Label | None = Field(
-        default=None, description="what for, for example a CI job's address; printable, in one line"
+        default=None, description="what the session is for, for example the URL of a CI job; one printable line"
     )
 
 
 class CreateSessionResponseDto(BaseModel):
-    """A place in the queue, durable before it is answered."""
+    """A new session. It is stored durably before the response is sent."""
 
-    session_id: str = Field(description="name of the session, to be sent as X-Session-ID")
+    session_id: str = Field(description="id of the session, to be sent in the header X-Session-ID")
     position: int = Field(ge=0, description="0: active; 1: next; and so on")
 
 
 class SessionStatusResponseDto(BaseModel):
-    """A session's place in the queue."""
+    """The state and the position of a session."""
 
     status: SessionState
     position: int = Field(ge=0, description="0: active; 1: next; and so on")
     eta_seconds: float | None = Field(
-        default=None, description="expected wait in seconds, from this host's own history; null where there is none"
+        default=None, description="estimated wait in seconds, from this host's history; null without history"
     )
-    waiting_for: str | None = Field(default=None, description="who holds the lab, with what, since when")
+    waiting_for: str | None = Field(default=None, description="who is active, with which topology, and since when")
 
 
 class ActiveSessionResponseDto(BaseModel):
-    """The session that holds the lab host."""
+    """The active session."""
 
-    session_id: str = Field(description="whole for its owner, else the first 8 characters")
+    session_id: str = Field(description="the whole id for its owner, otherwise its first 8 characters")
     status: SessionState
     position: int = Field(ge=0)
 
 
 class SessionInfoDto(BaseModel):
-    """All about one session. No call answers it; code that was written for 1.x may build it."""
+    """All data of a session. No route returns it; it exists for code that was written for 1.x."""
 
     id: str
     status: SessionState

@@ -1,1 +1,1 @@
-"""The queue of sessions: who waits, who is active, who is stale."""
+"""The queue of sessions: joining, waiting, activation, timeouts."""

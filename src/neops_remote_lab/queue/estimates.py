@@ -1,4 +1,4 @@
-"""How long the next sessions will wait, by how long the latest ones held the lab."""
+"""Estimates how long sessions will wait, from how long recent sessions were active."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -6,18 +6,22 @@ from statistics import fmean
 
 
 class HoldHistory:
-    """How long the latest sessions held the lab, for the guess how long the next ones will wait."""
+    """How long the latest sessions were active, to estimate the wait of the next ones."""
 
     def __init__(self, holds: Iterable[float] = (), *, size: int = 20) -> None:
-        """`holds` in seconds, oldest first; the latest `size` count."""
+        """`holds` are in seconds, oldest first. Only the latest `size` are kept."""
         self._holds = deque(holds, maxlen=size)
 
     def add(self, seconds: float) -> None:
-        """Note one more hold."""
+        """Add the latest hold, in seconds."""
         self._holds.append(seconds)
 
     def eta(self, position: int, held_for: float) -> float | None:
-        """Seconds until a position becomes active, when all hold as long as the latest did; None without history."""
+        """Estimated seconds until a position becomes active, assuming average holds; None without history.
+
+        Args:
+            held_for: seconds for which the active session has been active.
+        """
         if not self._holds:
             return None
         mean = fmean(self._holds)

@@ -1,8 +1,8 @@
-"""Calls that are held until something changes for their session: its position in the queue, its turn, its end.
+"""Long polls: calls that wait until their session becomes active or ends, or its position in the queue changes.
 
-Many calls are never answered in one go, which would stall the event loop: the first few at once, the others in batches
-between which the loop does everything else. A change of position is told to the first sessions of the queue alone, so
-its cost does not depend on how many wait: those further back learn their position when their call is over.
+Answering many calls in one go would stall the event loop. The first few are answered at once, the others in batches,
+between which the loop does other work. A change of position wakes only the first sessions of the queue, so its cost
+does not depend on the length of the queue. Sessions further back see their new position when their call times out.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from typing import Final
 from neops_remote_lab.queue.session_cache import SessionCache
 
 BATCH: Final = 16
-"""Calls that are answered at a time."""
+"""Number of calls answered in one go."""
 BATCH_PAUSE: Final = 0.002
 """Seconds between two batches."""
 POSITION_DELAY: Final = 0.02
-"""Seconds until the first is told that its position has changed: whoever has become active comes first."""
+"""Seconds until a change of position is answered, so that the session that became active is answered first."""
 POSITION_PACE: Final = 0.2
-"""Seconds between two rounds of such answers, so that many sessions that end at once cost one round."""
+"""Seconds between two rounds of such answers, so that many sessions that end together cause one round."""
 NEAR: Final = 20
-"""Sessions up to this position are told of each change."""
+"""Sessions up to this position are notified of each change of their position."""
 
 
 @dataclass(eq=False, slots=True)
@@ -33,7 +33,7 @@ class _Poll:
 
 
 class LongPolls:
-    """The calls that are held."""
+    """The waiting calls of all sessions."""
 
     def __init__(self, cache: SessionCache) -> None:
         self._cache = cache
@@ -44,7 +44,12 @@ class LongPolls:
         self._next_round = 0.0
 
     async def hold(self, session_id: str, position: int | None, seconds: float) -> None:
-        """Return when the session is answered, or `seconds` are over; with a position also when that has changed."""
+        """Wait until `answer` is called for the session, or until `seconds` have passed.
+
+        Args:
+            position: also return when the session's position differs from this one; None ignores the position.
+            seconds: may be infinite.
+        """
         poll = _Poll(position)
         self._held.setdefault(session_id, set()).add(poll)
         try:
@@ -57,7 +62,7 @@ class LongPolls:
                 del self._held[session_id]
 
     def answer(self, session_ids: Iterable[str]) -> None:
-        """Answer the calls of these sessions, the first ones at once."""
+        """Answer the calls of these sessions: the first ones at once, the others in batches."""
         at_once = BATCH
         for session_id in session_ids:
             for poll in self._held.get(session_id, ()):
@@ -73,14 +78,14 @@ class LongPolls:
         self.answer(list(self._held))
 
     def moved(self) -> None:
-        """Some of those who wait have moved up."""
+        """Notify sessions near the head of the queue, soon, that their position may have changed."""
         if self._telling is None:
             loop = asyncio.get_running_loop()
             delay = max(POSITION_DELAY, self._next_round - loop.time())
             self._telling = loop.call_later(delay, self._tell)
 
     def _tell(self) -> None:
-        """Answer the calls of the first sessions that have another position now."""
+        """Answer the calls of the first sessions whose position has changed."""
         self._telling = None
         self._next_round = asyncio.get_running_loop().time() + POSITION_PACE
         for position, session_id in enumerate(self._cache.nearest(NEAR), 1):

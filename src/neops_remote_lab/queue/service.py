@@ -1,6 +1,6 @@
 """The session queue: join, wait, promote, renew, expire, end.
 
-The store is the truth and is written first; the session cache mirrors it, so that asking for a place reads no disk.
+The store is authoritative and is written first. The session cache mirrors it, so that position queries need no I/O.
 """
 
 import logging
@@ -31,12 +31,12 @@ _ENDED: Final = {
     EndCode.MAX_HOLD: "maximum hold: it held the lab for more than {max_hold:g} s",
     EndCode.OPERATOR: "ended by an operator",
 }
-"""Why a session ended, for people."""
+"""Messages that say why a session ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a session stands."""
+    """A session with its position in the queue and the estimated seconds until it becomes active."""
 
     session: Session
     position: int
@@ -49,7 +49,7 @@ class SessionQueue:
     def __init__(
         self, store: SessionStore, settings: QueueSettings, clock: Clock, metrics: Metrics | None = None
     ) -> None:
-        """Without `metrics` nobody looks at what is counted."""
+        """Create an empty queue; `load` fills it. `metrics` defaults to a registry that is not exported."""
         self._store = store
         self._settings = settings
         self._clock = clock
@@ -62,33 +62,33 @@ class SessionQueue:
         self._quarantine: Quarantine | None = None
 
     async def load(self) -> None:
-        """Take over the queue as the database has it. Every session has its full time again."""
+        """Load the queue from the database. All session timeouts start anew."""
         self._holds = HoldHistory(await self._store.latest_holds())
         self._cache.reload(await self._store.live_sessions(), self._clock.monotonic())  # counted by an earlier server
         await self.reconcile()
 
     async def register_host(self, boot_id: str) -> str | None:
-        """Note that this host serves; the identity of the boot that it served in before, if any."""
+        """Record that this host serves the queue. Returns the boot id recorded before; None for a new host."""
         return await self._store.register_host(boot_id)
 
     @property
     def active(self) -> Session | None:
-        """Who holds the lab host."""
+        """The active session; None if there is none."""
         return self._cache.active
 
     @property
     def quarantined(self) -> str | None:
-        """Why no session is admitted; None where the host is sound."""
+        """Why no session is admitted; None if the host is not quarantined."""
         return self._quarantine.reason if self._quarantine else None
 
     @property
     def quarantined_by(self) -> QuarantineSource | None:
-        """Who quarantined the host."""
+        """Who quarantined the host; None if it is not quarantined."""
         return self._quarantine.source if self._quarantine else None
 
     @property
     def waiting(self) -> int:
-        """How many sessions wait."""
+        """The number of waiting sessions."""
         return self._cache.waiting
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class SessionQueue:
         return iter(self._cache)
 
     async def join(self, *, client: str | None, purpose: str | None, key: str | None) -> Place:
-        """Append a session; with the `key` of a live session, that session again. Durable when this returns."""
+        """Append a session, durably. With the idempotency key of a live session, return that session instead."""
         joining = Joining(secrets.token_hex(16), client, purpose, key, self._clock.now())
         session = await self._store.join(joining, promote=self.active is None)
         if session.session_id in self._cache:
@@ -108,16 +108,16 @@ class SessionQueue:
             self._put(session)
             position, who = self._cache.position(session), one_line(session.client or "without a label")
             logger.info("session %.8s joined: position %d, client %s", session.session_id, position, who)
-        await self.promote_if_idle()  # the holder may have left while this one was being written down
+        await self.promote_if_idle()  # the active session may have ended during the write
         return self._place(self._cache.get(session.session_id) or session)
 
     async def promote_if_idle(self) -> None:
-        """Make the head of the queue active when nobody is."""
+        """Make the head of the queue active if no session is."""
         if self.active is None and self.waiting and not self.quarantined:
             self._promoted(await self._store.promote(self._clock.now()))
 
     def place(self, session_id: str) -> Place | None:
-        """Where a live session stands; None when it is not live."""
+        """The place of a session; None if the session is not live."""
         session = self._cache.get(session_id)
         return self._place(session) if session else None
 
@@ -127,15 +127,15 @@ class SessionQueue:
         return Place(session, position, eta)
 
     def is_active(self, session_id: str) -> bool:
-        """Whether a session holds the lab host."""
+        """Whether a session is the active one."""
         return self.active is not None and self.active.session_id == session_id
 
     def renew_all(self) -> None:
-        """Give every session its full time again."""
+        """Restart the timeouts of all sessions."""
         self._cache.renew_all(self._clock.monotonic())
 
     def renew(self, session_id: str) -> bool:
-        """Note that a session is seen; whether it is live."""
+        """Restart the timeout of a session. Returns whether the session is live."""
         if session_id not in self._cache:
             return False
         self._cache.renew(session_id, self._clock.monotonic())
@@ -144,7 +144,7 @@ class SessionQueue:
 
     @contextmanager
     def open_call(self, session_id: str) -> Iterator[None]:
-        """A call of a session: while it is open the session does not go stale."""
+        """A context for a call of a session, which does not become stale inside it."""
         self.renew(session_id)
         self._cache.call_opened(session_id)
         try:
@@ -153,15 +153,15 @@ class SessionQueue:
             self._cache.call_closed(session_id, self._clock.monotonic())
 
     async def wait_until_active(self, session_id: str) -> None:
-        """Return when the session is active, ended, or told to come back."""
+        """Wait until the session is active or has ended, or until the server is draining."""
         if self._waits(session_id):
             await self._polls.hold(session_id, None, math.inf)
 
     async def wait_for_change(self, session_id: str, seconds: float, known: int | None) -> None:
-        """As `wait_until_active`, but return also when the position has changed, or when `seconds` are over.
+        """As `wait_until_active`, but return also when the position changes, or after `seconds`.
 
         Args:
-            known: the position that the caller knows; the present one where there is none.
+            known: the position that the caller knows; None means the current one.
         """
         place = self._waits(session_id)
         if place and seconds > 0 and known in (None, place.position):
@@ -173,16 +173,16 @@ class SessionQueue:
 
     @property
     def draining(self) -> bool:
-        """Whether the server takes no new sessions, because it is about to end."""
+        """Whether the server accepts no new sessions, because it is shutting down."""
         return self._draining
 
     def drain(self) -> None:
-        """Take no new sessions, and answer every call that is held."""
+        """Accept no new sessions, and answer all waiting calls."""
         self._draining = True
         self._polls.answer_all()
 
     async def end(self, session_id: str) -> bool:
-        """End a live session and promote the next; False when there was none. Durable when this returns."""
+        """End a session and promote the next one, durably. Returns False if the session is not live."""
         if session_id not in self._cache:
             return False
         return session_id in await self._end([session_id], EndCode.CLIENT)
@@ -222,14 +222,14 @@ class SessionQueue:
             self._became_active(session)
 
     def _became_active(self, session: Session) -> None:
-        """To be called once for each session, however it became active."""
+        """Count and log a session's activation. Call it once per session, however it became active."""
         waited = (session.activated_at or session.created_at) - session.created_at
         self._metrics.became_active(max(0.0, waited.total_seconds()))
         who = one_line(session.client or "without a label")
         logger.info("session %.8s is active: waited %.1f s, client %s", session.session_id, waited.total_seconds(), who)
 
     async def expire(self) -> tuple[str, ...]:
-        """End sessions that are stale, or active for longer than is allowed; their ids."""
+        """End stale sessions, and an active one that exceeds the maximum hold. Returns their ids."""
         now = self._clock.monotonic()
         limits = self._settings
         stale = self._cache.stale(now, waiting_timeout=limits.waiting_timeout, active_timeout=limits.active_timeout)
@@ -241,7 +241,7 @@ class SessionQueue:
         return ended
 
     async def reconcile(self) -> None:
-        """Act on what somebody wrote into the database by hand as if the API had been called."""
+        """Apply changes that an operator made in the database, as if they had been made through the API."""
         self._note_quarantine(await self._store.quarantine())
         truth = await self._store.live_sessions()
         before = self.active
@@ -256,7 +256,7 @@ class SessionQueue:
         self._promoted(await self._store.promote(self._clock.now()))
 
     async def quarantine(self, reason: str | None) -> None:
-        """Admit no session any more, for a reason; or lift that with None and go on. An operator's quarantine stays."""
+        """Quarantine the host for a reason; None lifts the quarantine. One set by an operator is not changed."""
         if reason != self.quarantined:
             self._note_quarantine(await self._store.set_quarantine(reason, self._clock.now()))
         self._promoted(await self._store.promote(self._clock.now()))
@@ -270,18 +270,18 @@ class SessionQueue:
         self._quarantine = quarantine
 
     async def write_last_seen(self) -> None:
-        """Write when sessions were last seen, for the operator's eyes. A restart may forget it: it renews them all."""
+        """Write the times at which sessions were last seen. Operators read them; the server does not."""
         seen, self._unwritten = self._unwritten, {}
         await self._store.record_last_seen(seen)
 
     async def prune(self, before: datetime) -> int:
-        """Forget sessions that ended before that time; their number."""
+        """Delete sessions that ended before a time. Returns their number."""
         return await self._store.prune(before)
 
     async def ended(self, session_id: str) -> EndedSession | None:
-        """Why a session of the history ended; None where it is not known."""
+        """Why a session ended; None if no ended session has that id."""
         return await self._store.ended(session_id)
 
     def unseen_for(self, session_id: str) -> float:
-        """Seconds since a live session was last seen."""
+        """Seconds since a live session was last seen; 0 during a call."""
         return self._cache.unseen_for(session_id, self._clock.monotonic())

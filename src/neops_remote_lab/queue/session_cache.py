@@ -1,6 +1,6 @@
-"""The rules of the queue, without any I/O: who is where, who is next, who is stale.
+"""The live sessions in memory, without I/O: positions, the active session, stale sessions.
 
-Times are monotonic seconds and are passed in.
+Times are in monotonic seconds and are passed in.
 """
 
 from bisect import bisect_left
@@ -16,24 +16,24 @@ _Place: TypeAlias = tuple[int, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What a reload of the cache changed."""
+    """Ids of the sessions that a reload of the cache changed."""
 
     vanished: frozenset[str]
-    """Live before, not any more."""
+    """No longer live."""
     changed: frozenset[str]
-    """Live before and after, with another state or rank."""
+    """Still live, but different, for example in state or rank."""
 
 
 class SessionCache:
     """The live sessions in FIFO order, with the time at which each was last seen.
 
-    Positions are looked up by bisection: joining appends, and only leaving from the middle moves anything.
+    The waiting sessions are a sorted list: positions are found by bisection, and joining appends.
     """
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
         self._waiting: list[_Place] = []
-        self._last_seen: OrderedDict[str, float] = OrderedDict()  # the stalest first
+        self._last_seen: OrderedDict[str, float] = OrderedDict()  # the least recently seen first
         self._open_calls: Counter[str] = Counter()
         self._active: Session | None = None
         self._active_since = 0.0
@@ -45,7 +45,7 @@ class SessionCache:
         return session_id in self._sessions
 
     def __iter__(self) -> Iterator[Session]:
-        """The active session, then the waiting ones, in order."""
+        """Iterate over the active session, then the waiting ones, in order."""
         if self._active:
             yield self._active
         for *_, session_id in self._waiting:
@@ -53,30 +53,30 @@ class SessionCache:
 
     @property
     def active(self) -> Session | None:
-        """Who holds the lab host."""
+        """The active session; None if there is none."""
         return self._active
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """The number of waiting sessions."""
         return len(self._waiting)
 
     def nearest(self, count: int) -> list[str]:
-        """The ids of the first so many who wait, in order."""
+        """The ids of the first `count` waiting sessions, in order."""
         return [session_id for *_, session_id in self._waiting[:count]]
 
     def get(self, session_id: str) -> Session | None:
-        """A live session."""
+        """A live session; None if there is none with that id."""
         return self._sessions.get(session_id)
 
     def position(self, session: Session) -> int:
-        """0: active; 1: next in line; and so on."""
+        """The position of a session: 0 is active, 1 is next, and so on."""
         if session.state == "active":
             return 0
         return bisect_left(self._waiting, _place(session)) + 1
 
     def put(self, session: Session, now: float) -> None:
-        """Add a session, or replace what is known of it. A session that is put is seen."""
+        """Add or replace a session, which counts as seen at `now`."""
         self.drop(session.session_id, keep_calls=True)
         self._sessions[session.session_id] = session
         if session.state == "active":
@@ -87,7 +87,11 @@ class SessionCache:
         self.renew(session.session_id, now)
 
     def drop(self, session_id: str, *, keep_calls: bool = False) -> None:
-        """Forget a session; one that is not known is no error."""
+        """Remove a session, if it is in the cache.
+
+        Args:
+            keep_calls: keep the count of its open calls, for a session that is about to be replaced.
+        """
         session = self._sessions.pop(session_id, None)
         if session is None:
             return
@@ -100,7 +104,7 @@ class SessionCache:
             self._open_calls.pop(session_id, None)
 
     def reload(self, rows: Iterable[Session], now: float) -> Difference:
-        """Take over what the database says, and tell what that changed. When those who stay were last seen is kept."""
+        """Replace the sessions by those of the database. Sessions that do not change keep their last-seen time."""
         truth = {row.session_id: row for row in rows}
         before = self._sessions
         vanished = before.keys() - truth.keys()
@@ -108,28 +112,28 @@ class SessionCache:
         changed = differing & before.keys()
         for session_id in vanished:
             self.drop(session_id)
-        for session_id in changed:  # all out before one comes in: two may have swapped ranks
+        for session_id in changed:  # remove all before adding any, because two may have swapped ranks
             self.drop(session_id, keep_calls=True)
         for session_id in differing:
             self.put(truth[session_id], now)
         return Difference(frozenset(vanished), frozenset(changed))
 
     def renew(self, session_id: str, now: float) -> None:
-        """Note that a live session is seen."""
+        """Record that a live session was seen."""
         self._last_seen[session_id] = now
         self._last_seen.move_to_end(session_id)
 
     def renew_all(self, now: float) -> None:
-        """Note that every session is seen: time in which no call could arrive counts against no session."""
+        """Record that all sessions were seen, after a time in which no call could arrive."""
         for session_id in self._last_seen:
             self._last_seen[session_id] = now
 
     def call_opened(self, session_id: str) -> None:
-        """A call of the session began: the session does not go stale while it is open."""
+        """Count an open call of a session, which cannot become stale while the call is open."""
         self._open_calls[session_id] += 1
 
     def call_closed(self, session_id: str, now: float) -> None:
-        """A call of the session ended: the session is seen until then."""
+        """End an open call of a session, which counts as seen at `now`."""
         if session_id in self._open_calls:
             self._open_calls[session_id] -= 1
             if not self._open_calls[session_id]:
@@ -138,11 +142,11 @@ class SessionCache:
             self.renew(session_id, now)
 
     def unseen_for(self, session_id: str, now: float) -> float:
-        """Seconds since a session was last seen."""
+        """Seconds since a session was last seen; 0 while it has an open call."""
         return 0.0 if session_id in self._open_calls else max(0.0, now - self._last_seen[session_id])
 
     def stale(self, now: float, *, waiting_timeout: float, active_timeout: float) -> list[str]:
-        """Sessions that have not been seen for too long, the stalest first."""
+        """The ids of stale sessions: the active one first, then the least recently seen. Timeouts are in seconds."""
         gone = []
         if (active := self._active) and self.unseen_for(active.session_id, now) > active_timeout:
             gone.append(active.session_id)
@@ -159,7 +163,7 @@ class SessionCache:
         return gone
 
     def held_for(self, now: float) -> float:
-        """Seconds since the active session became active (or since this server knows of it)."""
+        """Seconds since the active session became active, or since this server loaded it."""
         return now - self._active_since if self._active else 0.0
 
 

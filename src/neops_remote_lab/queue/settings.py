@@ -1,4 +1,4 @@
-"""The settings of the queue."""
+"""Settings of the queue."""
 
 from pydantic import Field
 
@@ -6,12 +6,12 @@ from neops_remote_lab.core.settings import PositiveSeconds, Seconds, SettingsGro
 
 
 class QueueSettings(SettingsGroup, title="Queue"):
-    """How long sessions may last."""
+    """Timeouts and limits of sessions."""
 
     waiting_timeout: PositiveSeconds = Field(
-        default=120, description="seconds without a call of its client until a waiting session is stale, and ends"
+        default=120, description="seconds without a call after which a waiting session is stale and is ended"
     )
     active_timeout: PositiveSeconds = Field(
-        default=120, description="seconds without a call of its client until the active session is stale, and ends"
+        default=120, description="seconds without a call after which the active session is stale and is ended"
     )
-    max_hold: Seconds = Field(default=0, description="seconds for which a session may be active; 0: without limit")
+    max_hold: Seconds = Field(default=0, description="seconds for which a session may be active; 0: no limit")

@@ -1,1 +1,1 @@
-"""The database: tables, connection, migrations, and the only statements there are."""
+"""The database: store protocol and SQLite implementation. No other package executes SQL."""

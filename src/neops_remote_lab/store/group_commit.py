@@ -1,4 +1,4 @@
-"""Joins that arrive while a transaction is being written share the next one, and its way to the disk."""
+"""Group commit: joins that arrive during a transaction share the next one, and so its disk flush."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,12 +7,12 @@ from typing import TypeAlias
 from neops_remote_lab.store.rows import Joining, Session
 
 Append: TypeAlias = Callable[[Sequence[Joining], bool], Awaitable[Sequence[Session]]]
-"""Appends sessions in one transaction, and makes the head of the queue active where the flag says so; the sessions, in
-the order of those who join."""
+"""Appends sessions in one transaction, and makes the head of the queue active if the flag is set. Returns the sessions
+in the order of the joins."""
 
 
 class JoinGroups:
-    """Collects joins, and writes those that have come together."""
+    """Collects joins and writes them in groups."""
 
     def __init__(self, append: Append) -> None:
         self._append = append
@@ -21,7 +21,7 @@ class JoinGroups:
         self._flush: asyncio.Task[None] | None = None
 
     async def join(self, joining: Joining, *, promote: bool) -> Session:
-        """The session, once it is durable. What a cancelled caller began is written all the same."""
+        """Append a session and return it when it is durable. Cancelling the caller does not cancel the write."""
         answer: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self._joining.append((joining, answer))
         self._promote |= promote
@@ -35,7 +35,7 @@ class JoinGroups:
             promote, self._promote = self._promote, False
             try:
                 sessions = await self._append([joining for joining, _ in group], promote)
-            except Exception as error:  # noqa: BLE001 - it is raised where each of them waits
+            except Exception as error:  # noqa: BLE001 - raised in each caller of `join`
                 for _, answer in group:
                     if not answer.cancelled():
                         answer.set_exception(error)

@@ -1,8 +1,7 @@
-"""What the queue and the labs ask of a store, as verbs of their own field.
+"""The interface between the queue, the labs and a database.
 
-Each call is one transaction: all of it is durable when the call returns, or nothing is. A caller that is cancelled
-leaves a whole transaction behind. Any call raises `DatabaseError` where the database cannot be used. What must hold for
-each implementation is tested in `tests/conformance`.
+Each call is one transaction, which is durable when the call returns. Cancelling the caller does not interrupt it. Any
+call raises `DatabaseError` if the database cannot be used. `tests/conformance` tests what every implementation must do.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,111 +22,117 @@ from neops_remote_lab.store.rows import (
 
 
 class DatabaseError(Exception):
-    """The database cannot be used, or refuses what would break one of its rules; the text is its own."""
+    """The database cannot be used, or a constraint is violated; the message is the database's."""
 
 
 class Database(Protocol):
-    """The connection to the database, and its upkeep."""
+    """The connection to the database, and its maintenance."""
 
     @property
     def log_bytes(self) -> int:
-        """Bytes of the write-ahead log when it was last measured."""
+        """The size of the write-ahead log, in bytes, at the latest measurement."""
 
     async def data_version(self) -> int:
-        """A number that changes when another program has changed the database, and with nothing of our own."""
+        """A number that changes when another program changes the database, but not when this one does."""
 
     async def measure_log(self) -> int:
-        """Bytes of the write-ahead log, which `log_bytes` remembers."""
+        """Measure the size of the write-ahead log, in bytes; `log_bytes` keeps the result."""
 
     async def shrink_log(self) -> bool:
-        """Cut the write-ahead log off; False where another program still reads it. Does not wait for that program."""
+        """Truncate the write-ahead log. Returns False, without waiting, if another program is reading it."""
 
     async def close(self) -> None:
-        """Let the running work end, then let go of the database."""
+        """Wait for running transactions, then close the connection."""
 
 
 class SessionStore(Protocol):
-    """The sessions of one queue, and the lab host that they are granted."""
+    """The sessions of one queue, and the lab host that serves it."""
 
     async def register_host(self, boot_id: str) -> str | None:
-        """Note that this host serves the queue; the identity of the boot that it served in before, if any."""
+        """Record that this host serves the queue. Returns the boot id recorded before; None for a new host."""
 
     async def live_sessions(self) -> list[Session]:
-        """The active session of this host, then all who wait, in FIFO order."""
+        """The active session of this host, then the waiting ones, in FIFO order."""
 
     async def join(self, joining: Joining, *, promote: bool) -> Session:
-        """Append a session. A key of a live session of the queue gives that session instead.
+        """Append a session. If a live session of the queue has the same key, return that session instead.
 
-        Those who join while a transaction is being written share the next one.
+        Calls that arrive during a transaction share the next one.
 
         Args:
-            joining: who joins.
-            promote: make the head of the queue active, where nobody is and the host is not quarantined.
+            joining: the new session.
+            promote: also make the head of the queue active, as `promote` does.
         """
 
     async def end(self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime) -> Ending:
-        """End live sessions and make the next one active, in one transaction."""
+        """End live sessions and make the head of the queue active, in one transaction."""
 
     async def promote(self, now: datetime) -> Session | None:
-        """Make the head of the queue active, where nobody is and the host is not quarantined."""
+        """Make the head of the queue active, unless a session is active or the host is quarantined.
+
+        Returns the session that became active, if any.
+        """
 
     async def ended(self, session_id: str) -> EndedSession | None:
-        """Why a session ended; None where no ended session of that id is known."""
+        """Why a session ended; None if no ended session has that id."""
 
     async def latest_holds(self, count: int = 20) -> list[float]:
-        """For how many seconds the latest sessions of this host were active, oldest first."""
+        """How long the latest sessions of this host were active, in seconds, oldest first."""
 
     async def record_last_seen(self, seen: Mapping[str, datetime]) -> None:
-        """Write when each of these sessions was last seen."""
+        """Write the times at which sessions were last seen, by session id."""
 
     async def quarantine(self) -> Quarantine | None:
-        """Why no session is admitted to this host; None where it is sound."""
+        """The quarantine of this host; None if there is none."""
 
     async def set_quarantine(self, reason: str | None, now: datetime) -> Quarantine | None:
-        """Quarantine the host, or lift that with None; what is in force then: an operator's quarantine stays."""
+        """Quarantine the host for a reason; None lifts the quarantine. One set by an operator is not changed.
+
+        Returns the quarantine that is in force afterwards.
+        """
 
     async def prune(self, before: datetime) -> int:
-        """Forget sessions that ended before a time, and events before it; the number of sessions."""
+        """Delete sessions that ended before a time, and events before it. Returns the number of sessions."""
 
 
 class LabStore(Protocol):
     """The labs of one slot of a host. At most one is live."""
 
     async def live_lab(self) -> Lab | None:
-        """The lab that starts, runs or stops; None where there is none."""
+        """The live lab: starting, running or stopping; None if there is none."""
 
     async def starting(self, lab: Lab, now: datetime) -> None:
-        """Note a lab before netlab is started for it. Raises `DatabaseError` where the slot has a live lab."""
+        """Insert a lab, before netlab is started for it. Raises `DatabaseError` if the slot has a live lab."""
 
     async def running(self, lab_id: str, devices: list[dict[str, Any]], now: datetime) -> None:
-        """Note that a lab is up."""
+        """Record that a lab is running, with its devices."""
 
     async def stopping(self, lab_id: str) -> None:
-        """Note that a lab is being torn down."""
+        """Record that the teardown of a lab has begun."""
 
     async def ended(self, lab_id: str, code: OutcomeCode, detail: str, now: datetime) -> None:
-        """Note that nothing is left of a lab, and how it ended; its references end with it."""
+        """Record how a lab ended, after nothing is left of it. Its references are released."""
 
     async def last_ended(self, session_id: str) -> EndedLab | None:
-        """The session's latest lab, if it has ended."""
+        """The session's latest lab, if it has ended; otherwise None."""
 
     async def add_reference(self, lab_id: str, session_id: str, key: str | None, now: datetime) -> int:
-        """Note one successful acquire; the number of references that are held now.
+        """Add a reference. Returns the number of references held afterwards.
 
-        Raises `DatabaseError` where there is no such lab, or the session holds a reference with this key.
+        Raises `DatabaseError` if the lab does not exist, or the session holds a reference with this key.
         """
 
     async def reference_by_key(self, session_id: str, key: str) -> KeyedReference | None:
-        """What the session's latest acquire with this key got."""
+        """The reference of the session's latest acquire with this key; None if there was no such acquire."""
 
     async def release_reference(self, lab_id: str, key: str | None, now: datetime) -> int:
-        """Release the newest reference, or the one with `key`; the number of those still held.
+        """Release the newest reference, or the one with `key`. Returns the number of references still held.
 
-        The lab is `stopping` from the same transaction on when none is left.
+        If no reference is left, the same transaction sets the lab to `stopping`.
         """
 
     async def held_references(self, lab_id: str) -> int:
-        """Acquires of a lab that were not yet released."""
+        """The number of references to a lab that are not yet released."""
 
     async def prune(self, before: datetime) -> int:
-        """Forget labs that ended before a time, with their references; the number of labs."""
+        """Delete labs that ended before a time, with their references. Returns the number of labs."""

@@ -1,4 +1,4 @@
-"""What the store answers: plain, frozen rows."""
+"""Rows of the store, as immutable values."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,9 +7,9 @@ from typing import Any, Final, NamedTuple
 from neops_remote_lab.core.codes import EndCode, LiveLabState, OutcomeCode, QuarantineSource, SessionState
 
 DEFAULT_QUEUE: Final = "default"
-"""The queue that a host serves, and that sessions join, unless they say otherwise."""
+"""The queue that hosts serve and sessions join by default."""
 FIRST_SLOT: Final = 1
-"""Slots of a host are numbered from here; each holds one active session and one live lab at most."""
+"""The number of a host's first slot. A slot has at most one active session and one live lab."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Session:
 
     number: int
     rank: int
-    """Its place among those who wait: the smallest is next; `number` decides between equal ones."""
+    """Order of the waiting sessions: the smallest is next; `number` decides between equal ranks."""
     session_id: str
     state: SessionState
     client: str | None
@@ -43,7 +43,7 @@ class Lab:
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """Somebody who joins the queue."""
+    """A session that is to be appended."""
 
     session_id: str
     client: str | None
@@ -54,23 +54,23 @@ class Joining:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What an ending changed: who ended, and who became active in the same transaction."""
+    """The result of ending sessions: the ids of those ended, and the session that became active."""
 
     ended: tuple[str, ...]
     promoted: Session | None
 
 
 class KeyedReference(NamedTuple):
-    """What an acquire with an idempotency key got."""
+    """The reference that an acquire with an idempotency key added."""
 
     lab_id: str
     held: bool
     outcome: OutcomeCode | None
-    """How the lab ended; None while it lives."""
+    """How the lab ended; None while it is live."""
 
 
 class EndedLab(NamedTuple):
-    """A lab that is gone, with how it ended, as a code and as a sentence."""
+    """How a lab ended, as a code and as a message."""
 
     lab_id: str
     code: OutcomeCode
@@ -78,14 +78,14 @@ class EndedLab(NamedTuple):
 
 
 class EndedSession(NamedTuple):
-    """Why a session ended, as a code and as a sentence."""
+    """Why a session ended, as a code and as a message."""
 
     code: EndCode
     detail: str
 
 
 class Quarantine(NamedTuple):
-    """Why a lab host takes no labs, and who says so."""
+    """Who quarantined a lab host, and why."""
 
     source: QuarantineSource
     reason: str

@@ -1,4 +1,4 @@
-"""The settings of the database."""
+"""Settings of the database."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from neops_remote_lab.core.settings import ComputedDefault, Seconds, SettingsGro
 
 
 class StoreSettings(SettingsGroup, title="Database"):
-    """Where the database is, and how it is opened."""
+    """The database and how it is opened."""
 
     database: Annotated[str, ComputedDefault("`remote-lab.sqlite3` in the state directory")] = Field(
         default_factory=lambda: f"sqlite+aiosqlite:///{state_dir() / 'remote-lab.sqlite3'}",
@@ -17,7 +17,7 @@ class StoreSettings(SettingsGroup, title="Database"):
     )
     synchronous: Literal["FULL", "NORMAL", "EXTRA"] = Field(
         default="FULL",
-        description="SQLite's level: FULL survives a power loss too, NORMAL the end of the process alone",
+        description="SQLite's synchronous level: with FULL, commits survive a power loss; with NORMAL, only a crash",
     )
     busy_timeout: Seconds = Field(
         default=5, description="seconds to wait for a database that another program has locked"

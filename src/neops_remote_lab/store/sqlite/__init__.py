@@ -1,1 +1,1 @@
-"""The store on SQLite."""
+"""The SQLite implementation of the store."""

@@ -1,4 +1,4 @@
-"""The database file: one connection, its PRAGMAs, and units of work that end whole."""
+"""The database file: one connection, its PRAGMAs, and transactions that survive cancellation."""
 
 import asyncio
 import sqlite3
@@ -21,13 +21,13 @@ _WRITES: Final = {"remote_lab_writes": True}
 """Execution options of a unit of work that writes."""
 
 _LOG_PAGES: Final = 250
-"""Length of the write-ahead log, in pages, at which SQLite begins it anew. Shorter than its 1000: what makes a file
-longer takes the disk nearly twice as long as what is written over."""
+"""Length of the write-ahead log, in pages, at which SQLite checkpoints it. Less than the default of 1000, because
+appending to a file takes the disk nearly twice as long as overwriting it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Connections:
-    """Three views of one and the same connection."""
+    """Three views of the same connection."""
 
     reader: AsyncConnection
     writer: AsyncConnection
@@ -41,7 +41,7 @@ class SqliteDatabase(Database):
     """
 
     def __init__(self, url: str, *, synchronous: str = "FULL", busy_timeout: float = 5) -> None:
-        """`busy_timeout` in seconds."""
+        """Connect at the first use. `busy_timeout` is in seconds."""
         self._engine = _create_engine(url, synchronous, busy_timeout)
         self._busy_timeout = busy_timeout
         self._log_bytes = 0
@@ -51,7 +51,7 @@ class SqliteDatabase(Database):
         self._running: set[asyncio.Task[Any]] = set()
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `work` in one `BEGIN IMMEDIATE` transaction; it is on disk when this returns."""
+        """Run `work` in one `BEGIN IMMEDIATE` transaction, which is durable when this returns."""
 
         async def transaction(connections: _Connections) -> T:
             async with connections.writer.begin():
@@ -60,19 +60,18 @@ class SqliteDatabase(Database):
         return await self._shielded(transaction)
 
     async def run(self, *statements: tuple[str, dict[str, Any]], shielded: bool = True) -> list[list[Any]]:
-        """Run SQL statements with their parameters in one transaction; the rows of each, once all is on disk.
+        """Run SQL statements with their parameters in one durable transaction. Returns the rows of each statement.
 
-        For the hot path: one trip to the driver's thread for each statement, and one alone needs no other, where
-        `write` takes seven for it.
+        For the hot path: a single statement takes one call of the driver's thread, where `write` takes seven.
 
         Args:
-            shielded: whether a caller that is cancelled must leave a whole transaction behind; False saves a task where
-                the caller cannot be.
+            shielded: protect the transaction from cancellation of the caller. False saves a task if the caller cannot
+                be cancelled.
         """
 
         async def execute(connections: _Connections) -> list[list[Any]]:
             driver = connections.driver
-            if len(statements) == 1:  # it is a transaction of its own
+            if len(statements) == 1:  # SQLite runs it in a transaction of its own
                 return [list(await driver.execute_fetchall(*statements[0]))]
             await driver.execute_fetchall("BEGIN IMMEDIATE")
             try:
@@ -86,7 +85,7 @@ class SqliteDatabase(Database):
         return await (self._shielded(execute) if shielded else self._locked(execute))
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `work` outside a transaction: one statement, which must not write."""
+        """Run `work`, a single statement that must not write, outside a transaction."""
 
         async def ask(connections: _Connections) -> T:
             try:
@@ -112,7 +111,7 @@ class SqliteDatabase(Database):
         async def checkpoint(connections: _Connections) -> bool:
             driver = connections.driver
             try:
-                # Everything else would wait too for the program that still reads the log.
+                # Do not wait for a program that reads the log: all other statements would wait too.
                 await driver.execute_fetchall("PRAGMA busy_timeout = 0")
                 [(busy, *_)] = await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
@@ -130,7 +129,7 @@ class SqliteDatabase(Database):
         await self._engine.dispose()
 
     async def _shielded(self, work: Callable[[_Connections], Awaitable[T]]) -> T:
-        """Run work to its end, though its caller be cancelled: a half-done transaction would stay open."""
+        """Run work to its end even if the caller is cancelled, so that no transaction stays open."""
         task = asyncio.create_task(self._locked(work))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -164,7 +163,7 @@ def _size(path: Path) -> int:
 
 
 def database_url(text: str) -> URL:
-    """The URL of a database that this program can use. Raises ValueError for any other."""
+    """Parse the URL of a database. Raises ValueError if it is not an aiosqlite URL with a file."""
     try:
         url = make_url(text)
     except ArgumentError:
@@ -177,15 +176,15 @@ def database_url(text: str) -> URL:
 
 
 def database_file(text: str) -> Path:
-    """The file of a database. Raises what `database_url` raises."""
+    """The file of a database URL. Raises as `database_url`."""
     return Path(database_url(text).database or "")
 
 
 def _create_engine(url: str, synchronous: str, busy_timeout: float) -> AsyncEngine:
     engine = create_async_engine(database_url(url), poolclass=StaticPool, connect_args={"timeout": busy_timeout})
 
-    # SQLite's driver would begin transactions on its own, and deferred ones: a read followed by a write could then
-    # fail with SQLITE_BUSY_SNAPSHOT at once, whatever the busy timeout.
+    # The driver's implicit transactions are deferred: a read followed by a write could then fail immediately with
+    # SQLITE_BUSY_SNAPSHOT, regardless of the busy timeout.
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
@@ -199,7 +198,7 @@ def _create_engine(url: str, synchronous: str, busy_timeout: float) -> AsyncEngi
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Any) -> None:
         if connection.get_execution_options().items() >= _WRITES.items():
-            # Straight to the driver: as a statement it would take four trips to the driver's thread instead of one.
+            # Executed by the driver directly: a SQLAlchemy statement takes four calls of its thread instead of one.
             connection.connection.dbapi_connection.run_async(lambda driver: driver.execute("BEGIN IMMEDIATE"))
 
     return engine

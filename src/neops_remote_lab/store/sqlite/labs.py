@@ -1,4 +1,4 @@
-"""Statements on labs and on the references to them."""
+"""SQL statements for labs and their references."""
 
 from dataclasses import fields
 from datetime import datetime
@@ -18,7 +18,7 @@ _HELD = LAB_REFERENCE.c.released_at.is_(None)
 
 
 class SqliteLabStore(LabStore):
-    """The labs of one slot of a host, as rows. At most one is live."""
+    """The labs of one slot of a host. At most one is live."""
 
     def __init__(self, database: SqliteDatabase, host: str, slot: int = FIRST_SLOT) -> None:
         self._database = database

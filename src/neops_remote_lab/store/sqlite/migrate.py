@@ -1,4 +1,4 @@
-"""Brings a database to the schema of this version."""
+"""Creates a database, or upgrades it to the schema of this version."""
 
 import sqlite3
 from contextlib import closing
@@ -10,22 +10,22 @@ from sqlalchemy.exc import DBAPIError
 from neops_remote_lab.store.sqlite.database import database_url
 
 HEAD = "0001"
-"""The newest revision in `alembic/versions`; a test compares the two."""
+"""The newest revision in `alembic/versions`. A test compares the two."""
 
 
 def migrate(url: str) -> None:
     """Create or upgrade the database behind an SQLAlchemy URL.
 
     Raises:
-        ValueError: it is no URL of an SQLite file.
-        RuntimeError: the database is newer than this version, or is no database of this program.
+        ValueError: `url` is not the URL of a SQLite file.
+        RuntimeError: the database is newer than this version, or is not a database of this program.
         sqlite3.Error: the file cannot be opened, read or written.
     """
     parsed = database_url(url)
     Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
     revision = _revision(parsed)
     if revision == HEAD:
-        return  # spares every start the import of alembic
+        return  # importing alembic is slow
 
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
@@ -64,5 +64,5 @@ def _revision(url: URL) -> str | None:
 
 
 def _scripts() -> Path:
-    packed = Path(__file__).with_name("alembic")  # in a wheel; in a checkout they are at the top level
+    packed = Path(__file__).with_name("alembic")  # in a wheel; in a checkout it is at the top level
     return packed if packed.is_dir() else Path(__file__).parents[4] / "alembic"

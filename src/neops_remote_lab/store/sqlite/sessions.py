@@ -1,6 +1,6 @@
-"""Statements on sessions, and on the queue and the host that they wait for.
+"""SQL statements for sessions, their queue and their host.
 
-The statements of the hot path are text, which the driver runs without a detour; the others are SQLAlchemy's.
+Statements of the hot path are plain SQL, which the driver executes directly. The others use SQLAlchemy.
 """
 
 import json
@@ -57,7 +57,7 @@ _RECORD_LAST_SEEN = (
 
 
 class SqliteSessionStore(SessionStore):
-    """The sessions of one queue, as rows, and the lab host that they are granted."""
+    """The sessions of one queue, and the lab host that serves it."""
 
     def __init__(self, database: SqliteDatabase, host: str, queue: str = DEFAULT_QUEUE) -> None:
         self._database = database
@@ -116,7 +116,7 @@ class SqliteSessionStore(SessionStore):
 
         async def work(connection: AsyncConnection) -> EndedSession | None:
             row = (await connection.execute(query)).one_or_none()
-            # What lacks a code was added by hand: the schema fills in what an update leaves out.
+            # A row without a code was inserted by hand: triggers fill in what an update leaves out.
             return EndedSession(EndCode(row[0] or EndCode.OPERATOR), row[1] or "no reason was given") if row else None
 
         return await self._database.read(work)
@@ -164,7 +164,7 @@ class SqliteSessionStore(SessionStore):
 
     async def prune(self, before: datetime) -> int:
         old = delete(SESSION).where(SESSION.c.state == ENDED, SESSION.c.ended_at < before)
-        # Numbers grow with time: no index is needed, which each event would have to be entered into.
+        # Event numbers grow with time, so no index on the time is needed, which would slow down every insert.
         first_kept = select(func.min(EVENT.c.number)).where(EVENT.c.at >= before).scalar_subquery()
         past = func.coalesce(first_kept, select(func.max(EVENT.c.number) + 1).scalar_subquery())
 

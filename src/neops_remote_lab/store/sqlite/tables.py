@@ -1,7 +1,7 @@
-"""The tables. The migrations in `alembic/` make them; a test compares the two.
+"""The table definitions. The migrations in `alembic/` create the tables, and a test compares the two.
 
-Exclusivity lives here: partial unique indexes allow one active session and one live lab for each slot of a host,
-whatever a program or a person writes. The migration adds views and triggers; the triggers write the events.
+Partial unique indexes allow one active session and one live lab per slot of a host, whoever writes the rows. The
+migration also creates views and triggers; the triggers write the events.
 """
 
 from datetime import UTC, datetime
@@ -44,27 +44,27 @@ METADATA = MetaData(
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time, UTC, stored as text that SQLite's own date functions read."""
+    """A time in UTC, stored as text that SQLite's date functions understand."""
 
     impl = DateTime
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Aware time to the naive UTC of the database."""
+        """Convert an aware time to naive UTC for the database."""
         return value.astimezone(UTC).replace(tzinfo=None) if value else None
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Naive UTC of the database to aware time."""
+        """Convert naive UTC from the database to an aware time."""
         return value.replace(tzinfo=UTC) if value else None
 
 
 def written(time: datetime) -> str:
-    """A time as the database has it."""
+    """A time as the database stores it."""
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def read(text: str) -> datetime:
-    """A time of the database."""
+    """Parse a time from the database."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
@@ -79,7 +79,7 @@ def _time(name: str, *, nullable: bool = True) -> Column[datetime]:
 
 
 def _readable(*columns: str) -> list[CheckConstraint]:
-    """A time that cannot be read is refused where it is written, not found out when it is read."""
+    """Constraints that refuse malformed times on writing, so that reading cannot fail."""
     return [CheckConstraint(_IS_A_TIME.format(name), f"{name}_is_a_time") for name in columns]
 
 
