@@ -24,6 +24,8 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
         pytester.path.joinpath(f"{name}.yml").write_text(text, encoding="utf-8")
     for name in ("URL", "REQUEST_TIMEOUT", "SESSION_TIMEOUT", "ACQUISITION_TIMEOUT"):
         monkeypatch.delenv(f"REMOTE_LAB_{name}", raising=False)
+    for name in ("GITHUB_STEP_SUMMARY", "GITHUB_RUN_ID", "CI_JOB_URL"):  # of the job that runs these tests
+        monkeypatch.delenv(name, raising=False)
     # the same whether the distribution is installed or not, and without the imports of other plugins
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-p {PLUGIN} -p no:cacheprovider")

@@ -45,8 +45,8 @@ class ArtifactKeeper:
         self._output = self._current / chosen if chosen else config.rootpath / OUTPUT
         self._copy = xdist.copy_of(config)
         self._begun: set[str] = set()
-        self._kept: str | None = None
-        """What the report of the present test says already."""
+        self._kept: tuple[str | None, str] | None = None
+        """What was fetched for the present test: where it is, and what its report tells."""
 
     def begin(self, item: pytest.Item) -> None:
         """Remove what an earlier run has kept for a test; what is kept when a test is repeated stays."""
@@ -55,23 +55,28 @@ class ArtifactKeeper:
             self._begun.add(item.nodeid)
             shutil.rmtree(self._directory(item), ignore_errors=True)
 
-    def keep(self, item: pytest.Item, report: pytest.TestReport, client: RemoteLabClient) -> None:
-        """Fetch the artifacts of the lab that a test has, if they are wanted, and tell where they are.
+    def keep(self, item: pytest.Item, report: pytest.TestReport, client: RemoteLabClient) -> str | None:
+        """Fetch the artifacts of the lab that a test has, if they are wanted, and tell in its report where they are.
 
         Never raises: what goes wrong is a warning and a line of the report.
+
+        Returns:
+            Where they are; None where there are none.
         """
         wanted = self._mode == ON or (self._mode != OFF and report.failed)
         if not wanted or not hasattr(client, "artifacts"):  # which the client of a conftest file may lack
-            return
+            return None
         if report.failed and hasattr(item.config.hook, "pytest_timeout_cancel_timer"):
             # pytest-timeout itself does so once the failure is reported
             item.config.hook.pytest_timeout_cancel_timer(item=item)
         if self._kept is None:
             self._kept = self._fetch(item, client)
-        report.sections.append((SECTION, self._kept))
+        path, told = self._kept
+        report.sections.append((SECTION, told))
+        return path
 
-    def _fetch(self, item: pytest.Item, client: RemoteLabClient) -> str:
-        """Where the artifacts are now, or why they are not there."""
+    def _fetch(self, item: pytest.Item, client: RemoteLabClient) -> tuple[str | None, str]:
+        """Where the artifacts are now, if they are, and what to tell of them."""
         import httpx  # noqa: PLC0415 - slow, and loaded already where there is a client
 
         try:
@@ -80,10 +85,10 @@ class ArtifactKeeper:
             message = f"the artifacts could not be fetched: {error}"
             with contextlib.suppress(Warning):  # `-W error` must not make another failure of it
                 item.warn(pytest.PytestWarning(f"remote lab: {message}"))
-            return message
+            return None, message
         if (PROPERTY, shown) not in item.user_properties:
             item.user_properties.append((PROPERTY, shown))
-        return shown
+        return shown, shown
 
     def _directory(self, item: pytest.Item) -> Path:
         name = f"{item.nodeid} {self._copy}".rstrip()

@@ -1,5 +1,6 @@
 """Holds the one lab that this process uses, from test to test."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class LabHolder:
         self._told: set[tuple[str, str]] = set()
         self._latest: pytest.Item | None = None
         self._failed_for: pytest.Item | None = None
+        self._start: float | None = None
 
     @contextmanager
     def lend(self, spec: LabSpec, request: pytest.FixtureRequest) -> Iterator[list[DeviceInfoDto]]:
@@ -71,11 +73,20 @@ class LabHolder:
             if not spec.reuse_lab:
                 self.let_go()
 
-    def can_explain(self, item: pytest.Item) -> bool:
-        """Whether the lab of a test is there, or the test is the one whose lab has failed to start."""
+    def lab_of(self, item: pytest.Item) -> LabSpec | None:
+        """The lab that is there for a test, whether the test has declared it or asked for it at run time."""
         held = self._held
         uses_it = held is not None and (item is self._latest or any(map(held.shares_with, labs_of(item))))
-        return uses_it or item is self._failed_for
+        return held if uses_it else None
+
+    def take_start(self) -> float | None:
+        """Seconds that the latest lab took to come up; None where that was told already."""
+        start, self._start = self._start, None
+        return start
+
+    def can_explain(self, item: pytest.Item) -> bool:
+        """Whether the lab of a test is there, or the test is the one whose lab has failed to start."""
+        return self.lab_of(item) is not None or item is self._failed_for
 
     def keep_only(self, specs: tuple[LabSpec, ...]) -> None:
         """Let go of the lab unless the next test uses it.
@@ -141,6 +152,7 @@ class LabHolder:
         extra = (
             {"extra_files": spec.files.extra_files} if spec.files.extra_files else {}
         )  # which such a client may lack
+        began = time.monotonic()
         try:
             devices = self.client.acquire(spec.path, spec.reuse_lab and self._workers.may_reuse, **extra)
         except (httpx.HTTPError, TimeoutError) as error:
@@ -159,6 +171,7 @@ class LabHolder:
         else:
             self._workers.note_failure(spec.key, None)
             self._failed_for = None
+            self._start = time.monotonic() - began
             return devices
         pytest.fail(f"remote lab {spec.name}: {reason}", pytrace=False)
 

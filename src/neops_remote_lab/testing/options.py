@@ -23,6 +23,7 @@ SETTINGS: dict[str, tuple[str, str | None, str]] = {
     "client_key": ("FILE", None, "PEM file with the private key of the certificate, not encrypted"),
     "ca_file": ("FILE", None, "PEM file with the authorities to trust in place of the usual ones"),
     "artifacts": ("WHEN", "retain-on-failure", "which lab tests leave artifacts: `on`, `off` or `retain-on-failure`"),
+    "summary": ("FILE", None, "Markdown file for a summary of the lab tests, else the one of GitHub's step, if any"),
     "output": ("DIRECTORY", None, "directory of the artifacts, else `remote-lab-artifacts` below the project's root"),
 }
 """By name: what kind of value it is, its default, and what it means; in the order of the help and the documentation."""

@@ -5,6 +5,7 @@ Every pytest run loads this module, and few use a lab: anything else is imported
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
@@ -30,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known, and what pytest-xdist needs."""
     config.addinivalue_line("markers", f"{MARKER}: uses a remote lab; set by the plugin, for `-m`")
+    if not hasattr(config, "workerinput") and (
+        options.is_given(config, "summary") or "GITHUB_STEP_SUMMARY" in os.environ
+    ):
+        from neops_remote_lab.testing import summary  # noqa: PLC0415 - of no use to runs without one
+
+        summary.register(config)
     if hasattr(config, "workerinput") or config.pluginmanager.has_plugin("xdist"):
         from neops_remote_lab.testing import xdist  # noqa: PLC0415 - of no use to other runs
 

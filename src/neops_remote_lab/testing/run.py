@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from neops_remote_lab.core.topology_files import TopologyFiles
-from neops_remote_lab.testing import options, xdist
+from neops_remote_lab.testing import options, summary, xdist
 from neops_remote_lab.testing.artifacts import ArtifactKeeper
 from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
 
@@ -35,6 +35,7 @@ class LabRun:
         """Raises ValueError where a setting cannot be read."""
         self._session = session
         self._artifacts = ArtifactKeeper(session.config)
+        self._wants_summary = summary.file_of(session.config) is not None
         self._lab_session: LabSession | None = None
         self._holder: LabHolder | None = None
 
@@ -87,9 +88,15 @@ class LabRun:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Look at a lab whose test has just ended, before anybody releases it."""
         report = yield
+        holder, artifacts = self._holder, None
         has_ended = call.when == "call" or (call.when == "setup" and report.failed)
-        if has_ended and self._holder is not None and self._holder.can_explain(item):
-            self._artifacts.keep(item, report, self._holder.client)
+        if has_ended and holder is not None and holder.can_explain(item):
+            artifacts = self._artifacts.keep(item, report, holder.client)
+        lab = (holder and holder.lab_of(item)) or next(iter(labs_of(item)), None)
+        if lab is not None and self._wants_summary:
+            start = holder.take_start() if holder else None
+            wait = self._lab_session.waited if self._lab_session else None
+            summary.attach(report, summary.LabUse(lab.name, lab.path.name, start, wait, artifacts))
         return report
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -1,6 +1,7 @@
 """Opens the session of a pytest run and closes it again."""
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -50,6 +51,7 @@ class LabSession:
 
     Attributes:
         client: the client, once it has joined.
+        waited: seconds from the attempt to join until the session was active, once it was.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class LabSession:
         self._topologies = topologies
         self._lost = LostSession(session)
         self._ends = ExitStack()
+        self._began = 0.0
         self.client: RemoteLabClient | None = None
+        self.waited: float | None = None
         self._failure: str | None = None
 
     def join(self) -> RemoteLabClient:
@@ -77,6 +81,8 @@ class LabSession:
         client = self.join()
         if not client.closed:
             self._try(client.wait_until_active)
+            if self.waited is None:
+                self.waited = time.monotonic() - self._began
         return client
 
     def leave(self) -> None:
@@ -99,6 +105,7 @@ class LabSession:
 
     def _new_client(self) -> RemoteLabClient:
         config, settings = self._session.config, self._settings
+        self._began = time.monotonic()
         self._ends.enter_context(self._lost.watched())
         if not xdist.is_worker(config):  # the controller ends the session of its workers
             self._ends.enter_context(ended_by_signals(self._end_at_once))

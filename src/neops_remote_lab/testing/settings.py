@@ -1,16 +1,13 @@
 """What the settings say about the lab host, checked."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Self
 
 from neops_remote_lab.client.access import Access, Credentials
 from neops_remote_lab.client.exceptions import InvalidSetting
+from neops_remote_lab.testing import ci
 from neops_remote_lab.testing.sources import Sources
-
-_CI_JOBS = ("CI_JOB_URL", "BUILD_URL", "CIRCLE_BUILD_URL")
-"""Variables in which GitLab, Jenkins and CircleCI leave the address of the running job."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class LabHostSettings:
                 session_timeout=sources.value("session_timeout"),
                 acquisition_timeout=sources.value("acquisition_timeout"),
                 unreachable_timeout=sources.value("unreachable_timeout"),
-                job=_ci_job(sources.environment),
+                job=ci.job(sources.environment),
             )
         except ValueError as error:
             raise InvalidSetting(str(error)) from None
@@ -70,9 +67,3 @@ def _credentials(source: Sources) -> Credentials:
     given = {name: found for name in Credentials.NAMES if (found := source.given(name)) is not None}
     values = {name: value for name, (value, _) in given.items()}
     return Credentials(**values, sources={name: source for name, (_, source) in given.items()})
-
-
-def _ci_job(environment: Mapping[str, str]) -> str | None:
-    if run := environment.get("GITHUB_RUN_ID"):
-        return f"{environment.get('GITHUB_SERVER_URL')}/{environment.get('GITHUB_REPOSITORY')}/actions/runs/{run}"
-    return next((environment[name] for name in _CI_JOBS if environment.get(name)), None)
