@@ -98,10 +98,11 @@ def add_lab_flags(parser: argparse.ArgumentParser) -> None:
     add_url_flag(parser)
     for name, what in (("session", "in the queue"), ("acquisition", "until the lab is up")):
         text = f"seconds to wait {what} (default: 600; REMOTE_LAB_{name.upper()}_TIMEOUT)"
-        parser.add_argument(f"--{name}-timeout", metavar="SECONDS", type=_seconds, help=text)
+        parser.add_argument(f"--{name}-timeout", metavar="SECONDS", type=seconds, help=text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A number of seconds above 0, for argparse."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")

@@ -9,6 +9,7 @@ from neops_remote_lab.cli.command import CREDENTIALS, Commands, ExitStatus, add_
 from neops_remote_lab.cli.lab_sessions import current_session, explained
 from neops_remote_lab.cli.tables import table
 from neops_remote_lab.client import inventories
+from neops_remote_lab.client.devices import devices_of
 from neops_remote_lab.models.lab import DeviceInfoDto
 
 HEADINGS = ("node", "device", "address", "user", "connection")
@@ -35,8 +36,10 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Print the devices. The program's exit status is 125 when there is no lab."""
-    with explained(options, ExitStatus.NO_LAB), current_session(options) as session:
-        sys.stdout.write(FORMATS[options.format](session.devices()))
+    with explained(options, ExitStatus.NO_LAB), current_session(options) as current:
+        with current.forgotten_when_over():
+            devices = devices_of(current.session)
+        sys.stdout.write(FORMATS[options.format](devices))
 
 
 def summary(devices: Sequence[DeviceInfoDto]) -> str:

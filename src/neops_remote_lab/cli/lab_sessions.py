@@ -7,24 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httpx
-from pydantic import RootModel
 
 from neops_remote_lab.cli.command import ExitStatus, refuse, say
 from neops_remote_lab.cli.settings import ClientSettings, server_url
 from neops_remote_lab.client import keeper
 from neops_remote_lab.client.access import parse_address
-from neops_remote_lab.client.answers import detail_of, parsed, raise_for_error
-from neops_remote_lab.client.connection import GONE, ServerConnection, headers_of
+from neops_remote_lab.client.connection import ServerConnection
 from neops_remote_lab.client.exceptions import InvalidSetting, SessionEnded
 from neops_remote_lab.client.keeper import KeeperFailed
+from neops_remote_lab.client.session import Session
 from neops_remote_lab.client.state import DEFAULT_NAME, KeptSession, StateDirectory
-from neops_remote_lab.models.lab import DeviceInfoDto
 
 URL_SOURCE: Final = "the address of --url, REMOTE_LAB_URL or NEOPS_REMOTE_LAB_PORT"
-
-
-class _Devices(RootModel[list[DeviceInfoDto]]):
-    """The answer of `GET /lab/devices`."""
 
 
 @dataclass(frozen=True)
@@ -33,45 +27,30 @@ class CurrentSession:
 
     Attributes:
         url: the server's address, with credentials where it has them.
+        settings: what the environment says.
         kept: what is remembered of the session; None for that of `neops-remote-lab run`.
     """
 
     server: ServerConnection
+    session: Session
     url: str = field(repr=False)
-    session_id: str = field(repr=False)
+    settings: ClientSettings
     kept: KeptSession | None
 
-    def call(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """Send a request of the session.
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request of the session. Raises as `Session.ask`; a session that is over is no longer remembered."""
+        with self.forgotten_when_over():
+            return self.session.ask(method, path, **options)
 
-        Raises:
-            SessionEnded: the session is over; it is no longer remembered.
-            httpx.HTTPError: the server refused, or cannot be reached.
-        """
-        answer = self.server.call(method, path, headers=headers_of(self.session_id), **request)
-        if answer.status_code in GONE:
-            self._require_live()
-        raise_for_error(answer)
-        return answer
-
-    def devices(self) -> list[DeviceInfoDto]:
-        """The devices of the lab. Raises as `call`."""
-        return parsed(self.call("GET", "/lab/devices"), _Devices).root
-
-    def device(self, name: str) -> DeviceInfoDto:
-        """One device by its name; ends the program where there is none. Raises as `call`."""
-        devices = {device.name: device for device in self.devices()}
-        if name not in devices:
-            refuse(f"the lab has no node {name!r}: it has {', '.join(sorted(devices)) or 'none'}")
-        return devices[name]
-
-    def _require_live(self) -> None:
-        """Tell a session that has ended from a lab that does not run, which has the same status."""
-        status = self.server.call("GET", f"/session/{self.session_id}", headers=headers_of(self.session_id))
-        if status.status_code in GONE:
+    @contextmanager
+    def forgotten_when_over(self) -> Iterator[None]:
+        """No longer remember the session when it turns out that the server has ended it."""
+        try:
+            yield
+        except SessionEnded:
             if self.kept is not None:
                 StateDirectory().forget(self.kept)
-            raise SessionEnded(detail_of(status))
+            raise
 
 
 @contextmanager
@@ -94,7 +73,9 @@ def current_session(options: argparse.Namespace) -> Iterator[CurrentSession]:
     with connection(url, settings) as server:
         if kept is not None:
             _keep_again(kept, url)
-        yield CurrentSession(server, url, session_id, kept)
+        session = Session(server)
+        session.session_id = session_id
+        yield CurrentSession(server, session, url, settings, kept)
 
 
 def find_kept(options: argparse.Namespace, settings: ClientSettings) -> tuple[str, KeptSession | None]:

@@ -39,12 +39,12 @@ def run(options: argparse.Namespace) -> None:
         if options.follow:
             _follow(session)
         else:
-            sys.stdout.write(printable_lines(session.call("GET", "/lab/log").text))
+            sys.stdout.write(printable_lines(session.ask("GET", "/lab/log").text))
 
 
 def _follow(session: CurrentSession) -> None:
     """Print each line as it comes."""
-    headers = headers_of(session.session_id) | ACCEPT
+    headers = headers_of(session.session.session_id) | ACCEPT
     with session.server.stream("/lab/log", headers=headers) as answer:
         raise_for_error(answer)
         for event, data in events_of(answer):

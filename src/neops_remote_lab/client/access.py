@@ -4,6 +4,7 @@ What is wrong with one of them is found here, before the first request, and told
 that names the variable. No credentials appear in an address that is shown, in an exception, a log line or a `repr`.
 """
 
+import base64
 import importlib.util
 import ipaddress
 import os
@@ -13,7 +14,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import httpx
 
@@ -126,15 +127,44 @@ class Access:
 
     def client(self, transport: httpx.BaseTransport | None = None) -> httpx.Client:
         """An HTTP client for the server. It follows no redirect, so that the credentials go nowhere else."""
-        token = self._credentials.token
-        login = self._address.login
         return httpx.Client(
             base_url=self._address.url,
-            auth=httpx.BasicAuth(*login) if login else None,
-            headers={"Authorization": f"Bearer {token}"} if token else None,
+            headers=self._authorization(),
             transport=transport or self._transport(),
             trust_env=False,  # the environment has been read already, and with better messages
         )
+
+    def web_socket(self, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
+        """What `websockets.connect` has to know to reach a path of the server the same way.
+
+        Raises:
+            InvalidSetting: there is a SOCKS proxy in between, and not the package that it needs.
+        """
+        options: dict[str, Any] = {"additional_headers": {**self._authorization(), **headers}, "proxy": None}
+        url = self._address.url
+        if url.scheme == "https":
+            options["ssl"] = self._tls
+        if self.proxy is not None:
+            at = self.proxy.address
+            if at.url.scheme in _SOCKS and importlib.util.find_spec("python_socks") is None:
+                raise InvalidSetting(
+                    f"{self.proxy.variable} names a SOCKS proxy, which needs another package for connections to "
+                    f"devices: install python-socks[asyncio], or add {url.host} to NO_PROXY"
+                )
+            name, password = at.login or (None, None)
+            options["proxy"] = str(at.url.copy_with(username=name, password=password))
+            if at.url.scheme == "https":
+                options["proxy_ssl"] = self._tls
+        scheme = {"http": "ws", "https": "wss"}[url.scheme]
+        return options | {"uri": str(url.copy_with(scheme=scheme)).rstrip("/") + path}
+
+    def _authorization(self) -> dict[str, str]:
+        token, login = self._credentials.token, self._address.login
+        if token:
+            return {"Authorization": f"Bearer {token}"}
+        if login:
+            return {"Authorization": f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"}
+        return {}
 
     def _transport(self) -> httpx.HTTPTransport:
         proxy = None

@@ -89,6 +89,7 @@ class ServerConnection:
         pause: waits for as many seconds as it is given.
 
     Attributes:
+        access: the way to the server.
         base_url: the server's address, without credentials and without a slash at the end.
 
     Raises:
@@ -108,11 +109,11 @@ class ServerConnection:
         clock: Clock | None = None,
         pause: Callable[[float], object] | None = None,
     ) -> None:
-        self._access = Access(base_url, (credentials or Credentials()).over(Credentials.read()), name=name)
-        self.base_url = self._access.url
+        self.access = Access(base_url, (credentials or Credentials()).over(Credentials.read()), name=name)
+        self.base_url = self.access.url
         self._request_timeout = request_timeout
         self._unreachable_timeout = unreachable_timeout
-        self._http = self._access.client(transport)
+        self._http = self.access.client(transport)
         self._clock = clock or Clock()
         self.pause = pause or threading.Event().wait
         self._notices = Notices(on_trouble or _log.warning, self.now)
@@ -132,11 +133,12 @@ class ServerConnection:
         slow: bool = False,
         held: float = 0,
         quiet: bool = False,
+        once: bool = False,
         **request: Any,
     ) -> httpx.Response:
         """Send one request, again and again while the server is unreachable or restarting.
 
-        Only for requests that may arrive twice. A server that cannot be reached is given up after the unreachable
+        A server that cannot be reached is given up after the unreachable
         timeout, sooner before its first answer; after that each call is tried once, until one is answered.
 
         Args:
@@ -146,6 +148,8 @@ class ServerConnection:
             slow: the answer may take until then, rather than the request timeout.
             held: seconds for which the server has been asked to hold its answer.
             quiet: a call in the background: nobody is told of trouble, which the calls in the foreground notice too.
+            once: the request must not arrive twice: it is tried again only where it has not arrived, or was refused by
+                a server that drains.
             request: what else `httpx.Client.request` takes.
 
         Returns:
@@ -160,13 +164,14 @@ class ServerConnection:
             try:
                 response = self._send(method, path, attempts, held, request)
             except httpx.TransportError as error:
-                reason = failures.reason_of(error, self._access)
+                reason = failures.reason_of(error, self.access)
                 self._count(attempts, sent, was_reached=slow and not isinstance(error, _NOT_CONNECTED))
-                if self._is_hopeless(error, attempts) or self._is_over(attempts):
+                has_arrived = once and not isinstance(error, _NOT_CONNECTED)
+                if has_arrived or self._is_hopeless(error, attempts) or self._is_over(attempts):
                     raise self._explained(error, attempts.began) from None  # the cause shows addresses
                 wait = attempts.delay
             else:
-                if response.status_code not in RESTARTING:
+                if response.status_code not in ({httpx.codes.SERVICE_UNAVAILABLE} if once else RESTARTING):
                     self._reached()
                     return response
                 self._answered = True  # not by a lab server, but the address leads somewhere
@@ -222,7 +227,7 @@ class ServerConnection:
         attempts.number += 1
         usual: dict[str, Any] = {"timeout": self._limits(attempts), "extensions": {CALL_PATH: path}}
         late = None if attempts.slow or attempts.quiet else held + SLOW_ANSWER
-        with self._notices.when_late(self._access, late, self._end_of(attempts)), _without_httpx_log():
+        with self._notices.when_late(self.access, late, self._end_of(attempts)), _without_httpx_log():
             response = self._http.request(method, path, **usual | request)
         _log.debug("%s %s: %d", method, without_session(path), response.status_code)
         return response
@@ -237,7 +242,7 @@ class ServerConnection:
     def _pause(self, attempts: _Attempts, seconds: float, reason: str) -> None:
         end = self._end_of(attempts)
         if not attempts.quiet:
-            self._notices.trouble(f"no answer from {self._access}: {reason}", attempts.trouble_since, end)
+            self._notices.trouble(f"no answer from {self.access}: {reason}", attempts.trouble_since, end)
         self.pause(min(seconds, max(end - self.now(), 0)))
         attempts.delay = min(2 * attempts.delay, LONGEST_BACK_OFF)
 
@@ -270,11 +275,11 @@ class ServerConnection:
 
     def _reached(self) -> None:
         self._answered, self._gave_up = True, False
-        self._notices.over(self._access)
+        self._notices.over(self.access)
 
     def _explained(self, error: httpx.TransportError, began: float) -> httpx.TransportError:
-        tried, reason = self.now() - began, failures.reason_of(error, self._access)
-        message = f"no answer from {self._access} in {tried:.0f} s: {reason}"
+        tried, reason = self.now() - began, failures.reason_of(error, self.access)
+        message = f"no answer from {self.access} in {tried:.0f} s: {reason}"
         return type(error)(message, request=httpx.Request("GET", self.base_url))
 
     # Calls that the client and the controller of a pytest-xdist run have in common

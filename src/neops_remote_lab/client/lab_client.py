@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import httpx
 
@@ -14,6 +14,7 @@ from neops_remote_lab.client.access import Credentials
 from neops_remote_lab.client.answers import detail_of, parsed, raise_for_error, retry_after
 from neops_remote_lab.client.artifacts import unpack_artifacts
 from neops_remote_lab.client.connection import CLOSE_TIMEOUT, GONE, UNREACHABLE_TIMEOUT, ServerConnection
+from neops_remote_lab.client.devices import EXEC_TIMEOUT, ExecResult, execute, require_device
 from neops_remote_lab.client.heartbeats import HEARTBEAT_INTERVAL, Heartbeats
 from neops_remote_lab.client.queue_position import QueuePosition
 from neops_remote_lab.client.session import Session
@@ -25,6 +26,9 @@ from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto
 from neops_remote_lab.models.session import SessionStatusResponseDto
+
+if TYPE_CHECKING:
+    from neops_remote_lab.client.forwards import Forward, Forwards
 
 __tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids and credentials
 
@@ -123,6 +127,8 @@ class RemoteLabClient:
         self.request_timeout = request_timeout
         self.session_timeout = session_timeout
         self.lab_acquisition_timeout = lab_acquisition_timeout
+        self._on_trouble = on_trouble
+        self._forwards: Forwards | None = None
         self._references: list[str] = []
         self._session = Session(self._server)
         self._heartbeats = Heartbeats(
@@ -283,6 +289,64 @@ class RemoteLabClient:
         raise_for_error(response)
         self._references.clear()
 
+    def exec(
+        self,
+        device: str | DeviceInfoDto,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout: float = EXEC_TIMEOUT,
+    ) -> ExecResult:
+        """Run a command in a device of the lab that runs. It is never sent twice.
+
+        Args:
+            device: the device, or its name.
+            command: a string, which the device's shell runs, or a program with its arguments.
+            stdin: what the command reads from its standard input.
+            timeout: seconds after which the command is ended.
+
+        Raises:
+            TimeoutError: the command did not end in time.
+            SessionEnded: the server ended the session.
+            SessionClosed: this client has left the session.
+            httpx.HTTPStatusError: the server refused, for example since there is no such device.
+            httpx.TransportError: the server could not be reached, or the connection broke off.
+        """
+        self._session.require_open()
+        until = self._server.now() + timeout + self.request_timeout
+        return execute(self._session, device, command, stdin=stdin, timeout=timeout, until=until)
+
+    def forward(self, device: str | DeviceInfoDto, port: int) -> "Forward":
+        """Let a port of this machine lead to one of a device, through the server.
+
+        Args:
+            device: the device, or its name.
+            port: its TCP port.
+
+        Returns:
+            A context manager with `host` and `port`; its end, and that of the session, closes the port and all its
+            connections. Trouble with a connection is told to `on_trouble`, and the connection is reset.
+
+        Raises:
+            ValueError: the port is no number from 1 to 65535.
+            SessionEnded: the server ended the session.
+            SessionClosed: this client has left the session.
+            httpx.HTTPStatusError: the server refused, for example since there is no such device.
+            httpx.TransportError: the server could not be reached.
+        """
+        from neops_remote_lab.client.forwards import Forwards  # noqa: PLC0415 - an event loop, which few need
+        from neops_remote_lab.client.web_sockets import WebSockets  # noqa: PLC0415
+
+        self._session.require_open()
+        if not 0 < port < 1 << 16:
+            raise ValueError(f"a TCP port is a number from 1 to 65535, not {port}")
+        if isinstance(device, str):
+            require_device(self._session, device)
+        if self._forwards is None:
+            sockets = WebSockets(self._server.access, self.session_id, self.request_timeout)
+            self._forwards = Forwards(sockets, self._on_trouble)
+        return self._forwards.open(device if isinstance(device, str) else device.name, port)
+
     def artifacts(self, directory: str | Path, *, timeout: float = ARTIFACTS_TIMEOUT) -> Path:
         """Fetch what would explain a failure of the lab that runs, or of one that did not start, as files.
 
@@ -302,10 +366,7 @@ class RemoteLabClient:
             OSError: the files cannot be written.
         """
         self._session.require_open()
-        response = self._session.call("GET", "/lab/artifacts", until=self._server.now() + timeout, slow=True)
-        if response.status_code in GONE:  # "no lab" and "no such session" have the same status
-            self._session.require_live()
-        raise_for_error(response)
+        response = self._session.ask("GET", "/lab/artifacts", until=self._server.now() + timeout, slow=True)
         return unpack_artifacts(response.content, Path(directory))
 
     def close(self) -> None:
@@ -330,6 +391,8 @@ class RemoteLabClient:
 
     def _disconnect(self, until: float) -> None:
         self._disconnected = True
+        if self._forwards is not None:
+            self._forwards.close()
         are_over = self._heartbeats.join(max(until - self._server.now(), 1))
         self._checks.join(CHECK_GRACE)  # the end of the session ends its checks; any other is cut by the lines below
         if are_over:  # else they still use the connection, and end with the process

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from neops_remote_lab.client.answers import detail_of
+from neops_remote_lab.client.answers import detail_of, raise_for_error
 from neops_remote_lab.client.connection import GONE, ServerConnection, headers_of
 from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
 
@@ -40,6 +40,20 @@ class Session:
             options: what else `ServerConnection.call` takes.
         """
         return self._server.call(method, path, headers=headers_of(self.session_id, key), **options)
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """As `call`, for answers that say 404 both without a lab and without a session.
+
+        Raises:
+            SessionEnded: the server ended the session.
+            httpx.HTTPStatusError: the server refused.
+            httpx.TransportError: the server cannot be reached.
+        """
+        response = self.call(method, path, **options)
+        if response.status_code in GONE:
+            self.require_live()
+        raise_for_error(response)
+        return response
 
     def require_open(self) -> None:
         """Raise SessionEnded or SessionClosed for a session that is known to be over."""

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 
 LabState = Literal["starting", "running", "stopping", "none"]
 
@@ -12,6 +12,10 @@ class DeviceInfoDto(BaseModel):
 
     name: str = Field(description="the node's name in the topology")
     raw: dict[str, Any] = Field(description="all data that netlab has about the node, including group variables")
+
+
+class DevicesDto(RootModel[list[DeviceInfoDto]]):
+    """All nodes of the lab."""
 
 
 class AcquireResponseDto(BaseModel):

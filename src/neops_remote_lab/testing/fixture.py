@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
-from neops_remote_lab.testing.labs import SCOPES, LabSpec, Scope, mark_as_lab
+from neops_remote_lab.testing.labs import ACCESSES, SCOPES, Access, LabSpec, Scope, mark_as_lab
 
 if TYPE_CHECKING:  # conftest files import this module in every run: pydantic has to wait until a lab is used
     from neops_remote_lab.client.lab_client import RemoteLabClient
@@ -26,6 +26,7 @@ def remote_lab_fixture(
     reuse_lab: bool = False,
     extra_files: Sequence[PathName] = (),
     scope: Scope = "function",
+    access: Access = "direct",
 ) -> Any:
     """Make a pytest fixture that yields the devices of a running lab, a `list[DeviceInfoDto]`.
 
@@ -38,21 +39,25 @@ def remote_lab_fixture(
             below them, and patterns as `pathlib.Path.glob` has them. They are read when a lab is acquired.
         scope: what one instance of the fixture lives for: a `function`, `class`, `module` or `session`. It ends early,
             with all that depends on it, when the next test does not use its lab.
+        access: `direct`: the devices' variables are netlab's own, for a machine with routes into the labs; `forward`:
+            they lead to ports of this machine, and from there through the server. A setting of the run counts before.
 
     Returns:
         The fixture, to be assigned to a name of a test module or `conftest.py`.
 
     Raises:
         FileNotFoundError: there is no such file, no such extra file, or none that matches a pattern.
-        ValueError: the scope is none of these, an extra file lies outside of the topology's directory, or the lab host
-            refuses its name.
+        ValueError: the scope or the access is none of these, an extra file lies outside of the topology's directory, or
+            the lab host refuses its name.
     """
     if scope not in SCOPES:
         raise ValueError(f"the scope of a lab must be one of {', '.join(SCOPES)}, not {scope!r}")
+    if access not in ACCESSES:
+        raise ValueError(f"the access to a lab must be one of {', '.join(ACCESSES)}, not {access!r}")
     path = _find(Path(topology), Path(sys._getframe(1).f_code.co_filename).parent)
     files = TopologyFiles.of(path, extra_files)
     files.found()
-    spec = LabSpec(files, name or path.stem, reuse_lab, scope)
+    spec = LabSpec(files, name or path.stem, reuse_lab, scope, access)
 
     def lab(
         request: pytest.FixtureRequest,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.testing.interrupt import leave_run
 from neops_remote_lab.testing.labs import LabSpec, definition_behind, is_set_up_for, item_of, labs_of
+from neops_remote_lab.testing.sources import Sources
 from neops_remote_lab.testing.workers import KeptLab, LabsOfOneProcess
 
 _LAB_HOST = "the lab host"
@@ -46,6 +47,8 @@ class LabHolder:
         self._held: LabSpec | None = None
         self._declared = True
         self._devices: list[DeviceInfoDto] = []
+        self._reachable: list[DeviceInfoDto] | None = None
+        self._forwards = ExitStack()
         self._loans: list[_Loan] = []
         self._told: set[tuple[str, str]] = set()
         self._latest: pytest.Item | None = None
@@ -67,7 +70,7 @@ class LabHolder:
         self._loans.append(loan)
         self._latest = item
         try:
-            yield list(self._devices)
+            yield list(self._devices_of(spec))
         finally:
             self._loans = [other for other in self._loans if other is not loan]
             if not spec.reuse_lab:
@@ -110,6 +113,7 @@ class LabHolder:
             return
         try:
             self._end_loans()
+            self._close_forwards()
         finally:
             try:
                 if spec.reuse_lab and self._workers.is_needed(spec.key):
@@ -124,6 +128,21 @@ class LabHolder:
         while self._loans:
             loan = self._loans.pop()
             loan.definition.finish(loan.request)  # type: ignore[arg-type]  # it is a SubRequest
+
+    def _devices_of(self, spec: LabSpec) -> list[DeviceInfoDto]:
+        """The devices as the fixture's access has them. Forwarded ports stay open as long as the lab is held."""
+        chosen, _ = Sources.of(self._session.config).given("access") or (spec.access, "")
+        if chosen == "direct":
+            return self._devices
+        if self._reachable is None:
+            from neops_remote_lab.client.reachable import reachable  # noqa: PLC0415 - few runs need it
+
+            self._reachable = self._forwards.enter_context(reachable(self._devices, self.client.forward))
+        return self._reachable
+
+    def _close_forwards(self) -> None:
+        self._reachable = None
+        self._forwards.close()
 
     def _take(self, spec: LabSpec, item: pytest.Item) -> None:
         self._fail_again(spec, item)

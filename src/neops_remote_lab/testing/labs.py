@@ -17,6 +17,8 @@ from neops_remote_lab.core.topology_files import TopologyFiles
 
 Scope = Literal["function", "class", "module", "session"]
 """How long one fixture lives, and so what is opened with its lab."""
+Access = Literal["direct", "forward"]
+ACCESSES: Final[tuple[str, ...]] = get_args(Access)
 SCOPES: Final[tuple[str, ...]] = get_args(Scope)
 
 _ATTRIBUTE = "__remote_lab__"
@@ -32,6 +34,7 @@ class LabSpec:
         name: the fixture's name.
         reuse_lab: tests in a row share one lab.
         scope: how long the fixture lives.
+        access: how tests reach the devices, where no setting says so.
         number: grows in the order in which the fixtures are declared.
     """
 
@@ -39,6 +42,7 @@ class LabSpec:
     name: str
     reuse_lab: bool
     scope: Scope = "function"
+    access: Access = "direct"
     number: int = field(default_factory=lambda: next(_declared))
 
     @property

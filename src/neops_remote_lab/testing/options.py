@@ -18,6 +18,11 @@ SETTINGS: dict[str, tuple[str, str | None, str]] = {
     "session_timeout": ("SECONDS", "600", "seconds to wait in the queue"),
     "acquisition_timeout": ("SECONDS", "600", "seconds until one lab is free and up"),
     "unreachable_timeout": ("SECONDS", "120", "seconds for which a server that cannot be reached is tried again"),
+    "access": (
+        "ACCESS",
+        None,
+        "how tests reach devices: `direct`, or `forward` through the server; else as the fixture says",
+    ),
     "token": ("TEXT", None, "token, sent as `Authorization: Bearer …`; all users of the machine can read a flag"),
     "client_cert": ("FILE", None, "PEM file with a client certificate, and with its key unless that has its own file"),
     "client_key": ("FILE", None, "PEM file with the private key of the certificate, not encrypted"),

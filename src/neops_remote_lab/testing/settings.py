@@ -22,6 +22,7 @@ class LabHostSettings:
         session_timeout: in the queue.
         acquisition_timeout: for a lab to be free and to start.
         unreachable_timeout: for a server that cannot be reached.
+        access: how tests reach devices, where that is not for the fixtures to say.
         job: the address of the CI job that runs the tests, if any.
     """
 
@@ -32,6 +33,7 @@ class LabHostSettings:
     session_timeout: float
     acquisition_timeout: float
     unreachable_timeout: float
+    access: str | None
     job: str | None
 
     @classmethod
@@ -57,6 +59,7 @@ class LabHostSettings:
                 session_timeout=sources.value("session_timeout"),
                 acquisition_timeout=sources.value("acquisition_timeout"),
                 unreachable_timeout=sources.value("unreachable_timeout"),
+                access=sources.value("access"),
                 job=ci.job(sources.environment),
             )
         except ValueError as error:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import pytest
 
+from neops_remote_lab.testing.labs import ACCESSES
 from neops_remote_lab.testing.options import SETTINGS, flag, key, variable
 
 
@@ -33,6 +34,13 @@ def when(text: str) -> str:
     return text
 
 
+def access(text: str) -> str:
+    """How tests reach devices."""
+    if text not in ACCESSES:
+        raise ValueError(f"must be {' or '.join(ACCESSES)}")
+    return text
+
+
 READERS: dict[str, Callable[[str], Any]] = {
     "URL": str,
     "TEXT": str,
@@ -40,6 +48,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "DIRECTORY": str,
     "SECONDS": seconds,
     "WHEN": when,
+    "ACCESS": access,
 }
 """By kind of value: what makes one of a text. They raise ValueError with what it must be."""
 

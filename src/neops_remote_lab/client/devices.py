@@ -1,0 +1,107 @@
+"""Commands in the devices of a lab."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+
+from neops_remote_lab.client.answers import detail_of, parsed
+from neops_remote_lab.client.session import Session
+from neops_remote_lab.models.device import ExecResponseDto
+from neops_remote_lab.models.lab import DeviceInfoDto, DevicesDto
+
+__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
+
+EXEC_TIMEOUT: Final = 60.0
+"""Seconds that a command may take."""
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """A command that has ended.
+
+    Attributes:
+        exit_status: 128 and more: a signal has ended it.
+        stdout: its standard output.
+        stderr: its standard error.
+        truncated: it printed more than the server keeps.
+    """
+
+    exit_status: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
+
+
+def path_of(device: str | DeviceInfoDto, what: str) -> str:
+    """The path of a call that reaches into a device."""
+    name = device if isinstance(device, str) else device.name
+    return f"/lab/devices/{quote(name, safe='')}/{what}"
+
+
+def devices_of(session: Session) -> list[DeviceInfoDto]:
+    """The devices of the lab that runs. Raises as `Session.ask`."""
+    return parsed(session.ask("GET", "/lab/devices"), DevicesDto).root
+
+
+def require_device(session: Session, name: str) -> DeviceInfoDto:
+    """The device of a name.
+
+    Raises:
+        LookupError: the lab has none of that name.
+        And as `Session.ask`.
+    """
+    devices = {device.name: device for device in devices_of(session)}
+    if name not in devices:
+        raise LookupError(f"the lab has no device {name!r}: it has {', '.join(sorted(devices)) or 'none'}")
+    return devices[name]
+
+
+def execute(
+    session: Session,
+    device: str | DeviceInfoDto,
+    command: str | Sequence[str],
+    *,
+    stdin: bytes,
+    timeout: float,
+    until: float,
+) -> ExecResult:
+    """Run a command in a device. It is never sent twice.
+
+    Args:
+        session: the session whose lab it is.
+        device: the device, or its name.
+        command: a string, which the device's shell runs, or a program with its arguments.
+        stdin: what the command reads from its standard input.
+        timeout: seconds after which the command is ended.
+        until: when the answer is given up, on the clock of the connection.
+
+    Raises:
+        TimeoutError: the command did not end in time.
+        SessionEnded: the server ended the session.
+        httpx.HTTPStatusError: the server refused.
+        httpx.TransportError: the server could not be reached, or the connection broke off.
+    """
+    body: dict[str, Any] = {"command": command if isinstance(command, str) else list(command), "timeout": timeout}
+    if stdin:
+        body["stdin_base64"] = base64.b64encode(stdin).decode()
+    try:
+        response = session.ask("POST", path_of(device, "exec"), until=until, slow=True, once=True, json=body)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.REQUEST_TIMEOUT:
+            raise TimeoutError(detail_of(error.response)) from error
+        raise
+    done = parsed(response, ExecResponseDto)
+    return ExecResult(
+        done.exit_status,
+        _bytes(done.stdout, done.stdout_base64),
+        _bytes(done.stderr, done.stderr_base64),
+        done.truncated,
+    )
+
+
+def _bytes(text: str | None, encoded: str | None) -> bytes:
+    return base64.b64decode(encoded) if encoded is not None else (text or "").encode()

@@ -1,0 +1,64 @@
+"""Devices whose variables lead to them from this machine, through forwarded ports.
+
+netlab's own variables name addresses of the lab host's networks, and for containers a connection of Ansible's that
+means nothing elsewhere. Here they become a port of this machine, which speaks SSH or what else the device speaks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from neops_remote_lab.models.lab import DeviceInfoDto
+
+if TYPE_CHECKING:  # an event loop and WebSockets, which few runs need
+    from neops_remote_lab.client.forwards import Forward
+
+ORIGINAL: Final = "remote_lab_original"
+"""The variable with the values that were replaced; null where there was none."""
+SSH_PORT: Final = 22
+NETCONF_PORT: Final = 830
+_SSH: Final = "ssh"
+_ON_THE_LAB_HOST: Final = frozenset({"", "docker", "podman", "local"})
+"""Connections that work on the lab host alone."""
+_SSH_CLIENT: Final = frozenset({"ssh", "paramiko", "paramiko_ssh", "libssh", "smart"})
+_NO_HOST_KEYS: Final = {
+    "ansible_host_key_checking": False,
+    "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
+}
+"""A lab makes new host keys each time, and the same port of this machine leads to another device the next time."""
+
+
+@contextmanager
+def reachable(
+    devices: Sequence[DeviceInfoDto], forward: Callable[[DeviceInfoDto, int], "Forward"]
+) -> Iterator[list[DeviceInfoDto]]:
+    """The devices, each with ports of this machine in its variables, for as long as the context lasts.
+
+    Args:
+        devices: as the server names them.
+        forward: opens a forwarded port.
+    """
+    with ExitStack() as stack:
+
+        def open_port(device: DeviceInfoDto, port: int) -> "Forward":
+            return stack.enter_context(forward(device, port))
+
+        yield [_through(device, partial(open_port, device)) for device in devices]
+
+
+def _through(device: DeviceInfoDto, forward: Callable[[int], "Forward"]) -> DeviceInfoDto:
+    raw = device.raw
+    connection = str(raw.get("ansible_connection") or "").rpartition(".")[2]
+    usual = NETCONF_PORT if connection == "netconf" else SSH_PORT
+    main = forward(int(raw.get("ansible_port") or usual))
+    changes: dict[str, Any] = {"ansible_host": main.host, "ansible_port": main.port}
+    if connection in _ON_THE_LAB_HOST:
+        connection = changes["ansible_connection"] = _SSH
+    if connection in _SSH_CLIENT:
+        changes |= {name: value for name, value in _NO_HOST_KEYS.items() if name not in raw}
+    if connection == "httpapi":
+        secure = raw.get("ansible_httpapi_use_ssl")
+        port = int(raw.get("ansible_httpapi_port") or (443 if secure else 80))
+        changes["ansible_httpapi_port"] = forward(port).port
+    return DeviceInfoDto(name=device.name, raw=raw | changes | {ORIGINAL: {name: raw.get(name) for name in changes}})

@@ -1,0 +1,111 @@
+"""Commands in devices, from Python and from the shell, on a fake Docker that runs real programs."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from neops_remote_lab.client import RemoteLabClient
+from tests.commands import Shell
+from tests.fakes import topology_text, wait_until
+from tests.server import LabServer, running_server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    with running_server(tmp_path_factory.mktemp("server"), max_exec_output_bytes="1000", kill_grace="0.5") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: LabServer) -> Iterator[RemoteLabClient]:
+    """A session with a lab of two routers."""
+    topology = server.root / "ospf.yml"
+    topology.write_text(topology_text(2))
+    with RemoteLabClient(server.url) as client:
+        client.acquire(topology)
+        yield client
+    wait_until(server.is_clean, 20)
+
+
+@pytest.fixture
+def shell(server: LabServer, client: RemoteLabClient, tmp_path: Path) -> Shell:
+    """A shell as `neops-remote-lab run` starts it in that session."""
+    return Shell(server, tmp_path / "user", {"REMOTE_LAB_SESSION_ID": client.session_id})
+
+
+# From Python
+
+
+def test_a_command_has_a_status_and_two_outputs(client: RemoteLabClient) -> None:
+    result = client.exec("r1", "echo out; echo err >&2; exit 3")
+    assert (result.exit_status, result.stdout, result.stderr) == (3, b"out\n", b"err\n")
+    assert not result.truncated
+
+
+def test_a_program_gets_its_arguments_and_input_as_they_are(client: RemoteLabClient) -> None:
+    assert client.exec("r1", ["printf", "%s|", "$HOME", "a b"]).stdout == b"$HOME|a b|"
+    assert client.exec("r1", ["cat"], stdin=b"\x00\xff\n").stdout == b"\x00\xff\n"
+    assert client.exec("r1", "printf '\\377' >&2").stderr == b"\xff"
+
+
+def test_output_that_is_cut_says_so(client: RemoteLabClient) -> None:
+    result = client.exec("r1", "head -c 5000 /dev/zero")
+    assert (len(result.stdout), result.truncated) == (1000, True)
+
+
+def test_a_command_that_takes_too_long_is_a_timeout(client: RemoteLabClient) -> None:
+    with pytest.raises(TimeoutError, match=r"0\.2 s"):
+        client.exec("r1", "sleep 300", timeout=0.2)
+
+
+def test_a_device_that_there_is_not_is_refused(client: RemoteLabClient) -> None:
+    with pytest.raises(httpx.HTTPStatusError, match="404"):
+        client.exec("r9", "true")
+
+
+# From the shell
+
+
+def test_the_shell_shows_what_the_command_prints_and_has_its_status(shell: Shell) -> None:
+    done = shell.run("exec", "r1", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+
+
+def test_the_running_configuration_of_a_router(shell: Shell) -> None:
+    assert "hostname r2" in shell.do("exec", "r2", "--", "vtysh", "-c", "show running-config")
+
+
+def test_standard_input_is_passed_on_where_that_is_asked_for(shell: Shell) -> None:
+    for flags, expected in (([], b""), (["-i"], b"a\nb\n")):
+        words = shell.words("exec", "r1", *flags, "--", "cat")
+        done = subprocess.run(words, env=shell.environment, input=b"a\nb\n", capture_output=True, check=True)
+        assert done.stdout == expected
+
+
+def test_a_command_that_takes_too_long_has_a_status_of_its_own(shell: Shell) -> None:
+    assert shell.run("exec", "r1", "--timeout", "0.2", "--", "sleep", "300").returncode == 124
+
+
+@pytest.mark.parametrize("arguments", [["r9", "--", "true"], ["../r1", "--", "true"]])
+def test_a_node_that_there_is_not_has_one_too(shell: Shell, arguments: list[str]) -> None:
+    done = shell.run("exec", *arguments)
+    assert done.returncode == 125
+    assert "404" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["r1"], ["r1", "--"], ["--", "true"], ["r1", "--timeout", "0", "--", "true"]])
+def test_a_wrong_use_ends_with_status_2(shell: Shell, arguments: list[str]) -> None:
+    done = shell.run("exec", *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_session_that_is_over_is_told(shell: Shell) -> None:
+    done = shell.run("exec", "r1", "--", "true", REMOTE_LAB_SESSION_ID="0" * 32)
+    assert done.returncode == 125
+    assert "the session was ended by the server" in done.stderr
