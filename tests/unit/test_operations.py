@@ -28,6 +28,7 @@ PARTS = {
     "labs": "labs.coordinator",
     "devices": "labs.devices",
     "slot": "labs.slot",
+    "outcomes": "labs.outcomes",
     "checks": "labs.topology_checks",
     "refusals": "labs.refusals",
 }

@@ -15,18 +15,18 @@ from typing import Any, Final, NoReturn
 
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import LiveLabState, OutcomeCode, QuarantineSource, StartOutcome
-from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.accesses import LabAccesses
 from neops_remote_lab.labs.acquires import Acquire
 from neops_remote_lab.labs.artifacts import Artifacts
-from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
+from neops_remote_lab.labs.outcomes import SENTENCES, end_of_start, start_outcome, start_refusal
+from neops_remote_lab.labs.records import identity_of_lab, starting_lab, workspace_of
+from neops_remote_lab.labs.refusals import Refused
 from neops_remote_lab.labs.settings import LabSettings
 from neops_remote_lab.labs.topology_checks import TopologyChecks
 from neops_remote_lab.models import DeviceInfoDto
-from neops_remote_lab.netlab.failures import LabInTheWay
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Observed, Operation, Step, Wanted, next_step
 from neops_remote_lab.netlab.logs import FailedLogs
@@ -39,21 +39,6 @@ logger = logging.getLogger(__name__)
 
 LOGGED_REASON: Final = 500
 """Maximum length of the reason of a failed start in the log; the answer has all of it."""
-SENTENCES: Final = {
-    OutcomeCode.RELEASED: "released",
-    OutcomeCode.DESTROYED: "destroyed by its session",
-    OutcomeCode.SESSION_ENDED: "its session ended",
-    OutcomeCode.REPLACED: "replaced by another topology",
-    OutcomeCode.SERVER_ENDED: "the server ended",
-    OutcomeCode.LOST: "lost: it could be removed only later",
-}
-"""Messages for outcomes that have no details of their own."""
-_STOPPED: Final = {
-    OutcomeCode.SESSION_ENDED: Reason.SESSION_ENDED,
-    OutcomeCode.DESTROYED: Reason.DESTROYED,
-    OutcomeCode.SERVER_ENDED: Reason.SERVER_ENDS,
-}
-_FAILURES: Final = {Reason.REJECTED: OutcomeCode.REJECTED, Reason.BUSY: OutcomeCode.IN_THE_WAY}
 
 
 @dataclass(eq=False)
@@ -159,7 +144,7 @@ class Slot:
             leftovers_for = math.inf if lifted else self._clock.monotonic() - self._leftovers_since
         return Observed(
             state=lab.state if lab else None,
-            identity=starts_for.upload.workspace.identity if starts_for else _identity(lab),
+            identity=starts_for.upload.workspace.identity if starts_for else identity_of_lab(lab) if lab else None,
             references=self._references,
             in_session=self.session_id is not None and self._queue.is_active(self.session_id),
             held=lab is not None and held is not None and held.lab_id == lab.lab_id,
@@ -206,7 +191,7 @@ class Slot:
     async def _start(self, acquire: Acquire) -> None:
         uploaded = acquire.upload.workspace
         workspace = await self._checks.take(acquire.session_id, uploaded.identity) or uploaded
-        self._lab = lab = _row(acquire.session_id, workspace)
+        self._lab = lab = starting_lab(acquire.session_id, workspace)
         self._references, self._devices = 0, []
         began = self._clock.monotonic()
         logger.info("session %.8s acquires %s: lab %s starts", lab.session_id, one_line(lab.topology), lab.lab_id)
@@ -226,8 +211,8 @@ class Slot:
             self._references, self._devices = references, devices
             outcome = StartOutcome.UP
         except Exception as error:  # noqa: BLE001 - after any error the lab must be recorded as ended
-            refused = self._refusal(error)
-            outcome = _start_outcome(error, refused)
+            refused = start_refusal(error, self._stopped_for())
+            outcome = start_outcome(error, refused)
             await self._fail(lab, error, refused)
         finally:
             seconds = self._clock.monotonic() - began
@@ -241,18 +226,12 @@ class Slot:
         self._failed_logs.discard(workspace.lab_id)
         return devices
 
-    def _refusal(self, error: Exception) -> Refused:
-        why = self._running.stopped_for if self._running else None
-        if isinstance(error, InterruptedError) and why:
-            return Refused(_STOPPED[why], f"the lab's start was stopped: {SENTENCES[why]}")
-        if isinstance(error, LabInTheWay):
-            return Refused(Reason.BUSY, f"the lab is busy: {error}")
-        return refusal_of(error)
+    def _stopped_for(self) -> OutcomeCode | None:
+        return self._running.stopped_for if self._running else None
 
     async def _fail(self, lab: Lab, error: Exception, refused: Refused) -> NoReturn:
         """Record why a start failed, and raise the refusal for the acquires that wait. The host lab has cleaned up."""
-        why = self._running.stopped_for if self._running and isinstance(error, InterruptedError) else None
-        code, detail = why or _FAILURES.get(refused.reason, OutcomeCode.FAILED), SENTENCES[why] if why else str(refused)
+        code, detail = end_of_start(error, refused, self._stopped_for())
         logger.warning(
             "lab %s of session %.8s did not start: %s", lab.lab_id, lab.session_id, one_line(detail, LOGGED_REASON)
         )
@@ -364,7 +343,7 @@ class Slot:
         lab = self._live()
         devices = [DeviceInfoDto.model_validate(device) for device in lab.devices or []]
         references = await self._store.held_references(lab.lab_id)
-        await self._run_blocking(self._host_lab.adopt, _workspace(lab))
+        await self._run_blocking(self._host_lab.adopt, workspace_of(lab))
         in_session = self._queue.is_active(lab.session_id)
         may_run = lab.state is LiveLabState.RUNNING and in_session and not self._rebooted
         if may_run and await self._run_blocking(self._host_lab.runs):
@@ -394,30 +373,3 @@ class Slot:
         if self._lab is None:
             raise RuntimeError("there is no live lab")
         return self._lab
-
-
-def _start_outcome(error: Exception, refused: Refused) -> StartOutcome:
-    if isinstance(error, InterruptedError):
-        return StartOutcome.STOPPED
-    return StartOutcome.REJECTED if refused.reason is Reason.REJECTED else StartOutcome.FAILED
-
-
-def _row(session_id: str, workspace: Workspace) -> Lab:
-    return Lab(
-        lab_id=workspace.lab_id,
-        session_id=session_id,
-        state=LiveLabState.STARTING,
-        topology=workspace.topology,
-        topology_sha256=workspace.identity.topology,
-        extra_sha256=workspace.identity.extra,
-        work_dir=str(workspace.base),
-        devices=None,
-    )
-
-
-def _workspace(lab: Lab) -> Workspace:
-    return Workspace(lab.lab_id, Path(lab.work_dir), lab.topology, Identity(lab.topology_sha256, lab.extra_sha256))
-
-
-def _identity(lab: Lab | None) -> Identity | None:
-    return Identity(lab.topology_sha256, lab.extra_sha256) if lab else None

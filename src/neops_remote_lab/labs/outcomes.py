@@ -1,0 +1,50 @@
+"""How a lab ended or did not start: codes for programs, sentences for people, refusals for callers."""
+
+from typing import Final
+
+from neops_remote_lab.core.codes import OutcomeCode, StartOutcome
+from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
+from neops_remote_lab.netlab.failures import LabInTheWay
+
+SENTENCES: Final = {
+    OutcomeCode.RELEASED: "released",
+    OutcomeCode.DESTROYED: "destroyed by its session",
+    OutcomeCode.SESSION_ENDED: "its session ended",
+    OutcomeCode.REPLACED: "replaced by another topology",
+    OutcomeCode.SERVER_ENDED: "the server ended",
+    OutcomeCode.LOST: "lost: it could be removed only later",
+}
+"""Messages for outcomes that have no details of their own."""
+_STOPPED: Final = {
+    OutcomeCode.SESSION_ENDED: Reason.SESSION_ENDED,
+    OutcomeCode.DESTROYED: Reason.DESTROYED,
+    OutcomeCode.SERVER_ENDED: Reason.SERVER_ENDS,
+}
+_FAILURES: Final = {Reason.REJECTED: OutcomeCode.REJECTED, Reason.BUSY: OutcomeCode.IN_THE_WAY}
+
+
+def start_refusal(error: Exception, stopped_for: OutcomeCode | None) -> Refused:
+    """The answer to everyone who waits for a start that failed.
+
+    Args:
+        stopped_for: why the start was interrupted, if it was.
+    """
+    if isinstance(error, InterruptedError) and stopped_for:
+        return Refused(_STOPPED[stopped_for], f"the lab's start was stopped: {SENTENCES[stopped_for]}")
+    if isinstance(error, LabInTheWay):
+        return Refused(Reason.BUSY, f"the lab is busy: {error}")
+    return refusal_of(error)
+
+
+def end_of_start(error: Exception, refused: Refused, stopped_for: OutcomeCode | None) -> tuple[OutcomeCode, str]:
+    """The code and the sentence to record for a lab whose start failed."""
+    if isinstance(error, InterruptedError) and stopped_for:
+        return stopped_for, SENTENCES[stopped_for]
+    return _FAILURES.get(refused.reason, OutcomeCode.FAILED), str(refused)
+
+
+def start_outcome(error: Exception, refused: Refused) -> StartOutcome:
+    """The label of a failed start in the metrics."""
+    if isinstance(error, InterruptedError):
+        return StartOutcome.STOPPED
+    return StartOutcome.REJECTED if refused.reason is Reason.REJECTED else StartOutcome.FAILED
