@@ -485,7 +485,7 @@ def test_the_end_does_not_wait_for_a_look_at_the_host(tmp_path: Path, moment: st
             wait_for_event(fake(server), "hang", count)
             server.signal(signal.SIGTERM)
             assert looked.result().status_code == 503
-            assert "about to end" in looked.result().json()["detail"]
+            assert "shutting down" in looked.result().json()["detail"]
         assert server.wait() == 0
 
 

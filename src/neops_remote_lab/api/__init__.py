@@ -1,1 +1,1 @@
-"""The HTTP side: routes, what they read and answer, and the parts that they work with."""
+"""The HTTP service: routes, request parsing, responses, and the assembly of the server's services."""

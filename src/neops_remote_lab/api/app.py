@@ -28,14 +28,14 @@ _STATIC: Final = Path(__file__).with_name("static")
 
 
 def create_app(settings: ServiceSettings, clock: Clock | None = None) -> Starlette:
-    """The application. Its lifespan takes over what the database holds, and needs a migrated database."""
+    """Create the application. Its lifespan opens the database, which must be migrated, and resumes its state."""
     clock = clock or Clock()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         services = app.state.services = build_services(settings, clock)
         maintenance = Maintenance(services)
-        async with contextlib.AsyncExitStack() as ends:  # each end is tried, whatever became of the others
+        async with contextlib.AsyncExitStack() as ends:  # all callbacks run, even if one of them fails
             ends.push_async_callback(services.database.close)
             ends.push_async_callback(services.labs.close, keep=settings.labs.on_exit == "keep")
             ends.push_async_callback(services.checks.close)
@@ -89,7 +89,7 @@ def _description() -> bytes:
 
 
 async def _docs(_request: Request) -> Response:
-    # A page's own policy, which allows its own scripts alone, cannot forbid to be framed.
+    # The policy in the page's <meta> element restricts its scripts, but frame-ancestors works only as a header.
     return FileResponse(_STATIC / "docs.html", headers={"Content-Security-Policy": "frame-ancestors 'none'"})
 
 

@@ -1,4 +1,4 @@
-"""Every failure as its caller sees it: a status, `{"detail": …}`, and when to try again."""
+"""Translates failures into HTTP: a status, `{"detail": …}`, and `Retry-After` if a retry can help."""
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping
@@ -36,11 +36,11 @@ STATUS: Final[Mapping[Reason, int]] = {
     Reason.SERVER_ENDS: status.HTTP_503_SERVICE_UNAVAILABLE,
     Reason.HOST_IS_FULL: status.HTTP_507_INSUFFICIENT_STORAGE,
 }
-"""What a call on the lab answers that was refused: 422 is the caller's fault, from 500 on it is the host's."""
+"""The HTTP status of each refusal: below 500 the caller can do something about it, from 500 on the host is at fault."""
 RETRIED: Final = frozenset(
     {Reason.BUSY, Reason.QUARANTINED, Reason.DESTROYED, Reason.TAKEN_ALREADY, Reason.SERVER_ENDS}
 )
-"""The same call has success later, without a change."""
+"""Refusals of calls that can succeed later without a change; they get `Retry-After`."""
 DATABASE_RETRY_AFTER: Final = 5
 """Seconds in `Retry-After` when the database cannot be used."""
 

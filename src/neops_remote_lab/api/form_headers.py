@@ -1,7 +1,7 @@
-"""What the headers of a form and of its parts say.
+"""Parses the headers of a multipart form and its parts.
 
-The multipart library parses them. Its time grows with the number of semicolons times the header's length, so both are
-limited: the length of a part's header by the caller.
+The multipart library's parser needs time proportional to the number of semicolons times the length of the header, so
+both are limited. The caller limits the length of a part's header.
 """
 
 from email.utils import decode_rfc2231
@@ -11,19 +11,19 @@ from urllib.parse import unquote
 from python_multipart.multipart import parse_options_header
 
 MAX_CONTENT_TYPE: Final = 1024
-"""Most characters of the header Content-Type."""
+"""Maximum length of the header Content-Type, in characters."""
 MAX_SEMICOLONS: Final = 100
-"""Most semicolons of one header, those of file names included."""
+"""Maximum number of semicolons in a header, including those in file names."""
 
 
 def boundary_of(content_type: str) -> bytes:
     """The boundary of a form.
 
     Args:
-        content_type: the header, as the HTTP library decodes it (Latin-1).
+        content_type: the header, decoded as Latin-1.
 
     Raises:
-        ValueError: the header is too long, or that of something else.
+        ValueError: the header is too long, or the body is not a multipart form.
     """
     if len(content_type) > MAX_CONTENT_TYPE:
         raise ValueError(f"the header Content-Type has more than {MAX_CONTENT_TYPE} characters")
@@ -34,7 +34,7 @@ def boundary_of(content_type: str) -> bytes:
 
 
 def names_of(disposition: bytes) -> tuple[str | None, str | None]:
-    """The field and the file name of a part, from its Content-Disposition; None for what it lacks.
+    """The field name and the file name in a part's Content-Disposition; None if one is missing.
 
     Raises:
         ValueError: a name is not UTF-8, or there are too many parameters.
@@ -48,8 +48,8 @@ def names_of(disposition: bytes) -> tuple[str | None, str | None]:
 
 
 def _extended_file_name(disposition: bytes) -> str | None:
-    """The file name in the notation of RFC 2231, which older HTTP libraries use for names that are not ASCII."""
-    # The library leaves such parameters out, so the parameter gets another name for it.
+    """The file name in RFC 2231 notation, which older HTTP libraries use for non-ASCII names."""
+    # The library drops such parameters, so rename the parameter.
     renamed = _parse(disposition.replace(b"filename*=", b"extended="))[1].get(b"extended")
     if renamed is None:
         return None

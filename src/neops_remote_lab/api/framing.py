@@ -1,12 +1,12 @@
-"""HTTP/1.1 on one connection: where a request begins and ends, before uvicorn's parser sees it.
+"""Strict HTTP/1.1 framing, in front of uvicorn's parser.
 
-A proxy in front may read a sloppy request differently from the parser behind it, and both parsers that uvicorn has
-accept some. So each head is checked as a whole here, and only what has one meaning goes on to the parser; everything
-else gets 400, and the connection is closed. A chunked request is the last one of its connection, so how its chunks are
-read decides nothing about a later request.
+A proxy and uvicorn may interpret a malformed request differently (request smuggling), and both of uvicorn's parsers
+accept some malformed requests. This module checks each head as a whole and passes only unambiguous requests on to the
+parser. All others get 400, and the connection is closed. A chunked request is the last one of its connection, so the
+interpretation of its chunks cannot affect a later request.
 
-One request of a connection is worked on at a time, and what a client sends ahead is not read meanwhile. A client that
-takes no answers is disconnected after a while.
+Requests of a connection are processed one at a time; pipelined data is not read meanwhile. A client that does not read
+its responses is disconnected after a timeout.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEAD_BYTES: Final = 65_536
-"""Most bytes of a request line with its headers."""
+"""Maximum size of the request line with all headers."""
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEAD = re.compile(
@@ -33,10 +33,13 @@ _CLOSE: Final = (b"connection", b"close")
 
 
 def body_length(head: bytes) -> int | None:
-    """How many bytes follow a head, which ends with an empty line; None for a chunked body.
+    """The length of the body that follows a head, in bytes; None for a chunked body.
+
+    Args:
+        head: request line and headers, including the empty line.
 
     Raises:
-        ValueError: the head can be read in more than one way, or in none.
+        ValueError: the head is malformed or ambiguous.
     """
     if (line := _HEAD.fullmatch(head)) is None:
         raise ValueError("the request line or a header line is malformed")
@@ -62,30 +65,30 @@ else:
 
 
 class Framing(_Parser):
-    """Stands before the methods of one of uvicorn's protocols."""
+    """Mixin in front of one of uvicorn's protocol classes."""
 
     send_timeout: float
-    """Seconds for which a client may leave an answer in the way of the next bytes."""
+    """Seconds after which a client that does not read its responses is disconnected."""
 
     _ahead: bytearray
-    """What was received, and not yet given to the parser."""
+    """Received data that the parser has not got yet."""
     _body_left: int | None
-    """Bytes of the current request that are still to come; None: chunks, to the end of the connection."""
+    """Remaining bytes of the current request's body; None for chunks, until the end of the connection."""
     _overdue: asyncio.TimerHandle | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin with an empty connection."""
+        """Initialise the state of the connection."""
         self._ahead, self._body_left, self._overdue = bytearray(), 0, None
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is expected any more."""
+        """Drop pending data and the send timer."""
         self._ahead.clear()
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come."""
+        """Pass data of the current body on to the parser; buffer everything else."""
         self._unset_keepalive_if_required()
         if not self._ahead and (self._body_left is None or len(data) <= self._body_left):
             self._pass_body(data)
@@ -94,25 +97,25 @@ class Framing(_Parser):
             self._go_on()
 
     def on_response_complete(self) -> None:
-        """Go on with the request that was sent ahead."""
+        """Continue with a pipelined request."""
         super().on_response_complete()
         self._go_on()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse a body that the parser cannot read, unless half of another answer is out."""
+        """Refuse a body that the parser cannot read. If a response has begun, only close the connection."""
         if self.cycle is not None and self.cycle.response_started:
             self.transport.close()
         else:
             super().send_400_response(msg)
 
     def pause_writing(self) -> None:
-        """The client does not read: give it some time."""
+        """Start the send timer, because the client does not read."""
         super().pause_writing()
         self._stop_timer()
         self._overdue = self.loop.call_later(self.send_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client reads."""
+        """Stop the send timer, because the client reads again."""
         super().resume_writing()
         self._stop_timer()
 
@@ -140,8 +143,8 @@ class Framing(_Parser):
         super().data_received(data)
 
     def _take_head(self) -> bool:
-        """Give the next head to the parser; False where there is none yet, or where it was refused."""
-        while self._ahead.startswith(b"\r\n"):  # a client may end its body with a line break of its own
+        """Pass the next head on to the parser. Returns False if it is incomplete or refused."""
+        while self._ahead.startswith(b"\r\n"):  # some clients send a line break after the body
             del self._ahead[:2]
         end = self._ahead.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
         if end < 4:
@@ -164,7 +167,7 @@ class Framing(_Parser):
         return self._still_here()
 
     def _still_here(self) -> bool:
-        """Whether the connection has not become a WebSocket, which then gets what was sent ahead."""
+        """Whether the connection is still HTTP. A WebSocket protocol that took it over gets the pending data."""
         follower = self.transport.get_protocol()
         if follower is self:
             return True
@@ -183,11 +186,11 @@ class Framing(_Parser):
 
 
 def protocol(parser: Literal["auto", "h11", "httptools"], send_timeout: float) -> type[asyncio.Protocol]:
-    """The protocol of a server's connections.
+    """The protocol class for the connections of a server.
 
     Args:
-        parser: which of uvicorn's parsers reads requests; `auto`: httptools where it is installed.
-        send_timeout: seconds for which a client may leave its answers unread.
+        parser: which of uvicorn's parsers to use; `auto` means httptools if it is installed.
+        send_timeout: seconds after which a client that does not read its responses is disconnected.
 
     Raises:
         ImportError: the parser is not installed.

@@ -1,4 +1,4 @@
-"""How things stand, for Prometheus."""
+"""Prometheus gauges that are read from the services at each scrape."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ from neops_remote_lab.store.protocol import Database
 
 
 class Gauges(Collector):
-    """Looks at the services whenever the metrics are scraped."""
+    """Reads the state of queue, lab and database."""
 
     def __init__(self, queue: SessionQueue, labs: LabCoordinator, database: Database) -> None:
         self._queue = queue
@@ -28,7 +28,7 @@ class Gauges(Collector):
         self._database = database
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics that are not counted but read."""
+        """All gauges with their current values."""
         waiting, lab = self._queue.waiting, self._labs.lab
         state = lab.state if lab else NO_LAB
         yield SESSIONS.gauge({SessionState.WAITING: waiting, SessionState.ACTIVE: len(self._queue) - waiting})

@@ -1,7 +1,7 @@
-"""The handlers of the lab: acquire, look, release, destroy, and check a topology.
+"""Handlers of the lab: acquire, status, devices, log, artifacts, release, destroy, topology check.
 
-A refusal of the lab is a `Refused`, for which `api.errors` has the status. Each call on the lab renews its session;
-it is 404 for one that is not live, and 423 for one that is not active.
+The lab refuses calls with `Refused`, which `api.errors` maps to a status. Each call on the lab renews its session. The
+status is 404 if the session is not live, and 423 if it is not active.
 """
 
 import asyncio
@@ -36,14 +36,14 @@ from neops_remote_lab.models import (
 )
 
 CHUNK_BYTES: Final = 256 << 10
-"""So much of an archive is read at a time."""
+"""Chunk size for sending an archive."""
 _DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
 
 
 async def acquire_lab(request: Request) -> Response:
-    """Wait until the lab is up, however long that takes, unless `Prefer: respond-async` asks for 202 at once.
+    """Acquire the lab: 200 when it is running, or 202 at once with `Prefer: respond-async`.
 
-    A client that goes away leaves the start to the session, whose next acquire of the same topology gets the lab.
+    If the client disconnects, the start continues, and the session's next acquire of the same topology gets the lab.
     """
     services, session_id = await active_caller(request)
     refuse_while_draining(services)
@@ -69,23 +69,24 @@ async def _upload(request: Request, services: Services) -> Upload:
 
 
 async def get_lab(request: Request) -> Response:
-    """The state of the lab, `none` included, with what `netlab status` says of it. After a restart of the server it
-    waits until that has taken over or removed what was there.
+    """The state of the session's lab, which may be `none`.
+
+    After a restart of the server, the call waits until the labs of the earlier server are adopted or removed.
     """
     services, session_id = await active_caller(request)
     return json_response(await services.labs.status(session_id))
 
 
 async def list_devices(request: Request) -> Response:
-    """The devices as they were read when the lab came up; 404 without a lab."""
+    """The devices of the running lab, as read during its start; 404 without a lab."""
     services, session_id = await active_caller(request)
     return json_response(_DEVICES.dump_json(await services.labs.devices(session_id)))
 
 
 async def get_log(request: Request) -> Response:
-    """The log of the lab, or of the last one that failed: as it is, or as events until the lab is gone.
+    """The log of the lab, or of the latest lab if that failed: as text, or as server-sent events until the lab ends.
 
-    429 and 503 with `Retry-After` where it has too many readers.
+    429 or 503 with `Retry-After` if there are too many readers.
     """
     services, session_id = await active_caller(request)
     if (log := services.labs.log(session_id) or await services.labs.failed_log(session_id)) is None:
@@ -108,7 +109,7 @@ def _reading(services: Services, session_id: str) -> Iterator[None]:
 
 
 async def get_artifacts(request: Request) -> Response:
-    """GET /lab/artifacts."""
+    """The artifact archive of the running lab, or of the latest lab if that failed; 404 without either."""
     services, session_id = await active_caller(request)
     refuse_while_draining(services)
     with services.queue.open_call(session_id):
@@ -119,7 +120,7 @@ async def get_artifacts(request: Request) -> Response:
         "Cache-Control": "no-store",
     }
     archive.seek(0)
-    # Complete as it is, it is sent to its end whatever becomes of the lab meanwhile.
+    # The archive is complete, so it can be sent even if the lab ends meanwhile.
     chunks, holds = _chunks(archive, services.run_blocking), _sending(services, session_id, archive)
     return HeldResponse(chunks, holds, media_type="application/gzip", headers=headers)
 
@@ -136,14 +137,14 @@ def _sending(services: Services, session_id: str, file: IO[bytes]) -> Iterator[N
 
 
 async def release_lab(request: Request) -> Response:
-    """Release the reference of the key, or any one without a key. The teardown after the last one is not waited for."""
+    """Release the reference with the idempotency key, or the newest one. Does not wait for the teardown."""
     services, session_id = await active_caller(request)
     await services.labs.release(session_id, idempotency_key(request))
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
 async def destroy_lab(request: Request) -> Response:
-    """Begin a teardown, which is not waited for; 409 for a lab in use without `force`."""
+    """Begin a teardown: 202 if it has begun, 204 if there is no lab, 409 if the lab is in use and `force` is false."""
     services, session_id = await active_caller(request)
     force = uploads.boolean("the query parameter 'force'", request.query_params.get("force", "true"))
     begun = await services.labs.destroy(session_id, force=force)
@@ -151,9 +152,9 @@ async def destroy_lab(request: Request) -> Response:
 
 
 async def check_topology(request: Request) -> Response:
-    """Wait until netlab has checked the topology; 409 where the session's turn comes before that has begun.
+    """Check a topology with netlab and return the number of its nodes and links. Waiting sessions may call it too.
 
-    For waiting sessions too: 404 for one that is not live.
+    404 if the session is not live; 409 if the session becomes active before the check begins.
     """
     services, session_id = services_of(request), session_header(request)
     if services.queue.place(session_id) is None:
@@ -164,10 +165,10 @@ async def check_topology(request: Request) -> Response:
         upload = await _upload(request, services)
         check = asyncio.ensure_future(services.checks.check(session_id, upload))
         if was_waiting:
-            # A session whose turn has come needs its lab, not its place among those who wait for a check.
+            # Once the session is active it needs its lab, and POST /lab checks the topology too.
             turn = asyncio.ensure_future(services.queue.wait_until_active(session_id))
             await asyncio.wait([check, turn], return_when=asyncio.FIRST_COMPLETED)
             turn.cancel()
-            if services.queue.is_active(session_id):  # else it has ended, or the server is about to
+            if services.queue.is_active(session_id):  # otherwise it has ended, or the server is shutting down
                 services.checks.give_up(session_id)
         return json_response(await check)

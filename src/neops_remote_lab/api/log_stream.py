@@ -1,8 +1,7 @@
-"""A lab's log for many readers at a time: as a text, or as server-sent events while it grows.
+"""Serves a lab's log to many readers: as text, or as server-sent events while it grows.
 
-All streams of one log share one reader of its file and one window of events in memory. A stream keeps nothing but its
-place in that window, so a reader that does not read costs no more than a connection; when the window has moved on
-without it, its stream ends.
+All streams of a log share one file reader and one window of events in memory. A stream stores only its position in that
+window, so a slow reader costs no more than a connection. A stream that falls behind the window ends.
 """
 
 import asyncio
@@ -22,16 +21,16 @@ from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.netlab.output import PIECE_BYTES, Lines
 
 LOOK_BACK_BYTES: Final = 64 * 1024
-"""What is read before the first byte that is shown, to see whether that lies within a traceback."""
+"""Bytes read before the first byte that is sent, to find out whether it is inside a traceback."""
 LOOK_EVERY: Final = 0.25
-"""Seconds between two looks at a log that grows."""
+"""Seconds between two checks of a growing log."""
 KEEP_ALIVE_EVERY: Final = 15.0
-"""Seconds without a line after which a comment keeps proxies from closing the connection."""
+"""Seconds without output after which a comment is sent, so that proxies do not close the connection."""
 FELL_BEHIND: Final = "this reader is too slow: lines were printed that it has not taken. Open the stream again"
 
 
 class LogReader:
-    """Reads a log piece by piece, from at most so many bytes before its end on. Blocks: not for the event loop."""
+    """Reads a log piece by piece, starting at most `most` bytes before its end. Blocks."""
 
     def __init__(self, log: Path, most: int) -> None:
         self._log = log
@@ -40,15 +39,15 @@ class LogReader:
         self._lines = Lines()
 
     def read(self, until: int | None = None, *, last: bool = False) -> tuple[int, list[list[str]]]:
-        """How many bytes were read, and the lines that ended in them, each as its parts.
+        """Read the next piece. Returns the number of bytes, and the completed lines as lists of visible parts.
 
         Args:
-            until: position in the file where to stop.
-            last: nothing follows, so a line without an end is one too.
+            until: position in the file at which to stop.
+            last: no more output follows, so an unfinished line counts as complete.
         """
         data = b""
         with suppress(FileNotFoundError), self._log.open("rb") as file:
-            if self._position is None or file.seek(0, 2) < self._position:  # at the start, or the log began anew
+            if self._position is None or file.seek(0, 2) < self._position:  # first read, or the log was truncated
                 self._begin(file.seek(0, 2))
             file.seek(self._position or 0)
             data = file.read(PIECE_BYTES if until is None else max(0, min(PIECE_BYTES, until - file.tell())))
@@ -63,16 +62,16 @@ class LogReader:
             with self._log.open("rb") as file:
                 file.seek(before)
                 self._lines.feed(file.read(start - 1 - before))
-                # The line that began before `start` would be shown whole, and with it more than was asked for.
+                # Skip the line that begins before `start`, or more than `most` bytes would be shown.
                 self._lines.feed(file.readline(LOOK_BACK_BYTES))
                 self._position = file.tell()
 
 
 class LogFeed:
-    """The events of one log, and the readers that share them."""
+    """The events of one log, shared by its readers."""
 
     def __init__(self, log: Path, backlog: int, run_blocking: RunBlocking, lives: Callable[[], bool]) -> None:
-        """`backlog`: how many bytes of events are kept; `lives`: whether the lab may print more."""
+        """`backlog` is the size of the window in bytes; `lives` says whether more output may follow."""
         self._reader = LogReader(log, backlog)
         self._backlog = backlog
         self._run_blocking = run_blocking
@@ -84,7 +83,7 @@ class LogFeed:
         self.readers = 0
 
     async def events(self) -> AsyncGenerator[bytes]:
-        """A `message` for each line, printed before or from now on, then `end` when the lab is gone."""
+        """Server-sent events: a `message` for each past and future line, and `end` when the lab has ended."""
         place = self._first
         while place >= self._first:
             if place < self._next:
@@ -98,7 +97,7 @@ class LogFeed:
         yield _end(FELL_BEHIND)
 
     async def _grows(self) -> bool:
-        """Wait for more; False when none has come for a while. Whoever waits first reads for all."""
+        """Wait for more output; False if there was none for a while. The first waiting stream starts a shared read."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
         reading = self._reading
@@ -109,9 +108,9 @@ class LogFeed:
         return reading.done()
 
     async def _read(self) -> None:
-        """Return when there is a batch more, or when the log has ended, or nobody reads any more."""
+        """Read until there is a new batch, the log has ended, or there are no readers."""
         while self.readers:
-            lives = self._lives()  # asked before reading: what was printed up to the end is still shown
+            lives = self._lives()  # before reading, so that output up to the end is not missed
             count, events = await self._run_blocking(self._read_events, not lives)
             if events:
                 self._append(events)
@@ -136,7 +135,7 @@ class LogFeed:
 
 
 class LogStreams:
-    """The readers of logs: how many there may be, and what they share."""
+    """All readers of logs, with limits on their number."""
 
     def __init__(self, settings: HttpSettings, run_blocking: RunBlocking) -> None:
         self._settings = settings
@@ -146,7 +145,7 @@ class LogStreams:
 
     @contextmanager
     def place(self, session_id: str) -> Iterator[None]:
-        """Be one of the readers. Raises HTTPException 429 or 503 where there are too many."""
+        """Count as a reader inside the context. Raises HTTPException 429 or 503 if there are too many."""
         settings, later = self._settings, {"Retry-After": str(self._settings.retry_after)}
         if self._readers[session_id] >= settings.max_session_log_readers:
             detail = f"the session reads its log {settings.max_session_log_readers} times already"
@@ -162,7 +161,7 @@ class LogStreams:
             self._readers += Counter()  # drops those at zero
 
     async def text(self, log: Path) -> AsyncGenerator[bytes]:
-        """What netlab has printed so far, or the end of it."""
+        """The output so far as text, cut at its beginning if it is too long."""
         reader = LogReader(log, self._settings.log_backlog_bytes)
         size = await self._run_blocking(_size, log)
         count = 1
@@ -171,7 +170,7 @@ class LogStreams:
             yield "".join(f"{part}\n" for line in lines for part in line).encode()
 
     async def events(self, log: Path, lives: Callable[[], bool]) -> AsyncGenerator[bytes]:
-        """What netlab has printed and prints, as server-sent events."""
+        """Past and future output as server-sent events."""
         feed = self._feeds.get(log)
         if feed is None:
             feed = LogFeed(log, self._settings.log_backlog_bytes, self._run_blocking, lives)
@@ -187,7 +186,7 @@ class LogStreams:
 
 
 class HeldResponse(StreamingResponse):
-    """A stream that holds something for as long as it is sent, also when its client leaves before it begins."""
+    """A streaming response inside a context manager, which is exited even if the client disconnects early."""
 
     def __init__(self, content: AsyncGenerator[bytes], holds: AbstractContextManager[Any], **more: Any) -> None:
         super().__init__(content, **more)
@@ -195,7 +194,7 @@ class HeldResponse(StreamingResponse):
         self._holds = holds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; what entering `holds` raises is the answer instead."""
+        """Send the response. An HTTPException raised on entering `holds` is sent instead."""
         with self._holds:
             try:
                 await super().__call__(scope, receive, send)

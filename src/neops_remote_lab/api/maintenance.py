@@ -1,4 +1,4 @@
-"""The maintenance loop: acts on timeouts, on changes made with SQL, and on labs that nobody needs any more."""
+"""The maintenance loop: timeouts, changes made with SQL, labs without a session, pruning."""
 
 import asyncio
 import logging
@@ -17,13 +17,13 @@ from neops_remote_lab.store.protocol import DatabaseError
 logger = logging.getLogger(__name__)
 
 STOPPED_AFTER: Final = 5.0
-"""Seconds that the loop may wake up late; after more it takes it that the process or its machine stood still."""
+"""If the loop wakes up more than this many seconds late, the process or the machine was suspended."""
 PRUNE_EVERY: Final = 3600.0
-"""Seconds between two clean-ups of the history."""
+"""Seconds between two deletions of old history."""
 
 
 class Maintenance:
-    """Acts on timeouts, on SQL written by hand, and on labs that nobody needs any more, every `sql_poll` seconds."""
+    """Runs every `sql_poll` seconds: ends stale sessions, applies changes made with SQL, and ends unused labs."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -35,7 +35,7 @@ class Maintenance:
         self._announcement: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Load the queue, take over the lab that an earlier server has left, and begin the loop."""
+        """Load the queue, begin to adopt the lab of an earlier server, and start the loop."""
         services = self._services
         await services.run_blocking(ownership.claim, services.settings.netlab.work_dir)
         boot = boot_id()
@@ -48,16 +48,16 @@ class Maintenance:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End the loop; what is not written yet is written."""
+        """End the loop and write pending last-seen times."""
         for task in filter(None, (self._task, self._announcement)):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        with suppress(DatabaseError):  # when sessions were last seen is for the eye alone
+        with suppress(DatabaseError):  # last-seen times are informational
             await self._services.queue.write_last_seen()
 
     async def _announce(self) -> None:
-        await self._services.labs.opened()  # the first lab waits for that: what is only told comes after it
+        await self._services.labs.opened()  # do not compete with the adoption, which the first lab waits for
         await self._services.readiness.announce()
 
     async def _run(self) -> None:
@@ -66,18 +66,18 @@ class Maintenance:
             before = clock.monotonic()
             await asyncio.sleep(pause)
             if (late := clock.monotonic() - before - pause) > STOPPED_AFTER:
-                logger.warning("this process stood still for %.0f s: every session has its full time again", late)
+                logger.warning("this process was suspended for %.0f s: all session timeouts start anew", late)
                 self._services.queue.renew_all()
             try:
                 await self._maintain()
             except (DatabaseError, OSError) as error:
                 if not self._failing:
                     logger.error(  # noqa: TRY400 - the cause is all that helps
-                        "the database cannot be used: %s. The queue goes on once that is mended", error
+                        "the database cannot be used: %s. The queue continues when it can be used again", error
                     )
                 self._failing = True
             except Exception:
-                # Without this loop no session would ever end by itself: no single failure may end it.
+                # The loop must survive every error, because without it no session would ever time out.
                 logger.exception("maintenance failed")
             else:
                 if self._failing:
@@ -103,7 +103,7 @@ class Maintenance:
             await services.labs.prune(before)
 
     async def _limit_log(self) -> None:
-        """Cut the database's write-ahead log off once the program has gone that had it grow."""
+        """Truncate a long write-ahead log, or warn once if another program's open transaction prevents it."""
         database, limit = self._services.database, self._services.settings.maintenance.wal_limit
         before = await database.measure_log()
         if before <= limit:
@@ -122,6 +122,6 @@ class Maintenance:
 
 
 def boot_id() -> str:
-    """What tells one start of the machine from another."""
+    """An identifier of the machine's current boot."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else time.strftime("%FT%TZ", time.gmtime(psutil.boot_time()))

@@ -1,4 +1,4 @@
-"""The handlers for people and programs that watch: the queue, health, readiness, metrics."""
+"""Handlers for monitoring: queue, health, readiness, metrics."""
 
 import asyncio
 from datetime import datetime
@@ -25,13 +25,13 @@ from neops_remote_lab.models import (
 from neops_remote_lab.store.rows import Session
 
 QUEUE_SHOWN: Final = 1000
-"""Sessions that GET /queue lists unless ?limit= says otherwise."""
+"""Default of `?limit=`: how many sessions GET /queue lists."""
 QUEUE_PIECE: Final = 100
-"""Sessions that GET /queue describes at a time."""
+"""After this many sessions GET /queue yields to the event loop."""
 
 
 async def get_queue(request: Request) -> Response:
-    """Every live session, the active one first, with what others may know of it."""
+    """The live sessions, the active one first, without their whole ids."""
     services = services_of(request)
     limit = min(int(seconds(request, "limit", default=QUEUE_SHOWN)), len(services.queue))
     now = services.clock.now()
@@ -40,7 +40,7 @@ async def get_queue(request: Request) -> Response:
         if services.queue.place(session.session_id):
             shown.append(_entry(services, session, now))
         if number % QUEUE_PIECE == 0:
-            await asyncio.sleep(0)  # a long list, asked for by many, leaves the loop its turns
+            await asyncio.sleep(0)  # let other requests run
     return json_response(QueueDto(length=len(services.queue), quarantined=quarantined(services), sessions=shown))
 
 
@@ -61,20 +61,20 @@ def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto
 
 
 async def healthz(_request: Request) -> Response:
-    """Whether the event loop runs; asks nothing else, so that it answers whatever the host does."""
+    """204 while the event loop is running. It checks nothing else, so it answers in any state of the host."""
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
 async def readyz(request: Request) -> Response:
-    """Whether the host can take a lab; 503 with all that is missing. The answers of programs are kept for a while."""
+    """200 if the host can start labs, otherwise 503 with all problems. Results of host commands are cached."""
     services = services_of(request)
-    await services.database.data_version()  # raises where the database does not answer
+    await services.database.data_version()  # raises if the database cannot be used
     missing = [*await services.readiness.problems()]
     in_the_way = await services.run_blocking(services.labs.in_the_way)
     if services.queue.quarantined:
         missing.append(f"the host is quarantined: {quarantined(services)}")
     if services.queue.draining:
-        missing.append("the server is about to end")
+        missing.append("the server is shutting down")
     if in_the_way is not None:
         missing.append(in_the_way)
     if missing:
@@ -88,7 +88,7 @@ async def get_metrics(request: Request) -> Response:
 
 
 async def debug_health(request: Request) -> Response:
-    """Numbers of 1.x; `sessions` and `queue_length` are the same."""
+    """Figures as in 1.x; `sessions` and `queue_length` are the same number."""
     services = services_of(request)
     return json_response(
         DebugHealthDto(

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 description, made from the Dto models that the handlers validate with."""
+"""The OpenAPI 3.1 description, generated from the Dto models that the handlers use."""
 
 import re
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any
     return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
 
 
-SESSION_HEADER: Final = _header("X-Session-ID", "the session that calls", required=True, minLength=1)
+SESSION_HEADER: Final = _header("X-Session-ID", "the id of the calling session", required=True, minLength=1)
 KEY_HEADER: Final = _key_header("a repeated call with the same key has no further effect")
 DEVICE_NAME: Final = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 SESSION_ID: Final = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -60,12 +60,12 @@ _UPLOAD: Final = {
         "reuse": {
             "type": "boolean",
             "default": True,
-            "description": "share the lab when it runs this topology already",
+            "description": "share the lab if it is already running this topology",
         },
         "extra_files": {
             "type": "array",
             "items": _FILE,
-            "description": "files beside the topology; may be in directories",
+            "description": "files that the topology needs; their names may contain directories",
         },
         "executable": {
             "type": "array",
@@ -81,30 +81,30 @@ Content = type[BaseModel] | tuple[str, ...] | None
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call, as the description tells it."""
+    """One operation of the API."""
 
     method: str
     path: str
     summary: str
     success: dict[int, Content]
-    """Status code: the answer's model, its media types, or nothing."""
+    """For each status code, the model of the body, its media types, or None for no body."""
     failures: dict[int, str]
     parameters: tuple[dict[str, Any], ...] = ()
     body: type[BaseModel] | str | None = None
     many: bool = False
-    """The answer is a list of the model."""
+    """The body is a list of the model."""
 
 
 _UNKNOWN: Final = {404: "unknown session"}
 _NOT_ACTIVE: Final = {404: "unknown session, or no lab", 423: "the session is not active"}
 _HEADER_MISSING: Final = {422: "X-Session-ID is missing"}
 _ALWAYS: Final = {500: "the server failed; its log says why", 503: "the server's database cannot be used"}
-"""What any call may answer that needs the database."""
+"""Failures of every operation that needs the database."""
 _UPLOAD_FAILURES: Final = {
     400: "a file name is not allowed",
     413: "the upload is too large",
-    422: "the form is wrong, or netlab rejects the topology",
-    503: "the server is about to end, or its database cannot be used",
+    422: "the form is invalid, or netlab rejects the topology",
+    503: "the server is shutting down, or its database cannot be used",
     507: "the lab host's disk is full",
 }
 
@@ -116,8 +116,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         {201: CreateSessionResponseDto},
         {
             413: "the body is too large",
-            422: "the body, a label or the key is wrong",
-            503: "the server is about to end, or its database cannot be used",
+            422: "the body, a label or the key is invalid",
+            503: "the server is shutting down, or its database cannot be used",
         },
         (KEY_HEADER,),
         CreateSessionRequestDto,
@@ -125,23 +125,27 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(
         "get",
         "/session/{session_id}",
-        "Ask for a session's position, or wait until that changes",
+        "Get a session's position, or wait until it changes",
         {200: SessionStatusResponseDto},
-        {**_UNKNOWN, 410: "the session was ended; why", 422: "wait or position is no number"},
+        {
+            **_UNKNOWN,
+            410: "the session was ended by the server or an operator",
+            422: "wait or position is not a number",
+        },
         (
             SESSION_ID,
-            _query("wait", {"type": "number", "minimum": 0}, "hold the answer for so many seconds at most"),
-            _query("position", {"type": "number", "minimum": 0}, "the known position: another one is answered at once"),
+            _query("wait", {"type": "number", "minimum": 0}, "seconds to wait for a change (long poll)"),
+            _query("position", {"type": "number", "minimum": 0}, "the known position; any other is returned at once"),
         ),
     ),
     Operation("delete", "/session/{session_id}", "End a session", {204: None}, _UNKNOWN, (SESSION_ID,)),
     Operation(
         "get",
         "/active-session",
-        "Who holds the lab host",
+        "Get the active session",
         {200: ActiveSessionResponseDto},
         {404: "no session is active"},
-        (_header("X-Session-ID", "its owner is told the whole id"),),
+        (_header("X-Session-ID", "the owner of the active session gets its whole id"),),
     ),
     Operation(
         "post", "/session/heartbeat", "Keep a session alive", {204: None}, _UNKNOWN | _HEADER_MISSING, (SESSION_HEADER,)
@@ -154,29 +158,29 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         {
             **_UPLOAD_FAILURES,
             404: "unknown session",
-            408: "no byte of the upload came for a while",
-            409: "the lab was torn down while it started",
+            408: "the upload stalled",
+            409: "the lab was torn down during its start",
             423: "the session is not active, or the lab is busy",
-            500: "netlab failed, or the server did; its log says why",
+            500: "netlab or the server failed; the server's log says why",
         },
-        (SESSION_HEADER, KEY_HEADER, _header("Prefer", "respond-async: answer 202 at once; GET /lab tells the rest")),
+        (SESSION_HEADER, KEY_HEADER, _header("Prefer", "respond-async: answer 202 at once; GET /lab shows progress")),
         "upload",
     ),
     Operation(
-        "get", "/lab", "The session's lab", {200: LabStatusDto}, _NOT_ACTIVE | _HEADER_MISSING, (SESSION_HEADER,)
+        "get", "/lab", "Get the session's lab", {200: LabStatusDto}, _NOT_ACTIVE | _HEADER_MISSING, (SESSION_HEADER,)
     ),
     Operation(
         "delete",
         "/lab",
         "Tear the lab down",
         {202: None, 204: None},
-        {**_NOT_ACTIVE, 409: "in use, and force is false", 422: "force is no boolean, or X-Session-ID is missing"},
+        {**_NOT_ACTIVE, 409: "in use, and force is false", 422: "force is not a boolean, or X-Session-ID is missing"},
         (SESSION_HEADER, _query("force", {"type": "boolean", "default": True}, "tear down a lab that is in use")),
     ),
     Operation(
         "get",
         "/lab/devices",
-        "The lab's devices",
+        "Get the lab's devices",
         {200: DeviceInfoDto},
         _NOT_ACTIVE | _HEADER_MISSING,
         (SESSION_HEADER,),
@@ -195,7 +199,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
             422: "the body is wrong, or X-Session-ID is missing",
             500: "Docker could not run the command, or the server failed; its log says why",
             501: "the device does not run in a container, or has no shell",
-            503: "the server is about to end, or its database cannot be used",
+            503: "the server is shutting down, or its database cannot be used",
             507: "the lab host's disk is full",
         },
         (SESSION_HEADER, DEVICE_NAME),
@@ -204,7 +208,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(
         "get",
         "/lab/log",
-        "What netlab has printed; live, where text/event-stream is accepted",
+        "Get netlab's output; as a live stream with Accept: text/event-stream",
         {200: ("text/plain", "text/event-stream")},
         _NOT_ACTIVE
         | _HEADER_MISSING
@@ -214,14 +218,14 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(
         "get",
         "/lab/artifacts",
-        "What would explain the failure of a test, as an archive",
+        "Get logs, configurations and other artifacts of the lab as an archive",
         {200: ("application/gzip",)},
         _NOT_ACTIVE
         | _HEADER_MISSING
         | {
-            429: "the session takes them already",
-            500: "the archive could not be made; the server's log says why",
-            503: "the server is about to end, or its database cannot be used",
+            429: "another call of the session is collecting them",
+            500: "the archive could not be created; the server's log says why",
+            503: "the server is shutting down, or its database cannot be used",
             507: "the lab host's disk is full",
         },
         (SESSION_HEADER,),
@@ -232,18 +236,18 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "Release one reference",
         {204: None},
         _NOT_ACTIVE | _HEADER_MISSING,
-        (SESSION_HEADER, _key_header("the key of the acquire that is undone")),
+        (SESSION_HEADER, _key_header("the key of the acquire to release")),
     ),
     Operation(
         "post",
         "/topology/check",
-        "Let netlab check a topology, and prepare it for this session's acquire",
+        "Check a topology with netlab, and prepare it for this session's acquire",
         {200: TopologyCheckDto},
         {
             **_UPLOAD_FAILURES,
             404: "unknown session",
-            408: "no byte of the upload came for a while",
-            409: "the session's turn came before the check had begun",
+            408: "the upload stalled",
+            409: "the session became active before the check began",
             500: "netlab could not be run, or the server failed; its log says why",
         },
         (SESSION_HEADER,),
@@ -252,17 +256,17 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(
         "get",
         "/queue",
-        "The queue",
+        "Get the queue",
         {200: QueueDto},
-        {422: "limit is no number"},
-        (_query("limit", {"type": "number", "minimum": 0}, "list so many sessions at the most"),),
+        {422: "limit is not a number"},
+        (_query("limit", {"type": "number", "minimum": 0}, "maximum number of listed sessions"),),
     ),
-    Operation("get", "/healthz", "Whether the server answers", {204: None}, {}),
+    Operation("get", "/healthz", "Check whether the server answers", {204: None}, {}),
     Operation(
-        "get", "/readyz", "Whether the host can take a lab", {200: ReadyDto}, {503: "it cannot; what is missing"}
+        "get", "/readyz", "Check whether the host can start labs", {200: ReadyDto}, {503: "it cannot; detail says why"}
     ),
-    Operation("get", "/metrics", "Numbers for Prometheus", {200: ("text/plain",)}, {}),
-    Operation("get", "/debug/health", "The server's numbers", {200: DebugHealthDto}, {}),
+    Operation("get", "/metrics", "Get the metrics for Prometheus", {200: ("text/plain",)}, {}),
+    Operation("get", "/debug/health", "Get figures about the server", {200: DebugHealthDto}, {}),
 )
 
 
@@ -277,7 +281,7 @@ def describe(version: str) -> dict[str, Any]:
         "info": {
             "title": "neops-remote-lab",
             "version": version,
-            "description": "Shares one netlab host among many: a FIFO queue of sessions, and one real lab at a time.",
+            "description": "Shares one netlab host among many users: a FIFO queue of sessions, one lab at a time.",
         },
         "paths": paths,
         "components": {"schemas": schema["$defs"]},

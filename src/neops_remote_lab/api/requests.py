@@ -1,4 +1,4 @@
-"""What the handlers share: who calls, what a request says, and how a call ends whose client has gone away."""
+"""Shared by the handlers: the calling session, parsing of requests, and cancellation when a client disconnects."""
 
 import asyncio
 import math
@@ -21,17 +21,17 @@ T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
 SHOWN_ID: Final = 8
-"""So many characters of another session's id are shown."""
+"""Number of characters shown of another session's id."""
 SHOWN_KEY: Final = 50
-"""So many characters of a JSON object's unknown key are shown."""
+"""Maximum length shown of an unknown key of a JSON object."""
 SHOWN_REASON: Final = 500
-"""So many characters of a reason that the database holds are shown."""
+"""Maximum length shown of a reason from the database."""
 KEY_LENGTH: Final = 200
-"""Longest idempotency key."""
+"""Maximum length of an idempotency key, in characters."""
 MAX_JSON_BYTES: Final = 8 * 1024
-"""Largest JSON body: two labels, every character of them escaped, fit in."""
+"""Maximum size of a JSON body: enough for two labels with every character escaped."""
 MAX_PROBLEMS: Final = 10
-"""Most mistakes of one body that are named."""
+"""Maximum number of validation errors reported for one body."""
 
 
 def services_of(request: Request) -> Services:
@@ -43,7 +43,7 @@ def refuse_while_draining(services: Services) -> None:
     if services.queue.draining:
         raise HTTPException(
             status.HTTP_503_SERVICE_UNAVAILABLE,
-            detail="the server is about to end: try again when it is back",
+            detail="the server is shutting down: try again when it is back",
             headers={"Retry-After": str(services.settings.http.retry_after)},
         )
 
@@ -92,7 +92,7 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def _as_utf8(header: str) -> str:
-    """A header, which the HTTP library decodes as Latin-1, as its sender meant it."""
+    """Undo the HTTP library's Latin-1 decoding of a header that is UTF-8."""
     try:
         return header.encode("latin-1").decode()
     except UnicodeDecodeError:
@@ -100,14 +100,17 @@ def _as_utf8(header: str) -> str:
 
 
 async def active_caller(request: Request) -> tuple[Services, str]:
-    """The session that calls, which must be active. Its call renews it."""
+    """The services and the calling session, which is renewed.
+
+    Raises HTTPException 422 without a session header, 404 if the session is not live, 423 if it is not active.
+    """
     services, session_id = services_of(request), session_header(request)
     if not services.queue.renew(session_id):
         raise await not_live(services, session_id)
     if not services.queue.is_active(session_id):
         raise HTTPException(
             status.HTTP_423_LOCKED,
-            detail="the session is not active yet: GET /session/{id}?wait=60 tells when it is",
+            detail="the session is not active yet: GET /session/{id}?wait=60 waits until it is",
             headers={"Retry-After": str(services.settings.http.retry_after)},
         )
     return services, session_id
@@ -125,7 +128,7 @@ def _unknown(ended: EndedSession | None) -> HTTPException:
 
 
 async def gone(services: Services, session_id: str) -> HTTPException:
-    """As `not_live`, but 410 for a session that its client has not ended itself."""
+    """As `not_live`, but 410 if the server or an operator ended the session."""
     ended = await services.queue.ended(session_id)
     error = _unknown(ended)
     if ended is None or ended.code is EndCode.CLIENT:
@@ -134,7 +137,7 @@ async def gone(services: Services, session_id: str) -> HTTPException:
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Wait for `work` as long as the client is there; it is cancelled when the client goes away."""
+    """Await `work`, and cancel it when the client disconnects."""
     task = asyncio.ensure_future(work)
     left = asyncio.create_task(_disconnected(request))
     try:
@@ -172,7 +175,7 @@ def topology_of(services: Services, session: Session) -> str | None:
 
 
 def label(text: str | None) -> str | None:
-    """A label or a name as others see it: whoever wrote it to the database may not have checked it."""
+    """A label or name for display. Values in the database may have been written without a check."""
     return one_line(text, LABEL_LENGTH) if text else None
 
 

@@ -1,4 +1,4 @@
-"""The parts of a running server, put together."""
+"""Creates the services of a server and connects them."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -26,12 +26,12 @@ from neops_remote_lab.store.sqlite.labs import SqliteLabStore
 from neops_remote_lab.store.sqlite.sessions import SqliteSessionStore
 
 LOG_THREADS: Final = 1
-"""Threads that read logs: many readers take the processor from neither netlab nor the event loop."""
+"""Number of threads that read logs: one, so that many readers do not slow down netlab or the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of a running server."""
+    """The services of a running server, as handlers use them."""
 
     settings: ServiceSettings
     clock: Clock
@@ -46,15 +46,15 @@ class Services:
     metrics: Metrics
     run_blocking: RunBlocking
     started: float
-    """Monotonic seconds."""
+    """Start time in monotonic seconds."""
 
     async def reconcile(self) -> None:
-        """Remove what belongs to sessions that have ended. To be called whenever one may have."""
+        """End labs and topology checks of sessions that have ended. Call it after a session may have ended."""
         await self.labs.reconcile()
         await self.checks.reconcile()
 
     def drain(self) -> None:
-        """Take nothing new and let go of every call that is open, because the server is about to end."""
+        """Accept nothing new and end all waiting calls, because the server is shutting down."""
         self.queue.drain()
         self.readiness.stop()
         self.checks.drain()
@@ -63,9 +63,9 @@ class Services:
 
 
 def build_services(settings: ServiceSettings, clock: Clock) -> Services:
-    """Put the parts together; to be called inside the event loop."""
+    """Create the services. Call it inside the event loop."""
     store, host = settings.store, settings.netlab
-    run_blocking = in_threads(settings.labs.lab_threads)  # the framework's threads stay free whatever netlab does
+    run_blocking = in_threads(settings.labs.lab_threads)  # not the framework's threads, which netlab could exhaust
     database = SqliteDatabase(store.database, synchronous=store.synchronous, busy_timeout=store.busy_timeout)
     metrics = Metrics()
     queue = SessionQueue(SqliteSessionStore(database, host.lab_host), settings.queue, clock, metrics)

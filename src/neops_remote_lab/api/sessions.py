@@ -1,4 +1,4 @@
-"""The handlers of sessions: join, wait, heartbeat, end. They ask the session cache; joining and ending also write."""
+"""Handlers of sessions: join, wait, heartbeat, end. Reads use the session cache; joining and ending also write."""
 
 from starlette import status
 from starlette.exceptions import HTTPException
@@ -35,20 +35,20 @@ from neops_remote_lab.queue.service import Place
 
 
 async def create_session(request: Request) -> Response:
-    """Join the queue. The answer is sent after the commit, so that what it says survives the end of the server."""
+    """Join the queue: 201 with id and position, sent after the session is committed."""
     services = services_of(request)
     refuse_while_draining(services)
-    wish = parse(CreateSessionRequestDto, await read_body(request))
-    place = await services.queue.join(client=wish.client, purpose=wish.purpose, key=idempotency_key(request))
+    body = parse(CreateSessionRequestDto, await read_body(request))
+    place = await services.queue.join(client=body.client, purpose=body.purpose, key=idempotency_key(request))
     answer = CreateSessionResponseDto(session_id=place.session.session_id, position=place.position)
     return json_response(answer, status.HTTP_201_CREATED)
 
 
 async def get_session(request: Request) -> Response:
-    """Hold the answer for `wait` seconds at most: until the position changes, or the session or the server ends.
+    """The position of a session. With `wait`, a long poll for at most that many seconds.
 
-    With `position`, it is held only while the position is that one. 404 for an unknown session or one that its client
-    ended, 410 for one that was ended by the server or an operator.
+    The poll returns when the position changes, or the session or the server ends; with `position`, at once if the
+    position is another one. 404 if the session is unknown or its client ended it, 410 if the server or an operator did.
     """
     services, session_id = services_of(request), request.path_params["session_id"]
     longest = min(seconds(request, "wait"), services.settings.http.max_wait)
@@ -57,7 +57,7 @@ async def get_session(request: Request) -> Response:
         raise await gone(services, session_id)
     with services.queue.open_call(session_id):
         held = services.queue.wait_for_change(session_id, longest, known)
-        await (while_connected(request, held) if longest else held)  # a client that has gone away is not seen any more
+        await (while_connected(request, held) if longest else held)  # a disconnected client must not renew its session
     if (place := services.queue.place(session_id)) is None:
         raise await gone(services, session_id)
     answer = SessionStatusResponseDto(
@@ -71,7 +71,7 @@ async def get_session(request: Request) -> Response:
 
 
 async def end_session(request: Request) -> Response:
-    """End a session, and begin the teardown of its lab. The next session is active when this returns."""
+    """End a session and begin the teardown of its lab. The next session is active before the response is sent."""
     services, session_id = services_of(request), request.path_params["session_id"]
     if not await services.queue.end(session_id):
         raise await not_live(services, session_id)
@@ -80,7 +80,7 @@ async def end_session(request: Request) -> Response:
 
 
 async def get_active_session(request: Request) -> Response:
-    """Who holds the lab host; 404 when nobody does. Renews no session, the caller's included."""
+    """The active session; 404 if there is none. This call renews no session."""
     active = services_of(request).queue.active
     if active is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no session is active")
@@ -90,7 +90,7 @@ async def get_active_session(request: Request) -> Response:
 
 
 async def heartbeat(request: Request) -> Response:
-    """Renew a session in memory: when it was last seen is written to the database later. 404 tells of its end."""
+    """Renew a session; 404 if it is not live. Only memory changes: the database is updated later."""
     services, session_id = services_of(request), session_header(request)
     if not services.queue.renew(session_id):
         raise await not_live(services, session_id)
@@ -98,13 +98,13 @@ async def heartbeat(request: Request) -> Response:
 
 
 def _waiting_for(services: Services, place: Place) -> str | None:
-    """One sentence for somebody who waits: who holds the lab, with what, since when."""
+    """A sentence for a waiting session: who is active, with which topology, since when."""
     if place.position == 0:
         return None
     if services.queue.quarantined:
         return f"the lab host is quarantined: {quarantined(services)}"
     if (active := services.queue.active) is None:
-        return "nobody holds the lab; the queue moves in a moment"
+        return "no session is active; the next one becomes active in a moment"
     who = label(active.client) or f"session {one_line(active.session_id[:SHOWN_ID])}"
     what = f" for {label(active.purpose)}" if active.purpose else ""
     topology = topology_of(services, active)

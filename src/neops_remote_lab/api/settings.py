@@ -1,4 +1,4 @@
-"""The settings of the HTTP service, and of the rooms that it puts together."""
+"""Settings of the HTTP service, including those of the packages that it uses."""
 
 from typing import Literal
 
@@ -12,54 +12,58 @@ from neops_remote_lab.store.settings import StoreSettings
 
 
 class HttpSettings(SettingsGroup, title="HTTP"):
-    """Connections, and answers that take long."""
+    """Connections and long-running responses."""
 
     http_parser: Literal["auto", "h11", "httptools"] = Field(
-        default="auto", description="which parser reads requests; auto: httptools where it is installed"
+        default="auto", description="which parser reads requests; auto: httptools if it is installed"
     )
     send_timeout: PositiveSeconds = Field(
-        default=60, description="seconds after which a client that does not read its answers is disconnected"
+        default=60, description="seconds after which a client that does not read its responses is disconnected"
     )
     retry_after: int = Field(default=2, ge=1, description="seconds in Retry-After")
-    max_wait: PositiveSeconds = Field(default=60, description="longest seconds that ?wait= holds an answer")
-    max_log_readers: int = Field(default=64, ge=1, description="most readers of logs at the same time")
-    max_session_log_readers: int = Field(default=16, ge=1, description="most of them for one session")
+    max_wait: PositiveSeconds = Field(default=60, description="maximum seconds of ?wait= (long poll)")
+    max_log_readers: int = Field(default=64, ge=1, description="maximum number of concurrent readers of logs")
+    max_session_log_readers: int = Field(
+        default=16, ge=1, description="maximum number of concurrent readers of logs per session"
+    )
     log_backlog_bytes: int = Field(
         default=8 << 20,
         ge=1,
-        description="how much of a log's end is shown, and how far a reader of its stream may fall behind, in bytes",
+        description="how much of the end of a log is sent, and how far a slow reader may fall behind, in bytes",
     )
 
 
 class UploadSettings(SettingsGroup, title="Uploads"):
-    """How much may be uploaded."""
+    """Limits of uploads."""
 
     upload_timeout: PositiveSeconds = Field(
-        default=60, description="seconds without a byte after which an upload is given up"
+        default=60, description="seconds without a byte after which an upload is aborted"
     )
-    max_topology_bytes: int = Field(default=1 << 20, ge=1, description="largest topology file, in bytes")
-    max_extra_bytes: int = Field(default=64 << 20, ge=0, description="largest sum of the extra files, in bytes")
-    max_extra_files: int = Field(default=200, ge=0, description="most extra files")
-    max_yaml_nodes: int = Field(default=50_000, ge=1, description="most YAML nodes of a topology, aliases expanded")
+    max_topology_bytes: int = Field(default=1 << 20, ge=1, description="maximum size of a topology file, in bytes")
+    max_extra_bytes: int = Field(default=64 << 20, ge=0, description="maximum total size of extra files, in bytes")
+    max_extra_files: int = Field(default=200, ge=0, description="maximum number of extra files")
+    max_yaml_nodes: int = Field(
+        default=50_000, ge=1, description="maximum number of YAML nodes in a topology, after alias expansion"
+    )
 
 
 class MaintenanceSettings(SettingsGroup, title="Maintenance"):
-    """What the maintenance loop does to the database, and how often."""
+    """Intervals and limits of the maintenance loop."""
 
-    sql_poll: PositiveSeconds = Field(
-        default=0.5, description="seconds between two looks for changes made with plain SQL"
-    )
+    sql_poll: PositiveSeconds = Field(default=0.5, description="seconds between two checks for changes made with SQL")
     last_seen_write: PositiveSeconds = Field(
-        default=10, description="seconds between two writes of when sessions were last seen"
+        default=10, description="seconds between two writes of the times at which sessions were last seen"
     )
     history_days: Seconds = Field(default=30, description="days for which ended sessions and labs are kept")
     wal_limit: int = Field(
-        default=8 << 20, ge=1 << 20, description="largest write-ahead log of the database, in bytes, without a warning"
+        default=8 << 20,
+        ge=1 << 20,
+        description="size of the database's write-ahead log that causes a warning, in bytes",
     )
 
 
 class ServiceSettings(SettingsGroup):
-    """All that the HTTP service needs to know, whoever serves it."""
+    """All settings of the HTTP service, independent of the program that runs it."""
 
     http: HttpSettings
     uploads: UploadSettings

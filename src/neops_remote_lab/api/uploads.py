@@ -1,7 +1,7 @@
-"""A lab's upload: `multipart/form-data`, streamed to disk under limits, part by part as it arrives.
+"""Receives an upload: `multipart/form-data`, streamed to disk part by part, with limits.
 
-A name that is refused is refused when its part begins, before a byte of it is written; an upload that is too large is
-stopped where it crosses the limit.
+A file name is checked when its part begins, before any of its content is written. An upload that is too large is
+stopped as soon as it exceeds a limit.
 """
 
 import asyncio
@@ -38,21 +38,21 @@ from neops_remote_lab.netlab.workspace import (
 from neops_remote_lab.netlab.yaml_check import check_topology
 
 BATCH_BYTES: Final = 256 * 1024
-"""So much is taken from the socket before a thread is asked to write it."""
+"""How much is read from the socket before a thread writes it to disk."""
 MAX_FIELD_BYTES: Final = 4096
-"""Longest text field: a relative file name fits in."""
+"""Maximum length of a text field, enough for a relative file name."""
 MAX_HEADER_BYTES: Final = 8192
-"""Longest header of a part: the longest relative file name fits in, if it is ASCII."""
+"""Maximum length of a part's header, enough for the longest relative file name in ASCII."""
 MAX_OTHER_PARTS: Final = 16
-"""Most parts of the form that are neither extra files nor tell which of them are executable."""
+"""Maximum number of parts besides `extra_files` and `executable`."""
 MAX_SHOWN: Final = 50
-"""Most characters of a text from outside in a message."""
+"""Maximum length of untrusted text in a message."""
 
 _BOOLEAN: Final = TypeAdapter(bool)
 
 
 def _refuse(code: int, detail: str) -> HTTPException:
-    """A refusal in the middle of a body: the connection is closed, or the rest would still be read and thrown away."""
+    """A refusal in the middle of a body. It closes the connection, so that the rest of the body is not read."""
     return HTTPException(code, detail=detail, headers={"Connection": "close"})
 
 
@@ -67,7 +67,7 @@ def _full_disk_is_507() -> Iterator[None]:
 
 
 def _invalid(detail: str) -> HTTPException:
-    """A refusal of a body that has been read to its end."""
+    """A refusal after the whole body was read."""
     return HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
 
 
@@ -78,20 +78,20 @@ class _Part:
     file: IO[bytes] | None = None
     path: Path | None = None
     ignored: bool = False
-    """A file that is read, and not kept."""
+    """The file is read but not stored."""
     digest: Any = field(default_factory=hashlib.sha256)
     size: int = 0
     value: bytearray = field(default_factory=bytearray)
 
 
 class UploadReceiver:
-    """Takes the bytes of one upload. All methods block, and any thread may call them: they run one after the other.
+    """Writes the bytes of one upload to disk. All methods block and are thread-safe.
 
-    No file is open between two calls, however long the next bytes take to arrive.
+    No file stays open between two calls, because the next bytes may take long to arrive.
     """
 
     def __init__(self, content_type: str, settings: UploadSettings, *, work_dir: Path, lab_host: str) -> None:
-        """Raises HTTPException 422 when the body is no multipart form."""
+        """Raises HTTPException 422 if the body is not a multipart form."""
         self._settings = settings
         self._lab_host = lab_host
         self._base = work_dir / new_lab_id()
@@ -112,7 +112,7 @@ class UploadReceiver:
         self._turn = threading.Lock()
         parts = 2 * settings.max_extra_files + MAX_OTHER_PARTS
         self._max_parts = parts
-        # Beyond that nothing can be right; what comes after the last boundary counts too.
+        # No valid form is larger. Bytes after the last boundary count too.
         self._max_bytes = settings.max_topology_bytes + settings.max_extra_bytes + parts * 2 * MAX_HEADER_BYTES
         try:
             self._parser = self._new_parser(content_type)
@@ -136,13 +136,13 @@ class UploadReceiver:
         )
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes. Raises HTTPException when they are refused."""
+        """Process the next bytes. Raises HTTPException if they are refused."""
         self._received += len(data)
         if self._received > self._max_bytes:
             raise _refuse(status.HTTP_413_CONTENT_TOO_LARGE, f"the form is larger than {self._max_bytes} bytes")
         with self._turn, _full_disk_is_507():
             if self._discarded:
-                return  # a call that was cancelled while it waited for a thread
+                return  # this call was cancelled while it waited for a thread
             try:
                 self._parser.write(data)
             except FormParserError as error:
@@ -151,7 +151,7 @@ class UploadReceiver:
                 self._close_file()
 
     def finish(self) -> Upload:
-        """The whole upload. Raises HTTPException when something is missing or is no topology."""
+        """Check and return the complete upload. Raises HTTPException if a part is missing or invalid."""
         with self._turn, _full_disk_is_507():
             return self._finish()
 
@@ -184,7 +184,7 @@ class UploadReceiver:
             self._extra[relative] += EXECUTABLE_MARK
 
     def discard(self) -> None:
-        """Remove whatever has been written, once the call that runs has ended."""
+        """Remove everything that was written, after a running call has ended."""
         with self._turn:
             self._discarded = True
             remove_workspace(self._base)
@@ -231,7 +231,7 @@ class UploadReceiver:
         part.path.touch(exist_ok=False)
 
     def _place(self, part: _Part, filename: str) -> PurePosixPath | None:
-        """Where a file goes, below the directory of the topology; None for one that is not kept."""
+        """The path of a file below the directory of the topology; None for a file that is not stored."""
         if part.name == "topology":
             if self._topology:
                 raise _refuse(status.HTTP_422_UNPROCESSABLE_CONTENT, "the form has more than one 'topology'")
@@ -308,16 +308,15 @@ async def receive(
     work_dir: Path,
     lab_host: str,
 ) -> Upload:
-    """Receive an upload; nothing of it is left when it is refused or breaks off.
+    """Receive an upload into a new workspace, which is removed again if the upload is refused or aborted.
 
     Args:
-        work_dir: gets a new directory with the files.
-        lab_host: the host that they are noted to be for.
+        work_dir: parent of the new workspace.
+        lab_host: the host recorded in the workspace.
 
     Raises:
-        HTTPException: 400, 413 or 422, with what is wrong; 408 when the client sends nothing for a while; 507 when the
-            disk is full.
-        starlette.requests.ClientDisconnect: the client went away.
+        HTTPException: 400, 413 or 422 if the upload is invalid, 408 if it stalls, 507 if the disk is full.
+        starlette.requests.ClientDisconnect: the client disconnected.
     """
     receiver = UploadReceiver(content_type, settings, work_dir=work_dir, lab_host=lab_host)
     batch = bytearray()
@@ -330,14 +329,14 @@ async def receive(
         await run_blocking(receiver.feed, bytes(batch))
         upload: Upload = await run_blocking(receiver.finish)
     except BaseException:
-        # Also when this is cancelled a second time.
+        # Shielded, because a second cancellation must not interrupt the removal.
         await asyncio.shield(asyncio.ensure_future(run_blocking(receiver.discard)))
         raise
     return upload
 
 
 async def _in_time(chunks: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
-    """The chunks of a body; HTTPException 408 when the next one does not come in so many seconds."""
+    """The chunks of a body. Raises HTTPException 408 if the next one takes longer than `seconds`."""
     while True:
         try:
             async with asyncio.timeout(seconds):
@@ -350,7 +349,8 @@ async def _in_time(chunks: AsyncIterator[bytes], seconds: float) -> AsyncIterato
 
 
 def boolean(what: str, text: str) -> bool:
-    """The truth of a form field or query parameter. Raises HTTPException 422, naming `what`."""
+    """Parse a form field or query parameter as a boolean. Raises HTTPException 422, with a message that begins with
+    `what`."""
     try:
         return _BOOLEAN.validate_python(text.strip())
     except ValidationError:

@@ -67,7 +67,7 @@ class LabAccesses:
         self._cut({access for access in self._open if access.lab_id == lab_id}, Cut.LAB_ENDED)
 
     def drain(self) -> None:
-        """End all of them, because the server is about to end."""
+        """End all of them, because the server is shutting down."""
         self._cut(self._open, Cut.SERVER_ENDS)
 
     def _cut(self, accesses: set[LabAccess], why: Cut) -> None:

@@ -18,7 +18,7 @@ from neops_remote_lab.store.rows import EndedLab
 _FAILED: Final = "the artifacts could not be taken"
 _STOPPED: Final = {
     Reason.NO_LAB: "the lab ended while its artifacts were taken",
-    Reason.SERVER_ENDS: "the server is about to end: try again when it is back",
+    Reason.SERVER_ENDS: "the server is shutting down: try again when it is back",
 }
 
 

@@ -22,7 +22,7 @@ from neops_remote_lab.netlab.nodes import Node, find_nodes
 
 _CUT: Final = {
     Cut.LAB_ENDED: (Reason.NO_LAB, "the lab has ended meanwhile"),
-    Cut.SERVER_ENDS: (Reason.SERVER_ENDS, "the server is about to end: try again when it is back"),
+    Cut.SERVER_ENDS: (Reason.SERVER_ENDS, "the server is shutting down: try again when it is back"),
 }
 
 

@@ -89,7 +89,7 @@ class TopologyChecks:
 
     def _refusal(self, error: Exception) -> Refused:
         if isinstance(error, InterruptedError) and self._draining:
-            detail = "the check was stopped, because the server is about to end: try again when it is back"
+            detail = "the check was stopped, because the server is shutting down: try again when it is back"
             return Refused(Reason.SERVER_ENDS, detail)
         if isinstance(error, InterruptedError):
             return Refused(Reason.SESSION_ENDED, "the check was stopped, because its session has ended")
