@@ -33,6 +33,18 @@ validate:
     nodes: [r1]
     plugin: ospf_neighbor(nodes.r2.ospf.router_id)
 """
+FAILING = """\
+import subprocess
+from neops_remote_lab.testing.fixture import remote_lab_fixture
+
+ospf = remote_lab_fixture("ospf.yml")
+
+
+def test_cost(ospf):
+    change = ["-c", "configure terminal", "-c", "interface eth1", "-c", "ip ospf cost 4711"]
+    subprocess.run(["docker", "exec", ospf[0].raw["ansible_host"], "vtysh", *change], check=True)
+    assert not ospf
+"""
 HALF_WAY = """\
 provider: clab
 defaults.device: frr
@@ -281,6 +293,25 @@ def test_two_pytest_runs_at_once_both_get_their_own_lab(lab_host: LabServer) -> 
     assert len(waited) == 1
     assert "holds the lab" in waited[0]
     wait_until(lambda: not lab_host.netlab.leftovers(), 60, "the labs are not torn down")
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_a_failed_test_leaves_what_its_routers_were_doing(lab_host: LabServer, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "ospf.yml").write_text(ROUTERS)
+    (project / "test_cost.py").write_text(FAILING)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    loaded = [] if _is_installed() else ["-p", "neops_remote_lab.testing.plugin"]
+    environment = {**lab_host.netlab.environment(), "REMOTE_LAB_URL": lab_host.url}
+    run = subprocess.run([*command, *loaded], cwd=project, env=environment, check=False, capture_output=True, text=True)
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    [lab] = project.glob("remote-lab-artifacts/*/lab-*")
+    assert str(lab.relative_to(project)) in run.stdout
+    assert "ip ospf cost 4711" in (lab / "configs" / "r1.cfg").read_text()
+    assert (lab / "topology" / "ospf.yml").read_text() == ROUTERS
+    wait_until(lambda: not lab_host.netlab.leftovers(), 60, "the lab is not torn down")
 
 
 @pytest.mark.netlab
