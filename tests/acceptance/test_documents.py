@@ -86,9 +86,22 @@ def test_the_files_of_the_pytest_page(lab_server: LabServer, tmp_path: Path) -> 
     wait_until(lab_server.is_clean)
 
 
+def test_the_commands_of_the_command_line_page(lab_server: LabServer, tmp_path: Path) -> None:
+    user = user_of(lab_server, tmp_path / "user")
+    programs = str(Path(sys.executable).parent)
+    user.environment["PATH"] = os.pathsep.join([programs, user.environment["PATH"]])
+    user.environment |= {"REMOTE_LAB_URL": lab_server.url, "XDG_STATE_HOME": str(tmp_path / "state")}
+    try:
+        user.follow("docs/cli.md")
+    finally:
+        user.run(["neops-remote-lab", "down"], "down")
+    assert [command for command in user.did if command.startswith("neops-remote-lab exec")]
+    wait_until(lab_server.is_clean)
+
+
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page)], ids=str)
 def test_every_block_is_run_or_says_why_not(block: Block) -> None:
     assert block.language, "the fence names no language"
     if block.language in RUNNABLE and not block.not_run:
-        assert block.page in {*RUN_ELSEWHERE, "docs/http.md", "docs/pytest.md"}
+        assert block.page in {*RUN_ELSEWHERE, "docs/http.md", "docs/pytest.md", "docs/cli.md"}
         assert block.file or block.language != "bash", "a script begins with a comment that names it"

@@ -45,8 +45,8 @@ class LabOrder:
             raise InvalidSetting(reason) from None
         except ValueError as error:
             raise InvalidSetting(str(error)) from None
-        flags = ("session_timeout", "acquisition_timeout")
-        chosen = {name: getattr(options, name) for name in flags if getattr(options, name) is not None}
+        flags = ("session_timeout", "acquisition_timeout", "access")
+        chosen = {name: value for name in flags if (value := getattr(options, name, None)) is not None}
         return cls(options.url or server_url(), topology, read_settings().model_copy(update=chosen))
 
 

@@ -5,6 +5,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from neops_remote_lab.cli.lab_sessions import explained
 from neops_remote_lab.cli.opening import LabOrder, bring_up, queue_for
 from neops_remote_lab.client import inventories
 from neops_remote_lab.client.exceptions import SessionEnded
+from neops_remote_lab.client.reachable import reachable
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.lab import DeviceInfoDto
 
@@ -42,6 +44,12 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         epilog=f"The command finds inventories and the session in variables REMOTE_LAB_…. {CREDENTIALS}",
     )
     add_lab_flags(parser)
+    parser.add_argument(
+        "--access",
+        choices=("direct", "forward"),
+        help="how the inventories reach the devices: directly, or through the server (default: direct; "
+        "REMOTE_LAB_ACCESS)",
+    )
     parser.set_defaults(**{COMMAND: None})
     return parser
 
@@ -63,7 +71,10 @@ def _run(order: LabOrder, command: Sequence[str]) -> int:
     foreground = Foreground(command)
     with queue_for(order, purpose, on_lost=lambda _: foreground.end()) as client:
         devices = bring_up(client, order)
-        with tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-") as directory:
+        with ExitStack() as stack:
+            if order.settings.access == "forward":
+                devices = stack.enter_context(reachable(devices, client.forward))
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-"))
             environment = write_inventories(Path(directory), devices)
             environment |= {"REMOTE_LAB_URL": order.url, "REMOTE_LAB_SESSION_ID": client.session_id}
             defaults = {"ANSIBLE_INVENTORY": environment[ANSIBLE], "ANSIBLE_HOST_KEY_CHECKING": "False"}

@@ -62,6 +62,7 @@ class ClientSettings(BaseModel):
     session_timeout: PositiveSeconds = 600
     acquisition_timeout: PositiveSeconds = 600
     unreachable_timeout: PositiveSeconds = 120
+    access: Literal["direct", "forward"] = "direct"
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -75,5 +76,6 @@ class ClientSettings(BaseModel):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            field = str(error.errors()[0]["loc"][0])
-            raise ValueError(f"{names[field]} must be a number of seconds above 0, not {given[field]!r}") from None
+            problem = error.errors()[0]
+            field = str(problem["loc"][0])
+            raise ValueError(f"{names[field]}: {problem['msg']}, not {given[field]!r}") from None

@@ -74,6 +74,29 @@ class Forward:
         self.close()
 
 
+class _LoopThread:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._over = asyncio.Event()
+        self._thread = threading.Thread(target=self._serve, name="remote-lab-forwards", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something in the event loop, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """Cancel what is left, and end the thread."""
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # which cancels what is left at its end
+            runner.run(self._over.wait())
+
+
 class Forwards:
     """All forwarded ports of a session, and the thread that serves them. A context manager.
 
@@ -87,8 +110,7 @@ class Forwards:
         self._sockets = sockets
         self._on_trouble = on_trouble or _log.warning
         self._open: set[Forward] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._loop: _LoopThread | None = None
         self._closing = threading.Lock()
 
     def open(self, device: str, port: int, host: str = LOOPBACK, local_port: int = 0) -> Forward:
@@ -118,11 +140,9 @@ class Forwards:
         """Close all ports and their connections. May be called again."""
         for forward in list(self._open):
             self.close_one(forward)
-        if self._loop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+        if self._loop is not None:
             self._loop.close()
-            self._loop = self._thread = None
+            self._loop = None
 
     def __enter__(self) -> Self:
         return self
@@ -131,22 +151,17 @@ class Forwards:
         self.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something in the event loop, and wait for it."""
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="remote-lab-forwards", daemon=True)
-            self._thread.start()
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+            self._loop = _LoopThread()
+        return self._loop.run(work)
 
     async def _listen(self, device: str, port: int, host: str, local_port: int) -> Forward:
         tasks: set[asyncio.Task[None]] = set()
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            if task is not None:
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            await self._serve(device, port, reader, writer)
+        def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(self._serve(device, port, reader, writer))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
         listener = await asyncio.start_server(serve, host, local_port, limit=PIECE, backlog=BACKLOG)
         return Forward(self, listener, tasks)
