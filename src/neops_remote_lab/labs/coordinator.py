@@ -1,6 +1,6 @@
 """The operations of sessions on the lab: acquire, status, release, destroy. Requests wait for operations of the slot.
 
-No request runs netlab itself, so a client that disconnects interrupts nothing.
+No request changes a lab itself, so a client that disconnects interrupts nothing.
 """
 
 import asyncio
