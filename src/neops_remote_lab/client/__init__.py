@@ -1,4 +1,4 @@
-"""`RemoteLabClient`, what it raises, and how a server is reached."""
+"""The Python client: `RemoteLabClient` and its exceptions."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ __all__ = ["InvalidSetting", "RemoteLabClient", "SessionClosed", "SessionEnded"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the client when it is asked for: the pytest plugin reads its settings without an HTTP client."""
+    """Import the client lazily: the pytest plugin reads its settings without loading an HTTP client."""
     if name != "RemoteLabClient":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from neops_remote_lab.client.lab_client import RemoteLabClient  # noqa: PLC0415 - see above

@@ -1,7 +1,7 @@
-"""The way to the server: its address, the credentials, the proxy in between and the certificates.
+"""Access to a server: address, credentials, proxy and certificates.
 
-What is wrong with one of them is found here, before the first request, and told in one sentence (`InvalidSetting`)
-that names the variable. No credentials appear in an address that is shown, in an exception, a log line or a `repr`.
+All of them are checked before the first request. `InvalidSetting` names the variable that is wrong. Credentials never
+appear in a displayed address, an exception, a log line or a `repr`.
 """
 
 import base64
@@ -21,10 +21,10 @@ import httpx
 from neops_remote_lab.client.exceptions import InvalidSetting
 from neops_remote_lab.core.text import hide_secrets
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they are credentials
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they are credentials
 
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""Seconds of silence until the other end is probed, seconds between two probes, and how many may stay unanswered."""
+"""Idle seconds before the first probe, seconds between two probes, and the number of unanswered probes allowed."""
 _CREDENTIALS: Final = ("REMOTE_LAB_TOKEN", "REMOTE_LAB_CLIENT_CERT", "REMOTE_LAB_CLIENT_KEY", "REMOTE_LAB_CA_FILE")
 _HTTP: Final = ("http", "https")
 _SOCKS: Final = ("socks5", "socks5h")
@@ -32,14 +32,14 @@ _SOCKS: Final = ("socks5", "socks5h")
 
 @dataclass(frozen=True)
 class Credentials:
-    """What shows a server, or a proxy in front of it, who asks, and how the client knows that it is the right one.
+    """Credentials of the client for the server or a proxy in front of it, and the authorities that the client trusts.
 
     Attributes:
         token: `REMOTE_LAB_TOKEN`, sent as `Authorization: Bearer …`.
-        client_cert: `REMOTE_LAB_CLIENT_CERT`, a PEM file with a certificate, and with its key unless that is elsewhere.
+        client_cert: `REMOTE_LAB_CLIENT_CERT`, a PEM file with a certificate, and its key unless `client_key` has it.
         client_key: `REMOTE_LAB_CLIENT_KEY`, a PEM file with the certificate's private key, not encrypted.
-        ca_file: `REMOTE_LAB_CA_FILE`, a PEM file with the authorities to trust in place of the usual ones.
-        sources: what to call one of them in messages, where that is not its variable.
+        ca_file: `REMOTE_LAB_CA_FILE`, a PEM file with the authorities to trust instead of the default ones.
+        sources: names of the attributes in messages, if they do not come from their variables.
     """
 
     NAMES: ClassVar = ("token", "client_cert", "client_key", "ca_file")
@@ -52,21 +52,21 @@ class Credentials:
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """The credentials that the environment names; an empty variable counts as not set."""
+        """Read the credentials from the environment. An empty variable counts as not set."""
         token, certificate, key, authorities = (environment.get(name) or None for name in _CREDENTIALS)
         return cls(token, certificate, key, authorities)
 
     def environment(self) -> dict[str, str]:
-        """The variables that name these to a program of ours."""
+        """Variables that pass these credentials on to a child process."""
         values = ((name, getattr(self, field)) for name, field in zip(_CREDENTIALS, self.NAMES, strict=True))
         return {name: str(value) for name, value in values if value is not None}
 
     def source(self, name: str) -> str:
-        """What one of them is called in messages."""
+        """The name of an attribute in messages."""
         return self.sources.get(name) or _CREDENTIALS[self.NAMES.index(name)]
 
     def over(self, other: "Credentials") -> "Credentials":
-        """These, and for what is None those of another. A certificate and its key stay together."""
+        """These credentials, completed by those of `other`. A certificate and its key are taken together."""
         pair = self if self.client_cert is not None else other
         return Credentials(
             self.token if self.token is not None else other.token,
@@ -79,7 +79,7 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Address:
-    """An address without its user name and password, and these two for `httpx.BasicAuth`."""
+    """An address without credentials, and its user name and password."""
 
     url: httpx.URL
     login: tuple[str, str] | None = field(default=None, repr=False)
@@ -90,7 +90,7 @@ class Proxy:
     """The proxy that the environment names for one server.
 
     Attributes:
-        variable: where its address was found.
+        variable: the variable that has its address.
         address: its address.
     """
 
@@ -102,19 +102,19 @@ class Proxy:
 
 
 class Access:
-    """All that is needed to reach one server, checked.
+    """The checked settings for connections to one server.
 
     Args:
-        url: the server's address; it may hold a user name and a password.
-        credentials: what else is needed to get in.
-        name: what to call the address in messages, such as the name of a variable.
+        url: the server's address; it may contain a user name and a password.
+        credentials: further credentials.
+        name: name of the address in messages, such as its variable.
 
     Attributes:
-        url: the server's address as it may be shown: no credentials, no slash at the end.
-        proxy: the proxy in between, if any.
+        url: the server's address for display, without credentials and without a trailing slash.
+        proxy: the proxy, if any.
 
     Raises:
-        InvalidSetting: something cannot work; the message is one sentence that names the variable.
+        InvalidSetting: a setting is wrong; the message names the variable.
     """
 
     def __init__(self, url: str, credentials: Credentials | None = None, *, name: str = "base_url") -> None:
@@ -126,19 +126,19 @@ class Access:
         self._tls = self._tls_context()
 
     def client(self, transport: httpx.BaseTransport | None = None) -> httpx.Client:
-        """An HTTP client for the server. It follows no redirect, so that the credentials go nowhere else."""
+        """An HTTP client for the server. It follows no redirects, which could leak the credentials."""
         return httpx.Client(
             base_url=self._address.url,
             headers=self._authorization(),
             transport=transport or self._transport(),
-            trust_env=False,  # the environment has been read already, and with better messages
+            trust_env=False,  # this class reads the environment itself, with better messages
         )
 
     def web_socket(self, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
-        """What `websockets.connect` has to know to reach a path of the server the same way.
+        """Arguments for `websockets.connect` to reach a path of the server with the same settings.
 
         Raises:
-            InvalidSetting: there is a SOCKS proxy in between, and not the package that it needs.
+            InvalidSetting: the proxy is a SOCKS proxy, and the package that this needs is not installed.
         """
         options: dict[str, Any] = {"additional_headers": {**self._authorization(), **headers}, "proxy": None}
         url = self._address.url
@@ -179,17 +179,17 @@ class Access:
     def _tls_context(self) -> ssl.SSLContext:
         schemes = {self._address.url.scheme} | ({self.proxy.address.url.scheme} if self.proxy else set())
         if "https" not in schemes:
-            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used: loading authorities would take its time
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; loading authorities is slow
         context = _trusting(self._credentials)
         _load_client_certificate(context, self._credentials)
         return context
 
 
 def _keepalive() -> list[tuple[int, int, int]]:
-    """Options that let the system notice a host that has lost its power while an answer is waited for."""
+    """TCP keepalive options, to detect a dead host during a long wait for a response."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in KEEPALIVE.items():
-        if hasattr(socket, name):  # Linux has them, other systems some of them
+        if hasattr(socket, name):  # other systems than Linux lack some of them
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
     return options
 
@@ -200,16 +200,16 @@ def _keepalive() -> list[tuple[int, int, int]]:
 def parse_address(
     text: str, name: str, schemes: tuple[str, ...] = _HTTP, example: str = "http://lab-host:8000"
 ) -> Address:
-    """The address in a text.
+    """Parse the address of a server or proxy.
 
     Raises:
-        InvalidSetting: it is none; the message names the variable, and shows no credentials.
+        InvalidSetting: the text is not such an address; the message names the variable and shows no credentials.
     """
     trouble = _trouble_with(text, schemes)
     if trouble is None:
         try:
             url = httpx.URL(text)
-            url.raw_host.decode("ascii").encode("idna")  # as the look-up of the name will do it
+            url.raw_host.decode("ascii").encode("idna")  # as the DNS lookup will do
         except (httpx.InvalidURL, UnicodeError):
             trouble = "has no valid host name or port"
         else:
@@ -258,10 +258,10 @@ def _trouble_with_parts(url: httpx.URL) -> str | None:
 
 
 def proxy_for(url: httpx.URL) -> Proxy | None:
-    """The proxy that the environment (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`) names for an address.
+    """The proxy for an address, from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`; None if there is none.
 
     Raises:
-        InvalidSetting: its address cannot be used.
+        InvalidSetting: the address of the proxy cannot be used.
     """
     found = urllib.request.getproxies()
     kind = url.scheme if found.get(url.scheme) else "all"
@@ -294,7 +294,7 @@ def _is_excepted(url: httpx.URL, no_proxy: str) -> bool:
 
 def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
     text = entry.replace("[", "").replace("]", "")
-    for candidate in (text, text.rpartition(":")[0]):  # the second one without a port
+    for candidate in (text, text.rpartition(":")[0]):  # the second without a port
         try:
             return ipaddress.ip_network(candidate, strict=False)
         except ValueError:
@@ -345,7 +345,7 @@ def _load_client_certificate(context: ssl.SSLContext, credentials: Credentials) 
     if key is not None:
         _require_readable(key_source, key)
     try:
-        context.load_cert_chain(certificate, key, password=lambda: "")  # else it would ask at the terminal
+        context.load_cert_chain(certificate, key, password=lambda: "")  # without it, OpenSSL prompts on the terminal
     except (ssl.SSLError, ValueError):
         raise InvalidSetting(
             f"{certificate_source}={str(certificate)!r} cannot be used: it must be a PEM certificate, with its "

@@ -1,4 +1,4 @@
-"""What an HTTP answer says: the server's own words, or those of a proxy or another service in its place."""
+"""Interprets HTTP responses of the server, or of a proxy or another service that answers in its place."""
 
 import re
 from datetime import UTC, datetime
@@ -11,23 +11,23 @@ from pydantic import BaseModel, ValidationError
 
 from neops_remote_lab.core.text import hide_secrets, one_line, printable_lines
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids
 
 T = TypeVar("T", bound=BaseModel)
 
 CALL_PATH: Final = "neops_remote_lab_path"
-"""The extension of a request that holds the path below the server's address."""
+"""The request extension that holds the path below the server's address."""
 PAGE_LENGTH: Final = 200
-"""Most characters of an answer that is not the server's own."""
+"""Maximum length shown of a response that is not the server's."""
 LONGEST_RETRY_AFTER: Final = 10.0
-"""Most seconds of a Retry-After that are obeyed."""
+"""Maximum delay accepted from Retry-After, in seconds."""
 PAGE_READ: Final = 16 * 1024
-"""Characters of such an answer in which its first line is looked for."""
+"""Number of characters of such a response that are searched for its first line."""
 _SESSION_IN_PATH: Final = re.compile(r"(/session/[0-9a-f]{8})[0-9a-f-]+")
 
 
 def detail_of(response: httpx.Response) -> str:
-    """What is wrong: the `detail` of the server's answer; else where a redirect leads, or the first line of a page."""
+    """The error message: the server's `detail`, the target of a redirect, or the first line of a page."""
     if response.has_redirect_location:
         return _redirect(response)
     try:
@@ -41,7 +41,7 @@ def detail_of(response: httpx.Response) -> str:
 
 
 def raise_for_error(response: httpx.Response) -> None:
-    """Raise `httpx.HTTPStatusError`, with the server's own words in its message, unless the call succeeded."""
+    """Raise `httpx.HTTPStatusError` with the server's error message, unless the call succeeded."""
     if response.is_success:
         return
     raise httpx.HTTPStatusError(
@@ -52,10 +52,10 @@ def raise_for_error(response: httpx.Response) -> None:
 
 
 def parsed(response: httpx.Response, model: type[T]) -> T:
-    """The body of a success.
+    """Parse the body of a successful response.
 
     Raises:
-        httpx.DecodingError: something else has answered in the server's place, a login page for example.
+        httpx.DecodingError: the response is not from a lab server, but a login page, for example.
     """
     try:
         return model.model_validate_json(response.content)
@@ -69,19 +69,17 @@ def parsed(response: httpx.Response, model: type[T]) -> T:
 
 
 def name_of(response: httpx.Response) -> str:
-    """Method and path of the call, as they may be shown."""
+    """Method and path of the call for display, without a whole session id."""
     return f"{response.request.method} {without_session(response.request.url.path)}"
 
 
 def without_session(path: str) -> str:
-    """A path in which a session id is shortened: whoever knows all of it may use the lab."""
+    """A path with its session id shortened: whoever knows the whole id can use the lab."""
     return _SESSION_IN_PATH.sub(r"\1…", path)
 
 
 def retry_after(response: httpx.Response, default: float, now: datetime | None = None) -> float:
-    """Seconds until the call may be repeated: those of Retry-After (a number or a date) within bounds, else the
-    default.
-    """
+    """Seconds until the call may be repeated, from Retry-After (a number or a date), limited; or the default."""
     text = response.headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdecimal():
         return min(float(text[:10]), LONGEST_RETRY_AFTER)
@@ -132,7 +130,7 @@ def _advice(response: httpx.Response, text: str) -> str:
 
 
 class _Page(HTMLParser):
-    """The text of an HTML page, in pieces."""
+    """Collects the visible text of an HTML page."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Unpacks the archives in which a server sends what would explain a failure."""
+"""Unpacks artifact archives of a server."""
 
 import io
 import shutil
@@ -10,20 +10,20 @@ from typing import Final
 
 MAX_FILES: Final = 10_000
 MAX_BYTES: Final = 1 << 30
-"""Most that is unpacked of one archive: who answers may be no lab server."""
+"""Limits of what is unpacked from one archive, which may not come from a lab server."""
 
 
 def unpack_artifacts(archive: bytes, directory: Path) -> Path:
-    """Unpack an archive of artifacts below a directory, which is made where it is missing.
+    """Unpack an archive of artifacts below a directory, which is created if it does not exist.
 
-    Nothing is written outside of it, whatever the archive says, and nothing is left of an archive that is refused.
+    Nothing is written outside the directory, and nothing is left of an archive that is refused.
 
     Returns:
-        The directory of the lab, `lab-ID`, which replaces one of the same name.
+        The directory of the lab, `lab-ID`. An existing one is replaced.
 
     Raises:
-        ValueError: it is no such archive, or it is too large.
-        OSError: it cannot be written.
+        ValueError: this is not such an archive, or it is too large.
+        OSError: the files cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".unpacking-") as scratch:
@@ -40,7 +40,9 @@ def _extract(archive: bytes, directory: Path) -> str:
     """The name of the one directory in the archive."""
     tops, left = set(), MAX_BYTES
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as file:
-        file.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4; what it is for is checked below
+        file.extraction_filter = getattr(
+            tarfile, "data_filter", None
+        )  # since Python 3.11.4; the checks below suffice without it
         for number, member in enumerate(file):
             left -= member.size
             if left < 0 or number >= MAX_FILES:

@@ -1,4 +1,4 @@
-"""Calls the server's HTTP API and rides out its restarts."""
+"""HTTP calls to the server, retried while the server restarts."""
 
 import contextlib
 import hashlib
@@ -19,32 +19,32 @@ from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.session import LABEL_LENGTH, CreateSessionResponseDto
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids and credentials
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids and credentials
 
 UNREACHABLE_TIMEOUT: Final = 120.0
-"""Seconds for which a server that has answered before, and cannot be reached any more, is tried again."""
+"""Seconds for which calls are retried to a server that has answered before."""
 FIRST_CONTACT_TIMEOUT: Final = 30.0
-"""The same, at most, for a server that has never answered: its address may be wrong."""
+"""Seconds for which calls are retried to a server that has never answered: its address may be wrong."""
 CLOSE_TIMEOUT: Final = 5.0
-"""Seconds that the end of a session may take: a user wants to leave, and without heartbeats the server ends it."""
+"""Seconds that ending a session may take. If it fails, the server ends the session for lack of heartbeats."""
 UNKNOWN_NAME_TRIES: Final = 4
-"""How often a host name that DNS does not know is looked up before the first answer."""
+"""How often an unknown host name is looked up before the first response."""
 LONGEST_SILENCE: Final = 45.0
-"""Seconds after which a stream is broken: the server sends something at least every 15."""
+"""Read timeout of a stream, in seconds: the server sends something at least every 15."""
 SLOW_ANSWER: Final = 1.8
-"""Seconds for which an answer may be late before somebody is told."""
+"""Seconds without a response after which the user is notified."""
 FIRST_CONNECT_TIMEOUT: Final = 1.5
-"""Seconds for the first attempt to connect; they double with each attempt, up to the request timeout."""
+"""Connect timeout of the first attempt, in seconds. It doubles with each attempt, up to the request timeout."""
 FIRST_BACK_OFF: Final = 0.2
 LONGEST_BACK_OFF: Final = 5.0
-"""Seconds between two attempts: they double from the one to the other."""
+"""First and longest delay between two attempts, in seconds. The delay doubles with each attempt."""
 
 RESTARTING: Final = frozenset({408, 429, 502, 503, 504, *range(520, 525)})
-"""What a server that drains answers, or a proxy whose server is away or slow, or which has had too many requests."""
+"""Statuses of a draining server, or of a proxy that cannot reach its server or limits requests. They are retried."""
 TIMED_OUT: Final = frozenset({408, 504, 524})
-"""What a proxy answers when it has waited long enough for the server."""
+"""Statuses of a proxy that waited too long for the server."""
 GONE: Final = frozenset({httpx.codes.NOT_FOUND, httpx.codes.GONE})
-"""What a server answers for a session that has ended."""
+"""Statuses of the server for a session that has ended."""
 
 _NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 
@@ -56,13 +56,13 @@ def _is_not_ours(_: logging.LogRecord) -> bool:
     return not _ours.get()
 
 
-# httpx logs each request with its address, and ours hold session ids; `_log` has a line that shortens them
+# httpx logs the address of each request. Ours contain session ids, which `_log` shortens.
 logging.getLogger("httpx").addFilter(_is_not_ours)
 
 
 @dataclass
 class _Attempts:
-    """How one call has gone so far; times are of the connection's clock."""
+    """State of the attempts of one call. Times are on the connection's clock."""
 
     began: float
     until: float | None
@@ -74,26 +74,26 @@ class _Attempts:
 
 
 class ServerConnection:
-    """Calls the server's HTTP API and rides out its restarts. Threads may share one.
+    """Calls the server's HTTP API, and retries while the server restarts. Thread-safe.
 
     Args:
-        base_url: the server's address, a path prefix included where a proxy adds one.
-        request_timeout: seconds for which one answer may keep us waiting.
-        credentials: what is needed to get in; what is None is looked up in the environment.
-        unreachable_timeout: seconds for which a server that cannot be reached is tried again.
-        on_trouble: called, from any thread, with a sentence when the server cannot be reached, again and again while
-            that lasts, and when it is over; without it the sentences are logged as warnings.
-        name: what to call the address in messages, such as the name of a variable.
-        transport: httpx transport to use in place of the network.
-        clock: where the time comes from.
-        pause: waits for as many seconds as it is given.
+        base_url: the server's address, including a path prefix if a proxy adds one.
+        request_timeout: seconds to wait for one response.
+        credentials: credentials; those that are None come from the environment.
+        unreachable_timeout: seconds for which calls to an unreachable server are retried.
+        on_trouble: called, from any thread, with a message when the server becomes unreachable, regularly while it
+            is, and when it answers again; without it the messages are logged as warnings.
+        name: name of the address in messages, such as its variable.
+        transport: httpx transport to use instead of the network.
+        clock: source of time.
+        pause: sleeps for a number of seconds.
 
     Attributes:
-        access: the way to the server.
-        base_url: the server's address, without credentials and without a slash at the end.
+        access: address, credentials, proxy and certificates.
+        base_url: the server's address, without credentials and without a trailing slash.
 
     Raises:
-        InvalidSetting: the address, the credentials, or a proxy or certificate of the environment cannot work.
+        InvalidSetting: the address, the credentials, or a proxy or certificate of the environment is wrong.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class ServerConnection:
         self._gave_up = False
 
     def now(self) -> float:
-        """Seconds on the clock that deadlines are measured with."""
+        """Current time on this connection's clock, in monotonic seconds; deadlines are on this clock."""
         return self._clock.monotonic()
 
     def call(
@@ -136,27 +136,27 @@ class ServerConnection:
         once: bool = False,
         **request: Any,
     ) -> httpx.Response:
-        """Send one request, again and again while the server is unreachable or restarting.
+        """Send a request, and repeat it while the server is unreachable or restarting.
 
-        A server that cannot be reached is given up after the unreachable
-        timeout, sooner before its first answer; after that each call is tried once, until one is answered.
+        Retries end after the unreachable timeout, or earlier if the server has never answered. From then on each call
+        is tried once, until the server answers again.
 
         Args:
             method: HTTP method.
             path: path below the base URL.
-            until: time on this connection's clock after which nothing is tried again, if there is one.
-            slow: the answer may take until then, rather than the request timeout.
-            held: seconds for which the server has been asked to hold its answer.
-            quiet: a call in the background: nobody is told of trouble, which the calls in the foreground notice too.
-            once: the request must not arrive twice: it is tried again only where it has not arrived, or was refused by
-                a server that drains.
-            request: what else `httpx.Client.request` takes.
+            until: time on this connection's clock after which the request is not repeated.
+            slow: wait for the response until that time, instead of the request timeout.
+            held: duration of the requested long poll, in seconds.
+            quiet: a background call: do not notify the user of problems, which foreground calls report.
+            once: the request must not arrive twice: repeat it only if it did not arrive, or a draining server
+                refused it.
+            request: further arguments for `httpx.Client.request`.
 
         Returns:
-            The answer, whatever its status; one of `RESTARTING` only when the time is up.
+            The response with any status; one of `RESTARTING` only when the time is up.
 
         Raises:
-            httpx.TransportError: no answer in time, or something that cannot heal, such as an untrusted certificate.
+            httpx.TransportError: no response in time, or a permanent error such as an untrusted certificate.
         """
         attempts = _Attempts(self.now(), until, slow, quiet)
         while True:
@@ -174,7 +174,7 @@ class ServerConnection:
                 if response.status_code not in ({httpx.codes.SERVICE_UNAVAILABLE} if once else RESTARTING):
                     self._reached()
                     return response
-                self._answered = True  # not by a lab server, but the address leads somewhere
+                self._answered = True  # perhaps not by a lab server, but the address is reachable
                 self._count(attempts, sent, was_reached=(slow or held > 0) and response.status_code in TIMED_OUT)
                 if self._is_over(attempts):
                     return response
@@ -184,29 +184,29 @@ class ServerConnection:
             self._pause(attempts, wait, reason)
 
     def try_once(self, method: str, path: str, *, timeout: float, **request: Any) -> httpx.Response:
-        """Send one request once, in the background.
+        """Send a request once, without notifying the user of problems.
 
         Args:
             method: HTTP method.
             path: path below the base URL.
             timeout: seconds for each step of the request.
-            request: what else `httpx.Client.request` takes.
+            request: further arguments for `httpx.Client.request`.
 
         Raises:
-            httpx.TransportError: no answer.
+            httpx.TransportError: no response.
         """
         return self.call(method, path, until=self.now() - 1, quiet=True, **request | {"timeout": timeout})
 
     @contextlib.contextmanager
     def stream(self, path: str, **request: Any) -> Iterator[httpx.Response]:
-        """Get an answer whose body is read as it comes, once. The body of one that is no success has been read.
+        """GET a streaming response, without retries. The body of an error response is already read.
 
         Args:
             path: path below the base URL.
-            request: what else `httpx.Client.stream` takes.
+            request: further arguments for `httpx.Client.stream`.
 
         Raises:
-            httpx.TransportError: no answer, or it broke off.
+            httpx.TransportError: no response, or the connection broke.
         """
         began = self.now()
         timeout = httpx.Timeout(self._request_timeout, read=max(self._request_timeout, LONGEST_SILENCE))
@@ -234,7 +234,7 @@ class ServerConnection:
 
     def _limits(self, attempts: _Attempts) -> httpx.Timeout:
         until = self.now() + self._request_timeout if attempts.until is None else attempts.until
-        left = max(until - self.now(), 1)  # the last attempt gets a chance too
+        left = max(until - self.now(), 1)  # the last attempt needs some time too
         usual = min(self._request_timeout, left)
         connect = min(FIRST_CONNECT_TIMEOUT * 2 ** min(attempts.number - 1, 10), usual)
         return httpx.Timeout(usual, connect=connect, read=left if attempts.slow else usual)
@@ -249,7 +249,7 @@ class ServerConnection:
     # When to give up
 
     def _count(self, attempts: _Attempts, sent: float, *, was_reached: bool) -> None:
-        """Note an attempt in vain. A long call that was cut after a while was with a server that could be reached."""
+        """Record a failed attempt. If a long call failed after a while, the server was reachable at first."""
         if was_reached and self.now() - sent > LONGEST_BACK_OFF:
             attempts.trouble_since = self.now()
         elif attempts.trouble_since is None:
@@ -282,20 +282,20 @@ class ServerConnection:
         message = f"no answer from {self.access} in {tried:.0f} s: {reason}"
         return type(error)(message, request=httpx.Request("GET", self.base_url))
 
-    # Calls that the client and the controller of a pytest-xdist run have in common
+    # Calls shared by the client and the controller of a pytest-xdist run
 
     def join(self, labels: dict[str, str], key: str, until: float | None = None) -> str:
-        """Join the queue, or find the session that has joined with the same key.
+        """Join the queue and return the session id. A repeated join with the same key is the same session.
 
         Args:
             labels: `client` and `purpose`, of any length and with any characters.
-            key: what makes a repeated join the same session.
-            until: time on this connection's clock after which it is not tried again.
+            key: idempotency key.
+            until: time on this connection's clock after which the call is not repeated.
 
         Raises:
             httpx.HTTPStatusError: the server refused.
-            httpx.DecodingError: something else than a lab server answered.
-            httpx.TransportError: no answer in time, or something that cannot heal.
+            httpx.DecodingError: the response is not from a lab server.
+            httpx.TransportError: no response in time, or a permanent error.
         """
         body = {name: one_line(label)[:LABEL_LENGTH] for name, label in labels.items()}
         headers = {"Idempotency-Key": _as_header(key)}
@@ -304,12 +304,12 @@ class ServerConnection:
         return parsed(response, CreateSessionResponseDto).session_id
 
     def release(self, session_id: str, reference: str | None, until: float | None = None) -> httpx.Response:
-        """Let go of the reference that the acquire with this idempotency key gave, or of any one without a key."""
+        """Release the reference of the acquire with this idempotency key; without a key, the newest one."""
         return self.call("POST", "/lab/release", until=until, headers=headers_of(session_id, reference))
 
     def end_session(self, session_id: str) -> None:
-        """End a session, in a few seconds. Never raises on trouble with the network or the server: a session without
-        heartbeats ends too.
+        """End a session within a few seconds. Network and server errors are only logged, because the server ends a
+        session without heartbeats anyway.
         """
         until = self.now() + CLOSE_TIMEOUT
         try:
@@ -321,7 +321,7 @@ class ServerConnection:
             _log.warning("could not end session %s: %s", session_id[:8], error)
 
     def end_session_of(self, key: str) -> None:
-        """As `end_session`, for the session that joined with this idempotency key where nothing else is known of it."""
+        """As `end_session`, for a session of which only the idempotency key of its join is known."""
         try:
             session_id = self.join({}, key, self.now())
         except httpx.HTTPError as error:
@@ -355,6 +355,6 @@ def _as_header(key: str) -> str:
 
 
 def headers_of(session_id: str, idempotency_key: str | None = None) -> dict[str, str]:
-    """Headers of a call that belongs to a session and, with a key, may arrive twice."""
+    """Headers of a call of a session, optionally with an idempotency key."""
     headers = {"X-Session-ID": session_id}
     return headers if idempotency_key is None else headers | {"Idempotency-Key": idempotency_key}

@@ -1,4 +1,4 @@
-"""Commands in the devices of a lab."""
+"""Commands in devices of a lab."""
 
 import base64
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from neops_remote_lab.client.session import Session
 from neops_remote_lab.models.device import ExecResponseDto
 from neops_remote_lab.models.lab import DeviceInfoDto, DevicesDto
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids
 
 EXEC_TIMEOUT: Final = 60.0
 """Seconds that a command may take."""
@@ -21,13 +21,13 @@ EXEC_TIMEOUT: Final = 60.0
 
 @dataclass(frozen=True)
 class ExecResult:
-    """A command that has ended.
+    """The result of a command.
 
     Attributes:
-        exit_status: 128 and more: a signal has ended it.
-        stdout: its standard output.
-        stderr: its standard error.
-        truncated: it printed more than the server keeps.
+        exit_status: exit status of the command; 128 plus the signal number if a signal ended it.
+        stdout: standard output.
+        stderr: standard error.
+        truncated: whether the output exceeded the server's limit and was cut.
     """
 
     exit_status: int
@@ -37,22 +37,22 @@ class ExecResult:
 
 
 def path_of(device: str | DeviceInfoDto, what: str) -> str:
-    """The path of a call that reaches into a device."""
+    """The path of a call on a device."""
     name = device if isinstance(device, str) else device.name
     return f"/lab/devices/{quote(name, safe='')}/{what}"
 
 
 def devices_of(session: Session) -> list[DeviceInfoDto]:
-    """The devices of the lab that runs. Raises as `Session.ask`."""
+    """The devices of the running lab. Raises as `Session.ask`."""
     return parsed(session.ask("GET", "/lab/devices"), DevicesDto).root
 
 
 def require_device(session: Session, name: str) -> DeviceInfoDto:
-    """The device of a name.
+    """The device with a name.
 
     Raises:
-        LookupError: the lab has none of that name.
-        And as `Session.ask`.
+        LookupError: the lab has no such device.
+        The exceptions of `Session.ask`.
     """
     devices = {device.name: device for device in devices_of(session)}
     if name not in devices:
@@ -69,15 +69,15 @@ def execute(
     timeout: float,
     until: float,
 ) -> ExecResult:
-    """Run a command in a device. It is never sent twice.
+    """Run a command in a device. The request is never sent twice.
 
     Args:
-        session: the session whose lab it is.
-        device: the device, or its name.
-        command: a string, which the device's shell runs, or a program with its arguments.
-        stdin: what the command reads from its standard input.
+        session: the session that the lab belongs to.
+        device: the device or its name.
+        command: a string for the device's shell, or a program with its arguments.
+        stdin: standard input of the command.
         timeout: seconds after which the command is ended.
-        until: when the answer is given up, on the clock of the connection.
+        until: time on the connection's clock until which to wait for the response.
 
     Raises:
         TimeoutError: the command did not end in time.

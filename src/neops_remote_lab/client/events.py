@@ -1,4 +1,4 @@
-"""Server-sent events, as `GET /lab/log` sends them."""
+"""Parses server-sent events of `GET /lab/log`."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -6,13 +6,13 @@ from typing import Final
 import httpx
 
 ACCEPT: Final = {"Accept": "text/event-stream"}
-"""Headers that ask for events."""
+"""Request headers for events."""
 END: Final = "end"
-"""The type of the event after which none follows; its data says why, where that is worth saying."""
+"""The type of the last event. Its data says why the stream ends, or is empty."""
 
 
 def events_of(answer: httpx.Response) -> Iterator[tuple[str, str]]:
-    """Type and data of each event of a streamed answer, as it comes; comments are left out."""
+    """Type and data of each event of a streaming response. Comments are skipped."""
     event, data = "message", list[str]()
     for line in _lines(answer.iter_bytes()):
         name, _, value = line.partition(":")
@@ -26,7 +26,7 @@ def events_of(answer: httpx.Response) -> Iterator[tuple[str, str]]:
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Lines that end in LF. httpx would end them at other characters too, which a log may have."""
+    """Lines that end in LF. httpx would also split at other characters, which a log may contain."""
     rest = b""
     for piece in pieces:
         *whole, rest = (rest + piece).split(b"\n")

@@ -1,11 +1,11 @@
-"""What the client raises of its own. Each subclasses the builtin that 1.x raised in its place; all else is httpx's."""
+"""Exceptions of the client. Each subclasses the builtin that 1.x raised instead; all others are httpx's."""
 
 
 class SessionEnded(RuntimeError):
     """The server ended the session: timeout, maximum hold, or an operator.
 
     Attributes:
-        reason: the server's sentence.
+        reason: the server's message.
     """
 
     def __init__(self, reason: str) -> None:
@@ -24,7 +24,7 @@ class SessionClosed(RuntimeError):
 
 
 class InvalidSetting(ValueError):
-    """An address, credentials, a proxy, a certificate or a timeout that cannot work.
+    """An address, credentials, a proxy, a certificate or a timeout is wrong.
 
-    The message is one sentence that names the argument or the variable, and shows no credentials.
+    The message names the argument or the variable and shows no credentials.
     """

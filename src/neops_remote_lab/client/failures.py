@@ -1,4 +1,4 @@
-"""Why a server cannot be reached, in words, and whether trying again can help."""
+"""Explains why a server cannot be reached, and decides whether a retry can help."""
 
 import socket
 import ssl
@@ -9,12 +9,12 @@ from neops_remote_lab.client.access import Access
 from neops_remote_lab.core.text import one_line
 
 _CUT_SHORT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
-"""TLS errors of a server that ends in the middle of a handshake."""
+"""TLS errors caused by a server that ends during a handshake."""
 _HEALING = ("408", "429")
 
 
 def cannot_heal(error: httpx.TransportError) -> bool:
-    """Whether the same request can only fail again."""
+    """Whether a retry would fail too."""
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
         return True
     if isinstance(error, httpx.ProxyError):  # its text begins with the proxy's status
@@ -24,13 +24,13 @@ def cannot_heal(error: httpx.TransportError) -> bool:
 
 
 def is_unknown_name(error: httpx.TransportError) -> bool:
-    """Whether DNS says that there is no such host, in contrast to DNS that does not answer."""
+    """Whether DNS reports that the host does not exist. A DNS failure does not count."""
     cause = _cause(error)
     return isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN
 
 
 def reason_of(error: httpx.TransportError, access: Access) -> str:
-    """What has happened and, where it is known, what to do."""
+    """A message that says what happened and, if known, what to do."""
     cause = _cause(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
@@ -59,7 +59,7 @@ def _advice(error: ssl.SSLError) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The exception of the TLS library or of DNS that is behind one of httpx's, else that one."""
+    """The TLS or DNS exception that caused an httpx exception; otherwise the exception itself."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, ssl.SSLError | socket.gaierror):

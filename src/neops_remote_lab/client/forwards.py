@@ -1,7 +1,7 @@
-"""Ports of this machine that lead to ports of devices, through the server.
+"""Forwards ports of this machine to ports of devices, through the server.
 
-One thread runs an event loop for all of them. Each connection to such a port is one WebSocket to the server and one TCP
-connection from there to the device; neither side reads more than the other one takes.
+One thread runs an event loop for all ports. Each connection to a port uses one WebSocket to the server, which opens one
+TCP connection to the device. Flow control works end to end.
 """
 
 import asyncio
@@ -24,40 +24,40 @@ from neops_remote_lab.client.failures import reason_of
 from neops_remote_lab.client.web_sockets import WebSockets
 from neops_remote_lab.core.text import one_line
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids and credentials
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids and credentials
 
 T = TypeVar("T")
 
 LOOPBACK: Final = "127.0.0.1"
 PIECE: Final = 1 << 18
-"""Most bytes of one message."""
+"""Maximum size of a message, in bytes."""
 HALF_CLOSE: Final = b""
-"""The message after which nothing more is sent; the device may go on."""
+"""The message that means end of data in this direction; the device may still send."""
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
-"""`struct linger`: what is unsent is dropped, and the other end gets a reset."""
+"""`struct linger`: unsent data is dropped and the peer gets a reset."""
 BACKLOG: Final = 128
-"""Connections that wait to be accepted."""
+"""Maximum number of connections that wait to be accepted."""
 
 _log = logging.getLogger(__name__)
 
 
 class Forward:
-    """A port of this machine that leads to one of a device, until it is closed; a context manager.
+    """A forwarded port. As a context manager it is closed at the end of the block.
 
     Attributes:
-        host: the address of this machine.
-        port: the port.
+        host: the local address.
+        port: the local port.
     """
 
     def __init__(self, forwards: "Forwards", listener: asyncio.Server, tasks: set[asyncio.Task[None]]) -> None:
-        """Made by `Forwards.open`."""
+        """Created by `Forwards.open`."""
         self.host, self.port = listener.sockets[0].getsockname()[:2]
         self._forwards = forwards
         self._listener = listener
         self._tasks = tasks
 
     def close(self) -> None:
-        """Close the port and its connections. May be called again."""
+        """Close the port and its connections. May be called repeatedly."""
         self._forwards.close_one(self)
 
     async def end(self) -> None:
@@ -84,7 +84,7 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something in the event loop, and wait for it."""
+        """Run a coroutine in the event loop, which is started if necessary, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
@@ -98,12 +98,12 @@ class _LoopThread:
 
 
 class Forwards:
-    """All forwarded ports of a session, and the thread that serves them. A context manager.
+    """All forwarded ports of a session, and the thread that serves them. As a context manager it closes them.
 
     Args:
-        sockets: opens the WebSockets of the session whose lab it is.
-        on_trouble: called, from any thread, with a sentence when a connection cannot be opened or breaks off; without
-            it the sentences are logged as warnings.
+        sockets: opens the WebSockets of the session.
+        on_trouble: called, from any thread, with a message when a connection cannot be opened or breaks; by default
+            the messages are logged as warnings.
     """
 
     def __init__(self, sockets: WebSockets, on_trouble: Callable[[str], object] | None = None) -> None:
@@ -114,30 +114,30 @@ class Forwards:
         self._closing = threading.Lock()
 
     def open(self, device: str, port: int, host: str = LOOPBACK, local_port: int = 0) -> Forward:
-        """Forward a port of this machine to one of a device.
+        """Forward a port of this machine to a port of a device.
 
         Args:
             device: the device's name.
-            port: its TCP port.
-            host: the address of this machine to listen on.
-            local_port: the port of this machine; 0 takes a free one.
+            port: TCP port of the device.
+            host: local address to listen on.
+            local_port: local port; 0 chooses a free one.
 
         Raises:
-            OSError: this machine has no such address, or the port is in use.
+            OSError: the address does not exist on this machine, or the port is in use.
         """
         forward = self._run(self._listen(device, port, host, local_port))
         self._open.add(forward)
         return forward
 
     def close_one(self, forward: Forward) -> None:
-        """Close a port and its connections. May be called again."""
+        """Close a port and its connections. May be called repeatedly."""
         with self._closing:
             if forward in self._open:
                 self._open.remove(forward)
                 self._run(forward.end())
 
     def close(self) -> None:
-        """Close all ports and their connections. May be called again."""
+        """Close all ports and their connections. May be called repeatedly."""
         for forward in list(self._open):
             self.close_one(forward)
         if self._loop is not None:
@@ -167,7 +167,7 @@ class Forwards:
         return Forward(self, listener, tasks)
 
     async def _serve(self, device: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection to a forwarded port; whoever has opened it sees a reset where it breaks off."""
+        """Serve one connection to a forwarded port. If the connection to the device breaks, the client gets a reset."""
         try:
             await connect_to_device(self._sockets, device, port, reader, writer)
             writer.close()
@@ -180,9 +180,9 @@ class Forwards:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close a connection so that the other end cannot take it for the end of the data."""
+    """Close a connection with a reset, so that the peer does not mistake it for the end of the data."""
     connection = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError):  # it is closed already
+    with contextlib.suppress(OSError):  # already closed
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     writer.transport.abort()
 
@@ -190,11 +190,11 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 async def connect_to_device(
     sockets: WebSockets, device: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Connect two streams with a port of a device, until the device closes the connection.
+    """Relay two streams to and from a port of a device, until the device closes the connection.
 
     Raises:
         httpx.HTTPError: the server refused, or cannot be reached.
-        ConnectionClosedError: the connection broke off; `rcvd` has the server's reason.
+        ConnectionClosedError: the connection broke; `rcvd` has the server's reason.
         OSError: a stream was closed.
     """
     async with await sockets.open(path_of(device, f"tcp/{port}")) as web_socket:
@@ -209,7 +209,7 @@ async def connect_to_device(
 
 
 async def _send_all(reader: asyncio.StreamReader, web_socket: ClientConnection) -> None:
-    with contextlib.suppress(ConnectionClosed):  # whoever receives is told why
+    with contextlib.suppress(ConnectionClosed):  # the receiving side raises the reason
         try:
             while data := await reader.read(PIECE):
                 await web_socket.send(data)
@@ -219,7 +219,7 @@ async def _send_all(reader: asyncio.StreamReader, web_socket: ClientConnection) 
 
 
 def explained(error: Exception, access: Access) -> str:
-    """What has gone wrong with a connection, in words."""
+    """A message that says why a connection failed."""
     if isinstance(error, ConnectionClosedError):
         received = error.rcvd
         return one_line(received.reason or str(received)) if received else "the connection to the server broke off"

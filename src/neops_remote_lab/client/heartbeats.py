@@ -1,4 +1,4 @@
-"""Keeps a session alive from a thread of its own."""
+"""Keeps a session alive with heartbeats from a background thread."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ from neops_remote_lab.client.answers import detail_of
 from neops_remote_lab.client.connection import GONE, ServerConnection, headers_of
 from neops_remote_lab.client.session import Session
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids
 
 HEARTBEAT_INTERVAL: Final = 5.0
 """Seconds between two heartbeats."""
@@ -20,13 +20,13 @@ _log = logging.getLogger(__name__)
 
 
 class Heartbeats:
-    """Heartbeats of a session, until this process leaves it or the server says that it is over.
+    """Sends heartbeats of a session until this process leaves it or the server has ended it.
 
     Args:
-        server: the way to the server.
-        session: the session, which has joined when they start.
+        server: the connection to the server.
+        session: the session; it must have joined before `start`.
         interval: seconds between two heartbeats.
-        timeout: seconds for which one waits for its answer.
+        timeout: seconds to wait for a response.
         on_lost: called once, from the thread, with the reason why the server ended the session.
     """
 
@@ -47,11 +47,11 @@ class Heartbeats:
         self._thread = threading.Thread(target=self._run, name="remote-lab-heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin; the first heartbeat comes after one interval."""
+        """Start the thread. The first heartbeat is sent after one interval."""
         self._thread.start()
 
     def join(self, seconds: float) -> bool:
-        """Wait at most so many seconds for the end of the last heartbeat; whether it has ended."""
+        """Wait at most `seconds` for the end of the thread. Returns whether it has ended."""
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(seconds)
         return not self._thread.is_alive()
@@ -62,7 +62,7 @@ class Heartbeats:
                 headers = headers_of(self._session.session_id)
                 response = self._server.try_once("POST", "/session/heartbeat", timeout=self._timeout, headers=headers)
             except httpx.TransportError as error:
-                _log.debug("heartbeat: %s", error)  # the next one tells
+                _log.debug("heartbeat: %s", error)  # the next heartbeat may succeed
                 continue
             if response.status_code in GONE and not self._session.left.is_set():
                 self._session.lost_reason = reason = detail_of(response)

@@ -1,7 +1,7 @@
-"""The devices of a lab as the tools of network automation take them. No I/O.
+"""Inventories of a lab's devices for network automation tools. No I/O.
 
-The variables of a host are all that netlab knows of the node. They come from the lab host: Ansible evaluates them, so
-who uses the inventory trusts that host, and whoever wrote the topology.
+The variables of a device are all of netlab's data for it. They come from the lab host, and Ansible evaluates them:
+users of an inventory must trust the lab host and the author of the topology.
 """
 
 import json
@@ -18,16 +18,16 @@ NORNIR_CONFIG: Final = "nornir.yaml"
 _NOT_IN_GROUP: Final = re.compile(r"[^A-Za-z0-9_]")
 _UNKNOWN: Final = "unknown"
 _CONTAINER: Final = "docker"
-"""The connection of nodes that Ansible reaches by `docker exec`; their address is the name of a container."""
+"""The connection type of nodes that Ansible reaches with `docker exec`; their address is a container name."""
 
 
 def as_json(devices: Sequence[DeviceInfoDto]) -> str:
-    """A JSON array of `{name, raw}`, as the server answers it."""
+    """A JSON array of `{name, raw}`, as in the HTTP API."""
     return json.dumps([device.model_dump(mode="json") for device in devices], indent=2) + "\n"
 
 
 def for_ansible(devices: Sequence[DeviceInfoDto]) -> str:
-    """An inventory in YAML, with a group for each device type."""
+    """An Ansible inventory in YAML, with a group for each device type."""
     groups: dict[str, dict[str, Any]] = {}
     for device in devices:
         groups.setdefault(_group(device), {"hosts": {}})["hosts"][device.name] = device.raw
@@ -35,11 +35,11 @@ def for_ansible(devices: Sequence[DeviceInfoDto]) -> str:
 
 
 def for_nornir(devices: Sequence[DeviceInfoDto], directory: Path) -> dict[str, str]:
-    """The files of a SimpleInventory, by name, and the configuration that names them, `NORNIR_CONFIG`.
+    """The files of a Nornir SimpleInventory and its configuration (`NORNIR_CONFIG`), as contents by file name.
 
     Args:
         devices: the devices.
-        directory: where the files are going to lie.
+        directory: the directory in which the caller will write the files.
     """
     files = {"host_file": "hosts.yaml", "group_file": "groups.yaml", "defaults_file": "defaults.yaml"}
     options = {option: str(directory / name) for option, name in files.items()}
@@ -65,7 +65,7 @@ def _nornir_host(device: DeviceInfoDto) -> dict[str, Any]:
 
 
 def address(device: DeviceInfoDto) -> str | None:
-    """Where the device listens: an address or a host name."""
+    """The management address or host name of a device; None if netlab has none."""
     raw = device.raw
     management = raw.get("mgmt") or {}
     managed: str | None = management.get("ipv4") or management.get("ipv6")
@@ -74,19 +74,19 @@ def address(device: DeviceInfoDto) -> str | None:
 
 
 def password(device: DeviceInfoDto) -> str | None:
-    """What logs in, beside `ansible_user`; None where netlab knows of none."""
+    """The password for `ansible_user`; None if netlab has none."""
     names: Iterable[str] = ("ansible_password", "ansible_ssh_pass", "ansible_ssh_password")
     return next((str(device.raw[name]) for name in names if device.raw.get(name)), None)
 
 
 def _platform(device: DeviceInfoDto) -> str | None:
-    """The network operating system, without the collection that Ansible has it from: `ios` of `cisco.ios.ios`."""
+    """The network operating system without its Ansible collection: `ios` for `cisco.ios.ios`."""
     system = device.raw.get("ansible_network_os")
     return str(system).rpartition(".")[2] if system else None
 
 
 def _group(device: DeviceInfoDto) -> str:
-    """A name that Ansible takes for a group."""
+    """A valid Ansible group name for the device type."""
     name = _NOT_IN_GROUP.sub("_", _platform(device) or _UNKNOWN)
     return f"_{name}" if name[:1].isdigit() else name
 

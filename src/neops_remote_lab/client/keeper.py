@@ -1,6 +1,6 @@
-"""The process that keeps a session alive after the one that opened it has ended.
+"""A background process that keeps a session alive after the process that opened it has ended.
 
-It ends with the session, or as soon as the session is no longer remembered. A file lock keeps a second one away.
+It ends when the session ends or its file in the state directory is removed. A file lock prevents a second one.
 """
 
 import os
@@ -24,33 +24,33 @@ from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.models.queue import QueueDto
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids and credentials
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids and credentials
 
 INTERVAL: Final = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 CALL_TIMEOUT: Final = 5.0
 UNREACHABLE_LIMIT: Final = 24 * 3600.0
-"""Seconds after which a server that does not answer is given up: its host may be gone for ever."""
+"""Seconds without a response after which the process ends: the host may be gone for good."""
 STOP_TIMEOUT: Final = 5.0
-"""Seconds that a keeper gets to end after the signal."""
+"""Seconds to wait for the end of a process after SIGTERM."""
 _READY: Final = "ready"
 
 
 class KeeperFailed(RuntimeError):
-    """No process keeps the session alive; the message says why."""
+    """The background process could not be started; the message says why."""
 
 
 def start(kept: KeptSession, url: str, credentials: Credentials | None = None) -> None:
-    """Keep a remembered session alive by a process that outlives this one. No second one is started.
+    """Start a process that keeps a saved session alive and outlives this process.
 
     Args:
-        kept: the session, which `StateDirectory.save` has remembered.
-        url: the server's address, with the user name and the password where it needs them.
-        credentials: what else is needed to get in, where the environment does not say it.
+        kept: the session, saved with `StateDirectory.save`.
+        url: the server's address, with user name and password if it needs them.
+        credentials: further credentials that are not in the environment.
 
     Raises:
-        KeeperFailed: the process has ended at once; the message says where its log is.
-        OSError: it cannot be started.
+        KeeperFailed: the process ended at once; the message names its log.
+        OSError: the process cannot be started.
     """
     state = StateDirectory()
     log = state.path(kept.url, kept.name, ".log")
@@ -64,11 +64,11 @@ def start(kept: KeptSession, url: str, credentials: Credentials | None = None) -
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit status {process.returncode}"
         raise KeeperFailed(f"no process keeps the session alive: {reason} (log: {log})")
-    process.returncode = 0  # nobody waits for it, and no warning is due that it still runs
+    process.returncode = 0  # suppress the ResourceWarning about a running child
 
 
 def stop(kept: KeptSession) -> None:
-    """End the process that keeps a session alive, provided it still is the one that is on record."""
+    """End the process that keeps a session alive, if the recorded process is still running."""
     process = kept.keeper.find() if kept.keeper else None
     if process is None:
         return
@@ -82,7 +82,7 @@ def stop(kept: KeptSession) -> None:
 
 
 def is_kept(kept: KeptSession) -> bool:
-    """Whether a process keeps a session alive."""
+    """Whether the recorded process that keeps a session alive is running."""
     return kept.keeper is not None and kept.keeper.find() is not None
 
 
@@ -90,11 +90,11 @@ class Keeper:
     """Keeps one session alive.
 
     Args:
-        server: the way to the server.
-        state: where the session is remembered.
+        server: the connection to the server.
+        state: the directory in which the session is saved.
         kept: the session.
-        clock: where the time comes from.
-        pause: waits for as many seconds as it is given.
+        clock: source of time.
+        pause: sleeps for a number of seconds.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Keeper:
         self._answered_at = self._clock.monotonic()
 
     def run(self) -> str:
-        """Send signs of life; returns why there is nothing to keep alive any more."""
+        """Send heartbeats until the session is over. Returns the reason."""
         while (reason := self._reason_to_end()) is None:
             self._pause(INTERVAL)
         return reason
@@ -158,7 +158,7 @@ class Keeper:
 
 
 def main(url: str, name: str) -> None:
-    """Be the process that keeps a session alive: with the credentials and the address that the environment has."""
+    """Entry point of the background process. Address and credentials are in the environment."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     state = StateDirectory()
     kept = state.find(url, name)
@@ -166,13 +166,13 @@ def main(url: str, name: str) -> None:
         sys.exit(f"no session of the name {name} is remembered")
     lock = state.lock(url, name)
     try:
-        lock.acquire(timeout=STOP_TIMEOUT)  # that of an earlier session may be about to end
+        lock.acquire(timeout=STOP_TIMEOUT)  # the process of an earlier session may be ending
     except Timeout:
         sys.exit("another process keeps a session of this name alive")
     kept = kept.model_copy(update={"keeper": ProcessRecord.of()})
     state.save(kept)
     with ServerConnection(os.environ["REMOTE_LAB_URL"], name="REMOTE_LAB_URL") as server:
-        os.chdir("/")  # not in the way of anybody who wants to unmount the directory
+        os.chdir("/")  # do not keep the current directory from being unmounted
         os.write(sys.stdout.fileno(), f"{_READY}\n".encode())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         reason = Keeper(server, state, kept).run()

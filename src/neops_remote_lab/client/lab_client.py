@@ -1,4 +1,4 @@
-"""`RemoteLabClient`: queues for the lab host, keeps the session alive and acquires labs."""
+"""`RemoteLabClient`: waits in the queue, keeps the session alive and acquires labs."""
 
 import getpass
 import socket
@@ -30,58 +30,58 @@ from neops_remote_lab.models.session import SessionStatusResponseDto
 if TYPE_CHECKING:
     from neops_remote_lab.client.forwards import Forward, Forwards
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids and credentials
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids and credentials
 
 CHECK_GRACE = 1.0
-"""Seconds for which the end of the session waits for a check that still runs."""
+"""Seconds to wait for a running topology check when the session ends."""
 ARTIFACTS_TIMEOUT = 120.0
-"""Seconds for which artifacts are waited for: twice what a server takes at most by default."""
+"""Seconds to wait for artifacts: twice the server's default limit."""
 BUSY_INTERVAL = 1.0
-"""Seconds until a busy lab is asked for again, where the server names none."""
+"""Seconds before the retry of an acquire of a busy lab, if the server sends no Retry-After."""
 
 
 class RemoteLabClient:
-    """One session with a lab host. The constructor queues and waits until the session is active.
+    """One session with a lab host. The constructor joins the queue and waits until the session is active.
 
     Args:
-        base_url: the server's address, for example `http://lab-host:8000`; it may hold a user name and a password.
-        request_timeout: seconds for which one short call may wait for its answer.
+        base_url: the server's address, for example `http://lab-host:8000`; it may contain a user name and a password.
+        request_timeout: seconds to wait for the response to a short call.
         session_timeout: seconds to wait in the queue.
-        lab_acquisition_timeout: seconds for which one `acquire` may wait and start a lab.
-        client: who asks, as the queue shows it; `user@host` where none is given.
-        purpose: what for, as the queue shows it.
-        session_key: processes that give the same key share one session.
-        topologies: topology files that the session is going to need, with their extra files where they have some: they
-            are checked while it waits.
-        wait: whether the constructor waits for the turn; otherwise `wait_until_active` does.
-        on_progress: called with the position and what it waits for whenever the position in the queue changes.
-        on_status: called with each answer about the place in the queue, the expected wait included.
-        on_phase: called, from another thread, with each phase of netlab as it begins while an `acquire` waits.
+        lab_acquisition_timeout: seconds that one `acquire` may take, including the start of a lab.
+        client: label of the session in the queue; default: `user@host`.
+        purpose: what the session is for, shown in the queue.
+        session_key: processes with the same key share one session.
+        topologies: topology files that the session will need, optionally with extra files; the server checks them
+            while the session waits.
+        wait: whether the constructor waits until the session is active; if not, call `wait_until_active`.
+        on_progress: called with the position and what it waits for, whenever the position in the queue changes.
+        on_status: called with each response about the position, including the estimated wait.
+        on_phase: called, from another thread, at the beginning of each phase of netlab while an `acquire` waits.
         on_lost: called once, from the heartbeat thread, with the reason why the server ended the session.
-        transport: httpx transport to use in place of the network.
-        heartbeat_interval: seconds between two signs of life.
-        clock: where the time comes from.
-        pause: waits for as many seconds as it is given.
-        token: bearer token for the server or the proxy in front of it; `REMOTE_LAB_TOKEN` where none is given.
-        client_cert: PEM file with a client certificate; else `REMOTE_LAB_CLIENT_CERT`.
-        client_key: PEM file with its private key, where that is in another file; else `REMOTE_LAB_CLIENT_KEY`.
-        ca_file: PEM file with the authorities to trust in place of the usual ones; else `REMOTE_LAB_CA_FILE`.
-        unreachable_timeout: seconds for which a server that cannot be reached is tried again; 120 where none is given.
-        on_trouble: called with a sentence when the server cannot be reached, every half a minute while that lasts, and
-            when it is over; where none is given the sentences are logged as warnings.
+        transport: httpx transport to use instead of the network.
+        heartbeat_interval: seconds between two heartbeats.
+        clock: source of time.
+        pause: sleeps for a number of seconds.
+        token: bearer token for the server or the proxy in front of it; default: `REMOTE_LAB_TOKEN`.
+        client_cert: PEM file with a client certificate; default: `REMOTE_LAB_CLIENT_CERT`.
+        client_key: PEM file with its private key, if not in the same file; default: `REMOTE_LAB_CLIENT_KEY`.
+        ca_file: PEM file with the authorities to trust instead of the default ones; default: `REMOTE_LAB_CA_FILE`.
+        unreachable_timeout: seconds for which calls to an unreachable server are retried; default: 120.
+        on_trouble: called with a message when the server becomes unreachable, every 30 seconds while it is, and when
+            it answers again; by default the messages are logged as warnings.
 
     Attributes:
-        base_url: the server's address without user name and password, and without a slash at the end.
+        base_url: the server's address, without credentials and without a trailing slash.
         request_timeout: as given.
         session_timeout: as given.
         lab_acquisition_timeout: as given.
-        rejected: netlab's message for each of `topologies` that it does not accept. When it accepts none of them, a
-            session that is not shared leaves the queue, and the constructor returns without an active session.
+        rejected: netlab's message for each of `topologies` that it rejects. If it rejects all of them, a session that
+            is not shared leaves the queue, and the constructor returns without an active session.
 
     Raises:
         TimeoutError: the session was not active in time; it has left the queue.
         SessionEnded: the server ended the session while it waited.
-        InvalidSetting: the address, the credentials, or a proxy or certificate of the environment cannot work.
+        InvalidSetting: the address, the credentials, or a proxy or certificate of the environment is wrong.
         httpx.HTTPStatusError: the server refused; the message says why.
         httpx.TransportError: the server cannot be reached.
     """
@@ -159,24 +159,24 @@ class RemoteLabClient:
                 self._checks.start()
                 self._position.watch(self._checks.finished)
             if topologies and self.rejected.keys() >= set(topologies) and session_key is None:
-                self.close()  # who shares a session leaves it to the others, who would take its end for a loss
+                self.close()  # unless shared: for the other processes the session would be lost
             elif wait:
                 self._position.wait_for_turn()
         except BaseException as error:
             if not self.session_id and not isinstance(error, Exception):
-                # Ctrl-C in the middle of joining: the server may have the session already
+                # Ctrl-C during the join: the session may already exist
                 self._server.end_session_of(key)
             self.close()
             raise
 
     @property
     def session_id(self) -> str:
-        """What the server knows the session by; empty once the session is closed."""
+        """The id of the session; empty once the session is closed."""
         return self._session.session_id
 
     @property
     def lost_reason(self) -> str | None:
-        """Why the server ended the session; None as long as it has not."""
+        """Why the server ended the session; None if it has not."""
         return self._session.lost_reason
 
     @property
@@ -186,11 +186,11 @@ class RemoteLabClient:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The idempotency keys of the acquires that were not yet released, oldest first."""
+        """The idempotency keys of the acquires that are not yet released, oldest first."""
         return tuple(self._references)
 
     def wait_until_active(self) -> None:
-        """Wait for the turn, where the constructor did not.
+        """Wait until the session is active, if the constructor was called with `wait=False`.
 
         Raises:
             TimeoutError: the session was not active in time; it has left the queue.
@@ -208,24 +208,24 @@ class RemoteLabClient:
     def acquire(
         self, topology: str | Path, reuse: bool = True, *, extra_files: Sequence[PathName] = ()
     ) -> list[DeviceInfoDto]:
-        """Get the lab of a topology, started where it does not run; waits while another lab is in use.
+        """Acquire the lab of a topology: start it, or share it if it is running. Waits while another lab is in use.
 
         Args:
             topology: the topology file.
-            reuse: share the lab when the same topology, with the same extra files, runs already.
-            extra_files: files that the topology needs, relative to its directory: paths, directories that stand for
-                all below them, and patterns as `pathlib.Path.glob` has them.
+            reuse: share a running lab that already has references, if its topology and extra files are the same.
+            extra_files: files that the topology needs, relative to its directory: paths, directories (which stand for
+                all files below them), and patterns as for `pathlib.Path.glob`.
 
         Returns:
             The lab's devices.
 
         Raises:
-            FileNotFoundError: there is no such topology or extra file, or none that matches a pattern.
-            ValueError: an extra file lies outside of the topology's directory, or the lab host refuses its name.
+            FileNotFoundError: a file does not exist, or no file matches a pattern.
+            ValueError: an extra file is outside the topology's directory, or the lab host refuses its name.
             TimeoutError: no lab within the acquisition timeout.
             SessionEnded: the server ended the session.
             SessionClosed: this client has left the session.
-            httpx.HTTPStatusError: the server refused, for example since netlab rejects the topology.
+            httpx.HTTPStatusError: the server refused, for example because netlab rejects the topology.
         """
         self._session.require_open()
         wanted, key = TopologyFiles.of(topology, extra_files), uuid.uuid4().hex
@@ -243,15 +243,15 @@ class RemoteLabClient:
         return parsed(response, AcquireResponseDto).devices
 
     def release(self, *, timeout: float | None = None) -> None:
-        """Let go of what the last `acquire` gave; the lab is torn down when nobody holds it any more.
+        """Release the reference of the last `acquire`. The last release tears the lab down.
 
         Args:
-            timeout: seconds for which it is tried; the unreachable timeout where none is given.
+            timeout: seconds for which the call is retried; default: the unreachable timeout.
 
         Raises:
             SessionEnded: the server ended the session.
             SessionClosed: this client has left the session.
-            httpx.HTTPStatusError: the server refused, for example since no lab runs.
+            httpx.HTTPStatusError: the server refused, for example because no lab is running.
             httpx.TransportError: the server could not be reached; the call may be repeated.
         """
         self._session.require_open()
@@ -264,23 +264,23 @@ class RemoteLabClient:
         raise_for_error(response)
 
     def hand_over(self) -> None:
-        """Leave the last reference to another process that shares the session, which takes it over."""
+        """Drop the last reference, which another process that shares the session takes over."""
         del self._references[-1:]
 
     def take_over(self, reference: str) -> None:
-        """Have a reference of another process that shares the session, as if `acquire` had given it."""
+        """Take over a reference of another process that shares the session."""
         self._references.append(reference)
 
     def destroy(self, force: bool = True) -> None:
         """Tear the lab down.
 
         Args:
-            force: do so although there are references left.
+            force: tear the lab down even if it has references.
 
         Raises:
             SessionEnded: the server ended the session.
             SessionClosed: this client has left the session.
-            httpx.HTTPStatusError: the server refused, for example since the lab is in use and `force` is false.
+            httpx.HTTPStatusError: the server refused, for example because the lab is in use and `force` is false.
         """
         self._session.require_open()
         parameters = {"force": str(force).lower()}
@@ -297,41 +297,41 @@ class RemoteLabClient:
         stdin: bytes = b"",
         timeout: float = EXEC_TIMEOUT,
     ) -> ExecResult:
-        """Run a command in a device of the lab that runs. It is never sent twice.
+        """Run a command in a device of the running lab. The request is never sent twice.
 
         Args:
-            device: the device, or its name.
-            command: a string, which the device's shell runs, or a program with its arguments.
-            stdin: what the command reads from its standard input.
+            device: the device or its name.
+            command: a string for the device's shell, or a program with its arguments.
+            stdin: standard input of the command.
             timeout: seconds after which the command is ended.
 
         Raises:
             TimeoutError: the command did not end in time.
             SessionEnded: the server ended the session.
             SessionClosed: this client has left the session.
-            httpx.HTTPStatusError: the server refused, for example since there is no such device.
-            httpx.TransportError: the server could not be reached, or the connection broke off.
+            httpx.HTTPStatusError: the server refused, for example because the device does not exist.
+            httpx.TransportError: the server could not be reached, or the connection broke.
         """
         self._session.require_open()
         until = self._server.now() + timeout + self.request_timeout
         return execute(self._session, device, command, stdin=stdin, timeout=timeout, until=until)
 
     def forward(self, device: str | DeviceInfoDto, port: int) -> "Forward":
-        """Let a port of this machine lead to one of a device, through the server.
+        """Forward a port of this machine to a port of a device, through the server.
 
         Args:
-            device: the device, or its name.
-            port: its TCP port.
+            device: the device or its name.
+            port: TCP port of the device.
 
         Returns:
-            A context manager with `host` and `port`; its end, and that of the session, closes the port and all its
-            connections. Trouble with a connection is told to `on_trouble`, and the connection is reset.
+            A context manager with `host` and `port` of this machine. Leaving it, or ending the session, closes the port
+            and its connections. A failing connection is reset and reported to `on_trouble`.
 
         Raises:
-            ValueError: the port is no number from 1 to 65535.
+            ValueError: the port is not a number from 1 to 65535.
             SessionEnded: the server ended the session.
             SessionClosed: this client has left the session.
-            httpx.HTTPStatusError: the server refused, for example since there is no such device.
+            httpx.HTTPStatusError: the server refused, for example because the device does not exist.
             httpx.TransportError: the server could not be reached.
         """
         from neops_remote_lab.client.forwards import Forwards  # noqa: PLC0415 - an event loop, which few need
@@ -348,21 +348,21 @@ class RemoteLabClient:
         return self._forwards.open(device if isinstance(device, str) else device.name, port)
 
     def artifacts(self, directory: str | Path, *, timeout: float = ARTIFACTS_TIMEOUT) -> Path:
-        """Fetch what would explain a failure of the lab that runs, or of one that did not start, as files.
+        """Fetch logs, configurations and other artifacts of the running lab, or of the latest one if it did not start.
 
         Args:
-            directory: where to unpack it; made where it is missing.
+            directory: directory to unpack the archive in; created if it does not exist.
             timeout: seconds that the server may take.
 
         Returns:
-            A new directory `lab-ID` in it, which replaces one of the same name.
+            The directory `lab-ID` in it. An existing one is replaced.
 
         Raises:
             SessionEnded: the server ended the session.
             SessionClosed: this client has left the session.
-            httpx.HTTPStatusError: the server refused, for example since there is no lab.
+            httpx.HTTPStatusError: the server refused, for example because there is no lab.
             httpx.TransportError: the server could not be reached.
-            ValueError: what came is no such archive, or it is too large.
+            ValueError: the response is not such an archive, or is too large.
             OSError: the files cannot be written.
         """
         self._session.require_open()
@@ -370,8 +370,8 @@ class RemoteLabClient:
         return unpack_artifacts(response.content, Path(directory))
 
     def close(self) -> None:
-        """End the session, in a few seconds. May be called again; trouble with the network is logged, not raised."""
-        self._session.left.set()  # first: a heartbeat after the end would look like a lost session
+        """End the session within a few seconds. Network errors are logged, not raised. May be called repeatedly."""
+        self._session.left.set()  # first, because a heartbeat after the end would look like a lost session
         until = self._server.now() + CLOSE_TIMEOUT
         if self.session_id and not self._disconnected and self.lost_reason is None:
             self._server.end_session(self.session_id)
@@ -379,7 +379,7 @@ class RemoteLabClient:
         self._session.session_id = ""
 
     def detach(self) -> None:
-        """Leave the session to the other processes that share it."""
+        """Leave the session without ending it, because other processes share it."""
         self._session.left.set()
         self._disconnect(self._server.now() + CLOSE_TIMEOUT)
 
@@ -394,8 +394,8 @@ class RemoteLabClient:
         if self._forwards is not None:
             self._forwards.close()
         are_over = self._heartbeats.join(max(until - self._server.now(), 1))
-        self._checks.join(CHECK_GRACE)  # the end of the session ends its checks; any other is cut by the lines below
-        if are_over:  # else they still use the connection, and end with the process
+        self._checks.join(CHECK_GRACE)  # the end of the session ends its checks; closing the connection aborts others
+        if are_over:  # otherwise a heartbeat still uses the connection, and ends with the process
             self._server.close()
 
     def _post_lab(self, topology: TopologyFiles, key: str, until: float, *, reuse: bool) -> httpx.Response:
@@ -412,9 +412,9 @@ class RemoteLabClient:
 
 
 def default_label() -> str:
-    """`user@host`, as far as this process knows them."""
+    """`user@host` of this process; `unknown` if the user has no name."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user without an entry in the password file
+    except (KeyError, OSError, ImportError):  # the user has no passwd entry, as in some containers
         user = "unknown"
     return f"{user}@{socket.gethostname()}"

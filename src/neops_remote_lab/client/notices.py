@@ -1,4 +1,4 @@
-"""Tells a person that the server cannot be reached."""
+"""Notifies the user when the server cannot be reached."""
 
 import contextlib
 import threading
@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 NOTICE_AFTER: Final = 1.0
-"""Seconds of trouble that nobody is told of: a restart of the server."""
+"""Seconds before the first notice: a restart of the server takes less."""
 REMINDER_INTERVAL: Final = 30.0
-"""Seconds from one notice of the same trouble to the next."""
+"""Seconds between two notices of the same problem."""
 
 
 class Notices:
-    """Tells of trouble soon, not too often, and one sentence at a time whichever thread notices it.
+    """Reports connection problems of all threads, at a limited rate and one message at a time.
 
     Args:
-        tell: called with each sentence.
-        now: the time, in seconds.
+        tell: called with each message.
+        now: returns the time in seconds.
     """
 
     def __init__(self, tell: Callable[[str], object], now: Callable[[], float]) -> None:
@@ -26,7 +26,13 @@ class Notices:
         self._lock = threading.Lock()
 
     def trouble(self, sentence: str, since: float | None, end: float) -> None:
-        """Tell of trouble that goes on, and when it is going to be given up."""
+        """Report a problem that persists, and the time until retries end.
+
+        Args:
+            sentence: what the problem is.
+            since: when the problem began.
+            end: when retries end.
+        """
         now = self._now()
         with self._lock:
             recently = self._told_at is not None and now - self._told_at < REMINDER_INTERVAL
@@ -36,7 +42,7 @@ class Notices:
             self._tell(f"{sentence}; giving up in {end - now:.0f} s")
 
     def over(self, server: object) -> None:
-        """Tell that the server has answered, where somebody knows of the trouble."""
+        """Report that the server answers again, if a problem was reported."""
         with self._lock:
             if self._told_at is not None:
                 self._told_at = None
@@ -44,17 +50,17 @@ class Notices:
 
     @contextlib.contextmanager
     def when_late(self, server: object, seconds: float | None, end: float) -> Iterator[None]:
-        """Tell as soon as the body has taken so many seconds."""
+        """Report a problem as soon as the body of the context takes longer than `seconds`."""
         if seconds is None:
             yield
             return
         timer = threading.Timer(seconds, self.trouble, (f"no answer from {server} yet", self._now(), end))
         timer.daemon = True
-        with contextlib.suppress(RuntimeError):  # at the end of the interpreter no thread can be started
+        with contextlib.suppress(RuntimeError):  # threads cannot be started at interpreter exit
             timer.start()
         try:
             yield
         finally:
             timer.cancel()
-            with self._lock:  # what is being told is told to the end: pytest's terminal is not for two threads
+            with self._lock:  # wait for a running report, because pytest's terminal is not thread-safe
                 pass

@@ -1,4 +1,4 @@
-"""Starts the programs of the client: the one that keeps a session alive, and those that a user asks for."""
+"""Starts child processes: the one that keeps a session alive, and the commands of users."""
 
 import os
 import subprocess
@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 def start_detached(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start a program that outlives this process and its terminal. Its standard output can be read.
+    """Start a program that outlives this process and its terminal. Its standard output is a pipe.
 
     Args:
         arguments: the program and its arguments.
-        log: the file that gets its standard error; emptied before.
-        environment: variables on top of those of this process.
+        log: file for its standard error, truncated first.
+        environment: variables in addition to those of this process.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the program cannot be started.
     """
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
@@ -26,7 +26,7 @@ def start_detached(arguments: Sequence[str], log: Path, environment: Mapping[str
             stdout=subprocess.PIPE,
             stderr=descriptor,
             text=True,
-            start_new_session=True,  # no signal of the terminal, its hang-up included, reaches it
+            start_new_session=True,  # so that signals of the terminal, including SIGHUP, do not reach it
         )
     finally:
         os.close(descriptor)
@@ -35,14 +35,14 @@ def start_detached(arguments: Sequence[str], log: Path, environment: Mapping[str
 def start(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None, defaults: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a program in this terminal, with this process's standard input and outputs.
+    """Start a program that shares this process's terminal and standard streams.
 
     Args:
         arguments: the program and its arguments.
-        environment: variables on top of those of this process.
-        defaults: variables that those of this process override.
+        environment: variables in addition to those of this process.
+        defaults: variables that this process's variables override.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the program cannot be started.
     """
     return subprocess.Popen(arguments, env={**(defaults or {}), **os.environ, **(environment or {})})

@@ -1,4 +1,4 @@
-"""Waits in the queue for the turn of a session."""
+"""Waits until a session becomes active, with long polls."""
 
 import math
 import threading
@@ -13,29 +13,29 @@ from neops_remote_lab.client.session import Session
 from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.models.session import SessionStatusResponseDto
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids
 
 LONGEST_POLL: Final = 25.0
-"""Seconds for which the server is asked to hold its answer; many proxies cut a connection that is silent for 30."""
+"""Maximum duration of a long poll, in seconds: many proxies close a connection that is idle for 30."""
 POLL_INTERVAL: Final = 1.0
-"""Least seconds from one poll to the next, for servers that do not hold their answer."""
+"""Minimum seconds between two polls, for servers without long polls."""
 SHORT_POLL: Final = 1
-"""Seconds for which the server is asked to hold its answer while something else is waited for as well."""
+"""Duration of a long poll, in seconds, while waiting for something else too."""
 
 
 class QueuePosition:
-    """The position of a session in the queue, as long polls tell it.
+    """Follows the position of a session in the queue.
 
     Args:
-        server: the way to the server.
-        session: the session, which has joined before the first poll.
-        timeout: seconds to wait for the turn, from now on.
-        request_timeout: seconds for which one short call may wait for its answer.
-        on_progress: called with the position and what it waits for whenever the position changes.
-        on_status: called with each answer.
+        server: the connection to the server.
+        session: the session; it must have joined before the first poll.
+        timeout: seconds from now on until the session must be active.
+        request_timeout: seconds to wait for the response to a short call.
+        on_progress: called with the position and what it waits for, whenever the position changes.
+        on_status: called with each response.
 
     Attributes:
-        until: when `timeout` is over, on the server connection's clock.
+        until: the end of `timeout`, on the connection's clock.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class QueuePosition:
         self.until = server.now() + timeout
 
     def wait_for_turn(self) -> None:
-        """Return when the session is active.
+        """Wait until the session is active.
 
         Raises:
-            TimeoutError: it was not in time.
+            TimeoutError: the session did not become active in time.
             SessionEnded: the server ended the session.
             httpx.HTTPError: the server refused, or cannot be reached.
         """
-        held = 0  # the first answer comes at once, to tell the user what there is to wait for
+        held = 0  # poll once without waiting, to show the user the position
         while True:
             began, known = self._server.now(), self._position
             status = self.poll(held)
@@ -75,17 +75,17 @@ class QueuePosition:
             held = self._longest_hold()
 
     def watch(self, done: threading.Event) -> None:
-        """Return when the event is set, the session is active, or the time is over; raises what `poll` does."""
+        """Poll until the event is set, the session is active, or the time is up. Raises as `poll`."""
         pace = 0.0
         while not done.wait(pace):
             began = self._server.now()
             if self.poll(SHORT_POLL).status is SessionState.ACTIVE or began >= self.until:
                 return
-            pace = max(began + POLL_INTERVAL - self._server.now(), 0)  # an older server does not hold its answer
+            pace = max(began + POLL_INTERVAL - self._server.now(), 0)  # older servers have no long polls
 
     def poll(self, held: int = 0) -> SessionStatusResponseDto:
-        """Ask once, and have the answer held for so many seconds at most; raises what `wait_for_turn` does."""
-        # a position that changed since the last answer is told at once
+        """Poll once, for at most `held` seconds. Raises as `wait_for_turn`."""
+        # With `position`, the server answers at once if the position has changed since the last poll.
         params = {"wait": held, "position": self._position} if held and self._position else {"wait": held}
         try:
             path = f"/session/{self._session.session_id}"
@@ -117,7 +117,7 @@ class QueuePosition:
             behind = f" ({status.waiting_for})" if status.waiting_for else ""
             raise self._too_late(f"position {status.position} in the queue{behind}")
         next_poll = began + POLL_INTERVAL
-        if not moved and next_poll > now:  # an older server, or one that is about to restart, answers at once
+        if not moved and next_poll > now:  # older servers and draining ones answer at once
             self._server.pause(min(next_poll, self.until) - now)
 
     def _longest_hold(self) -> int:

@@ -1,7 +1,7 @@
-"""Devices whose variables lead to them from this machine, through forwarded ports.
+"""Rewrites the variables of devices so that they are reachable from this machine, through forwarded ports.
 
-netlab's own variables name addresses of the lab host's networks, and for containers a connection of Ansible's that
-means nothing elsewhere. Here they become a port of this machine, which speaks SSH or what else the device speaks.
+netlab's variables contain addresses of the lab host's networks and, for containers, an Ansible connection that works
+only on the lab host. They are replaced by an address and a port of this machine, and by SSH where necessary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,29 +15,29 @@ if TYPE_CHECKING:  # an event loop and WebSockets, which few runs need
     from neops_remote_lab.client.forwards import Forward
 
 ORIGINAL: Final = "remote_lab_original"
-"""The variable with the values that were replaced; null where there was none."""
+"""The variable with the replaced values; null for variables that were not set."""
 SSH_PORT: Final = 22
 NETCONF_PORT: Final = 830
 _SSH: Final = "ssh"
 _ON_THE_LAB_HOST: Final = frozenset({"", "docker", "podman", "local"})
-"""Connections that work on the lab host alone."""
+"""Ansible connections that work only on the lab host."""
 _SSH_CLIENT: Final = frozenset({"ssh", "paramiko", "paramiko_ssh", "libssh", "smart"})
 _NO_HOST_KEYS: Final = {
     "ansible_host_key_checking": False,
     "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
 }
-"""A lab makes new host keys each time, and the same port of this machine leads to another device the next time."""
+"""Host keys cannot be checked: each lab has new ones, and a local port leads to another device the next time."""
 
 
 @contextmanager
 def reachable(
     devices: Sequence[DeviceInfoDto], forward: Callable[[DeviceInfoDto, int], "Forward"]
 ) -> Iterator[list[DeviceInfoDto]]:
-    """The devices, each with ports of this machine in its variables, for as long as the context lasts.
+    """The devices with ports of this machine in their variables. The ports are open until the context ends.
 
     Args:
-        devices: as the server names them.
-        forward: opens a forwarded port.
+        devices: the devices as returned by the server.
+        forward: opens a forwarded port of a device.
     """
     with ExitStack() as stack:
 

@@ -1,4 +1,4 @@
-"""The session of a client, as its parts and threads share it."""
+"""A session, shared by the parts and threads of a client."""
 
 import threading
 from typing import Any
@@ -9,19 +9,19 @@ from neops_remote_lab.client.answers import detail_of, raise_for_error
 from neops_remote_lab.client.connection import GONE, ServerConnection, headers_of
 from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids
 
 
 class Session:
-    """A session of one server. Nothing is asked here unless a method says so.
+    """A session of one server.
 
     Args:
-        server: the way to the server.
+        server: the connection to the server.
 
     Attributes:
-        session_id: what the server knows the session by; empty until it has joined, and once it is closed.
-        lost_reason: why the server ended the session; None as long as it has not.
-        left: set once this process leaves the session.
+        session_id: the id of the session; empty before the join and after the close.
+        lost_reason: why the server ended the session; None if it has not.
+        left: set when this process leaves the session.
     """
 
     def __init__(self, server: ServerConnection) -> None:
@@ -31,18 +31,18 @@ class Session:
         self._server = server
 
     def call(self, method: str, path: str, *, key: str | None = None, **options: Any) -> httpx.Response:
-        """As `ServerConnection.call`, in the name of the session.
+        """As `ServerConnection.call`, with the header of the session.
 
         Args:
             method: HTTP method.
             path: path below the server's address.
-            key: the idempotency key of a call that must not count twice.
-            options: what else `ServerConnection.call` takes.
+            key: idempotency key.
+            options: further arguments for `ServerConnection.call`.
         """
         return self._server.call(method, path, headers=headers_of(self.session_id, key), **options)
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """As `call`, for answers that say 404 both without a lab and without a session.
+        """As `call`, but raises on errors. A 404 can mean no lab or no session; this method finds out.
 
         Raises:
             SessionEnded: the server ended the session.
@@ -56,18 +56,18 @@ class Session:
         return response
 
     def require_open(self) -> None:
-        """Raise SessionEnded or SessionClosed for a session that is known to be over."""
+        """Raise SessionEnded or SessionClosed if the session is known to be over. Sends no request."""
         if self.lost_reason is not None:
             raise SessionEnded(self.lost_reason)
         if self.left.is_set():
             raise SessionClosed
 
     def require_live(self) -> None:
-        """Ask the server, and raise SessionEnded where the session is over."""
+        """Ask the server whether the session is live, and raise SessionEnded if it is not."""
         self.raise_if_gone(self.call("GET", f"/session/{self.session_id}"))
 
     def raise_if_gone(self, response: httpx.Response) -> None:
-        """Raise SessionEnded where a response says that there is no such session."""
+        """Raise SessionEnded if a response says that the session does not exist."""
         if response.status_code in GONE:
             self.lost_reason = self.lost_reason or detail_of(response)
             raise SessionEnded(self.lost_reason)

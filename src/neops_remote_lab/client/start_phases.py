@@ -1,4 +1,4 @@
-"""What netlab does while an acquire waits for a lab that starts."""
+"""Shows netlab's progress while an acquire waits for the start of a lab."""
 
 import re
 import socket
@@ -15,15 +15,15 @@ from neops_remote_lab.client.events import ACCEPT, END, events_of
 from neops_remote_lab.client.session import Session
 from neops_remote_lab.models.lab import LabStatusDto
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids
 
 FIRST_LOOK: Final = 1.0
-"""Seconds until an acquire is looked at: most of those that share a lab are over by then."""
+"""Seconds before the first check: most acquires that share a lab are done by then."""
 LOOK_EVERY: Final = 1.0
-"""Seconds between two looks at whether the lab has begun to start."""
+"""Seconds between two checks whether the start has begun."""
 CALL_TIMEOUT: Final = 10.0
 TEARDOWN: Final = "teardown of the lab before"
-"""The phase in which an acquire waits for the end of an earlier lab."""
+"""The phase while an acquire waits for the teardown of an earlier lab."""
 _PHASE: Final = re.compile(
     r"Creating configuration files|Checking virtualization provider installation|Starting .{1,40} nodes"
     r"|Deploying initial device configurations|OK: Lab devices configured"
@@ -31,7 +31,7 @@ _PHASE: Final = re.compile(
 
 
 def phase_of(line: str) -> str | None:
-    """The phase that a line of netlab's output begins, in netlab's words; None for any other line."""
+    """The phase that begins with a line of netlab's output, as netlab calls it; None for any other line."""
     text = line.strip()
     if not _PHASE.fullmatch(text):
         return None
@@ -40,12 +40,12 @@ def phase_of(line: str) -> str | None:
 
 
 class StartPhases:
-    """Follows the log of a lab that starts, in a thread of its own. A help, no duty: it tells of no trouble.
+    """Follows the log of a starting lab in a background thread. Errors are ignored.
 
     Args:
-        server: the way to the server.
-        session: whose lab it is.
-        tell: called from that thread with each phase as it begins.
+        server: the connection to the server.
+        session: the session that the lab belongs to.
+        tell: called from that thread at the beginning of each phase.
     """
 
     def __init__(self, server: ServerConnection, session: Session, tell: Callable[[str], object]) -> None:
@@ -57,10 +57,10 @@ class StartPhases:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Tell the phases while the body waits for its lab."""
+        """Report phases while the body of the context waits for its lab."""
         done = threading.Event()
         thread = threading.Thread(target=self._watch, args=(done,), name="remote-lab-phases", daemon=True)
-        with suppress(RuntimeError):  # at the end of the interpreter no thread can be started
+        with suppress(RuntimeError):  # threads cannot be started at interpreter exit
             thread.start()
         try:
             yield
@@ -80,7 +80,7 @@ class StartPhases:
                     self._say(TEARDOWN, done)
                 elif state == "starting":
                     self._follow(done)
-            except (httpx.HTTPError, RuntimeError) as error:  # the latter by httpx, for a client that was closed
+            except (httpx.HTTPError, RuntimeError) as error:  # httpx raises RuntimeError if the client was closed
                 if isinstance(error, RuntimeError) and not done.is_set():
                     raise
 
@@ -111,11 +111,11 @@ class StartPhases:
             self._tell(phase)
 
     def _cut(self) -> None:
-        """End the stream, which would go on for as long as the lab runs."""
+        """Close the stream, which would last as long as the lab."""
         with self._lock:
             stream = self._open.extensions.get("network_stream") if self._open is not None else None
             connection = stream.get_extra_info("socket") if stream is not None else None
             if connection is not None:
                 with suppress(OSError):
-                    # not the method of a TLS socket, which would take the keys from the thread that reads
+                    # Not the method of a TLS socket, which would free the TLS state that the reading thread uses.
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)

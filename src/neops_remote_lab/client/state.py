@@ -1,8 +1,8 @@
-"""Sessions that outlive the process that opened them, remembered in the user's state directory.
+"""Sessions that outlive the process that opened them, saved in the user's state directory.
 
-There is one file for each server and name, `sessions/NAME-DIGEST.json`, with the digest of the server's address; nobody
-else may read it, since a session id gives access to the lab. It holds a `KeptSession` as JSON. Beside it lie the lock
-and the log of the process that keeps the session alive (`neops_remote_lab.client.keeper`).
+Each server and name has a file `sessions/NAME-DIGEST.json` with a `KeptSession`; DIGEST is that of the server's
+address. Only the user may read it, because a session id gives access to the lab. The lock and the log of the process
+that keeps the session alive (`neops_remote_lab.client.keeper`) are beside it.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from neops_remote_lab.client.exceptions import InvalidSetting
 from neops_remote_lab.core import atomic_files
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids
 
 DEFAULT_NAME: Final = "default"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DIRECTORY_MODE: Final = 0o700
 _DIGEST_LENGTH: Final = 12
 _SAME_START: Final = 1.0
-"""Seconds by which two looks at the start time of one process may differ."""
+"""Maximum difference, in seconds, between two readings of one process's start time."""
 
 
 class ProcessRecord(BaseModel):
-    """A process of this machine, told apart from later ones with its number."""
+    """A process of this machine, identified by pid and start time, because pids are reused."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,12 +41,12 @@ class ProcessRecord(BaseModel):
 
     @classmethod
     def of(cls, pid: int | None = None) -> Self:
-        """A process that runs; this one where none is given."""
+        """The record of a running process; by default, of this one."""
         process = psutil.Process(pid)
         return cls(pid=process.pid, started=process.create_time())
 
     def find(self) -> psutil.Process | None:
-        """The process, if it still runs. Where the clock was changed meanwhile it may not be recognised."""
+        """The process, if it is still running. After a change of the system clock it may not be found."""
         with suppress(psutil.Error):
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started) < _SAME_START
@@ -56,7 +56,7 @@ class ProcessRecord(BaseModel):
 
 
 class KeptSession(BaseModel):
-    """An active session, and what a later command needs to use and to end it."""
+    """An active session, with everything that later commands need to use and end it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,10 +73,10 @@ class KeptSession(BaseModel):
 
 
 class StateDirectory:
-    """The remembered sessions of one user.
+    """The saved sessions of one user.
 
     Args:
-        directory: where the files lie; `sessions` in the user's state directory where none is given.
+        directory: directory of the files; default: `sessions` in the user's state directory.
 
     Raises:
         InvalidSetting: the user has no home directory, and no variable names another one.
@@ -86,10 +86,10 @@ class StateDirectory:
         self.directory = _user_directory() if directory is None else directory
 
     def path(self, url: str, name: str = DEFAULT_NAME, suffix: str = ".json") -> Path:
-        """The file of a session, or what lies beside it under another suffix.
+        """The file of a session, or one beside it with another suffix.
 
         Raises:
-            InvalidSetting: the name cannot be that of a file.
+            InvalidSetting: the name is not allowed.
         """
         if not _NAME.fullmatch(name):
             raise InvalidSetting(
@@ -100,34 +100,34 @@ class StateDirectory:
         return self.directory / f"{name}-{digest}{suffix}"
 
     def find(self, url: str, name: str = DEFAULT_NAME) -> KeptSession | None:
-        """The session that is remembered for a server, by its address without credentials, and a name."""
+        """The saved session for a server's address (without credentials) and a name; None if there is none."""
         return _read(self.path(url, name))
 
     def __iter__(self) -> Iterator[KeptSession]:
-        """All that are remembered, by name."""
+        """Iterate over the saved sessions, sorted by name."""
         found = map(_read, sorted(self.directory.glob("*.json")))
         return (kept for kept in found if kept is not None)
 
     def save(self, kept: KeptSession) -> None:
-        """Remember a session, in place of an earlier one of the same server and name.
+        """Save a session. An earlier one with the same server and name is replaced.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         self._make()
         atomic_files.replace(self.path(kept.url, kept.name), kept.model_dump_json(indent=2) + "\n")
 
     def forget(self, kept: KeptSession) -> None:
-        """Remove what is remembered of a session, unless the file holds a later one by now."""
+        """Remove the file of a session, unless it contains a later session by now."""
         current = self.find(kept.url, kept.name)
         if current is not None and current.session_id == kept.session_id:
             self.path(kept.url, kept.name).unlink(missing_ok=True)
 
     def lock(self, url: str, name: str = DEFAULT_NAME) -> FileLock:
-        """What the process holds that opens a session of this name or keeps it alive. Any thread may release it.
+        """The lock for opening a session of this name or keeping it alive. Any thread may release it.
 
         Raises:
-            OSError: the directory cannot be made.
+            OSError: the directory cannot be created.
         """
         self._make()
         return FileLock(self.path(url, name, ".lock"), mode=atomic_files.PRIVATE, thread_local=False)
@@ -144,7 +144,7 @@ def _user_directory() -> Path:
 
 
 def _read(path: Path) -> KeptSession | None:
-    """What a file says; None where there is none, or one that another version has written."""
+    """Read a session; None if the file does not exist or another version wrote it."""
     try:
         return KeptSession.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):

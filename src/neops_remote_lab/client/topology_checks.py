@@ -1,4 +1,4 @@
-"""Has the server check topologies while their session waits."""
+"""Lets the server check topologies while their session waits in the queue."""
 
 import threading
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from neops_remote_lab.client.session import Session
 from neops_remote_lab.client.uploads import upload_of
 from neops_remote_lab.core.topology_files import TopologyFiles
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids
 
 NO_MORE_CHECKS: Final = frozenset(
     {
@@ -23,22 +23,22 @@ NO_MORE_CHECKS: Final = frozenset(
         httpx.codes.GONE,
     }
 )
-"""What an older server answers to a check, or any server once the session is active or over."""
+"""Statuses after which further checks are useless: an older server, or a session that is active or over."""
 
 
 class TopologyChecks:
-    """The checks of one session, in a thread of their own: its turn does not wait for a check that takes long.
+    """Runs the checks of one session in a background thread, so that a slow check does not delay the session.
 
-    They help and are no duty: trouble with one of them shows when the lab is acquired.
+    The checks are optional: errors are ignored here and show when the lab is acquired.
 
     Args:
         session: the session.
-        topologies: what is checked, one after the other.
-        until: time on the server connection's clock after which nothing is tried again.
+        topologies: the topologies, checked one after the other.
+        until: time on the connection's clock after which calls are not repeated.
 
     Attributes:
-        rejected: netlab's message for each topology that it does not accept.
-        finished: set when there is nothing more to check.
+        rejected: netlab's message for each rejected topology.
+        finished: set when all checks are done.
     """
 
     def __init__(self, session: Session, topologies: Sequence[Path | TopologyFiles], until: float) -> None:
@@ -50,11 +50,11 @@ class TopologyChecks:
         self.finished = threading.Event()
 
     def start(self) -> None:
-        """Begin with the first topology."""
+        """Start the thread."""
         self._thread.start()
 
     def join(self, seconds: float) -> None:
-        """Wait at most so many seconds for the check that runs, if one does."""
+        """Wait at most `seconds` for a running check."""
         if self._thread.is_alive():
             self._thread.join(seconds)
 
@@ -67,7 +67,7 @@ class TopologyChecks:
             self.finished.set()
 
     def _check(self, topology: Path | TopologyFiles) -> bool:
-        """Ask the server about a topology; whether there is any use in another such question."""
+        """Let the server check a topology. Returns whether further checks are useful."""
         try:
             files = topology if isinstance(topology, TopologyFiles) else TopologyFiles(topology)
             with upload_of(files) as upload:

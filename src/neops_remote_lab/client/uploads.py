@@ -1,4 +1,4 @@
-"""What is sent of a topology: a form whose files are read while they are sent."""
+"""Uploads of a topology with its extra files, as a form whose files are read while they are sent."""
 
 import os
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from neops_remote_lab.core.topology_files import TopologyFiles
 
 
 class _LateFile:
-    """As much of a binary file as httpx needs, open only while it is sent: there may be more files than one process
-    may open.
+    """A binary file for httpx that is open only while it is sent, because there may be more files than a process may
+    open.
 
-    A repeated request sends it anew from its start.
+    A repeated request sends the file from its start again.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError where there is no such file."""
+        """Raises OSError if the file does not exist."""
         self._path = path
         self._size = self._left = path.stat().st_size
         self._file: IO[bytes] | None = None
@@ -27,7 +27,7 @@ class _LateFile:
         return self._size - self._left
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to the start, or tell where the end is."""
+        """Seek to the start, or return the size for SEEK_END."""
         if whence == os.SEEK_END:
             return self._size
         self.close()
@@ -52,7 +52,7 @@ class _LateFile:
 
 @contextmanager
 def upload_of(topology: TopologyFiles, **fields: str) -> Iterator[dict[str, Any]]:
-    """What `httpx.Client.request` has to know to send a topology with its extra files and other fields, once or more.
+    """Arguments for `httpx.Client.request` that upload a topology, its extra files and form fields. They are reusable.
 
     Raises:
         OSError: a file is missing, or cannot be read.

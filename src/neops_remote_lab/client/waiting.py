@@ -1,15 +1,15 @@
-"""What a session waits for, in words."""
+"""Describes what a session waits for."""
 
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.session import SessionStatusResponseDto
 
 
 def sentence(status: SessionStatusResponseDto, waited: float = 0) -> str:
-    """The place in the queue, the expected wait and who is in front, in one line.
+    """Position, estimated wait and the active session, in one line.
 
     Args:
-        status: the server's answer.
-        waited: seconds since then, by which the expected wait is shorter.
+        status: the server's response.
+        waited: seconds since that response; they are subtracted from the estimate.
     """
     parts = [f"position {status.position} in the queue"]
     if status.eta_seconds is not None and status.eta_seconds > waited:
@@ -20,7 +20,7 @@ def sentence(status: SessionStatusResponseDto, waited: float = 0) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A number of seconds as a person would say it."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

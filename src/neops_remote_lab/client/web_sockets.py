@@ -1,4 +1,4 @@
-"""Opens WebSockets to the server, the way that its HTTP API is reached, and fails as calls of that API do."""
+"""Opens WebSockets to the server, with the same settings and the same exceptions as calls of the HTTP API."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -11,18 +11,18 @@ from neops_remote_lab.client.access import Access
 from neops_remote_lab.client.answers import CALL_PATH, raise_for_error
 from neops_remote_lab.client.connection import headers_of
 
-__tracebackhide__ = True  # pytest shows the arguments of a frame, and here they hold session ids and credentials
+__tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids and credentials
 
 MAX_MESSAGE: Final = 1 << 20
-"""Longest message that is accepted, in bytes."""
+"""Maximum size of a received message, in bytes."""
 QUEUED_MESSAGES: Final = 4
-"""Messages that are read before they are asked for; then the server has to wait."""
+"""Number of received messages that are buffered before the server has to wait."""
 WRITE_LIMIT: Final = 1 << 18
-"""Bytes that are kept for a server that does not read; then whoever sends has to wait."""
+"""Number of bytes that are buffered for sending before the sender has to wait."""
 
 
 class _Connect(connect):
-    """Follows no redirect, so that the credentials go nowhere else."""
+    """A connection that follows no redirects, which could leak the credentials."""
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
@@ -33,9 +33,9 @@ class WebSockets:
     """Opens WebSockets of one session.
 
     Attributes:
-        access: the way to the server.
+        access: address, credentials, proxy and certificates.
         session_id: the session.
-        seconds: until a WebSocket must be open.
+        seconds: timeout for opening a WebSocket.
     """
 
     access: Access
@@ -43,15 +43,15 @@ class WebSockets:
     seconds: float
 
     async def open(self, path: str) -> ClientConnection:
-        """Open a WebSocket; who has it closes it.
+        """Open a WebSocket, which the caller must close.
 
         Args:
             path: path below the server's address.
 
         Raises:
-            httpx.HTTPStatusError: the server refused, in its own words.
+            httpx.HTTPStatusError: the server refused; the message is the server's.
             httpx.TransportError: the server cannot be reached.
-            InvalidSetting: the proxy in between cannot be used.
+            InvalidSetting: the proxy cannot be used.
         """
         options = self.access.web_socket(path, headers_of(self.session_id))
         request = httpx.Request("GET", self.access.url + path, extensions={CALL_PATH: path})
@@ -66,7 +66,7 @@ class WebSockets:
             )
         except InvalidStatus as error:
             raise _refused(error, request) from None
-        except ProxyError as error:  # `failures.cannot_heal` looks at the status that it begins with
+        except ProxyError as error:  # `failures.cannot_heal` expects the status at the beginning of the message
             status = error.response.status_code if isinstance(error, InvalidProxyStatus) else error
             raise httpx.ProxyError(str(status), request=request) from error
         except InvalidHandshake as error:
