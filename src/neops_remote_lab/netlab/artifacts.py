@@ -284,7 +284,7 @@ class _Collection:
         scratch = self.scratch / kind
         scratch.mkdir()
 
-        def run(name: str) -> bytes | None:
+        def run(name: str) -> Path | None:
             log = scratch / name
             limit = self.settings.max_artifact_log_bytes
             try:
@@ -294,12 +294,12 @@ class _Collection:
             except (subprocess.SubprocessError, OSError) as error:
                 self._note(f"{kind}/{name}", error)
                 return None
-            return log.read_bytes()
+            return log
 
         with ThreadPoolExecutor(PARALLEL_COMMANDS) as pool:
-            for name, printed in zip(commands, pool.map(run, commands), strict=True):
-                if printed is not None:
-                    yield name, printed
+            for name, log in zip(commands, pool.map(run, commands), strict=True):
+                if log is not None:
+                    yield name, log.read_bytes()  # here, so that one at a time is in memory
 
     def _read(self, path: Path, name: str) -> Entry | None:
         """A file as an entry; a note and None if it cannot be read."""
