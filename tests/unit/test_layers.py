@@ -36,6 +36,9 @@ CLIENT = (
 )
 """The same for the client and the pytest plugin, which share nothing with the server but what lies at the bottom."""
 
+LOCAL = "testing.local_labs"
+"""The one exception: without a server, labs are those of netlab's room, which this module loads with the first one."""
+
 
 def modules() -> dict[str, Path]:
     """Dotted name without the package's own: path of its file."""
@@ -77,6 +80,7 @@ def violations(layers: tuple[set[str], ...]) -> list[str]:
         if own is None:
             continue
         below = set().union(*layers[own + 1 :]) | {part}
+        below |= {"netlab"} if name == LOCAL else set()
         wrong += [f"{name} imports {other}" for other in imported(path) if other not in below]
     return wrong
 
@@ -89,6 +93,13 @@ def test_nothing_imports_anything_above_or_beside_it(layers: tuple[set[str], ...
 def test_the_sub_commands_alone_use_the_client() -> None:
     users = {name for name, path in modules().items() if "client" in imported(path)}
     assert {name.split(".")[0] for name in users} == {"cli", "client", "testing"}
+
+
+def test_netlabs_room_waits_until_a_run_without_a_server_has_a_lab() -> None:
+    assert not [name for name in loaded(modules()[LOCAL]) if name.startswith("netlab")]
+    imported_by_plugin = loaded_by(f"import {NAME}.testing.plugin, {NAME}.testing.holder, {NAME}.testing.lab_socket")
+    assert f"{NAME}.{LOCAL}" in imported_by_plugin
+    assert not [name for name in imported_by_plugin if name.startswith(f"{NAME}.netlab")]
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

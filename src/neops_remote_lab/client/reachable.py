@@ -7,12 +7,9 @@ only on the lab host. They are replaced by an address and a port of this machine
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol, Self
 
 from neops_remote_lab.models.lab import DeviceInfoDto
-
-if TYPE_CHECKING:  # an event loop and WebSockets, which few runs need
-    from neops_remote_lab.client.forwards import Forward
 
 ORIGINAL: Final = "remote_lab_original"
 """The variable with the replaced values; null for variables that were not set."""
@@ -29,9 +26,27 @@ _NO_HOST_KEYS: Final = {
 """Host keys cannot be checked: each lab has new ones, and a local port leads to another device the next time."""
 
 
+class Port(Protocol):
+    """What leads to a port of a device, for as long as its context lasts."""
+
+    @property
+    def host(self) -> str:
+        """An address that this machine reaches."""
+
+    @property
+    def port(self) -> int:
+        """The TCP port there."""
+
+    def __enter__(self) -> Self:
+        """The port itself."""
+
+    def __exit__(self, *_: object) -> None:
+        """It may not lead there any more."""
+
+
 @contextmanager
 def reachable(
-    devices: Sequence[DeviceInfoDto], forward: Callable[[DeviceInfoDto, int], "Forward"]
+    devices: Sequence[DeviceInfoDto], forward: Callable[[DeviceInfoDto, int], Port]
 ) -> Iterator[list[DeviceInfoDto]]:
     """The devices with ports of this machine in their variables. The ports are open until the context ends.
 
@@ -41,13 +56,13 @@ def reachable(
     """
     with ExitStack() as stack:
 
-        def open_port(device: DeviceInfoDto, port: int) -> "Forward":
+        def open_port(device: DeviceInfoDto, port: int) -> Port:
             return stack.enter_context(forward(device, port))
 
         yield [_through(device, partial(open_port, device)) for device in devices]
 
 
-def _through(device: DeviceInfoDto, forward: Callable[[int], "Forward"]) -> DeviceInfoDto:
+def _through(device: DeviceInfoDto, forward: Callable[[int], Port]) -> DeviceInfoDto:
     raw = device.raw
     connection = str(raw.get("ansible_connection") or "").rpartition(".")[2]
     usual = NETCONF_PORT if connection == "netconf" else SSH_PORT

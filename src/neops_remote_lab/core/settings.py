@@ -8,7 +8,7 @@ import argparse
 import difflib
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
@@ -109,8 +109,8 @@ def read_settings(
         ValueError: a value is invalid, or a variable with our prefix is unknown; the message names it.
     """
     environment = os.environ if environment is None else environment
-    _refuse_unknown(environment)
     names = settings_of(kind)
+    _refuse_unknown(environment, names)
     given = {name: environment[variable(name)] for name in names if environment.get(variable(name))}
     chosen = {name: flags[name] for name in names if flags and name in flags}
     try:
@@ -130,11 +130,18 @@ def _arranged(kind: type[SettingsGroup], values: Mapping[str, Any]) -> dict[str,
     return arranged
 
 
-def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    """Refuse variables with our prefix that are no setting: a mistyped one would otherwise be ignored silently."""
+def _refuse_unknown(environment: Mapping[str, str], names: Iterable[str]) -> None:
+    """Refuse variables with our prefix that are no setting: a mistyped one would otherwise be ignored silently.
+
+    Args:
+        names: the settings to read. The others need not be loaded if no other variable is set.
+    """
+    ours = {name for name in environment if name.startswith(ENVIRONMENT_PREFIX)} - OWN - set(map(variable, names))
+    if not ours:
+        return
     module, name = ALL
     known = [variable(name) for name in settings_of(getattr(importlib.import_module(module), name))]
-    unknown = [name for name in environment if name.startswith(ENVIRONMENT_PREFIX) and name not in {*known, *OWN}]
+    unknown = ours - set(known)
     problems = []
     for name in sorted(unknown):
         nearest = difflib.get_close_matches(name, known, 1)

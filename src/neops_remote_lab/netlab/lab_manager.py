@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import LiveLabState
 from neops_remote_lab.core.identity import sha256_of
 from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.lab import DeviceInfoDto, LabStatusDto
-from neops_remote_lab.netlab.failures import LabInTheWay
+from neops_remote_lab.netlab.failures import LabInTheWay, failure
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Observed, Operation, Step, Wanted, next_step
+from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, copy_topology, remove_workspace
 
@@ -58,6 +60,10 @@ class LabManager:
         self._teardown = threading.Lock()
         self._changed = threading.Event()
         self._lab: LocalLab | None = None
+        self._failed: tuple[str, str] | None = None
+        self._failed_logs = FailedLogs(
+            self._settings.work_dir, days=self._settings.failed_log_days, number=self._settings.max_failed_logs
+        )
         atexit.register(self._clean_up_at_exit)
 
     @property
@@ -171,11 +177,16 @@ class LabManager:
         """The devices of a claimed lab, which is started unless it is running."""
         if lab.state is LiveLabState.RUNNING:
             return lab.devices
+        lab_id, self._failed = lab.workspace.lab_id, None
+        self._failed_logs.keep(lab_id, lab.workspace.log)
         try:
             lab.devices = self._host_lab.start(lab.workspace, lab.interrupt)
-        except BaseException:
+        except BaseException as error:
+            self._failed = lab_id, failure(error)
+            self._failed_logs.prune()
             self._clear_if_removed(lab)
             raise
+        self._failed_logs.discard(lab_id)
         with self._guard:
             lab.references += 1
             lab.state = LiveLabState.RUNNING
@@ -250,6 +261,25 @@ class LabManager:
     def netlab_status(self) -> str | None:
         """As `HostLab.netlab_status`."""
         return self._host_lab.netlab_status()
+
+    def artifacts(self) -> bytes:
+        """Files that help to explain a failure, as a gzipped tar archive: of the running lab, or of the latest one if
+        that did not start.
+
+        Raises:
+            RuntimeError: there is no such lab.
+            OSError: the archive cannot be written.
+        """
+        now, lab, collector = Clock().now(), self._lab, self._host_lab.artifacts
+        if lab is not None and lab.state is LiveLabState.RUNNING:
+            archive = collector.of_lab(lab.workspace, lab.devices, now, lab.interrupt)
+        elif self._failed is not None:
+            lab_id, error = self._failed
+            archive = collector.of_failed_lab(lab_id, self._failed_logs.path(lab_id), error, now)
+        else:
+            raise RuntimeError("no lab is running, and none has failed to start")
+        with archive:
+            return archive.read()
 
     def sweep(self, directories: Sequence[Path] = ()) -> list[str]:
         """As `HostLab.sweep`."""

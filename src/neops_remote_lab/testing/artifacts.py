@@ -15,7 +15,7 @@ from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.sources import OFF, ON, Sources
 
 if TYPE_CHECKING:
-    from neops_remote_lab.client.lab_client import RemoteLabClient
+    from neops_remote_lab.testing.session import LabClient
 
 SECTION: Final = "remote lab artifacts"
 """Title of the section in the report of a failure."""
@@ -55,7 +55,7 @@ class ArtifactKeeper:
             self._begun.add(item.nodeid)
             shutil.rmtree(self._directory(item), ignore_errors=True)
 
-    def keep(self, item: pytest.Item, report: pytest.TestReport, client: RemoteLabClient) -> str | None:
+    def keep(self, item: pytest.Item, report: pytest.TestReport, client: LabClient) -> str | None:
         """Fetch the artifacts of the lab that a test has, if they are wanted, and tell in its report where they are.
 
         Never raises: what goes wrong is a warning and a line of the report.
@@ -75,7 +75,7 @@ class ArtifactKeeper:
         report.sections.append((SECTION, told))
         return path
 
-    def _fetch(self, item: pytest.Item, client: RemoteLabClient) -> tuple[str | None, str]:
+    def _fetch(self, item: pytest.Item, client: LabClient) -> tuple[str | None, str]:
         """Where the artifacts are now, if they are, and what to tell of them."""
         import httpx  # noqa: PLC0415 - slow, and loaded already where there is a client
 

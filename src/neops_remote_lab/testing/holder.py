@@ -11,10 +11,11 @@ import pytest
 
 from neops_remote_lab.client.connection import RESTARTING
 from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
-from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.testing.interrupt import leave_run
 from neops_remote_lab.testing.labs import LabSpec, definition_behind, is_set_up_for, item_of, labs_of
+from neops_remote_lab.testing.local_labs import Fault, LocalLabFailed
+from neops_remote_lab.testing.session import LabClient
 from neops_remote_lab.testing.sources import Sources
 from neops_remote_lab.testing.workers import KeptLab, LabsOfOneProcess
 
@@ -40,7 +41,7 @@ class LabHolder:
         workers: the other processes of the run.
     """
 
-    def __init__(self, session: pytest.Session, client: RemoteLabClient, workers: LabsOfOneProcess) -> None:
+    def __init__(self, session: pytest.Session, client: LabClient, workers: LabsOfOneProcess) -> None:
         self.client = client
         self._session = session
         self._workers = workers
@@ -174,14 +175,14 @@ class LabHolder:
         began = time.monotonic()
         try:
             devices = self.client.acquire(spec.path, spec.reuse_lab and self._workers.may_reuse, **extra)
-        except (httpx.HTTPError, TimeoutError) as error:
-            reason = str(error)
-            if _is_unreachable(error):
+        except (httpx.HTTPError, TimeoutError, LocalLabFailed) as error:
+            reason, fault = str(error), _fault_of(error)
+            if fault is Fault.MACHINE:
                 self._workers.note_failure(_LAB_HOST, reason)
-            elif spec.reuse_lab or _is_rejected(error):
+            elif spec.reuse_lab or fault is Fault.TOPOLOGY:
                 self._workers.note_failure(spec.key, reason)
                 self._told.add((spec.key, item.nodeid))
-            if _is_failed_lab(error):
+            if fault in (Fault.LAB, Fault.TOPOLOGY):
                 self._failed_for = item
         except SessionEnded as error:
             leave_run(self._session, str(error))
@@ -198,9 +199,9 @@ class LabHolder:
         try:
             with suppress(SessionEnded, SessionClosed):  # the session is over, and its lab with it
                 self.client.release(**{} if timeout is None else {"timeout": timeout})
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, LocalLabFailed) as error:
             reason = str(error)
-            if _is_unreachable(error):
+            if _fault_of(error) is Fault.MACHINE:
                 self._workers.note_failure(_LAB_HOST, reason)
         else:
             self._workers.keep(None)
@@ -216,18 +217,17 @@ class LabHolder:
             pytest.fail(f"remote lab {spec.name}: not started again: {reason}", pytrace=False)
 
 
-def _is_rejected(error: BaseException) -> bool:
-    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNPROCESSABLE_ENTITY
-
-
-def _is_failed_lab(error: BaseException) -> bool:
-    """Whether there was a lab, which netlab or the lab host could not start."""
-    failed = isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error
-    return (failed and not _is_unreachable(error)) or _is_rejected(error)
-
-
-def _is_unreachable(error: BaseException | None) -> bool:
-    """Whether the lab host did not answer, or only a proxy in front of it."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in RESTARTING
-    return error is not None and (isinstance(error, httpx.TransportError) or _is_unreachable(error.__cause__))
+def _fault_of(error: BaseException | None) -> Fault | None:
+    """What a failure concerns; None where that is one call alone, which came too late, for example."""
+    match error:
+        case LocalLabFailed():
+            return error.fault
+        case httpx.TransportError():
+            return Fault.MACHINE
+        case httpx.HTTPStatusError(response=response):
+            if response.status_code in RESTARTING:  # perhaps only a proxy in front of the lab host has answered
+                return Fault.MACHINE
+            rejected = response.status_code == httpx.codes.UNPROCESSABLE_ENTITY
+            return Fault.TOPOLOGY if rejected else Fault.LAB if response.is_server_error else None
+        case _:
+            return _fault_of(error.__cause__) if error is not None else None

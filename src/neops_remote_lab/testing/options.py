@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     import pytest
 
 SETTINGS: dict[str, tuple[str, str | None, str]] = {
-    "url": ("URL", None, "address of the server, such as `http://lab-host:8000`; a proxy in front may add a path"),
+    "url": (
+        "URL",
+        None,
+        "address of the server, such as `http://lab-host:8000/path`, or `local`: this machine's own netlab",
+    ),
     "request_timeout": ("SECONDS", "30", "seconds for one short call"),
     "session_timeout": ("SECONDS", "600", "seconds to wait in the queue"),
     "acquisition_timeout": ("SECONDS", "600", "seconds until one lab is free and up"),

@@ -15,9 +15,9 @@ import pytest
 from neops_remote_lab.testing import options
 
 if TYPE_CHECKING:
-    from neops_remote_lab.client.lab_client import RemoteLabClient
     from neops_remote_lab.testing.holder import LabHolder
     from neops_remote_lab.testing.run import LabRun
+    from neops_remote_lab.testing.session import LabClient
 
 MARKER = "remote_lab"
 _run = pytest.StashKey["LabRun"]()
@@ -104,7 +104,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def remote_lab_client(request: pytest.FixtureRequest) -> RemoteLabClient:
+def remote_lab_client(request: pytest.FixtureRequest) -> LabClient:
     """The session with the lab host that `--remote-lab-url` names: active, and ended with the run."""
     __tracebackhide__ = True
     if request.config.getoption("setuponly", False):
@@ -113,7 +113,7 @@ def remote_lab_client(request: pytest.FixtureRequest) -> RemoteLabClient:
 
 
 @pytest.fixture(scope="session")
-def _remote_lab_holder(request: pytest.FixtureRequest, remote_lab_client: RemoteLabClient) -> Iterator[LabHolder]:
+def _remote_lab_holder(request: pytest.FixtureRequest, remote_lab_client: LabClient) -> Iterator[LabHolder]:
     with _run_of(request.session).holding(remote_lab_client) as holder:
         yield holder
 

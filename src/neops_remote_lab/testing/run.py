@@ -16,9 +16,8 @@ from neops_remote_lab.testing.artifacts import ArtifactKeeper
 from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
 
 if TYPE_CHECKING:  # a run may declare labs and choose none of their tests: httpx and pydantic wait until one is used
-    from neops_remote_lab.client.lab_client import RemoteLabClient
     from neops_remote_lab.testing.holder import LabHolder
-    from neops_remote_lab.testing.session import LabSession
+    from neops_remote_lab.testing.session import LabClient, LabSession
     from neops_remote_lab.testing.workers import LabsOfOneProcess
 
 _CLIENT_FIXTURE = "remote_lab_client"
@@ -43,7 +42,7 @@ class LabRun:
     def _workers(self) -> LabsOfOneProcess:
         return xdist.labs_of(self._session.config)
 
-    def wait(self) -> RemoteLabClient:
+    def wait(self) -> LabClient:
         """The client of an active session."""
         __tracebackhide__ = True
         return self._joined().wait()
@@ -54,7 +53,7 @@ class LabRun:
             self._lab_session.leave()
 
     @contextmanager
-    def holding(self, client: RemoteLabClient) -> Iterator[LabHolder]:
+    def holding(self, client: LabClient) -> Iterator[LabHolder]:
         """Hold labs of a client, which is one that a conftest file has put in the place of ours or our own."""
         from neops_remote_lab.client.connection import CLOSE_TIMEOUT  # noqa: PLC0415 - slow, and only needed with a lab
         from neops_remote_lab.testing.holder import LabHolder  # noqa: PLC0415

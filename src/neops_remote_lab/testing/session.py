@@ -18,9 +18,12 @@ from neops_remote_lab.core.text import one_line, printable_lines
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.interrupt import LostSession, ended_by_signals, leave_run
+from neops_remote_lab.testing.local_client import LocalLabClient
+from neops_remote_lab.testing.local_labs import local_labs
 from neops_remote_lab.testing.settings import LabHostSettings
 from neops_remote_lab.testing.sources import Sources
 
+LabClient = RemoteLabClient | LocalLabClient
 T = TypeVar("T")
 
 
@@ -63,20 +66,20 @@ class LabSession:
         self._lost = LostSession(session)
         self._ends = ExitStack()
         self._began = 0.0
-        self.client: RemoteLabClient | None = None
+        self.client: LabClient | None = None
         self.waited: float | None = None
         self._failure: str | None = None
 
-    def join(self) -> RemoteLabClient:
+    def join(self) -> LabClient:
         """Join the queue and have the topologies checked, once; the client, which may not be active yet."""
         if self.client is None:
             self.client = self._try(self._new_client)
             xdist.announce(self._session.config, self.client)
             for topology, message in self.client.rejected.items():
-                _say(self._session.config, f"{topology.name}: {message}")
+                say(self._session.config, f"{topology.name}: {message}")
         return self.client
 
-    def wait(self) -> RemoteLabClient:
+    def wait(self) -> LabClient:
         """Wait until the session is active, unless netlab accepts none of its topologies."""
         client = self.join()
         if not client.closed:
@@ -98,19 +101,24 @@ class LabSession:
     def _end_at_once(self) -> None:
         """End the session on a connection of its own, whatever the main thread does meanwhile."""
         self._lost.expect()
+        if isinstance(self.client, LocalLabClient):
+            self.client.close()
+            return
         session_id = self.client.session_id if self.client is not None else ""
         if session_id:
             with ServerConnection(self._settings.url, credentials=self._settings.credentials) as server:
                 server.end_session(session_id)
 
-    def _new_client(self) -> RemoteLabClient:
+    def _new_client(self) -> LabClient:
         config, settings = self._session.config, self._settings
         self._began = time.monotonic()
         self._ends.enter_context(self._lost.watched())
         if not xdist.is_worker(config):  # the controller ends the session of its workers
             self._ends.enter_context(ended_by_signals(self._end_at_once))
         xdist.note_use(config)
-        _say(config, f"joining the queue of {settings.shown_url}")
+        if settings.is_local:
+            return LocalLabClient(xdist.labs_of_controller(config) or local_labs(config))
+        say(config, f"joining the queue of {settings.shown_url}")
         return RemoteLabClient(
             settings.url,
             settings.request_timeout,
@@ -123,7 +131,7 @@ class LabSession:
             on_progress=_progress(config),
             on_lost=self._lost.stop_run,
             unreachable_timeout=settings.unreachable_timeout,
-            on_trouble=lambda sentence: _say(config, sentence),
+            on_trouble=lambda sentence: say(config, sentence),
             **{name: getattr(settings.credentials, name) for name in Credentials.NAMES},
         )
 
@@ -142,15 +150,15 @@ class LabSession:
 def _progress(config: pytest.Config) -> Callable[[int, str | None], None]:
     def show(position: int, waiting_for: str | None) -> None:
         if position == 0:
-            _say(config, "it is our turn")
+            say(config, "it is our turn")
         else:
             # Labels of other clients: a line break in one would forge a line of this run.
-            _say(config, one_line(f"position {position} in the queue" + (f", {waiting_for}" if waiting_for else "")))
+            say(config, one_line(f"position {position} in the queue" + (f", {waiting_for}" if waiting_for else "")))
 
     return show
 
 
-def _say(config: pytest.Config, text: str) -> None:
+def say(config: pytest.Config, text: str) -> None:
     """Show a line at once, also while pytest captures what tests print."""
     text = printable_lines(text)
     capture = config.pluginmanager.get_plugin("capturemanager")

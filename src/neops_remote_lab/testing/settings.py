@@ -7,7 +7,7 @@ from typing import Self
 from neops_remote_lab.client.access import Access, Credentials
 from neops_remote_lab.client.exceptions import InvalidSetting
 from neops_remote_lab.testing import ci
-from neops_remote_lab.testing.sources import Sources
+from neops_remote_lab.testing.sources import LOCAL, Sources
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class LabHostSettings:
     """Where the lab host is and how long to wait for it; times are in seconds.
 
     Attributes:
-        url: its address, which may hold a user name and a password.
+        url: its address, which may hold a user name and a password, or `LOCAL`.
         shown_url: the same without them.
         credentials: what else is needed to get in.
         request_timeout: for one short call.
@@ -36,6 +36,11 @@ class LabHostSettings:
     access: str | None
     job: str | None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether there is no server."""
+        return self.url == LOCAL
+
     @classmethod
     def read(cls, sources: Sources) -> Self:
         """Read the settings, and check that with them and with what the environment says of proxies and certificates
@@ -49,11 +54,11 @@ class LabHostSettings:
             raise RuntimeError("REMOTE_LAB_URL is not set: it names the lab host, for example http://lab-host:8000")
         credentials = reduce(Credentials.over, map(_credentials, sources.apart()))
         url, source = given
-        access = Access(url, credentials, name=source)
+        shown = LOCAL if url == LOCAL else Access(url, credentials, name=source).url
         try:
             return cls(
                 url,
-                access.url,
+                shown,
                 credentials,
                 request_timeout=sources.value("request_timeout"),
                 session_timeout=sources.value("session_timeout"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import pytest
 
 from neops_remote_lab.testing.labs import ACCESSES
 from neops_remote_lab.testing.options import SETTINGS, flag, key, variable
+
+LOCAL: Final = "local"
+"""The address that stands for this machine's own netlab, without a server."""
 
 
 def seconds(text: str) -> float:
@@ -102,6 +105,11 @@ class Sources:
             return found[0]
         kind, default, _ = SETTINGS[name]
         return None if default is None else READERS[kind](default)
+
+    def is_local(self) -> bool:
+        """Whether the labs are those of this machine, without a server."""
+        given = self.given("url")
+        return given is not None and given[0] == LOCAL
 
     def apart(self) -> Iterator[Sources]:
         """Each source without the others, for settings that have to come from the same one."""

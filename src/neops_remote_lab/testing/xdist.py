@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from neops_remote_lab.testing import options
+
 if TYPE_CHECKING:  # xdist need not be installed, and httpx has to wait until a lab is used
     from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
     from neops_remote_lab.client.connection import ServerConnection
-    from neops_remote_lab.client.lab_client import RemoteLabClient
+    from neops_remote_lab.testing.lab_socket import LabsOfController
+    from neops_remote_lab.testing.local_labs import LocalLabs
+    from neops_remote_lab.testing.session import LabClient
     from neops_remote_lab.testing.workers import LabsOfOneProcess
 
 _SESSION = "remote_lab_session"
@@ -29,6 +33,7 @@ _REFERENCES = "remote_lab_references"
 _FAREWELL = "remote_lab_farewell"
 _DIRECTORY = "remote_lab_directory"
 _COPIES = "remote_lab_copies"
+_LABS = "remote_lab_labs"
 
 
 def register(config: pytest.Config) -> None:
@@ -67,13 +72,22 @@ def copy_of(config: pytest.Config) -> str:
     return str(workerinput["workerid"]) if workerinput.get(_COPIES, 1) > 1 else ""
 
 
+def labs_of_controller(config: pytest.Config) -> LabsOfController | None:
+    """The labs of the machine of this process, where its controller has them."""
+    if not (is_worker(config) and (address := config.workerinput.get(_LABS))):  # type: ignore[attr-defined]
+        return None
+    from neops_remote_lab.testing.lab_socket import LabsOfController  # noqa: PLC0415 - only for a run without a server
+
+    return LabsOfController(address)
+
+
 def note_use(config: pytest.Config) -> None:
     """Tell the controller, if there is one on this machine, that the run is going to have a session."""
     if is_worker(config) and (directory := config.workerinput.get(_DIRECTORY)):  # type: ignore[attr-defined]
         Path(directory, _SESSION).touch()
 
 
-def announce(config: pytest.Config, client: RemoteLabClient) -> None:
+def announce(config: pytest.Config, client: LabClient) -> None:
     """Tell the controller, if there is one, which session is to be ended."""
     worker = config.pluginmanager.get_plugin("remote-lab-worker")
     if worker is not None:
@@ -91,7 +105,7 @@ class Worker:
     """Hooks of a process that runs tests."""
 
     def __init__(self) -> None:
-        self.client: RemoteLabClient | None = None
+        self.client: LabClient | None = None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -116,6 +130,7 @@ class Controller:
         self._running: set[str] = set()
         self._sessions: set[str] = set()
         self._held: dict[str, tuple[str, list[str]]] = {}
+        self._labs: LocalLabs | None = None
 
     def pytest_configure_node(self, node: WorkerController) -> None:
         """Tell a worker what it shares with the others, and remember by which key their session can be found."""
@@ -124,10 +139,12 @@ class Controller:
 
             self._directory = Path(tempfile.mkdtemp(prefix="neops-remote-lab-run-"))
             self._signals.enter_context(ended_by_signals(self._end, self._uses_labs))
+            self._offer_labs(self._directory / "labs")
         self._key = _key(node.workerinput)
         self._running.add(node.gateway.id)
         self._has_remote |= not _is_local(node)
         node.workerinput[_DIRECTORY] = str(self._directory) if _is_local(node) else ""
+        node.workerinput[_LABS] = str(self._directory / "labs") if self._labs is not None and _is_local(node) else ""
         node.workerinput[_COPIES] = len(node.nodemanager.specs) if node.config.getoption("dist") == "each" else 1
 
     @pytest.hookimpl(tryfirst=True)
@@ -168,6 +185,21 @@ class Controller:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
+    def _offer_labs(self, address: Path) -> None:
+        """Have the labs of this machine, for the workers to use, in a run without a server."""
+        if not options.is_given(self._config, "url"):
+            return
+        from neops_remote_lab.testing.sources import Sources  # noqa: PLC0415 - of no use to runs without a lab host
+
+        if not Sources.of(self._config).is_local():
+            return
+        from neops_remote_lab.testing.lab_socket import LabSocket  # noqa: PLC0415 - only for a run without a server
+        from neops_remote_lab.testing.local_labs import local_labs  # noqa: PLC0415
+
+        with contextlib.suppress(ValueError):  # the workers are going to complain
+            self._labs = local_labs(self._config)
+            self._signals.callback(LabSocket(self._labs, str(address)).close)
+
     def _uses_labs(self) -> bool:
         if self._directory is None:
             return False
@@ -176,7 +208,9 @@ class Controller:
     def _end(self) -> None:
         sessions, unknown = self._sessions, bool(self._running) and self._uses_labs()
         self._sessions, self._running = set(), set()
-        if sessions or unknown:
+        if self._labs is not None:
+            self._labs.close()
+        elif sessions or unknown:
             _end(self._config, sessions, self._key)
 
 
@@ -231,6 +265,6 @@ def _server(config: pytest.Config) -> ServerConnection | None:
 
     try:
         settings = LabHostSettings.read(Sources.of(config))
-        return ServerConnection(settings.url, credentials=settings.credentials)
+        return None if settings.is_local else ServerConnection(settings.url, credentials=settings.credentials)
     except (InvalidSetting, RuntimeError):  # the workers have told what is wrong with the address
         return None
