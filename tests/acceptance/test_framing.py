@@ -14,6 +14,8 @@ GET = b"GET /healthz HTTP/1.1\r\n"
 POST = b"POST /session HTTP/1.1\r\nHost: x\r\n"
 BODY = b'{"purpose": "p"}'
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+UPGRADE = b"Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+SHAKE = UPGRADE + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 SMUGGLED = b"GET /debug/health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 REFUSED = {
@@ -80,6 +82,15 @@ REFUSED = {
     "a chunk size with a prefix": CHUNKED + b"0x2\r\n{}\r\n0\r\n\r\n",
     "an endless chunk size": CHUNKED + b"f" * 40 + b"\r\n",
     "a chunk that is longer than its size": CHUNKED + b"1\r\n{}\r\n0\r\n\r\n",
+    "a WebSocket with a body": GET + SHAKE + b"Content-Length: 5\r\n\r\n12345",
+    "a WebSocket with chunks": GET + SHAKE + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a WebSocket by POST": b"POST /session HTTP/1.1\r\n" + SHAKE + b"\r\n",
+    "a WebSocket in HTTP/1.0": b"GET /healthz HTTP/1.0\r\n" + SHAKE + b"\r\n",
+    "a WebSocket or something else": GET + SHAKE + b"Upgrade: h2c\r\n\r\n",
+    "something else or a WebSocket": GET + b"Upgrade: h2c\r\n" + SHAKE + b"\r\n",
+    "a WebSocket in a list": GET + SHAKE.replace(b": websocket", b": h2c, WebSocket") + b"\r\n",
+    "a WebSocket without a key": GET + UPGRADE + b"\r\n",
+    "a WebSocket with another key": GET + UPGRADE + b"Sec-WebSocket-Key: x\r\n\r\n",
 }
 """All of these get 400, and the connection is closed."""
 
@@ -102,6 +113,9 @@ LAST = {
     "chunks": (CHUNKED + b"10\r\n" + BODY + b"\r\n0\r\n\r\n", 201),
     "chunks of any case": (POST + b"transfer-encoding: Chunked\r\n\r\n10\r\n" + BODY + b"\r\n0\r\n\r\n", 201),
     "a chunk extension": (CHUNKED + b"10;a=b\r\n" + BODY + b"\r\n0;c\r\n\r\n", 201),
+    "a WebSocket that there is not": (GET + SHAKE + b"\r\n", 403),
+    "a WebSocket with a long header": (GET + SHAKE + b"X-A: " + b"b" * 9000 + b"\r\n\r\n", 431),
+    "a WebSocket with many headers": (GET + SHAKE + b"X-A: b\r\n" * 200 + b"\r\n", 431),
     "trailers": (CHUNKED + b"10\r\n" + BODY + b"\r\n0\r\nX-A: b\r\n\r\n", 201),
 }
 """These are answered, and the connection is closed: what follows is not a request any more."""

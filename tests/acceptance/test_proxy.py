@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,10 +15,14 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from neops_remote_lab.client import RemoteLabClient
 from neops_remote_lab.client.access import Access, Credentials
-from tests.fakes import topology_text
+from tests import device_network
+from tests.device_network import ECHO, needs_network, nodes_that_answer
+from tests.fakes import topology_text, wait_until
 from tests.nginx import Nginx, needs_nginx, running_nginx
 from tests.plugin import queue
 from tests.server import LabServer, running_server
@@ -194,6 +200,48 @@ def test_the_log_is_a_live_stream(token_proxy: Nginx) -> None:
             else:
                 pytest.fail("the stream ended before the lab was up")
         client.delete(f"/session/{headers['X-Session-ID']}")
+
+
+@needs_network
+def test_connections_to_devices_get_through(proxy: Nginx, host: LabServer) -> None:
+    context = ssl.create_default_context(cafile=proxy.files.ca)
+    if proxy.way == "certificate":
+        context.load_cert_chain(proxy.files.certificate, proxy.files.key)
+    with http(proxy) as client:
+        session = client.post("/session").json()["session_id"]
+        headers = {"X-Session-ID": session}
+        if authorization := client.build_request("GET", "/").headers.get("Authorization"):
+            headers["Authorization"] = authorization
+        if isinstance(client.auth, httpx.BasicAuth):
+            headers["Authorization"] = next(client.auth.auth_flow(client.build_request("GET", "/"))).headers[
+                "Authorization"
+            ]
+        address = f"wss://localhost:{proxy.port}/lab/devices/r1/tcp"
+        with pytest.raises(InvalidStatus) as refused:
+            connect(f"{address}/{ECHO}", ssl=context, additional_headers=headers, legacy=True)
+        assert refused.value.response.status_code == 404
+        assert json.loads(bytes(refused.value.response.body))["detail"].startswith("no lab is running")
+        assert client.post(
+            "/lab", files={"topology": ("lab.yml", device_network.topology(1))}, headers={"X-Session-ID": session}
+        ).is_success
+        with nodes_that_answer(host.fake):
+            connection = connect(f"{address}/{ECHO}", ssl=context, additional_headers=headers, legacy=True)
+            connection.send(b"x" * 1_000_000)
+            received = 0
+            while received < 1_000_000:
+                received += len(connection.recv(10))
+            client.delete(f"/session/{session}")
+            with pytest.raises(ConnectionClosed):
+                connection.recv(2)
+            assert connection.close_code == 4410
+        wait_until(host.is_clean, 20, "the lab is not torn down")
+
+
+def test_another_protocol_is_not_passed_on(token_proxy: Nginx) -> None:
+    with http(token_proxy) as client:
+        for upgrade in ("h2c", "websocket, h2c"):
+            headers = {"Connection": "Upgrade", "Upgrade": upgrade}
+            assert client.get("/healthz", headers=headers).status_code == 204, upgrade
 
 
 def test_an_address_without_tls_is_told_where_the_redirect_leads(token_proxy: Nginx) -> None:

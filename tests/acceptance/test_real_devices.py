@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.acceptance.test_real_netlab import ROUTERS, on_lab_host
+from tests.acceptance.test_device_tcp import CUT_WITHIN, closed, open_connection, refusal
+from tests.acceptance.test_real_netlab import PAIR, ROUTERS, on_lab_host
+from tests.device_network import NOTHING, SERVICES, SOURCE
 from tests.fakes import wait_until
 from tests.server import LabServer, running_real_server
 
@@ -20,17 +27,31 @@ pytestmark = [pytest.mark.netlab, on_lab_host]
 
 @pytest.fixture(scope="module")
 def lab_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
-    with running_real_server(tmp_path_factory.mktemp("host"), kill_grace="1") as server:
+    with running_real_server(tmp_path_factory.mktemp("host"), kill_grace="1", connect_timeout="2") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def session(lab_host: LabServer) -> str:
-    """The active session, with a lab of three routers."""
-    session = lab_host.join()
-    answer = lab_host.acquire(session, ROUTERS, "ospf.yml")
+def joined(lab_host: LabServer) -> str:
+    """The active session."""
+    return lab_host.join()
+
+
+def have_lab(server: LabServer, session: str, topology: str) -> None:
+    """Have a lab of this topology, whatever there was before."""
+    answer = server.acquire(session, topology)
+    if answer.status_code == 423:
+        with server.client(session) as client:
+            assert client.delete("/lab").status_code == 202
+        answer = server.acquire(session, topology)
     assert answer.status_code == 200, answer.text
-    return session
+
+
+@pytest.fixture
+def session(lab_host: LabServer, joined: str) -> str:
+    """The active session, with a lab of three routers."""
+    have_lab(lab_host, joined, ROUTERS)
+    return joined
 
 
 def execute(server: LabServer, session: str, node: str = "r1", **body: Any) -> httpx.Response:
@@ -102,3 +123,82 @@ def test_what_is_left_in_the_background_goes_on(lab_host: LabServer, session: st
     container = container_of(lab_host, session)
     assert execute(lab_host, session, command="sleep 1003 >/dev/null 2>&1 &").json()["exit_status"] == 0
     assert "sleep 1003" in processes(container)
+
+
+# Connections
+
+
+@contextmanager
+def services(container: str) -> Iterator[None]:
+    """Programs that listen on some ports of a router, as the tests with a fake Docker have them."""
+    command = ["ip", "netns", "exec", container, sys.executable, "-I", "-c", SERVICES]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            process.kill()
+
+
+def test_a_port_of_a_router_is_reached(lab_host: LabServer, session: str) -> None:
+    sent = os.urandom(3_000_000)
+    with services(container_of(lab_host, session, "r2")), open_connection(lab_host, session, "r2") as connection:
+
+        def send() -> None:
+            for start in range(0, len(sent), 65536):
+                connection.send(sent[start : start + 65536])
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        received = b""
+        while len(received) < len(sent):
+            piece = connection.recv(10)
+            assert isinstance(piece, bytes)
+            received += piece
+        sender.join()
+        assert received == sent
+    assert refusal(lab_host, session, "r2", NOTHING) == (502, f"r2, TCP port {NOTHING}: connection refused")
+
+
+def test_connections_are_cut_with_the_last_reference(lab_host: LabServer, session: str) -> None:
+    with lab_host.client(session) as client, services(container_of(lab_host, session)):
+        idle, busy = open_connection(lab_host, session), open_connection(lab_host, session, port=SOURCE)
+        assert busy.recv(10)
+        for _ in range(client.get("/lab").json()["ref_count"]):
+            assert client.post("/lab/release").status_code == 204
+        began = time.monotonic()
+        assert closed(idle, CUT_WITHIN)[0] == 4410
+        assert closed(busy, CUT_WITHIN)[0] == 4410
+        assert time.monotonic() - began < CUT_WITHIN
+
+
+def test_a_node_without_a_management_network_is_501(lab_host: LabServer, joined: str) -> None:
+    have_lab(lab_host, joined, PAIR.replace("[r1, r2]", "{r1: {}, r2: {clab.network-mode: none}}"))
+    assert execute(lab_host, joined, "r2", command="hostname").json()["stdout"] == "r2\n"
+    status, detail = refusal(lab_host, joined, "r2")
+    assert (status, "r2 has no address in a network of Docker's own" in detail) == (501, True)
+
+
+def test_an_address_of_this_host_is_not_reached_although_docker_gives_it_to_a_node(
+    lab_host: LabServer, joined: str
+) -> None:
+    host, subnet = "198.18.253.7", "198.18.253.0/24"
+    subprocess.run(["ip", "addr", "add", f"{host}/32", "dev", "lo"], check=True)
+    try:
+        with socket.create_server((host, 0)) as listener:
+            claims = f"addressing.mgmt: {{_network: neops-test-claims, ipv4: {subnet}, start: 50}}\n"
+            nodes = f"{{r1: {{mgmt.ipv4: {host}}}, r2: {{}}}}"
+            have_lab(lab_host, joined, claims + PAIR.replace("[r1, r2]", nodes))
+            assert refusal(lab_host, joined, "r1", listener.getsockname()[1])[0] in {501, 502, 504}
+            listener.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                listener.accept()
+            with services(container_of(lab_host, joined, "r2")), open_connection(lab_host, joined, "r2") as connection:
+                connection.send(b"x")
+                assert connection.recv(10) == b"x"
+        with lab_host.client(joined) as client:
+            client.delete("/lab")
+        wait_until(lambda: not lab_host.netlab.leftovers(), 60, "the lab is not torn down")
+    finally:
+        subprocess.run(["ip", "addr", "del", f"{host}/32", "dev", "lo"], check=True)

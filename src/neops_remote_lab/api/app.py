@@ -11,7 +11,7 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
 from neops_remote_lab import __version__
@@ -63,6 +63,8 @@ def _routes() -> list[BaseRoute]:
         Route("/lab", labs.destroy_lab, methods=["DELETE"]),
         Route("/lab/devices", labs.list_devices, methods=["GET"]),
         Route("/lab/devices/{name}/exec", devices.execute, methods=["POST"]),
+        WebSocketRoute("/lab/devices/{name}/tcp/{port}", devices.forward),
+        Route("/lab/devices/{name}/tcp/{port}", devices.upgrade_required, methods=["GET"]),
         Route("/lab/log", labs.get_log, methods=["GET"]),
         Route("/lab/artifacts", labs.get_artifacts, methods=["GET"]),
         Route("/lab/release", labs.release_lab, methods=["POST"]),

@@ -4,18 +4,24 @@ A refusal is a `Refused`, for which `api.errors` has the status. What a device p
 """
 
 import base64
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Final
 
 from starlette import status
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.websockets import WebSocket
 
+from neops_remote_lab.api.device_connections import Close, CloseCode, join, refuse
 from neops_remote_lab.api.requests import active_caller, parse, read_body, refuse_while_draining, while_connected
 from neops_remote_lab.api.responses import json_response
+from neops_remote_lab.labs.accesses import TooMany
 from neops_remote_lab.labs.settings import DeviceSettings
 from neops_remote_lab.models import ExecRequestDto, ExecResponseDto
 from neops_remote_lab.netlab.node_commands import Completed
+
+LAST_PORT: Final = 65535
 
 
 async def execute(request: Request) -> Response:
@@ -57,3 +63,36 @@ def _described(completed: Completed) -> bytes:
             fields[f"{name}_base64"] = base64.b64encode(printed).decode()
     described = ExecResponseDto(**fields, truncated=completed.truncated)
     return described.model_dump_json(exclude_none=True).encode()
+
+
+async def forward(websocket: WebSocket) -> None:
+    """Join a WebSocket with a TCP connection to a device."""
+    services, session_id = await active_caller(websocket)
+    refuse_while_draining(services)
+    port = _port(websocket.path_params["port"])
+    devices = services.devices
+    with services.queue.open_call(session_id), ExitStack() as holds:
+        try:
+            holds.enter_context(devices.connection(session_id))
+        except TooMany as error:
+            await refuse(websocket, Close(CloseCode.TRY_LATER, str(error)))
+            return
+        name = websocket.path_params["name"]
+        node = await devices.node(session_id, name)
+        access = holds.enter_context(devices.access(session_id))
+        channel = await devices.connect(node, name, port)
+        await join(websocket, channel, cut=access.cut, idle_timeout=services.settings.devices.connection_idle_timeout)
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdecimal() and 0 < (port := int(text[:6])) <= LAST_PORT:
+        return port
+    detail = f"a TCP port is a number from 1 to {LAST_PORT}"
+    raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+
+
+async def upgrade_required(_request: Request) -> Response:
+    """What a WebSocket answers to a request that does not ask for one."""
+    detail = "this is a WebSocket: ask for it with `Connection: Upgrade` and `Upgrade: websocket`"
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    raise HTTPException(status.HTTP_426_UPGRADE_REQUIRED, detail=detail, headers=headers)

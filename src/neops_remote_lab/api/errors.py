@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from starlette import status
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 
-from neops_remote_lab.api.responses import error_response
+from neops_remote_lab.api.responses import NEVER_SNIFFED, error_response
 from neops_remote_lab.core.log_format import shorten_ids
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.labs.refusals import Reason, Refused
@@ -33,6 +33,8 @@ STATUS: Final[Mapping[Reason, int]] = {
     Reason.TAKEN_ALREADY: status.HTTP_429_TOO_MANY_REQUESTS,
     Reason.FAILED: status.HTTP_500_INTERNAL_SERVER_ERROR,
     Reason.UNSUPPORTED: status.HTTP_501_NOT_IMPLEMENTED,
+    Reason.UNREACHABLE: status.HTTP_502_BAD_GATEWAY,
+    Reason.CONNECT_TIMED_OUT: status.HTTP_504_GATEWAY_TIMEOUT,
     Reason.SERVER_ENDS: status.HTTP_503_SERVICE_UNAVAILABLE,
     Reason.HOST_IS_FULL: status.HTTP_507_INSUFFICIENT_STORAGE,
 }
@@ -45,15 +47,18 @@ DATABASE_RETRY_AFTER: Final = 5
 """Seconds in `Retry-After` when the database cannot be used."""
 
 
-async def _http_exception(_request: Request, error: Exception) -> Response:
+async def _http_exception(request: HTTPConnection, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
+    detail, headers = error.detail, dict(error.headers or {})
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
-        return error_response("this path does not take that method: see /docs", 405, error.headers)
-    return error_response(error.detail, error.status_code, error.headers)
+        detail = "this path does not take that method: see /docs"
+    if request.scope["type"] == "websocket":  # uvicorn adds it to the others alone
+        headers |= [NEVER_SNIFFED]
+    return error_response(detail, error.status_code, headers)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _refused(request: HTTPConnection, error: Exception) -> Response:
     if not isinstance(error, Refused):
         raise error
     headers = None
@@ -62,24 +67,25 @@ async def _refused(request: Request, error: Exception) -> Response:
     return await _http_exception(request, HTTPException(STATUS[error.reason], detail=str(error), headers=headers))
 
 
-async def _database_fails(request: Request, error: Exception) -> Response:
-    path = one_line(shorten_ids(request.url.path))
-    logger.error("%s %s failed: the database says: %s", request.method, path, error)
+async def _database_fails(request: HTTPConnection, error: Exception) -> Response:
+    method, path = request.scope.get("method", "WebSocket"), one_line(shorten_ids(request.url.path))
+    logger.error("%s %s failed: the database says: %s", method, path, error)
     detail = f"the server's database cannot be used ({error}): nothing was changed; try again later"
     headers = {"Retry-After": str(DATABASE_RETRY_AFTER)}
-    return error_response(detail, status.HTTP_503_SERVICE_UNAVAILABLE, headers)
+    failed = HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail=detail, headers=headers)
+    return await _http_exception(request, failed)
 
 
-async def _client_left(_request: Request, _error: Exception) -> Response:
+async def _client_left(_request: HTTPConnection, _error: Exception) -> Response:
     return Response(status_code=status.HTTP_400_BAD_REQUEST)
 
 
-async def _unexpected(_request: Request, _error: Exception) -> Response:
+async def _unexpected(_request: HTTPConnection, _error: Exception) -> Response:
     detail = "the server failed; its log says why"
     return error_response(detail, status.HTTP_500_INTERNAL_SERVER_ERROR)
 
 
-HANDLERS: Final[Mapping[Any, Callable[[Request, Exception], Coroutine[Any, Any, Response]]]] = {
+HANDLERS: Final[Mapping[Any, Callable[[HTTPConnection, Exception], Coroutine[Any, Any, Response]]]] = {
     HTTPException: _http_exception,
     Refused: _refused,
     DatabaseError: _database_fails,

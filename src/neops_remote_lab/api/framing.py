@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from neops_remote_lab.api.send_timeout import SendTimeout
+
 MAX_HEAD_BYTES: Final = 65_536
 """Maximum size of the request line with all headers."""
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEAD = re.compile(
-    rb"%b [\x21-\x7e]+ HTTP/1\.(?P<minor>[01])\r\n(?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n" % (_TOKEN, _TOKEN)
+    rb"(?P<method>%b) [\x21-\x7e]+ HTTP/1\.(?P<minor>[01])\r\n(?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
+    % (_TOKEN, _TOKEN)
 )
-_FRAMING = re.compile(rb"^(host|content-length|transfer-encoding):(.*)\r$", re.IGNORECASE | re.MULTILINE)
+_FRAMING = re.compile(rb"^(host|content-length|transfer-encoding|upgrade):(.*)\r$", re.IGNORECASE | re.MULTILINE)
 _HOST = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*", re.ASCII)
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
@@ -43,10 +46,10 @@ def body_length(head: bytes) -> int | None:
     """
     if (line := _HEAD.fullmatch(head)) is None:
         raise ValueError("the request line or a header line is malformed")
-    found: dict[bytes, list[bytes]] = {b"host": [], b"content-length": [], b"transfer-encoding": []}
+    found: dict[bytes, list[bytes]] = {b"host": [], b"content-length": [], b"transfer-encoding": [], b"upgrade": []}
     for name, value in _FRAMING.findall(head):
         found[name.lower()].append(value.strip(b" \t"))
-    hosts, lengths, codings = found.values()
+    hosts, lengths, codings, upgrades = found.values()
     if len(hosts) > 1 or (not hosts and line["minor"] == b"1") or not all(map(_HOST.fullmatch, hosts)):
         raise ValueError("there must be one header Host, with the name of a host")
     if codings and lengths:
@@ -55,11 +58,18 @@ def body_length(head: bytes) -> int | None:
         raise ValueError("the only Transfer-Encoding is chunked, in HTTP/1.1")
     if len(lengths) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
         raise ValueError("there may be one header Content-Length, with a number")
-    return None if codings else int(lengths[0]) if lengths else 0
+    length = None if codings else int(lengths[0]) if lengths else 0
+    # Behind a request for a WebSocket comes the other protocol: neither a body nor a further request may be meant.
+    if any(b"websocket" in upgrade.lower() for upgrade in upgrades) and (
+        (line["method"], line["minor"], length) != (b"GET", b"1", 0) or [*map(bytes.lower, upgrades)] != [b"websocket"]
+    ):
+        raise ValueError("a WebSocket is asked for by GET, in version 1.1, without a body, and by one header Upgrade")
+    return length
 
 
 if TYPE_CHECKING:
-    _Parser = H11Protocol
+
+    class _Parser(SendTimeout, H11Protocol): ...
 else:
     _Parser = object
 
@@ -67,24 +77,19 @@ else:
 class Framing(_Parser):
     """Mixin in front of one of uvicorn's protocol classes."""
 
-    send_timeout: float
-    """Seconds after which a client that does not read its responses is disconnected."""
-
     _ahead: bytearray
     """Received data that the parser has not got yet."""
     _body_left: int | None
     """Remaining bytes of the current request's body; None for chunks, until the end of the connection."""
-    _overdue: asyncio.TimerHandle | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Initialise the state of the connection."""
-        self._ahead, self._body_left, self._overdue = bytearray(), 0, None
+        self._ahead, self._body_left = bytearray(), 0
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Drop pending data and the send timer."""
+        """Drop pending data."""
         self._ahead.clear()
-        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -107,22 +112,6 @@ class Framing(_Parser):
             self.transport.close()
         else:
             super().send_400_response(msg)
-
-    def pause_writing(self) -> None:
-        """Start the send timer, because the client does not read."""
-        super().pause_writing()
-        self._stop_timer()
-        self._overdue = self.loop.call_later(self.send_timeout, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """Stop the send timer, because the client reads again."""
-        super().resume_writing()
-        self._stop_timer()
-
-    def _stop_timer(self) -> None:
-        if self._overdue is not None:
-            self._overdue.cancel()
-            self._overdue = None
 
     def _go_on(self) -> None:
         while self._ahead and not self.transport.is_closing():
@@ -171,6 +160,7 @@ class Framing(_Parser):
         follower = self.transport.get_protocol()
         if follower is self:
             return True
+        self.stop_timer()
         if self._ahead and isinstance(follower, asyncio.Protocol):
             follower.data_received(bytes(self._ahead))
         return False
@@ -200,5 +190,5 @@ def protocol(parser: Literal["auto", "h11", "httptools"], send_timeout: float) -
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: PLC0415 - may not be installed
 
         chosen = HttpToolsProtocol
-    framed = type(f"Framed{chosen.__name__}", (Framing, chosen), {"send_timeout": send_timeout})
+    framed = type(f"Framed{chosen.__name__}", (Framing, SendTimeout, chosen), {"send_timeout": send_timeout})
     return cast("type[asyncio.Protocol]", framed)

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette import status
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from neops_remote_lab.api.services import Services
 from neops_remote_lab.core.codes import EndCode
@@ -34,7 +34,7 @@ MAX_PROBLEMS: Final = 10
 """Maximum number of validation errors reported for one body."""
 
 
-def services_of(request: Request) -> Services:
+def services_of(request: HTTPConnection) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -71,7 +71,7 @@ def _shown_key(key: str | int) -> str | int:
     return one_line(key, SHOWN_KEY) if isinstance(key, str) else key
 
 
-def session_header(request: Request) -> str:
+def session_header(request: HTTPConnection) -> str:
     if session_id := request.headers.get("X-Session-ID"):
         return session_id
     detail = "the header X-Session-ID is missing: send the session_id that POST /session answered"
@@ -99,7 +99,7 @@ def _as_utf8(header: str) -> str:
         return header
 
 
-async def active_caller(request: Request) -> tuple[Services, str]:
+async def active_caller(request: HTTPConnection) -> tuple[Services, str]:
     """The services and the calling session, which is renewed.
 
     Raises HTTPException 422 without a session header, 404 if the session is not live, 423 if it is not active.

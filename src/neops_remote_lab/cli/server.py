@@ -25,8 +25,8 @@ from starlette.applications import Starlette
 from yaml import YAMLError
 
 from neops_remote_lab import __version__
+from neops_remote_lab.api import framing, websocket_protocol
 from neops_remote_lab.api.app import create_app
-from neops_remote_lab.api.framing import protocol
 from neops_remote_lab.api.responses import NEVER_SNIFFED
 from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.cli.command import PROGRAM, refuse
@@ -208,6 +208,7 @@ def serve(settings: ServerSettings, service: ServiceSettings) -> None:
     level = "DEBUG" if settings.debug else settings.log_level
     log_format.configure(level, settings.log_format)
     logging.getLogger("uvicorn.access").addFilter(log_format.ShortIds())
+    logging.getLogger(websocket_protocol.LOGGER).setLevel(logging.INFO if settings.debug else logging.WARNING)
     logger.info(
         "neops-remote-lab %s, pid %d: %s:%d, database %s, work directory %s, lock directory %s",
         *(__version__, os.getpid(), settings.host, settings.port),
@@ -236,7 +237,7 @@ def serve(settings: ServerSettings, service: ServiceSettings) -> None:
 
 def _uvicorn_config(settings: ServerSettings, service: ServiceSettings, level: str) -> uvicorn.Config:
     try:
-        http = protocol(service.http.http_parser, service.http.send_timeout)
+        http = framing.protocol(service.http.http_parser, service.http.send_timeout)
     except ImportError:
         refuse("httptools is not installed: install neops-remote-lab[fast], or omit --http-parser")
     try:
@@ -248,6 +249,11 @@ def _uvicorn_config(settings: ServerSettings, service: ServiceSettings, level: s
             log_config=str(settings.log_config) if settings.log_config else None,
             access_log=settings.debug,
             http=http,
+            ws=websocket_protocol.protocol(service.http.send_timeout),
+            ws_max_size=service.devices.max_message_bytes,
+            ws_ping_interval=min(service.http.send_timeout, websocket_protocol.PING_INTERVAL),
+            ws_ping_timeout=service.http.send_timeout,
+            ws_per_message_deflate=False,  # it costs more than it saves, and the memory of a window each connection
             workers=1,  # uvicorn would obey $WEB_CONCURRENCY, and two servers cannot share one lab
             timeout_graceful_shutdown=CONNECTIONS_TIMEOUT,
             lifespan="on",

@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import os
+import socket
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -12,13 +14,14 @@ from typing import Any, Final
 from neops_remote_lab.core.codes import LiveLabState
 from neops_remote_lab.core.threads import RunBlocking, in_threads
 from neops_remote_lab.labs.accesses import Cut, LabAccess, LabAccesses
+from neops_remote_lab.labs.channels import TcpChannel
 from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
 from neops_remote_lab.labs.settings import DeviceSettings
 from neops_remote_lab.netlab import leftovers
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.node_commands import Completed, NodeCommands, NoShell
-from neops_remote_lab.netlab.nodes import Node, find_nodes
+from neops_remote_lab.netlab.nodes import Node, find_nodes, open_socket
 
 _CUT: Final = {
     Cut.LAB_ENDED: (Reason.NO_LAB, "the lab has ended meanwhile"),
@@ -132,6 +135,46 @@ class Devices:
         completed: Completed = running.result()
         return completed
 
+    async def connect(self, node: Node, name: str, port: int) -> TcpChannel:
+        """Open a TCP connection to a port of a node's management address.
+
+        Raises:
+            Refused: the node has no address that is provably its own, or does not take the connection.
+        """
+        if not node.endpoints:
+            detail = (
+                f"{name} has no address in a network of Docker's own, so there is no proof that a connection would "
+                "lead to it and to nothing else"
+            )
+            raise Refused(Reason.UNSUPPORTED, detail)
+        endpoint, limit = node.endpoints[0], self._settings.connect_timeout
+        try:
+            connection = open_socket(endpoint)
+        except OSError as error:
+            detail = f"this host has no way to the management network of {name}: {_said(error)}"
+            raise Refused(Reason.UNSUPPORTED, detail) from None
+        try:
+            async with asyncio.timeout(limit):
+                await asyncio.get_running_loop().sock_connect(connection, (endpoint.address, port))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, TimeoutError):
+                detail = f"{name} did not answer on TCP port {port} within {limit:g} s"
+                raise Refused(Reason.CONNECT_TIMED_OUT, detail) from None
+            if isinstance(error, OSError):
+                raise Refused(Reason.UNREACHABLE, f"{name}, TCP port {port}: {_said(error)}") from None
+            raise
+        return TcpChannel(connection, self._settings.connection_piece_bytes)
+
+    @contextmanager
+    def connection(self, session_id: str) -> Iterator[None]:
+        """Be one of the connections to devices. Raises TooMany."""
+        settings = self._settings
+        limits = {"most": settings.max_connections, "most_of_session": settings.max_session_connections}
+        with self._accesses.connection(session_id, **limits):
+            yield
+
     async def node(self, session_id: str, name: str) -> Node:
         """A node of the session's running lab that provably is one.
 
@@ -169,3 +212,8 @@ class Devices:
 
 def _timed_out(seconds: float) -> Refused:
     return Refused(Reason.TIMED_OUT, f"the command did not end within {seconds:g} s, and was ended")
+
+
+def _said(error: OSError) -> str:
+    """What the system said; asyncio adds the address."""
+    return os.strerror(error.errno).lower() if error.errno else str(error)

@@ -37,3 +37,15 @@ class DeviceSettings(SettingsGroup, title="Devices"):
     max_exec_output_bytes: int = Field(
         default=8 << 20, ge=1, description="most of each output of a command that is kept, in bytes"
     )
+    connect_timeout: PositiveSeconds = Field(default=10, description="seconds in which a device must take a connection")
+    connection_idle_timeout: PositiveSeconds = Field(
+        default=3600, description="seconds without a byte after which a connection to a device is closed"
+    )
+    max_connections: int = Field(default=512, ge=1, description="maximum number of connections to devices")
+    max_session_connections: int = Field(default=256, ge=1, description="maximum number of them per session")
+    max_message_bytes: int = Field(
+        default=1 << 20, ge=1, description="largest WebSocket message from a client, in bytes"
+    )
+    connection_piece_bytes: int = Field(
+        default=128 << 10, ge=1, description="largest WebSocket message to a client, in bytes"
+    )

@@ -5,7 +5,10 @@ reached for a session is therefore a container that Docker knows as one of this 
 given it, and by way of the bridge that Docker has made for the network.
 """
 
+import errno
 import json
+import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -49,6 +52,33 @@ def find_nodes(base: Path, docker: Docker) -> dict[str, Node]:
         return {container["Config"]["Labels"]["clab-node-name"]: _node(container, bridges) for container in ours}
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(NOT_DOCKER) from None
+
+
+def open_socket(endpoint: Endpoint) -> socket.socket:
+    """A TCP socket, not yet connected, that can reach the endpoint's address on the endpoint's interface alone.
+
+    Whatever the routes of this host are, no packet leaves by another interface, so another machine that has the same
+    address is not met.
+
+    Raises:
+        OSError: this host has no such interface, this process may not name one, or the address is this host's own.
+    """
+    with _bound_socket(endpoint, socket.SOCK_DGRAM) as probe:
+        probe.connect((endpoint.address, 1))  # sends nothing
+        if probe.getsockname()[0] == endpoint.address:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    return _bound_socket(endpoint, socket.SOCK_STREAM)
+
+
+def _bound_socket(endpoint: Endpoint, kind: socket.SocketKind) -> socket.socket:
+    family = socket.AF_INET6 if ":" in endpoint.address else socket.AF_INET
+    made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, endpoint.interface.encode())
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _inspect(kind: Sequence[str], identifiers: Sequence[str], docker: Docker) -> list[dict[str, Any]]:

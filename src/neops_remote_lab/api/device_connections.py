@@ -1,0 +1,144 @@
+"""A WebSocket and a stream to a device, joined: what comes from either side goes to the other, as fast as that reads.
+
+A message is sent on before the next one is read, in each direction, so a side that does not read stops the other.
+"""
+
+import asyncio
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from neops_remote_lab.labs.accesses import Cut
+from neops_remote_lab.labs.channels import Channel
+
+CLOSE_TIMEOUT: Final = 1.0
+"""Seconds in which a client that does not read must be told why its connection is closed."""
+
+
+class CloseCode(IntEnum):
+    """Why the server closes a WebSocket."""
+
+    NORMAL = 1000
+    """The stream has ended."""
+    UNSUPPORTED = 1003
+    """The client sent a message that means nothing here."""
+    RESTART = 1012
+    """The server is about to end."""
+    TRY_LATER = 1013
+    """There are too many connections."""
+    BAD_GATEWAY = 1014
+    """The device has broken the connection off."""
+    IDLE = 4408
+    """No byte has passed for too long."""
+    LAB_ENDED = 4410
+    """The lab or its session has ended."""
+
+
+class Close(NamedTuple):
+    """How a WebSocket is closed."""
+
+    code: CloseCode
+    reason: str = ""
+
+
+_CUT: Final = {
+    Cut.LAB_ENDED: Close(CloseCode.LAB_ENDED, "the lab or its session has ended"),
+    Cut.SERVER_ENDS: Close(CloseCode.RESTART, "the server is about to end"),
+}
+
+
+async def join(
+    websocket: WebSocket,
+    channel: Channel,
+    *,
+    cut: "asyncio.Future[Cut]",
+    idle_timeout: float,
+    on_text: Callable[[str], Close | None] = lambda _: Close(CloseCode.UNSUPPORTED, "messages must be binary"),
+) -> None:
+    """Accept a WebSocket, serve it until it ends, and close it and the channel.
+
+    Args:
+        cut: ends it, once it is done.
+        idle_timeout: seconds without a byte in any direction after which it is closed.
+        on_text: acts on a text message, and says how to close the WebSocket where it means nothing.
+    """
+    try:
+        await websocket.accept()
+        ending = await _Joint(websocket, channel, on_text).serve(cut, idle_timeout)
+    finally:
+        await channel.close()
+    if ending:
+        await close(websocket, ending)
+
+
+async def refuse(websocket: WebSocket, why: Close) -> None:
+    """Accept a WebSocket, and close it at once."""
+    await websocket.accept()
+    await close(websocket, why)
+
+
+async def close(websocket: WebSocket, why: Close) -> None:
+    """Tell a client, if it is still there and reads, why its connection is closed."""
+    if websocket.client_state is WebSocketState.CONNECTED:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await websocket.close(why.code, why.reason)
+        except (TimeoutError, WebSocketDisconnect):
+            return
+
+
+class _Joint:
+    def __init__(self, websocket: WebSocket, channel: Channel, on_text: Callable[[str], Close | None]) -> None:
+        self._websocket = websocket
+        self._channel = channel
+        self._on_text = on_text
+        self._loop = asyncio.get_running_loop()
+        self._last_byte = self._loop.time()
+
+    async def serve(self, cut: "asyncio.Future[Cut]", idle_timeout: float) -> Close | None:
+        """How to close the WebSocket; None where the client has closed it."""
+        outward, inward = asyncio.create_task(self._to_client()), asyncio.create_task(self._to_device())
+        waited_for: set[asyncio.Future[Any]] = {outward, inward, cut}
+        try:
+            while (left := self._last_byte + idle_timeout - self._loop.time()) > 0:
+                await asyncio.wait(waited_for, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if cut.done():
+                    return _CUT[cut.result()]
+                for task in (inward, outward):
+                    if task.done():
+                        return task.result()
+            return Close(CloseCode.IDLE, f"no byte has passed for {idle_timeout:g} s")
+        finally:
+            outward.cancel()
+            inward.cancel()
+            await asyncio.wait({outward, inward})
+
+    async def _to_client(self) -> Close | None:
+        while True:
+            try:
+                data = await self._channel.read()
+            except OSError as error:
+                return Close(CloseCode.BAD_GATEWAY, f"the device has broken it off: {error.strerror}")
+            if not data:
+                return Close(CloseCode.NORMAL)
+            self._last_byte = self._loop.time()
+            try:
+                await self._websocket.send_bytes(data)
+            except WebSocketDisconnect:
+                return None
+
+    async def _to_device(self) -> Close | None:
+        takes = True
+        while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
+            if (data := message.get("bytes")) is None:
+                if wrong := self._on_text(message["text"]):
+                    return wrong
+            elif takes:
+                self._last_byte = self._loop.time()
+                try:
+                    await self._channel.write(data)
+                except OSError:  # what the device has still to say is read all the same
+                    takes = False
+        return None
