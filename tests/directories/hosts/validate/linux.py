@@ -1,0 +1,9 @@
+"""What the topology's tests ask a server."""
+
+
+def exec_reached(name: str) -> str:
+    return f"ip route get $(getent hosts {name} | cut -d ' ' -f 1)"
+
+
+def valid_reached(name: str) -> bool:
+    return True
