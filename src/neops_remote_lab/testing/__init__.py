@@ -1,1 +1,1 @@
-"""What tests against real labs use: a fixture factory and the pytest plugin that orders the tests."""
+"""Support for tests with real labs: the fixture factory and the pytest plugin."""

@@ -1,4 +1,4 @@
-"""Keeps what would explain the failure of a lab test: fetched while its lab is still there, one directory a test."""
+"""Fetches the artifacts of failed lab tests while their lab is still running, into one directory per test."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 SECTION: Final = "remote lab artifacts"
 """Title of the section in the report of a failure."""
 PROPERTY: Final = "remote_lab_artifacts"
-"""Name of the property in JUnit's XML."""
+"""Name of the property in JUnit XML."""
 OUTPUT: Final = "remote-lab-artifacts"
-"""Directory below the root of the project where none is chosen."""
+"""Default directory, below the root of the project."""
 NAME_LENGTH: Final = 150
-"""Characters of a test's own name in that of its directory: with the rest, every file system takes it."""
+"""Maximum length of a test's name in its directory name, because file systems limit names."""
 
 
 class ArtifactKeeper:
-    """Fetches artifacts for tests, as the settings of the run say.
+    """Fetches artifacts for tests according to the settings of the run.
 
     Args:
-        config: the pytest run.
+        config: the configuration of the pytest run.
 
     Raises:
-        ValueError: a setting cannot be read; the message names its source.
+        ValueError: a setting is invalid; the message names its source.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -46,10 +46,10 @@ class ArtifactKeeper:
         self._copy = xdist.copy_of(config)
         self._begun: set[str] = set()
         self._kept: tuple[str | None, str] | None = None
-        """What was fetched for the present test: where it is, and what its report tells."""
+        """Path and report text of what was fetched for the current test; None before that."""
 
     def begin(self, item: pytest.Item) -> None:
-        """Remove what an earlier run has kept for a test; what is kept when a test is repeated stays."""
+        """Remove artifacts of a test from an earlier run, but not from an earlier attempt in this run."""
         self._kept = None
         if self._mode != OFF and item.nodeid not in self._begun:
             self._begun.add(item.nodeid)
@@ -58,16 +58,16 @@ class ArtifactKeeper:
     def keep(self, item: pytest.Item, report: pytest.TestReport, client: LabClient) -> str | None:
         """Fetch the artifacts of the lab that a test has, if they are wanted, and tell in its report where they are.
 
-        Never raises: what goes wrong is a warning and a line of the report.
+        Never raises: errors become a warning and a line in the report.
 
         Returns:
-            Where they are; None where there are none.
+            The path of the artifacts; None if there are none.
         """
         wanted = self._mode == ON or (self._mode != OFF and report.failed)
-        if not wanted or not hasattr(client, "artifacts"):  # which the client of a conftest file may lack
+        if not wanted or not hasattr(client, "artifacts"):  # a client from a conftest file may not support it
             return None
         if report.failed and hasattr(item.config.hook, "pytest_timeout_cancel_timer"):
-            # pytest-timeout itself does so once the failure is reported
+            # pytest-timeout itself does this later, after the report
             item.config.hook.pytest_timeout_cancel_timer(item=item)
         if self._kept is None:
             self._kept = self._fetch(item, client)
@@ -76,14 +76,14 @@ class ArtifactKeeper:
         return path
 
     def _fetch(self, item: pytest.Item, client: LabClient) -> tuple[str | None, str]:
-        """Where the artifacts are now, if they are, and what to tell of them."""
-        import httpx  # noqa: PLC0415 - slow, and loaded already where there is a client
+        """Fetch the artifacts. Returns their path, or None, and a text for the report."""
+        import httpx  # noqa: PLC0415 - slow, but already loaded if there is a client
 
         try:
             shown = self._shown(client.artifacts(self._directory(item)))
         except (httpx.HTTPError, RuntimeError, ValueError, OSError, pytest.fail.Exception) as error:
             message = f"the artifacts could not be fetched: {error}"
-            with contextlib.suppress(Warning):  # `-W error` must not make another failure of it
+            with contextlib.suppress(Warning):  # with `-W error` the warning must not fail the test
                 item.warn(pytest.PytestWarning(f"remote lab: {message}"))
             return None, message
         if (PROPERTY, shown) not in item.user_properties:

@@ -1,4 +1,4 @@
-"""`remote_lab_fixture`: makes a pytest fixture out of a topology file."""
+"""`remote_lab_fixture`: creates a pytest fixture from a topology file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.testing.labs import ACCESSES, SCOPES, Access, LabSpec, Scope, mark_as_lab
 
-if TYPE_CHECKING:  # conftest files import this module in every run: pydantic has to wait until a lab is used
+if TYPE_CHECKING:  # conftest files import this module in every run, and pydantic is slow to import
     from neops_remote_lab.client.lab_client import RemoteLabClient
     from neops_remote_lab.models.lab import DeviceInfoDto
     from neops_remote_lab.testing.holder import LabHolder
@@ -28,27 +28,27 @@ def remote_lab_fixture(
     scope: Scope = "function",
     access: Access = "direct",
 ) -> Any:
-    """Make a pytest fixture that yields the devices of a running lab, a `list[DeviceInfoDto]`.
+    """Create a pytest fixture that yields the devices of a running lab, a `list[DeviceInfoDto]`.
 
     Args:
-        topology: netlab topology file. A relative path starts at the caller's directory, else at the current one.
-        name: the fixture's name; the file's stem where none is given.
-        reuse_lab: tests in a row share one lab, from the first to the last one that uses the fixture, or another one
-            with files of the same contents; otherwise each instance of the fixture gets a fresh one.
-        extra_files: files that the topology needs, relative to its directory: paths, directories that stand for all
-            below them, and patterns as `pathlib.Path.glob` has them. They are read when a lab is acquired.
-        scope: what one instance of the fixture lives for: a `function`, `class`, `module` or `session`. It ends early,
-            with all that depends on it, when the next test does not use its lab.
-        access: `direct`: the devices' variables are netlab's own, for a machine with routes into the labs; `forward`:
-            they lead to ports of this machine, and from there through the server. A setting of the run counts before.
+        topology: netlab topology file. A relative path is relative to the caller's directory or the current one.
+        name: name of the fixture; default: the stem of the file.
+        reuse_lab: consecutive tests share one lab, from the first to the last test that uses this fixture or another
+            one with identical files; otherwise each instance of the fixture gets a fresh lab.
+        extra_files: files that the topology needs, relative to its directory: paths, directories (which stand for all
+            files below them), and patterns as for `pathlib.Path.glob`. They are read when a lab is acquired.
+        scope: scope of the fixture: `function`, `class`, `module` or `session`. If the next test does not use the lab,
+            the fixture ends early, with everything that depends on it.
+        access: `direct`: the devices have netlab's variables, for a machine with routes into the labs; `forward`: the
+            variables name ports of this machine, which the server forwards. A setting of the run takes precedence.
 
     Returns:
-        The fixture, to be assigned to a name of a test module or `conftest.py`.
+        The fixture. Assign it to a name in a test module or `conftest.py`.
 
     Raises:
-        FileNotFoundError: there is no such file, no such extra file, or none that matches a pattern.
-        ValueError: the scope or the access is none of these, an extra file lies outside of the topology's directory, or
-            the lab host refuses its name.
+        FileNotFoundError: a file does not exist, or no file matches a pattern.
+        ValueError: the scope or the access is unknown, an extra file is outside the topology's directory, or the lab
+            host refuses its name.
     """
     if scope not in SCOPES:
         raise ValueError(f"the scope of a lab must be one of {', '.join(SCOPES)}, not {scope!r}")
@@ -61,7 +61,7 @@ def remote_lab_fixture(
 
     def lab(
         request: pytest.FixtureRequest,
-        remote_lab_client: RemoteLabClient,  # noqa: ARG001 - what pytest misses by name where the plugin is switched off
+        remote_lab_client: RemoteLabClient,  # noqa: ARG001 - so that pytest's error names it if the plugin is disabled
         _remote_lab_holder: LabHolder,
     ) -> Iterator[list[DeviceInfoDto]]:
         with _remote_lab_holder.lend(spec, request) as devices:

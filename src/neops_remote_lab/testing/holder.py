@@ -1,4 +1,4 @@
-"""Holds the one lab that this process uses, from test to test."""
+"""Holds the reference to the lab that this process uses, across tests."""
 
 import time
 from collections.abc import Iterator
@@ -20,25 +20,24 @@ from neops_remote_lab.testing.sources import Sources
 from neops_remote_lab.testing.workers import KeptLab, LabsOfOneProcess
 
 _LAB_HOST = "the lab host"
-"""Key of the failure that concerns every lab."""
+"""Key of a failure that affects all labs."""
 
 
 @dataclass(frozen=True)
 class _Loan:
-    """A fixture that has the lab."""
+    """An instance of a fixture that uses the lab."""
 
     definition: pytest.FixtureDef[Any]
     request: pytest.FixtureRequest
 
 
 class LabHolder:
-    """Keeps at most one reference. It never asks for a lab while it holds another, so that no two workers can wait
-    for each other.
+    """Holds at most one reference. It releases a lab before it acquires another, so that workers cannot deadlock.
 
     Args:
-        session: the pytest run.
-        client: whose session it is.
-        workers: the other processes of the run.
+        session: the pytest session.
+        client: the client with the session.
+        workers: coordinates the labs of the processes of the run.
     """
 
     def __init__(self, session: pytest.Session, client: LabClient, workers: LabsOfOneProcess) -> None:
@@ -58,10 +57,10 @@ class LabHolder:
 
     @contextmanager
     def lend(self, spec: LabSpec, request: pytest.FixtureRequest) -> Iterator[list[DeviceInfoDto]]:
-        """Have the lab for one instance of a fixture, be it for one test or for several."""
+        """Provide the lab to one instance of a fixture, for one test or several."""
         item, loan = item_of(request), _Loan(definition_behind(request), request)
         if any(is_set_up_for(other.definition, request) for other in self._loans):
-            # asked for by request.getfixturevalue(): nobody could know when the tests were collected
+            # requested with request.getfixturevalue(), so collection could not detect it
             pytest.fail(f"remote lab {spec.name}: the test uses a lab already, and the host runs one at a time", False)
         if self._held is None or not self._held.shares_with(spec):
             self.let_go()
@@ -78,24 +77,24 @@ class LabHolder:
                 self.let_go()
 
     def lab_of(self, item: pytest.Item) -> LabSpec | None:
-        """The lab that is there for a test, whether the test has declared it or asked for it at run time."""
+        """The held lab if a test uses it, whether the test declared it or requested it at run time."""
         held = self._held
         uses_it = held is not None and (item is self._latest or any(map(held.shares_with, labs_of(item))))
         return held if uses_it else None
 
     def take_start(self) -> float | None:
-        """Seconds that the latest lab took to come up; None where that was told already."""
+        """Seconds that the start of the latest lab took; None after the first call."""
         start, self._start = self._start, None
         return start
 
     def can_explain(self, item: pytest.Item) -> bool:
-        """Whether the lab of a test is there, or the test is the one whose lab has failed to start."""
+        """Whether there are artifacts for a test: its lab is held, or failed to start for this test."""
         return self.lab_of(item) is not None or item is self._failed_for
 
     def keep_only(self, specs: tuple[LabSpec, ...]) -> None:
-        """Let go of the lab unless the next test uses it.
+        """Release the lab unless the next test uses it.
 
-        A lab that was asked for at run time is kept until another one is needed, since later tests may ask for it too.
+        A lab that was requested at run time is kept until another one is needed, because later tests may request it.
         """
         held = self._held
         if held is None or any(held.shares_with(spec) for spec in specs):
@@ -104,10 +103,10 @@ class LabHolder:
             self.let_go()
 
     def let_go(self, timeout: float | None = None) -> None:
-        """Release the lab, if any is held, or leave it to the other workers.
+        """Release the held lab, if any, or hand it over to the other workers.
 
         Args:
-            timeout: seconds for which a server that cannot be reached is tried again, where it is not the usual time.
+            timeout: seconds for which calls to an unreachable server are retried; default: the unreachable timeout.
         """
         spec, self._held = self._held, None
         if spec is None:
@@ -125,13 +124,13 @@ class LabHolder:
                 self._workers.drop()
 
     def _end_loans(self) -> None:
-        """End the fixtures of a wider scope that have the lab, with what depends on them, such as connections."""
+        """End the fixtures of a wider scope that use the lab, with everything that depends on them."""
         while self._loans:
             loan = self._loans.pop()
             loan.definition.finish(loan.request)  # type: ignore[arg-type]  # it is a SubRequest
 
     def _devices_of(self, spec: LabSpec) -> list[DeviceInfoDto]:
-        """The devices as the fixture's access has them. Forwarded ports stay open as long as the lab is held."""
+        """The devices, with forwarded ports if the access is `forward`. The ports are open while the lab is held."""
         chosen, _ = Sources.of(self._session.config).given("access") or (spec.access, "")
         if chosen == "direct":
             return self._devices
@@ -166,12 +165,11 @@ class LabHolder:
             raise
 
     def _acquire(self, spec: LabSpec, item: pytest.Item) -> list[DeviceInfoDto]:
-        rejected = getattr(self.client, "rejected", {})  # the client of a conftest file may know of none
+        rejected = getattr(self.client, "rejected", {})  # a client from a conftest file may not have the attribute
         if spec.topology in rejected:
             pytest.fail(f"remote lab {spec.name}: {rejected[spec.topology]}", False)
-        extra = (
-            {"extra_files": spec.files.extra_files} if spec.files.extra_files else {}
-        )  # which such a client may lack
+        # A client from a conftest file may not support the keyword.
+        extra = {"extra_files": spec.files.extra_files} if spec.files.extra_files else {}
         began = time.monotonic()
         try:
             devices = self.client.acquire(spec.path, spec.reuse_lab and self._workers.may_reuse, **extra)
@@ -186,7 +184,7 @@ class LabHolder:
                 self._failed_for = item
         except SessionEnded as error:
             leave_run(self._session, str(error))
-        except (SessionClosed, OSError) as error:  # the latter about the files of the topology
+        except (SessionClosed, OSError) as error:  # OSError: a file of the topology cannot be read
             reason = str(error)
         else:
             self._workers.note_failure(spec.key, None)
@@ -209,7 +207,7 @@ class LabHolder:
         pytest.fail(f"remote lab {name}: not released: {reason}", pytrace=False)
 
     def _fail_again(self, spec: LabSpec, item: pytest.Item) -> None:
-        """Fail at once where the same was tried in vain, unless this very test is repeated."""
+        """Fail at once if the same start has failed before, unless the same test is repeated."""
         if (reason := self._workers.failure(_LAB_HOST)) is not None:
             pytest.fail(f"remote lab {spec.name}: not tried again: {reason}", pytrace=False)
         if (reason := self._workers.failure(spec.key)) is not None and (spec.key, item.nodeid) not in self._told:

@@ -1,4 +1,4 @@
-"""Ends the pytest run when the server has ended its session, and the session when the run is told to end."""
+"""Ends the pytest run when the server ends its session, and the session when a signal ends the run."""
 
 import _thread
 import os
@@ -20,7 +20,7 @@ _END_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if 
 
 
 def leave_run(session: pytest.Session, reason: str, status: int = SESSION_ENDED) -> NoReturn:
-    """End the pytest run with one line that says why."""
+    """End the pytest run with a message."""
     __tracebackhide__ = True
     line = f"remote lab: {reason}"
     xdist.say_farewell(session.config, line, status)
@@ -29,17 +29,17 @@ def leave_run(session: pytest.Session, reason: str, status: int = SESSION_ENDED)
 
 @contextmanager
 def ended_by_signals(end: Callable[[], object], concerned: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Meanwhile SIGTERM and SIGHUP end the session at once, and then the run with its teardown.
+    """A context in which SIGTERM and SIGHUP end the session at once, and then the run with its teardown.
 
-    A signal that somebody else handles or ignores stays theirs.
+    Signals that have another handler, or are ignored, are not changed.
 
     Args:
-        end: ends the session; called in a thread of its own, since the main thread may be in the middle of a call.
-        concerned: whether there is a session; otherwise the signal does what it always does.
+        end: ends the session; called in a separate thread, because the main thread may be blocked in a call.
+        concerned: whether there is a session; if not, the signal has its default effect.
     """
 
     def on_signal(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
         if not concerned():
             os.kill(os.getpid(), number)
             return
@@ -61,7 +61,7 @@ def ended_by_signals(end: Callable[[], object], concerned: Callable[[], bool] = 
 
 
 class LostSession:
-    """Carries the news from the heartbeat thread to the main thread, whatever call that one may be blocked in."""
+    """Notifies the main thread, even in a blocking call, when the heartbeat thread finds that the session was ended."""
 
     def __init__(self, session: pytest.Session) -> None:
         self._session = session
@@ -70,7 +70,7 @@ class LostSession:
         self._expected = False
 
     def expect(self) -> None:
-        """Take the end of the session for our own doing from now on."""
+        """Ignore the end of the session from now on, because this process ends it."""
         self._expected = True
 
     def stop_run(self, reason: str) -> None:
@@ -78,7 +78,7 @@ class LostSession:
         if self._expected:
             return
         self._reason = str(SessionEnded(reason))
-        # in case the test swallows the exception, or the main thread is not pytest's
+        # A fallback if the test swallows the exception, or pytest does not run in the main thread.
         self._session.shouldstop = f"remote lab: {self._reason}"
         if not self._watching:
             return
@@ -89,7 +89,7 @@ class LostSession:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Listen for the news; a Ctrl-C of the user does what it always did."""
+        """A context in which the main thread is interrupted when the session is lost. Ctrl-C works as usual."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,5 +1,5 @@
-"""Which tests use which lab, and the order that follows. Nothing of pytest is changed here, and of files only the
-contents of topologies that may share a lab are read.
+"""Determines which tests use which lab, and the resulting order. Changes no pytest objects. The only files it reads are
+topologies that may share a lab.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from neops_remote_lab.core.topology_files import TopologyFiles
 
 Scope = Literal["function", "class", "module", "session"]
-"""How long one fixture lives, and so what is opened with its lab."""
+"""Scope of a lab fixture."""
 Access = Literal["direct", "forward"]
 ACCESSES: Final[tuple[str, ...]] = get_args(Access)
 SCOPES: Final[tuple[str, ...]] = get_args(Scope)
@@ -27,15 +27,15 @@ _declared = itertools.count()
 
 @dataclass(frozen=True)
 class LabSpec:
-    """What one lab fixture stands for.
+    """The declaration of one lab fixture.
 
     Attributes:
         files: the topology file and its extra files.
         name: the fixture's name.
-        reuse_lab: tests in a row share one lab.
-        scope: how long the fixture lives.
-        access: how tests reach the devices, where no setting says so.
-        number: grows in the order in which the fixtures are declared.
+        reuse_lab: consecutive tests share one lab.
+        scope: scope of the fixture.
+        access: how tests reach the devices, unless a setting of the run says otherwise.
+        number: position in the order of declaration.
     """
 
     files: TopologyFiles
@@ -52,34 +52,34 @@ class LabSpec:
 
     @property
     def topology(self) -> Path | TopologyFiles:
-        """What the client calls the topology: its path where that is all of it."""
+        """The topology as the client takes it: a path if there are no extra files."""
         return self.files if self.files.extra_files else self.path
 
     @cached_property
     def key(self) -> str:
-        """What the lab is called among the fixtures and the processes of a run.
+        """A key of the lab, for all fixtures and processes of a run.
 
-        It is the same for fixtures that share a lab, whose files have the same contents when the first one is needed.
+        Fixtures that share a lab have the same key: their files have the same content when the key is first needed.
         """
         if self.reuse_lab:
             try:
                 return "\0".join(filter(None, self.files.identity()))
-            except (OSError, ValueError):  # the acquire is going to say what is wrong
+            except (OSError, ValueError):  # the acquire will report the error
                 pass
         return f"{self.name}\0{self.path}"
 
     def shares_with(self, other: LabSpec) -> bool:
-        """Whether a lab that one fixture has got may be given to another one."""
+        """Whether two fixtures may use the same lab."""
         return self == other or (self.reuse_lab and other.reuse_lab and self.key == other.key)
 
 
 def mark_as_lab(function: Callable[..., Any], spec: LabSpec) -> None:
-    """Make a fixture function recognisable, under whatever name it is used."""
+    """Mark a fixture function as a lab fixture."""
     setattr(function, _ATTRIBUTE, spec)
 
 
 def labs_of(item: pytest.Item) -> tuple[LabSpec, ...]:
-    """The labs that a test declares to use, be it through other fixtures, in the order of their declaration."""
+    """The labs that a test uses directly or through other fixtures, in the order of their declaration."""
     if _declares not in item.stash:
         definitions = itertools.chain(_definitions(item), _definitions_of(item, _lazy_fixtures(item)))
         item.stash[_declares] = _specs(definitions)
@@ -87,9 +87,10 @@ def labs_of(item: pytest.Item) -> tuple[LabSpec, ...]:
 
 
 def expected_labs_of(item: pytest.Item) -> tuple[LabSpec, ...]:
-    """The same, or the labs that a test is likely to ask for at run time.
+    """As `labs_of`; for a test without labs, those that it probably requests at run time.
 
-    Only for decisions that may be wrong: a parameter that is the name of a lab fixture need not be meant as one.
+    Use it only where a wrong guess is harmless: a parameter that equals the name of a lab fixture may mean something
+    else.
     """
     if _expects not in item.stash:
         item.stash[_expects] = labs_of(item) or _specs(_definitions_of(item, _names_in_parameters(item)))
@@ -97,8 +98,9 @@ def expected_labs_of(item: pytest.Item) -> tuple[LabSpec, ...]:
 
 
 def in_order_of_labs(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """The tests of one lab next to each other, and of these the tests of one instance of its fixture; those without a
-    lab last. Within a group nothing moves.
+    """Sort tests so that those of one lab, and within them those of one fixture instance, are adjacent.
+
+    Tests without a lab come last. The order within a group does not change.
     """
     items = list(items)
     specs = sorted({spec for item in items for spec in expected_labs_of(item)}, key=lambda spec: spec.number)
@@ -119,41 +121,41 @@ def in_order_of_labs(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
 
 def refuse_several_labs(items: Iterable[pytest.Item]) -> None:
-    """Raise `pytest.UsageError`, naming every test that asks for more than one lab."""
+    """Raise `pytest.UsageError` with the names of all tests that use more than one lab."""
     wrong = [(item.nodeid, labs) for item in items if len(labs := labs_of(item)) > 1]
     if wrong:
         lines = [f"  {test}: {', '.join(spec.name for spec in labs)}" for test, labs in wrong]
-        raise pytest.UsageError("a test can use one remote lab, for the host runs one at a time:\n" + "\n".join(lines))
+        raise pytest.UsageError("a test can use only one remote lab, because the host runs one:\n" + "\n".join(lines))
 
 
 def topologies_of(items: Iterable[pytest.Item]) -> list[Path | TopologyFiles]:
-    """The topologies that the tests need, each once, in the order of their use."""
+    """The topologies that the tests need, without duplicates, in the order of their use."""
     return list(dict.fromkeys(spec.topology for item in items for spec in expected_labs_of(item)))
 
 
 def definition_of(item: pytest.Item, fixture: str) -> pytest.FixtureDef[Any] | None:
-    """The definition of a fixture that counts for a test; None where the test does not use it."""
+    """The fixture definition that a test uses for a name; None if the test does not use it."""
     info = getattr(item, "_fixtureinfo", None)
     definitions = info.name2fixturedefs.get(fixture, ()) if info is not None else ()
     return definitions[-1] if definitions else None
 
 
 def item_of(request: pytest.FixtureRequest) -> pytest.Item:
-    """The test for which a fixture is set up; `request.node` is a module or the session for one of a wider scope."""
+    """The test that causes a fixture's setup. For wider scopes, `request.node` is a module or the session instead."""
     item: pytest.Item = request._pyfuncitem
     return item
 
 
 def definition_behind(request: pytest.FixtureRequest) -> pytest.FixtureDef[Any]:
-    """The definition of the very fixture that is set up, which may be one that others override."""
+    """The definition of the fixture that is being set up, which may be an overridden one."""
     definition: pytest.FixtureDef[Any] = request._fixturedef  # type: ignore[attr-defined]
     return definition
 
 
 def is_set_up_for(definition: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> bool:
-    """Whether the test of a request has asked for a fixture already, or for one that overrides it.
+    """Whether the test of a request has already requested a fixture, or one that overrides it.
 
-    A fixture of a wider scope may live without this test.
+    A fixture of a wider scope may be set up although this test has not requested it.
     """
     return definition.argname in request._fixture_defs
 
@@ -163,8 +165,8 @@ _expects = pytest.StashKey[tuple[LabSpec, ...]]()
 
 
 def _scope_node(item: pytest.Item, scope: Scope) -> pytest.Item | pytest.Collector:
-    """What a fixture of a scope lives as long as; the session for a function, whose instances
-    need no order."""
+    """The node that determines the lifetime of a fixture. For function scope, whose instances need no order, the
+    session."""
     match scope:
         case "class":
             return item.getparent(pytest.Class) or item
@@ -180,26 +182,26 @@ def _specs(definitions: Iterable[pytest.FixtureDef[Any]]) -> tuple[LabSpec, ...]
 
 
 def _definitions(item: pytest.Item) -> Iterator[pytest.FixtureDef[Any]]:
-    info = getattr(item, "_fixtureinfo", None)  # items of other kinds than functions and doctests have none
+    info = getattr(item, "_fixtureinfo", None)  # only functions and doctests have one
     if info is not None:
         for name in info.names_closure:
             yield from _reached(info.name2fixturedefs.get(name, ()))
 
 
 def _reached(definitions: Sequence[pytest.FixtureDef[Any]]) -> Iterator[pytest.FixtureDef[Any]]:
-    """The definition that counts, and those that it overrides as long as each asks for the next one."""
+    """The effective definition, and those that it overrides, as long as each requests the next one."""
     for definition in reversed(definitions):
         yield definition
         if definition.argname not in definition.argnames:
             return
 
 
-# Fixtures that a test does not name as arguments
+# Fixtures that are not arguments of a test
 
 
 def _definitions_of(item: pytest.Item, names: Iterable[str]) -> Iterator[pytest.FixtureDef[Any]]:
-    """The definitions of fixtures for a test, and of all that these depend on."""
-    manager = item.session._fixturemanager  # pytest has no public way to look up a fixture that is not an argument
+    """The definitions of fixtures for a test, and of all fixtures that these depend on."""
+    manager = item.session._fixturemanager  # there is no public API to look up a fixture that is not an argument
     waiting, seen = list(names), set[str]()
     while waiting:
         name = waiting.pop()
@@ -212,7 +214,7 @@ def _definitions_of(item: pytest.Item, names: Iterable[str]) -> Iterator[pytest.
 
 
 def _lazy_fixtures(item: pytest.Item) -> Iterator[str]:
-    """The fixtures that `lf("name")` of pytest-lazy-fixtures stands for in a test's parameters."""
+    """The names of fixtures that a test's parameters reference with `lf("name")` of pytest-lazy-fixtures."""
     for value in _parameters(item):
         name = getattr(value, "fixture_name", None)
         if type(value).__name__ == "LazyFixtureWrapper" and isinstance(name, str):
@@ -220,7 +222,7 @@ def _lazy_fixtures(item: pytest.Item) -> Iterator[str]:
 
 
 def _names_in_parameters(item: pytest.Item) -> Iterator[str]:
-    if "request" in getattr(item, "fixturenames", ()):  # else the test cannot look a fixture up by its name
+    if "request" in getattr(item, "fixturenames", ()):  # without it, the test cannot request a fixture by name
         yield from (value for value in _parameters(item) if isinstance(value, str))
 
 

@@ -1,6 +1,7 @@
-"""The table of the plugin's settings, and the flags and ini keys that pytest has to know of from the start.
+"""The plugin's settings, and their flags and ini keys, which pytest must know from the start.
 
-Every pytest run loads this module: hence the tuples. `neops_remote_lab.testing.sources` has what runs with labs need.
+Every pytest run loads this module, so it must be fast: the settings are plain tuples, and
+`neops_remote_lab.testing.sources` contains what only runs with labs need.
 """
 
 from __future__ import annotations
@@ -18,24 +19,28 @@ SETTINGS: dict[str, tuple[str, str | None, str]] = {
         None,
         "address of the server, such as `http://lab-host:8000/path`, or `local`: this machine's own netlab",
     ),
-    "request_timeout": ("SECONDS", "30", "seconds for one short call"),
+    "request_timeout": ("SECONDS", "30", "seconds to wait for the response to a short call"),
     "session_timeout": ("SECONDS", "600", "seconds to wait in the queue"),
-    "acquisition_timeout": ("SECONDS", "600", "seconds until one lab is free and up"),
-    "unreachable_timeout": ("SECONDS", "120", "seconds for which a server that cannot be reached is tried again"),
+    "acquisition_timeout": ("SECONDS", "600", "seconds until a lab is free and running"),
+    "unreachable_timeout": ("SECONDS", "120", "seconds for which calls to an unreachable server are retried"),
     "access": (
         "ACCESS",
         None,
-        "how tests reach devices: `direct`, or `forward` through the server; else as the fixture says",
+        "how tests reach devices: `direct`, or `forward` through the server; overrides the fixtures",
     ),
     "token": ("TEXT", None, "token, sent as `Authorization: Bearer …`; all users of the machine can read a flag"),
-    "client_cert": ("FILE", None, "PEM file with a client certificate, and with its key unless that has its own file"),
+    "client_cert": ("FILE", None, "PEM file with a client certificate, and its key unless that is in a separate file"),
     "client_key": ("FILE", None, "PEM file with the private key of the certificate, not encrypted"),
-    "ca_file": ("FILE", None, "PEM file with the authorities to trust in place of the usual ones"),
+    "ca_file": ("FILE", None, "PEM file with the authorities to trust instead of the default ones"),
     "artifacts": ("WHEN", "retain-on-failure", "which lab tests leave artifacts: `on`, `off` or `retain-on-failure`"),
-    "summary": ("FILE", None, "Markdown file for a summary of the lab tests, else the one of GitHub's step, if any"),
-    "output": ("DIRECTORY", None, "directory of the artifacts, else `remote-lab-artifacts` below the project's root"),
+    "summary": ("FILE", None, "Markdown file for a summary of the lab tests; on GitHub, by default the step summary"),
+    "output": (
+        "DIRECTORY",
+        None,
+        "directory for artifacts; by default `remote-lab-artifacts` below the project's root",
+    ),
 }
-"""By name: what kind of value it is, its default, and what it means; in the order of the help and the documentation."""
+"""For each setting: kind of value, default, and description, in the order of help and documentation."""
 
 
 def flag(name: str) -> str:
@@ -63,15 +68,15 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def is_given(config: pytest.Config, name: str) -> bool:
-    """Whether anybody has chosen a value for a setting."""
+    """Whether a setting has a value from a flag, a variable or an ini key."""
     return bool(config.getoption(key(name)) or os.environ.get(variable(name)) or config.getini(key(name)))
 
 
 def _checked(kind: str) -> Callable[[str], str]:
-    """A type for argparse that refuses what cannot be read, and changes nothing: workers get the text as it is."""
+    """An argparse type that validates a value but returns the text, which pytest-xdist passes on to workers."""
 
     def check(text: str) -> str:
-        from argparse import ArgumentTypeError  # noqa: PLC0415 - of no use to runs without such a flag
+        from argparse import ArgumentTypeError  # noqa: PLC0415 - only needed with such a flag
 
         from neops_remote_lab.testing.sources import READERS  # noqa: PLC0415
 

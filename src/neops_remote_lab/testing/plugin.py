@@ -1,6 +1,7 @@
-"""The pytest plugin: puts the tests in the order of their labs and gives each the lab that it asks for.
+"""The pytest plugin: orders tests by their labs and provides each test with its lab.
 
-Every pytest run loads this module, and few use a lab: anything else is imported once a conftest file has declared one.
+Every pytest run loads this module, but few use a lab: other modules are imported only once a conftest file has declared
+one.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known, and what pytest-xdist needs."""
+    """Register the marker, the summary, and the hooks for pytest-xdist."""
     config.addinivalue_line("markers", f"{MARKER}: uses a remote lab; set by the plugin, for `-m`")
     if not hasattr(config, "workerinput") and (
         options.is_given(config, "summary") or "GITHUB_STEP_SUMMARY" in os.environ
     ):
-        from neops_remote_lab.testing import summary  # noqa: PLC0415 - of no use to runs without one
+        from neops_remote_lab.testing import summary  # noqa: PLC0415 - only needed for a summary
 
         summary.register(config)
     if hasattr(config, "workerinput") or config.pluginmanager.has_plugin("xdist"):
-        from neops_remote_lab.testing import xdist  # noqa: PLC0415 - of no use to other runs
+        from neops_remote_lab.testing import xdist  # noqa: PLC0415 - only needed with pytest-xdist
 
         xdist.register(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say which lab host the run has, without asking it."""
+    """Show the address of the lab host. Sends no request."""
     if not options.is_given(config, "url"):
         return None
-    from neops_remote_lab import __version__  # noqa: PLC0415 - of no use to runs without a lab host
+    from neops_remote_lab import __version__  # noqa: PLC0415 - only needed with a lab host
     from neops_remote_lab.core.text import hide_secrets  # noqa: PLC0415
     from neops_remote_lab.testing.sources import Sources  # noqa: PLC0415
 
@@ -57,19 +58,19 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """Register the hooks that sort, after all others: pytest calls the last one registered first."""
+    """Register the sorting hooks last, because pytest calls hooks in reverse order of registration."""
     if not session.config.pluginmanager.has_plugin("remote-lab-order"):
         session.config.pluginmanager.register(_Order(), "remote-lab-order")
 
 
 class _Order:
-    """Sorts the tests before others choose among them, such as `--sw`, and again after others have sorted them."""
+    """Sorts the tests before other plugins select among them (`--sw`), and again after others have sorted them."""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(
         self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
     ) -> Generator[None, object, object]:
-        """Mark the tests that use a lab before `-m` chooses, and put those of one lab together."""
+        """Mark the tests that use a lab before `-m` selects, and sort the tests after all other plugins."""
         if not _labs_are_declared():
             return (yield)
         from neops_remote_lab.testing import xdist  # noqa: PLC0415 - only needed with a lab
@@ -90,7 +91,7 @@ class _Order:
 
     @pytest.hookimpl(specname="pytest_collection_modifyitems")
     def pytest_remote_lab_sort(self, items: list[pytest.Item]) -> None:
-        """Let those who leave out the tests before a certain one know which these are."""
+        """Sort early, for plugins that skip the tests before a certain one."""
         if _labs_are_declared():
             from neops_remote_lab.testing.labs import in_order_of_labs  # noqa: PLC0415 - only needed with a lab
 
@@ -98,14 +99,14 @@ class _Order:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the session although a second Ctrl-C has cut the end of the run short, or no fixture got as far."""
+    """End the session even if a second Ctrl-C skipped the end of the run, or no fixture was set up."""
     if _run in config.stash:
         config.stash[_run].leave()
 
 
 @pytest.fixture(scope="session")
 def remote_lab_client(request: pytest.FixtureRequest) -> LabClient:
-    """The session with the lab host that `--remote-lab-url` names: active, and ended with the run."""
+    """A client with an active session on the lab host of `--remote-lab-url`. The session ends with the run."""
     __tracebackhide__ = True
     if request.config.getoption("setuponly", False):
         pytest.skip("--setup-only starts no remote lab")
@@ -128,4 +129,4 @@ def _run_of(session: pytest.Session) -> LabRun:
 
 
 def _labs_are_declared() -> bool:
-    return "neops_remote_lab.testing.labs" in sys.modules  # which the first declaration imports
+    return "neops_remote_lab.testing.labs" in sys.modules  # imported by the first declaration

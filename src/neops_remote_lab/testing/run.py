@@ -1,4 +1,4 @@
-"""The hooks of a run that uses labs; other runs do without."""
+"""The hooks of a run that uses labs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from neops_remote_lab.testing import options, summary, xdist
 from neops_remote_lab.testing.artifacts import ArtifactKeeper
 from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
 
-if TYPE_CHECKING:  # a run may declare labs and choose none of their tests: httpx and pydantic wait until one is used
+if TYPE_CHECKING:  # a run may declare labs but select none of their tests; httpx and pydantic are slow to import
     from neops_remote_lab.testing.holder import LabHolder
     from neops_remote_lab.testing.session import LabClient, LabSession
     from neops_remote_lab.testing.workers import LabsOfOneProcess
@@ -25,13 +25,13 @@ _PLUGIN = "neops_remote_lab.testing.plugin"
 
 
 class LabRun:
-    """What a pytest run has of the lab host: one session, and one holder of labs in each process.
+    """The session of a pytest run and the lab holder of this process.
 
-    Both outlive the session-scoped fixtures that show them, which plugins that repeat tests set up more than once.
+    Both outlive the session-scoped fixtures, which plugins that repeat tests may set up more than once.
     """
 
     def __init__(self, session: pytest.Session) -> None:
-        """Raises ValueError where a setting cannot be read."""
+        """Raises ValueError if a setting is invalid."""
         self._session = session
         self._artifacts = ArtifactKeeper(session.config)
         self._wants_summary = summary.file_of(session.config) is not None
@@ -48,13 +48,13 @@ class LabRun:
         return self._joined().wait()
 
     def leave(self) -> None:
-        """End the session. May be called again."""
+        """End the session. May be called repeatedly."""
         if self._lab_session is not None:
             self._lab_session.leave()
 
     @contextmanager
     def holding(self, client: LabClient) -> Iterator[LabHolder]:
-        """Hold labs of a client, which is one that a conftest file has put in the place of ours or our own."""
+        """A context with the lab holder of a client, which is ours or one from a conftest file."""
         from neops_remote_lab.client.connection import CLOSE_TIMEOUT  # noqa: PLC0415 - slow, and only needed with a lab
         from neops_remote_lab.testing.holder import LabHolder  # noqa: PLC0415
         from neops_remote_lab.testing.workers import LabsOfOneProcess  # noqa: PLC0415
@@ -65,14 +65,15 @@ class LabRun:
         try:
             yield self._holder
         finally:
-            self._holder.let_go(CLOSE_TIMEOUT if ours else None)  # the end of the session releases it as well
+            self._holder.let_go(
+                CLOSE_TIMEOUT if ours else None
+            )  # a short timeout, because the end of the session releases it anyway
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Fail a test whose topology netlab rejects before the turn has come, and before anything is waited for."""
+        """Fail a test whose topology netlab rejects, before the session is active and without waiting."""
         labs, client = labs_of(item), definition_of(item, _CLIENT_FIXTURE)
         self._artifacts.begin(item)
-        # A client that a conftest file puts in the place of ours has the only session; and without an address it is
-        # for the fixture to complain.
+        # A client from a conftest file has a session of its own. Without an address, the fixture reports the error.
         ours = client is not None and client.func.__module__ == _PLUGIN
         if not (labs and ours and options.is_given(item.config, "url")) or item.config.getoption("setuponly", False):
             return
@@ -85,7 +86,7 @@ class LabRun:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Look at a lab whose test has just ended, before anybody releases it."""
+        """Collect artifacts and summary data of a test's lab before it is released."""
         report = yield
         holder, artifacts = self._holder, None
         has_ended = call.when == "call" or (call.when == "setup" and report.failed)
@@ -102,7 +103,7 @@ class LabRun:
     def pytest_runtest_teardown(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        """Release a lab that is kept from test to test once the last of them is done."""
+        """Release a shared lab after its last test."""
         for spec in labs_of(item):
             self._workers.finish(spec.key, item.nodeid)
         try:
@@ -120,7 +121,7 @@ class LabRun:
             self.leave()
 
     def _joined(self) -> LabSession:
-        """The one session of the run with the lab host."""
+        """The session of the run, created on first use."""
         __tracebackhide__ = True
         if self._lab_session is None:
             from neops_remote_lab.testing.session import LabSession, settings_of  # noqa: PLC0415 - slow
@@ -131,6 +132,6 @@ class LabRun:
 
 
 def _topologies(session: pytest.Session) -> list[Path | TopologyFiles]:
-    """The labs of the run, unless a test needs the client alone: then a session without any of them has a use."""
+    """The topologies of the run; none if a test uses only the client, so that rejections do not end the session."""
     items = [item for item in session.items if _CLIENT_FIXTURE in getattr(item, "fixturenames", ())]
     return topologies_of(session.items) if all(map(labs_of, items)) else []

@@ -1,4 +1,4 @@
-"""Opens the session of a pytest run and closes it again."""
+"""Opens and closes the session of a pytest run."""
 
 import sys
 import time
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def settings_of(session: pytest.Session) -> LabHostSettings:
-    """What the settings say of the lab host. What cannot work ends the run as a usage error, once for all tests.
+    """Read the settings of the lab host. An invalid setting ends the run with one usage error.
 
     Raises:
         RuntimeError: no address is set.
@@ -40,21 +40,20 @@ def settings_of(session: pytest.Session) -> LabHostSettings:
         leave_run(session, str(error), pytest.ExitCode.USAGE_ERROR)
     except RuntimeError as error:
         reason = str(error)
-    raise RuntimeError(reason)  # anew: the frames of the other one show the environment, with --full-trace
+    raise RuntimeError(reason)  # a new exception: with --full-trace, the frames of the other show the environment
 
 
 class LabSession:
-    """The session of a pytest run with the lab host: it joins with the first test that needs it, and its turn is waited
-    for by the first one that can run.
+    """The session of a pytest run. The first test that needs it joins the queue; the first that can run waits in it.
 
     Args:
-        session: the pytest run.
-        settings: which lab host.
+        session: the pytest session.
+        settings: settings of the lab host.
         topologies: the topologies that the run needs.
 
     Attributes:
-        client: the client, once it has joined.
-        waited: seconds from the attempt to join until the session was active, once it was.
+        client: the client; None before the join.
+        waited: seconds from the join until the session was active; None before that.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class LabSession:
         self._failure: str | None = None
 
     def join(self) -> LabClient:
-        """Join the queue and have the topologies checked, once; the client, which may not be active yet."""
+        """Join the queue and let the server check the topologies, once. The session may not be active yet."""
         if self.client is None:
             self.client = self._try(self._new_client)
             xdist.announce(self._session.config, self.client)
@@ -80,7 +79,7 @@ class LabSession:
         return self.client
 
     def wait(self) -> LabClient:
-        """Wait until the session is active, unless netlab accepts none of its topologies."""
+        """Wait until the session is active, unless netlab rejects all topologies."""
         client = self.join()
         if not client.closed:
             self._try(client.wait_until_active)
@@ -89,7 +88,7 @@ class LabSession:
         return client
 
     def leave(self) -> None:
-        """End the session, or leave it to the other workers. May be called again."""
+        """End the session; a worker only leaves it. May be called repeatedly."""
         if self.client is None:
             pass
         elif xdist.is_worker(self._session.config):
@@ -99,7 +98,7 @@ class LabSession:
         self._ends.close()
 
     def _end_at_once(self) -> None:
-        """End the session on a connection of its own, whatever the main thread does meanwhile."""
+        """End the session over a separate connection, because the main thread may be using the other one."""
         self._lost.expect()
         if isinstance(self.client, LocalLabClient):
             self.client.close()
@@ -136,7 +135,7 @@ class LabSession:
         )
 
     def _try(self, work: Callable[[], T]) -> T:
-        """Do what may fail once for the whole run: it is not tried again for each test."""
+        """Run work whose failure counts for the whole run, so that it is not repeated for each test."""
         if self._failure is None:
             try:
                 return work()
@@ -152,19 +151,21 @@ def _progress(config: pytest.Config) -> Callable[[int, str | None], None]:
         if position == 0:
             say(config, "it is our turn")
         else:
-            # Labels of other clients: a line break in one would forge a line of this run.
+            # Labels come from other clients; a line break could forge a line of this run.
             say(config, one_line(f"position {position} in the queue" + (f", {waiting_for}" if waiting_for else "")))
 
     return show
 
 
 def say(config: pytest.Config, text: str) -> None:
-    """Show a line at once, also while pytest captures what tests print."""
+    """Print a line at once, even while pytest captures output."""
     text = printable_lines(text)
     capture = config.pluginmanager.get_plugin("capturemanager")
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    with capture.global_and_fixture_disabled() if capture else nullcontext():  # `-p no:capture` takes it away
-        if reporter is None or xdist.is_worker(config):  # a worker's reporter has no terminal, its standard error has
+    with capture.global_and_fixture_disabled() if capture else nullcontext():  # absent with `-p no:capture`
+        if reporter is None or xdist.is_worker(
+            config
+        ):  # a worker's standard error is the terminal, but its reporter prints nothing
             sys.stderr.write(f"remote lab: {text}\n")
             sys.stderr.flush()
         else:

@@ -1,4 +1,4 @@
-"""What the settings say about the lab host, checked."""
+"""The checked settings of the lab host."""
 
 from dataclasses import dataclass, field
 from functools import reduce
@@ -12,7 +12,7 @@ from neops_remote_lab.testing.sources import LOCAL, Sources
 
 @dataclass(frozen=True)
 class LabHostSettings:
-    """Where the lab host is and how long to wait for it; times are in seconds.
+    """Address, credentials and timeouts of the lab host. Timeouts are in seconds.
 
     Attributes:
         url: its address, which may hold a user name and a password, or `LOCAL`.
@@ -43,12 +43,11 @@ class LabHostSettings:
 
     @classmethod
     def read(cls, sources: Sources) -> Self:
-        """Read the settings, and check that with them and with what the environment says of proxies and certificates
-        there is a way to the server.
+        """Read the settings and check them, together with proxies and certificates of the environment.
 
         Raises:
             RuntimeError: no address is set.
-            InvalidSetting: something cannot work; one sentence that names the flag, the variable or the ini key.
+            InvalidSetting: a setting is wrong; the message names the flag, the variable or the ini key.
         """
         if (given := sources.given("url")) is None:
             raise RuntimeError("REMOTE_LAB_URL is not set: it names the lab host, for example http://lab-host:8000")

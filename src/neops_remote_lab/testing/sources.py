@@ -1,4 +1,4 @@
-"""Where the plugin's settings come from, and what their texts mean."""
+"""Reads the plugin's settings from flags, environment variables and ini keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOCAL: Final = "local"
 
 
 def seconds(text: str) -> float:
-    """A number of seconds above 0."""
+    """Parse a number of seconds above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -31,14 +31,14 @@ ON, OFF, RETAIN_ON_FAILURE = "on", "off", "retain-on-failure"
 
 
 def when(text: str) -> str:
-    """When something is kept."""
+    """Parse a choice of when artifacts are kept."""
     if text not in {ON, OFF, RETAIN_ON_FAILURE}:
         raise ValueError(f"must be {ON}, {OFF} or {RETAIN_ON_FAILURE}")
     return text
 
 
 def access(text: str) -> str:
-    """How tests reach devices."""
+    """Parse a choice of how tests reach devices."""
     if text not in ACCESSES:
         raise ValueError(f"must be {' or '.join(ACCESSES)}")
     return text
@@ -53,7 +53,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "WHEN": when,
     "ACCESS": access,
 }
-"""By kind of value: what makes one of a text. They raise ValueError with what it must be."""
+"""Parsers by kind of value. They raise ValueError with a message such as "must be …"."""
 
 
 PATHS = frozenset({"FILE", "DIRECTORY"})
@@ -61,10 +61,10 @@ PATHS = frozenset({"FILE", "DIRECTORY"})
 
 @dataclass(frozen=True)
 class Sources:
-    """The texts that settings are read from, each under the name that a setting has there.
+    """The unparsed values of settings, by the names that they have in each source.
 
-    The first source that has a text counts; an empty text counts as none. A relative path in an ini file starts at the
-    directory of that file.
+    Flags take precedence over variables, and variables over ini keys. An empty value counts as not set. A relative path
+    in an ini file is relative to the directory of that file.
     """
 
     flags: Mapping[str, str | None]
@@ -73,7 +73,7 @@ class Sources:
 
     @classmethod
     def of(cls, config: pytest.Config) -> Self:
-        """The command line, the environment and the ini file of a run."""
+        """The sources of a pytest run."""
         beside = config.inipath.parent if config.inipath else config.invocation_params.dir
         ini = {}
         for name, (kind, *_) in SETTINGS.items():
@@ -82,10 +82,10 @@ class Sources:
         return cls(vars(config.option), os.environ, ini)
 
     def given(self, name: str) -> tuple[Any, str] | None:
-        """What was chosen for a setting, and its flag, variable or ini key; None where nothing was chosen.
+        """The value of a setting and the name of its source; None if the setting has no value.
 
         Raises:
-            ValueError: one sentence that names the source of a text that cannot be read.
+            ValueError: the value is invalid; the message names the source.
         """
         for text, source in (
             (self.flags.get(key(name)), flag(name)),
@@ -100,7 +100,7 @@ class Sources:
         return None
 
     def value(self, name: str) -> Any:
-        """What was chosen for a setting, else its default. Raises as `given`."""
+        """The value of a setting or its default. Raises as `given`."""
         if (found := self.given(name)) is not None:
             return found[0]
         kind, default, _ = SETTINGS[name]
@@ -112,7 +112,7 @@ class Sources:
         return given is not None and given[0] == LOCAL
 
     def apart(self) -> Iterator[Sources]:
-        """Each source without the others, for settings that have to come from the same one."""
+        """Each source alone, for settings that must come from the same source."""
         yield Sources(self.flags, {}, {})
         yield Sources({}, self.environment, {})
         yield Sources({}, {}, self.ini)

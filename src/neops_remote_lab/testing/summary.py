@@ -1,6 +1,6 @@
-"""A summary of the lab tests of a run, in Markdown: for GitHub's step summary, or any page that a CI system shows.
+"""Writes a Markdown summary of the lab tests of a run, for GitHub's step summary or a page of another CI system.
 
-The processes that run tests attach what they know of a lab to their reports; the one that has the terminal collects it.
+The processes that run tests attach data about labs to their reports; the process with the terminal collects it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from neops_remote_lab.testing.ci import github_run
 from neops_remote_lab.testing.sources import Sources
 
 GITHUB_FILE: Final = "GITHUB_STEP_SUMMARY"
-"""GitHub's variable with the file of a step's summary. Others may have written to it before."""
+"""GitHub's variable with the path of the step summary, to which other programs may append too."""
 MOST_FAILURES: Final = 200
-"""Failures that are listed: GitHub shows no summary of more than a megabyte."""
+"""Maximum number of listed failures: GitHub limits a summary to one megabyte."""
 MESSAGE_LENGTH: Final = 300
-"""Characters of a failure's message that are shown."""
+"""Maximum length of a failure message."""
 _USE: Final = "remote_lab_use"
 _OUTCOMES: Final = ("passed", "failed", "error", "skipped")
 
 
 @dataclass(frozen=True)
 class LabUse:
-    """What one report says of the lab of its test; times are in seconds.
+    """Data about the lab of a test, attached to its report. Times are in seconds.
 
     Attributes:
-        lab: the fixture's name.
-        topology: the file's name.
-        start: how long the lab of this very test took to come up, or to fail.
-        wait: how long the run has waited in the queue.
-        artifacts: where they are.
+        lab: name of the fixture.
+        topology: file name of the topology.
+        start: duration of the lab's start, if this test started it.
+        wait: how long the run waited in the queue.
+        artifacts: path of the artifacts.
     """
 
     lab: str
@@ -51,7 +51,7 @@ class LabUse:
 
 @dataclass
 class _Test:
-    """What is known of one test."""
+    """The state of one test."""
 
     use: LabUse
     outcome: str = "passed"
@@ -60,28 +60,28 @@ class _Test:
 
 
 def file_of(config: pytest.Config) -> Path | None:
-    """The file that the summary goes to; None where nobody wants one."""
+    """The file for the summary; None if no summary is requested."""
     chosen = Sources.of(config).value("summary") or os.environ.get(GITHUB_FILE)
     return config.invocation_params.dir / chosen if chosen else None
 
 
 def register(config: pytest.Config) -> None:
-    """Have a summary written, where somebody wants one."""
+    """Register the summary plugin, if a summary is requested."""
     if (path := file_of(config)) is not None:
         config.pluginmanager.register(Summary(config, path), "remote-lab-summary")
 
 
 def attach(report: pytest.TestReport, use: LabUse) -> None:
-    """Let a report carry what the summary needs, from a worker to the controller."""
+    """Attach data for the summary to a report, which carries it from a worker to the controller."""
     report.__dict__[_USE] = asdict(use)
 
 
 class Summary:
-    """Collects what reports carry, and writes the summary at the end.
+    """Collects the data attached to reports, and writes the summary at the end.
 
     Args:
-        config: the pytest run.
-        path: the file to write. What is in GitHub's own one stays.
+        config: the configuration of the pytest run.
+        path: the file to write. GitHub's file is appended to.
     """
 
     def __init__(self, config: pytest.Config, path: Path) -> None:
@@ -94,13 +94,13 @@ class Summary:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take what a report carries: others may write the report to a file."""
+        """Remove the data from a report and store it. Other plugins may write the report to a file."""
         carried = report.__dict__.pop(_USE, None)
         if carried is None:
             return
         use = LabUse(**carried)
         test = self._tests.setdefault(report.nodeid, _Test(use))
-        if report.when == "setup":  # of each attempt, where a test is repeated
+        if report.when == "setup":  # a new attempt, if the test is repeated
             test.outcome, test.message = "passed", ""
         if use.start is not None:
             self._starts.setdefault((use.lab, use.topology), []).append(use.start)
@@ -126,12 +126,12 @@ class Summary:
             self._failure = f"remote lab: the summary cannot be written: {error}"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say that the file could not be written."""
+        """Report that the file could not be written."""
         if self._failure:
             terminalreporter.write_line(self._failure)
 
     def text(self) -> str:
-        """The summary."""
+        """The summary in Markdown."""
         url = Sources.of(self._config).value("url")
         counts = Counter(test.outcome for test in self._tests.values())
         told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in _OUTCOMES if counts[outcome])
@@ -167,14 +167,14 @@ def _failure(nodeid: str, test: _Test) -> tuple[str, ...]:
 
 
 def _message(report: pytest.TestReport) -> str:
-    """The first line of what went wrong."""
+    """The first line of the failure message."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash is not None else report.longreprtext
     return one_line(text.strip().partition("\n")[0], MESSAGE_LENGTH)
 
 
 def _artifacts(path: str) -> str:
-    """Where artifacts are; a link where the CI system has them at an address that is known."""
+    """The path of artifacts, as a link if the CI system publishes them at a known URL."""
     if job := os.environ.get("CI_JOB_URL"):
         return f"[{_shown(path)}]({job}/artifacts/browse/{quote(path)})"
     if run := github_run(os.environ):
@@ -183,7 +183,7 @@ def _artifacts(path: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text from outside, as a table in Markdown shows it: no character of it means anything."""
+    """Untrusted text, escaped for a Markdown table."""
     return re.sub(r"[^\w ./:,-]|_", lambda match: f"&#{ord(match[0])};", one_line(text))
 
 

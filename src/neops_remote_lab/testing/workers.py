@@ -1,15 +1,14 @@
-"""The one lab of a run among its processes: the workers of pytest-xdist take turns, and pass a shared lab on.
+"""Coordinates the processes of a pytest-xdist run: workers use labs one at a time, and hand over a shared lab.
 
-The workers of one machine share a directory, which the controller makes. In it lie
+The workers of one machine share a directory that the controller creates. It contains
 
-- `lab.lock`: held by the worker that has the lab, or is about to have it. The system lets go of it when a worker dies.
-- `lab.json`: the lab that runs and the reference that keeps it, written under that lock, so that the next worker can
-  go on with the lab or release it;
-- `waiting/`: one file a worker that waits, with the number of its test, and a lock that tells whether it is alive;
-- `done/`: one file a test that is done with its lab, from which follows whether the lab is still needed;
-- `failed/`: one file a lab that could not be started, which is not tried again for each of its tests.
+- `lab.lock`: held by the worker that uses a lab or is about to. The operating system releases it when a worker dies.
+- `lab.json`: the running lab and its reference, written under that lock, so that the next worker can use or release it.
+- `waiting/`: one file per waiting worker, with the number of its test, and a lock that shows whether it is alive.
+- `done/`: one file per test that is done with its lab, to find out whether the lab is still needed.
+- `failed/`: one file per lab that failed to start, so that it is not started again for each of its tests.
 
-A worker on another machine has no such directory. Its labs are never shared, and the server keeps them apart.
+A worker on another machine has no such directory. It never shares a lab, and the server keeps its labs separate.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from filelock import FileLock, Timeout
 from neops_remote_lab.testing.labs import labs_of
 
 POLL_INTERVAL = 0.05
-"""Seconds between two looks at whether the lab is free."""
+"""Seconds between two checks whether the lab is free."""
 
 
 @dataclass(frozen=True)
 class KeptLab:
-    """A lab that runs, and what the next worker has to know of it.
+    """A running lab that another worker can take over.
 
     Attributes:
         key: `LabSpec.key`.
-        reference: the idempotency key of the acquire that it was started with.
-        devices: its devices, as `DeviceInfoDto` prints them.
+        reference: the idempotency key of its acquire.
+        devices: its devices, as dumped by `DeviceInfoDto`.
     """
 
     key: str
@@ -48,39 +47,39 @@ class KeptLab:
 
 
 class LabsOfOneProcess:
-    """The same questions where there is nobody to share a lab with."""
+    """The implementation for a run without other processes, and the interface of all implementations."""
 
     passes_labs_on = False
-    """Whether other processes may go on with a lab of this one."""
+    """Whether other processes may take over a lab of this one."""
     may_reuse = True
-    """Whether a lab that the server has already may be used."""
+    """Whether a lab that is already running on the server may be used."""
 
     def __init__(self) -> None:
         self._failures: dict[str, str] = {}
 
     def take(self, item: pytest.Item) -> KeptLab | None:  # noqa: ARG002 - for the classes below
-        """Wait until no other worker has the lab; what is left of the one that had it before."""
+        """Wait until no other worker uses a lab. Returns the lab that the previous worker left running, if any."""
         return None
 
     def drop(self) -> None:
-        """Let the other workers have the lab."""
+        """Let other workers use the lab."""
 
     def keep(self, lab: KeptLab | None) -> None:
-        """Write down which lab runs. Only between `take` and `drop`."""
+        """Record which lab is running. Call it only between `take` and `drop`."""
 
     def finish(self, key: str, test: str) -> None:
-        """Write down that a test is done with its lab."""
+        """Record that a test is done with its lab."""
 
     def is_needed(self, key: str) -> bool:  # noqa: ARG002 - for the class below
-        """Whether another worker may go on with this lab."""
+        """Whether another worker may still need this lab."""
         return False
 
     def failure(self, key: str) -> str | None:
-        """Why a lab could not be started in this run."""
+        """Why a lab failed to start in this run; None if it did not fail."""
         return self._failures.get(key)
 
     def note_failure(self, key: str, reason: str | None) -> None:
-        """Remember why a lab could not be started, or forget it."""
+        """Record why a lab failed to start; None clears the record."""
         if reason is None:
             self._failures.pop(key, None)
         else:
@@ -88,18 +87,18 @@ class LabsOfOneProcess:
 
 
 class LabsApart(LabsOfOneProcess):
-    """A worker that shares nothing but the session: the server tears a lab down before another worker has one."""
+    """The implementation for a worker on another machine: it shares only the session, never a lab."""
 
     may_reuse = False
 
 
 class LabsAmongWorkers(LabsOfOneProcess):
-    """The workers of one machine.
+    """The implementation for workers on one machine.
 
     Args:
-        directory: a directory of the run that only its user can enter.
+        directory: the run's directory, accessible only to its user.
         worker: the name of this worker.
-        copies: how many workers run each test: more than one for `--dist each`.
+        copies: how many workers run each test; more than one with `--dist each`.
     """
 
     passes_labs_on = True
@@ -143,7 +142,7 @@ class LabsAmongWorkers(LabsOfOneProcess):
 
     def is_needed(self, key: str) -> bool:
         if not self._tests[key]:
-            return True  # tests ask for it at run time, and nobody knows how many
+            return True  # tests request it at run time, so their number is unknown
         done = self._done(key)
         return len(list(done.iterdir()) if done.exists() else []) < self._tests[key] * self._copies
 
@@ -158,7 +157,7 @@ class LabsAmongWorkers(LabsOfOneProcess):
             _write(path, reason)
 
     def _number(self, item: pytest.Item) -> int:
-        """The number of a test in the order of the run, which is the same in every worker."""
+        """The position of a test in the order of the run, which is the same in all workers."""
         if not self._numbers:
             items = item.session.items
             self._numbers = {other.nodeid: number for number, other in enumerate(items)}
@@ -166,7 +165,7 @@ class LabsAmongWorkers(LabsOfOneProcess):
         return self._numbers.get(item.nodeid, 0)
 
     def _is_first(self, number: int) -> bool:
-        """Whether no living worker waits with an earlier test: so a lab is not left while tests of it wait."""
+        """Whether no living worker waits with an earlier test. This keeps the tests of one lab together."""
         for place in (self._directory / "waiting").iterdir():
             if place.suffix or place == self._place:
                 continue

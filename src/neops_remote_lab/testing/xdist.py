@@ -1,9 +1,9 @@
 """One session for all workers of a pytest-xdist run.
 
-Every worker joins with the same key, which makes it the same session. A worker leaves without ending it; the
-controller ends it when the last one is down. Workers of the controller's machine share a directory, in which they
-arrange who has the lab. A worker of another machine cannot: every report of its tests carries what it holds, so that
-the controller can let go of it when that worker crashes.
+All workers join with the same key, so they share one session. A worker leaves the session without ending it; the
+controller ends it after the last worker. Workers on the controller's machine coordinate in a shared directory. For a
+worker on another machine, each test report carries its references, so that the controller can release them if the
+worker crashes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 from neops_remote_lab.testing import options
 
-if TYPE_CHECKING:  # xdist need not be installed, and httpx has to wait until a lab is used
+if TYPE_CHECKING:  # xdist is optional, and httpx is slow to import
     from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
     from neops_remote_lab.client.connection import ServerConnection
@@ -37,7 +37,7 @@ _LABS = "remote_lab_labs"
 
 
 def register(config: pytest.Config) -> None:
-    """Add the hooks that this process of a run with workers needs."""
+    """Register the hooks of a worker or of the controller."""
     if is_worker(config):
         config.pluginmanager.register(Worker(), "remote-lab-worker")
     else:
@@ -45,17 +45,17 @@ def register(config: pytest.Config) -> None:
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Whether this process is one of several that run the tests."""
+    """Whether this process is a worker of pytest-xdist."""
     return hasattr(config, "workerinput")
 
 
 def session_key(config: pytest.Config) -> str | None:
-    """What the workers of one run have in common, and nobody else; None in a run without workers."""
+    """A key that only the workers of one run share; None in a run without workers."""
     return _key(config.workerinput) if is_worker(config) else None  # type: ignore[attr-defined]
 
 
 def labs_of(config: pytest.Config) -> LabsOfOneProcess:
-    """How this process shares the lab with the others of its run."""
+    """The implementation that coordinates labs with the other processes of the run."""
     from neops_remote_lab.testing import workers  # noqa: PLC0415 - only needed with a lab
 
     if not is_worker(config):
@@ -67,7 +67,7 @@ def labs_of(config: pytest.Config) -> LabsOfOneProcess:
 
 
 def copy_of(config: pytest.Config) -> str:
-    """The name of this worker where each one runs every test; else empty."""
+    """The name of this worker with `--dist each`, otherwise an empty string."""
     workerinput: dict[str, Any] = getattr(config, "workerinput", {})
     return str(workerinput["workerid"]) if workerinput.get(_COPIES, 1) > 1 else ""
 
@@ -82,13 +82,13 @@ def labs_of_controller(config: pytest.Config) -> LabsOfController | None:
 
 
 def note_use(config: pytest.Config) -> None:
-    """Tell the controller, if there is one on this machine, that the run is going to have a session."""
+    """Tell a controller on this machine that the run will have a session."""
     if is_worker(config) and (directory := config.workerinput.get(_DIRECTORY)):  # type: ignore[attr-defined]
         Path(directory, _SESSION).touch()
 
 
 def announce(config: pytest.Config, client: LabClient) -> None:
-    """Tell the controller, if there is one, which session is to be ended."""
+    """Tell the controller, if there is one, which session it must end."""
     worker = config.pluginmanager.get_plugin("remote-lab-worker")
     if worker is not None:
         worker.client = client
@@ -96,30 +96,30 @@ def announce(config: pytest.Config, client: LabClient) -> None:
 
 
 def say_farewell(config: pytest.Config, reason: str, status: int) -> None:
-    """Tell the controller, if there is one, why no worker can go on, and what exit status it means."""
+    """Tell the controller, if there is one, why the run must end, and with which exit status."""
     if is_worker(config):
         config.workeroutput[_FAREWELL] = reason, int(status)  # type: ignore[attr-defined]
 
 
 class Worker:
-    """Hooks of a process that runs tests."""
+    """Hooks of a worker."""
 
     def __init__(self) -> None:
         self.client: LabClient | None = None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Let the report carry the session and the references that are held."""
+        """Attach the session and the held references to the report."""
         report = yield
         if self.client is not None:
-            # attributes of a report reach the controller as they are, in contrast to its properties unseen by users
+            # Attributes of a report reach the controller, but unlike properties they are not shown to users.
             report.__dict__[_SESSION] = self.client.session_id
             report.__dict__[_REFERENCES] = list(self.client.references)
         return report
 
 
 class Controller:
-    """Hooks of the process that hands out the tests: they end the workers' session, however the run ends."""
+    """Hooks of the controller: they end the session of the workers, however the run ends."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -133,7 +133,7 @@ class Controller:
         self._labs: LocalLabs | None = None
 
     def pytest_configure_node(self, node: WorkerController) -> None:
-        """Tell a worker what it shares with the others, and remember by which key their session can be found."""
+        """Pass the shared directory to a worker, and remember the key of the session."""
         if self._directory is None:
             from neops_remote_lab.testing.interrupt import ended_by_signals  # noqa: PLC0415 - imports this module
 
@@ -149,7 +149,7 @@ class Controller:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember what a worker holds, and take it away from the report, which others may write to a file."""
+        """Store the references of a worker and remove them from the report, which other plugins may write to a file."""
         session_id = report.__dict__.pop(_SESSION, None)
         references = report.__dict__.pop(_REFERENCES, [])
         if session_id is not None:
@@ -157,30 +157,30 @@ class Controller:
             self._held[report.__dict__["node"].gateway.id] = session_id, references
 
     def pytest_testnodedown(self, node: WorkerController) -> None:
-        """Clear up after a worker: one that crashed would keep the others from their labs."""
+        """Release the references of a crashed worker, which would block the labs of the others."""
         session_id, references = self._held.pop(node.gateway.id, ("", []))
         output: dict[str, Any] | None = getattr(node, "workeroutput", None)
         if output is None:
-            if not node.workerinput[_DIRECTORY]:  # else the next worker that takes the lab finds it written down
+            if not node.workerinput[_DIRECTORY]:  # otherwise the next worker finds them in `lab.json`
                 _release(self._config, session_id, references)
             return
         self._running.discard(node.gateway.id)
         if _SESSION in output:
             self._sessions.add(output[_SESSION])
         if _FAREWELL in output:
-            self._running, self._sessions = set(), set()  # there is no session, or none any more
+            self._running, self._sessions = set(), set()  # there is no session any more
             _leave(*output[_FAREWELL])
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
-        """End the session once all workers are down."""
+        """End the session after all workers have ended."""
         try:
             return (yield)
         finally:
             self._end()
 
     def pytest_unconfigure(self) -> None:
-        """Remove what the workers shared."""
+        """Remove the shared directory."""
         self._signals.close()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -238,13 +238,13 @@ def _release(config: pytest.Config, session_id: str, references: list[str]) -> N
 
     from neops_remote_lab.client.connection import CLOSE_TIMEOUT  # noqa: PLC0415
 
-    with server, contextlib.suppress(httpx.HTTPError):  # the session's end lets go as well
+    with server, contextlib.suppress(httpx.HTTPError):  # the end of the session releases them too
         for reference in references:
             server.release(session_id, reference, server.now() + CLOSE_TIMEOUT)
 
 
 def _end(config: pytest.Config, sessions: set[str], key: str | None) -> None:
-    """End the sessions, or the one behind the key when a worker vanished before it could name it."""
+    """End the sessions; if none is known because a worker crashed early, the session with the key."""
     server = _server(config)
     if server is None or not key:
         return
@@ -256,8 +256,8 @@ def _end(config: pytest.Config, sessions: set[str], key: str | None) -> None:
 
 
 def _server(config: pytest.Config) -> ServerConnection | None:
-    """A connection of the controller; None where the workers cannot have had one either."""
-    # slow, and needed in runs with labs alone
+    """A connection of the controller; None if the settings are invalid, so that workers have none either."""
+    # slow, and only needed in runs with labs
     from neops_remote_lab.client import InvalidSetting  # noqa: PLC0415
     from neops_remote_lab.client.connection import ServerConnection  # noqa: PLC0415
     from neops_remote_lab.testing.settings import LabHostSettings  # noqa: PLC0415
@@ -266,5 +266,5 @@ def _server(config: pytest.Config) -> ServerConnection | None:
     try:
         settings = LabHostSettings.read(Sources.of(config))
         return None if settings.is_local else ServerConnection(settings.url, credentials=settings.credentials)
-    except (InvalidSetting, RuntimeError):  # the workers have told what is wrong with the address
+    except (InvalidSetting, RuntimeError):  # the workers have reported what is wrong
         return None
