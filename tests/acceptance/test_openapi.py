@@ -19,8 +19,9 @@ from neops_remote_lab.core.settings import read_settings
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 
-UNDESCRIBED = {"/openapi.json", "/docs", "/docs/docs.js"}
-"""The description itself, and the page that shows it with its script."""
+WEBSOCKETS = ("/lab/devices/{name}/tcp/{port}",)
+UNDESCRIBED = {"/openapi.json", "/docs", "/docs/docs.js", *WEBSOCKETS}
+"""The description itself, the page that shows it with its script, and what OpenAPI has no words for."""
 
 
 @pytest.fixture(scope="module")
