@@ -38,7 +38,7 @@ def test_included_files_plugins_and_templates_are_found(tmp_path: Path) -> None:
         assert all(device.raw["config"] == ["motd"] for device in devices)
         assert devices[0].raw["interfaces"][0]["ipv4"].startswith("198.51.100.")
         [lab] = server.work_dir.glob("*/lab")
-        assert (lab / "node_files/h1/motd").read_text() == 'echo "h1 in rack 1" > /etc/motd\n'
+        assert (lab / "node_files/h1/motd").read_text().strip() == 'echo "h1 in rack 1" > /etc/motd'
 
 
 @pytest.mark.netlab
