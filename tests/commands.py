@@ -17,7 +17,6 @@ import neops_remote_lab
 from neops_remote_lab.client import keeper
 from neops_remote_lab.client.state import KeptSession, StateDirectory
 from tests.fakes import topology_text, wait_until
-from tests.server import LabServer
 
 TIMEOUT = 60.0
 
@@ -26,7 +25,7 @@ TIMEOUT = 60.0
 class Shell:
     """Runs `neops-remote-lab`, as users of a lab host do."""
 
-    server: LabServer
+    url: str
     directory: Path
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -39,7 +38,7 @@ class Shell:
             "PYTHONPATH": package,
             "XDG_STATE_HOME": str(self.directory / "state"),
             "TMPDIR": str(self.directory),
-            "REMOTE_LAB_URL": self.server.url,
+            "REMOTE_LAB_URL": self.url,
             **self.environment,
         }
 
@@ -108,7 +107,7 @@ class Shell:
 
     def kept(self, name: str = "default") -> KeptSession:
         """The session that is kept."""
-        found = self.state.find(self.server.url, name)
+        found = self.state.find(self.url, name)
         assert found is not None
         return found
 

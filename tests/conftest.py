@@ -15,6 +15,7 @@ REAL_NETLAB = (
     "tests/acceptance/test_real_netlab.py",
     "tests/acceptance/test_real_devices.py",
     "tests/acceptance/test_real_directories.py",
+    "tests/acceptance/test_real_access.py",
     "tests/acceptance/test_readme.py",
 )
 """Files whose tests want the real netlab of this machine, and would keep several workers waiting for it."""

@@ -88,6 +88,16 @@ def address(number: int) -> str:
     return f"198.18.{os.getpid() % 250}.{10 + number}"
 
 
+def namespace(number: int) -> str:
+    """The network namespace of a node."""
+    return f"t{os.getpid()}n{number}"
+
+
+def inside(number: int) -> list[str]:
+    """What starts a program in the network of a node."""
+    return ["ip", "netns", "exec", namespace(number)]
+
+
 def ip(*words: str, check: bool = True) -> None:
     subprocess.run(["ip", *words], check=check, capture_output=True)
 
@@ -109,7 +119,7 @@ def nodes_that_answer(fake: FakeNetlab, count: int = 1) -> Iterator[None]:
 
 @contextmanager
 def _node(bridge: str, number: int) -> Iterator[None]:
-    name = f"t{os.getpid()}n{number}"
+    name = namespace(number)
     ip("netns", "add", name)
     try:
         ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
@@ -117,7 +127,7 @@ def _node(bridge: str, number: int) -> Iterator[None]:
         for words in (["link", "set", "lo", "up"], ["addr", "add", f"{address(number)}/24", "dev", "eth0"]):
             ip("-n", name, *words)
         ip("-n", name, "link", "set", "eth0", "up")
-        command = ["ip", "netns", "exec", name, sys.executable, "-I", "-c", SERVICES]
+        command = [*inside(number), sys.executable, "-I", "-c", SERVICES]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             try:
                 assert process.stdout

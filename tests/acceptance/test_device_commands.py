@@ -35,7 +35,7 @@ def client(server: LabServer) -> Iterator[RemoteLabClient]:
 @pytest.fixture
 def shell(server: LabServer, client: RemoteLabClient, tmp_path: Path) -> Shell:
     """A shell as `neops-remote-lab run` starts it in that session."""
-    return Shell(server, tmp_path / "user", {"REMOTE_LAB_SESSION_ID": client.session_id})
+    return Shell(server.url, tmp_path / "user", {"REMOTE_LAB_SESSION_ID": client.session_id})
 
 
 # From Python

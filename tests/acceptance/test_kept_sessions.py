@@ -24,7 +24,7 @@ from tests.server import LabServer
 
 @pytest.fixture
 def shell(lab_server: LabServer, tmp_path: Path) -> Iterator[Shell]:
-    shell = Shell(lab_server, tmp_path / "user")
+    shell = Shell(lab_server.url, tmp_path / "user")
     yield shell
     shell.close()
 
@@ -68,7 +68,7 @@ def test_a_lab_stays_for_later_commands_until_down(shell: Shell, lab_server: Lab
 def test_down_without_a_session_does_nothing(shell: Shell) -> None:
     done = shell.run("down")
     assert done.returncode == 0
-    assert f"no session with {shell.server.url} is kept" in done.stderr
+    assert f"no session with {shell.url} is kept" in done.stderr
 
 
 def test_a_second_lab_of_the_same_name_is_refused(up: Shell, lab_server: LabServer) -> None:
@@ -205,7 +205,7 @@ def test_it_survives_the_hang_up_of_the_terminal(shell: Shell) -> None:
 
 def test_there_is_never_a_second_one(up: Shell) -> None:
     first = keeper_of(up)
-    command = [sys.executable, "-m", "neops_remote_lab.client.keeper", up.server.url, "default"]
+    command = [sys.executable, "-m", "neops_remote_lab.client.keeper", up.url, "default"]
     done = subprocess.run(command, env=up.environment, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "another process keeps a session of this name alive" in done.stderr

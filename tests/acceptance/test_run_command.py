@@ -31,7 +31,7 @@ while True: time.sleep(0.05)
 @pytest.fixture
 def shell(lab_server: LabServer, tmp_path: Path) -> Iterator[Shell]:
     """However a command ends, nothing may be left of it."""
-    shell = Shell(lab_server, tmp_path / "user")
+    shell = Shell(lab_server.url, tmp_path / "user")
     shell.topology()
     yield shell
     wait_until(lambda: queue(lab_server)["length"] == 0, 20)
@@ -67,7 +67,7 @@ def test_the_command_finds_inventories_and_the_session(shell: Shell) -> None:
     script = 'env; cat "$REMOTE_LAB_DEVICES" > devices; cat "$REMOTE_LAB_ANSIBLE_INVENTORY" > ansible'
     script += '; cat "$REMOTE_LAB_NORNIR_CONFIG" > nornir; cp "$(dirname "$REMOTE_LAB_NORNIR_CONFIG")"/* .'
     found = environment_of(shell.do("run", "ospf.yml", "--", "sh", "-c", script))
-    assert found["REMOTE_LAB_URL"] == shell.server.url
+    assert found["REMOTE_LAB_URL"] == shell.url
     assert len(found["REMOTE_LAB_SESSION_ID"]) == 32
     assert found["ANSIBLE_INVENTORY"] == found["REMOTE_LAB_ANSIBLE_INVENTORY"]
     devices = json.loads((shell.directory / "devices").read_text())
@@ -91,10 +91,10 @@ def test_commands_of_this_program_work_on_the_same_lab(shell: Shell) -> None:
     assert "r1" in shell.do("run", "ospf.yml", "--", "sh", "-c", words)
 
 
-def test_the_queue_shows_the_command(shell: Shell) -> None:
+def test_the_queue_shows_the_command(shell: Shell, lab_server: LabServer) -> None:
     with shell.running(*trap(shell, (15,))) as process:
         wait_for_command(shell)
-        assert queue(shell.server)["sessions"][0]["purpose"] == "neops-remote-lab run python3 trap.py"
+        assert queue(lab_server)["sessions"][0]["purpose"] == "neops-remote-lab run python3 trap.py"
         process.terminate()
         process.wait(20)
 
@@ -110,31 +110,31 @@ def test_a_lab_that_fails_has_a_status_of_its_own(shell: Shell, knobs: dict[str,
     assert not (shell.directory / "ran").exists()
 
 
-def test_a_command_that_there_is_not_is_told_before_anything_is_waited_for(shell: Shell) -> None:
+def test_a_command_that_there_is_not_is_told_before_anything_is_waited_for(shell: Shell, lab_server: LabServer) -> None:
     (shell.directory / "text").touch()
     assert shell.run("run", "ospf.yml", "--", "no-such-program").returncode == 127
     assert shell.run("run", "ospf.yml", "--", "./text").returncode == 126
     assert shell.run("run", "ospf.yml").returncode == 2
-    assert shell.server.fake.invocations("up") == []
+    assert lab_server.fake.invocations("up") == []
 
 
-def test_a_session_that_an_operator_ends_ends_the_command(shell: Shell) -> None:
+def test_a_session_that_an_operator_ends_ends_the_command(shell: Shell, lab_server: LabServer) -> None:
     with shell.running(*trap(shell, (15,))) as process:
         wait_for_command(shell)
-        sql(shell.server.database, "UPDATE session SET state = 'ended', end_detail = 'for a demo'")
+        sql(lab_server.database, "UPDATE session SET state = 'ended', end_detail = 'for a demo'")
         assert process.wait(30) == 125
         assert process.stderr
         assert "for a demo" in process.stderr.read()
     assert signals(shell) == [15]
 
 
-def test_the_place_in_the_queue_and_the_expected_wait_are_told(shell: Shell) -> None:
+def test_the_place_in_the_queue_and_the_expected_wait_are_told(shell: Shell, lab_server: LabServer) -> None:
     shell.do("run", "ospf.yml", "--", "true")  # a history to estimate from
-    holder = shell.server.join(client="ann@office")
+    holder = lab_server.join(client="ann@office")
     with shell.running("run", "ospf.yml", "--", "true") as process:
         assert process.stderr
         line = process.stderr.readline()
-        with shell.server.client() as client:
+        with lab_server.client() as client:
             client.delete(f"/session/{holder}")
         assert process.wait(30) == 0
     assert line.startswith("neops-remote-lab: position 1 in the queue, about ")
@@ -168,11 +168,13 @@ def test_a_key_reaches_the_command_once(shell: Shell) -> None:
     assert signals(shell) == [signal.SIGINT, signal.SIGTERM]
 
 
-def test_a_job_that_is_cancelled_frees_the_lab_although_its_command_goes_on(shell: Shell) -> None:
+def test_a_job_that_is_cancelled_frees_the_lab_although_its_command_goes_on(
+    shell: Shell, lab_server: LabServer
+) -> None:
     with shell.running(*trap(shell, ())) as process:
         wait_for_command(shell)
         process.terminate()
-        wait_until(lambda: queue(shell.server)["length"] == 0, 5)
+        wait_until(lambda: queue(lab_server)["length"] == 0, 5)
         assert process.poll() is None
         process.terminate()
         assert process.wait(20) == 128 + signal.SIGKILL
@@ -180,10 +182,10 @@ def test_a_job_that_is_cancelled_frees_the_lab_although_its_command_goes_on(shel
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_the_lab_starts_ends_it(shell: Shell, number: signal.Signals) -> None:
-    shell.server.fake.control(start_seconds=60)
+def test_a_signal_while_the_lab_starts_ends_it(shell: Shell, lab_server: LabServer, number: signal.Signals) -> None:
+    lab_server.fake.control(start_seconds=60)
     with shell.running("run", "ospf.yml", "--", "touch", "ran") as process:
-        phase(shell.server.fake, "start")
+        phase(lab_server.fake, "start")
         process.send_signal(number)
         assert process.wait(20) == 128 + number
     assert not (shell.directory / "ran").exists()
@@ -191,7 +193,7 @@ def test_a_signal_while_the_lab_starts_ends_it(shell: Shell, number: signal.Sign
 
 def test_a_job_that_is_killed_frees_the_lab_when_its_time_is_up(tmp_path: Path) -> None:
     with running_server(tmp_path, active_timeout="1") as server:
-        shell = Shell(server, tmp_path / "user")
+        shell = Shell(server.url, tmp_path / "user")
         shell.topology()
         with shell.running("run", "ospf.yml", "--", "sleep", "60") as process:
             wait_until(lambda: bool(queue(server)["sessions"]) and "r1" in str(server.fake.containers()), 30)
@@ -203,30 +205,30 @@ def test_a_job_that_is_killed_frees_the_lab_when_its_time_is_up(tmp_path: Path) 
 # The queue
 
 
-def test_the_queue_is_watched(shell: Shell) -> None:
+def test_the_queue_is_watched(shell: Shell, lab_server: LabServer) -> None:
     with shell.running("queue", "--watch", "--json") as watcher:
         assert watcher.stdout
         assert json.loads(watcher.stdout.readline())["length"] == 0
-        session = shell.server.join(client="ann@office")
+        session = lab_server.join(client="ann@office")
         assert json.loads(watcher.stdout.readline())["sessions"][0]["client"] == "ann@office"
-        with shell.server.client() as client:
+        with lab_server.client() as client:
             client.delete(f"/session/{session}")
         assert json.loads(watcher.stdout.readline())["length"] == 0
         watcher.send_signal(signal.SIGINT)
         assert watcher.wait(10) == 128 + signal.SIGINT
 
 
-def test_the_queue_is_drawn_anew_on_a_terminal(shell: Shell) -> None:
+def test_the_queue_is_drawn_anew_on_a_terminal(shell: Shell, lab_server: LabServer) -> None:
     with shell.terminal("queue", "--watch") as terminal:
         terminal.wait_for("\x1b[H\x1b[Jnobody waits")
-        session = shell.server.join(client="ann@office")
+        session = lab_server.join(client="ann@office")
         terminal.wait_for("ann@office")
         terminal.type("\x03")
         assert terminal.finish() == 128 + signal.SIGINT
-    with shell.server.client() as client:
+    with lab_server.client() as client:
         client.delete(f"/session/{session}")
 
 
-def test_the_queue_as_json_is_the_answer_of_the_server(shell: Shell) -> None:
-    with shell.server.client() as client:
+def test_the_queue_as_json_is_the_answer_of_the_server(shell: Shell, lab_server: LabServer) -> None:
+    with lab_server.client() as client:
         assert json.loads(shell.do("queue", "--json")) == client.get("/queue").json()

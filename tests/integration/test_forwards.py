@@ -2,88 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from http import HTTPStatus
 
 import pytest
-from websockets.asyncio.server import Server as WebSocketServer
-from websockets.asyncio.server import ServerConnection, serve
-from websockets.http11 import Request, Response
+from websockets.asyncio.server import ServerConnection
 
 from neops_remote_lab.client.access import Access, Credentials
 from neops_remote_lab.client.forwards import Forward, Forwards
 from neops_remote_lab.client.web_sockets import WebSockets
 from tests.fakes import wait_until
-
-Handler = Callable[[ServerConnection], Awaitable[None]]
-
-
-class Server:
-    """The WebSocket side of a lab server, in a thread."""
-
-    def __init__(self) -> None:
-        self.handler: Handler = self.echo
-        self.refusal: tuple[HTTPStatus, str] | None = None
-        self.requests: list[Request] = []
-        self.received = 0
-        self._goes_on = asyncio.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
-        self.url = f"http://127.0.0.1:{next(iter(self._server.sockets)).getsockname()[1]}"
-
-    def close(self) -> None:
-        self.go_on()
-        self._server.close()
-        asyncio.run_coroutine_threadsafe(self._server.wait_closed(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    @staticmethod
-    async def echo(connection: ServerConnection) -> None:
-        async for message in connection:
-            await connection.send(message)
-
-    async def swallow(self, connection: ServerConnection) -> None:
-        """Read nothing until that is wanted."""
-        await self._goes_on.wait()
-        async for message in connection:
-            self.received += len(message)
-
-    def go_on(self) -> None:
-        """Read what was sent meanwhile."""
-        self._loop.call_soon_threadsafe(self._goes_on.set)
-
-    async def pour(self, connection: ServerConnection) -> None:
-        """Send as much as is taken."""
-        while True:
-            await connection.send(bytes(1 << 16))
-            self.received += 1 << 16
-
-    async def _start(self) -> WebSocketServer:
-        return await serve(self._handle, "127.0.0.1", 0, process_request=self._check, max_queue=1, max_size=1 << 20)
-
-    def _check(self, connection: ServerConnection, request: Request) -> Response | None:
-        self.requests.append(request)
-        if self.refusal is None:
-            return None
-        response = connection.respond(self.refusal[0], f'{{"detail": "{self.refusal[1]}"}}')
-        response.headers["Content-Type"] = "application/json"
-        return response
-
-    async def _handle(self, connection: ServerConnection) -> None:
-        await self.handler(connection)
+from tests.stub_server import StubServer
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
+def server() -> Iterator[StubServer]:
+    server = StubServer()
     yield server
     server.close()
 
@@ -94,7 +31,7 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def forwards(server: Server, told: list[str]) -> Iterator[Forwards]:
+def forwards(server: StubServer, told: list[str]) -> Iterator[Forwards]:
     access = Access(server.url, Credentials("secret"))
     with Forwards(WebSockets(access, "0123456789abcdef", 5), told.append) as forwards:
         yield forwards
@@ -123,7 +60,7 @@ def send_until_nobody_reads(connection: socket.socket) -> int:
     return sent
 
 
-def test_what_goes_in_comes_out_at_the_other_end(server: Server, forwards: Forwards) -> None:
+def test_what_goes_in_comes_out_at_the_other_end(server: StubServer, forwards: Forwards) -> None:
     data = bytes(range(256)) * 40_000
     with forwards.open("r1", 22) as forward, socket.create_connection((forward.host, forward.port)) as connection:
         sender = threading.Thread(target=connection.sendall, args=(data,))
@@ -149,7 +86,7 @@ def test_it_serves_many_connections_at_once(forwards: Forwards) -> None:
             connection.close()
 
 
-def test_the_end_at_the_device_is_the_end_here(server: Server, forwards: Forwards, told: list[str]) -> None:
+def test_the_end_at_the_device_is_the_end_here(server: StubServer, forwards: Forwards, told: list[str]) -> None:
     async def say_goodbye(connection: ServerConnection) -> None:
         await connection.send(b"bye")
 
@@ -159,7 +96,7 @@ def test_the_end_at_the_device_is_the_end_here(server: Server, forwards: Forward
     assert told == []
 
 
-def test_a_refusal_is_told_and_resets_the_connection(server: Server, forwards: Forwards, told: list[str]) -> None:
+def test_a_refusal_is_told_and_resets_the_connection(server: StubServer, forwards: Forwards, told: list[str]) -> None:
     server.refusal = (HTTPStatus.BAD_GATEWAY, "r1 refuses connections to port 22")
     with forwards.open("r1", 22) as forward:
         expect_reset(forward)
@@ -167,7 +104,7 @@ def test_a_refusal_is_told_and_resets_the_connection(server: Server, forwards: F
 
 
 def test_the_end_of_the_lab_is_told_and_resets_the_connection(
-    server: Server, forwards: Forwards, told: list[str]
+    server: StubServer, forwards: Forwards, told: list[str]
 ) -> None:
     async def end(connection: ServerConnection) -> None:
         await connection.recv()
@@ -181,7 +118,7 @@ def test_the_end_of_the_lab_is_told_and_resets_the_connection(
     assert told == ["r1:22: the lab was torn down"]
 
 
-def test_a_server_that_is_away_is_told(server: Server, told: list[str]) -> None:
+def test_a_server_that_is_away_is_told(server: StubServer, told: list[str]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         access = Access(f"http://127.0.0.1:{unused.getsockname()[1]}")
@@ -190,7 +127,7 @@ def test_a_server_that_is_away_is_told(server: Server, told: list[str]) -> None:
     assert "refused" in told[0].lower() or "Connect call failed" in told[0]
 
 
-def test_a_device_that_does_not_read_stops_the_sender(server: Server, forwards: Forwards) -> None:
+def test_a_device_that_does_not_read_stops_the_sender(server: StubServer, forwards: Forwards) -> None:
     server.handler = server.swallow
     with forwards.open("r1", 22) as forward, socket.create_connection((forward.host, forward.port)) as connection:
         sent = send_until_nobody_reads(connection)
@@ -199,7 +136,7 @@ def test_a_device_that_does_not_read_stops_the_sender(server: Server, forwards: 
         wait_until(lambda: server.received >= sent)
 
 
-def test_a_reader_that_does_not_read_stops_the_device(server: Server, forwards: Forwards) -> None:
+def test_a_reader_that_does_not_read_stops_the_device(server: StubServer, forwards: Forwards) -> None:
     server.handler = server.pour
     with forwards.open("r1", 22) as forward, socket.create_connection((forward.host, forward.port)) as connection:
         connection.recv(1)
@@ -232,7 +169,7 @@ def test_a_port_of_this_machine_can_be_chosen(forwards: Forwards) -> None:
             forwards.open("r1", 22, local_port=port)
 
 
-def test_a_local_reset_closes_the_connection_to_the_device(server: Server, forwards: Forwards) -> None:
+def test_a_local_reset_closes_the_connection_to_the_device(server: StubServer, forwards: Forwards) -> None:
     ended = threading.Event()
 
     async def wait(connection: ServerConnection) -> None:

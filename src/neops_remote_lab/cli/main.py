@@ -19,7 +19,7 @@ from typing import Final, Protocol, cast
 from neops_remote_lab.cli import serve
 from neops_remote_lab.cli.command import COMMAND, PROGRAM, Commands, ExitStatus
 
-COMMANDS: Final = (serve.NAME, "queue", "up", "down", "devices", "log", "exec", "ssh", "forward", "run")
+COMMANDS: Final = (serve.NAME, "queue", "up", "down", "devices", "log", "exec", "console", "ssh", "forward", "run")
 """In the order of the help."""
 
 

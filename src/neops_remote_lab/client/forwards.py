@@ -21,8 +21,7 @@ from neops_remote_lab.client.access import Access
 from neops_remote_lab.client.devices import path_of
 from neops_remote_lab.client.exceptions import InvalidSetting
 from neops_remote_lab.client.failures import reason_of
-from neops_remote_lab.client.web_sockets import WebSockets
-from neops_remote_lab.core.text import one_line
+from neops_remote_lab.client.web_sockets import WebSockets, reason_of_close
 
 __tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids and credentials
 
@@ -221,6 +220,5 @@ async def _send_all(reader: asyncio.StreamReader, web_socket: ClientConnection) 
 def explained(error: Exception, access: Access) -> str:
     """A message that says why a connection failed."""
     if isinstance(error, ConnectionClosedError):
-        received = error.rcvd
-        return one_line(received.reason or str(received)) if received else "the connection to the server broke off"
+        return reason_of_close(error)
     return reason_of(error, access) if isinstance(error, httpx.TransportError) else str(error)

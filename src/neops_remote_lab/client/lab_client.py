@@ -14,7 +14,7 @@ from neops_remote_lab.client.access import Credentials
 from neops_remote_lab.client.answers import detail_of, parsed, raise_for_error, retry_after
 from neops_remote_lab.client.artifacts import unpack_artifacts
 from neops_remote_lab.client.connection import CLOSE_TIMEOUT, GONE, UNREACHABLE_TIMEOUT, ServerConnection
-from neops_remote_lab.client.devices import EXEC_TIMEOUT, ExecResult, execute, require_device
+from neops_remote_lab.client.devices import EXEC_TIMEOUT, ExecResult, devices_of, execute, require_device
 from neops_remote_lab.client.heartbeats import HEARTBEAT_INTERVAL, Heartbeats
 from neops_remote_lab.client.queue_position import QueuePosition
 from neops_remote_lab.client.session import Session
@@ -289,6 +289,18 @@ class RemoteLabClient:
         raise_for_error(response)
         self._references.clear()
 
+    def devices(self) -> list[DeviceInfoDto]:
+        """The devices of the lab that runs.
+
+        Raises:
+            SessionEnded: the server ended the session.
+            SessionClosed: this client has left the session.
+            httpx.HTTPStatusError: the server refused, for example since no lab runs.
+            httpx.TransportError: the server could not be reached.
+        """
+        self._session.require_open()
+        return devices_of(self._session)
+
     def exec(
         self,
         device: str | DeviceInfoDto,
@@ -329,9 +341,10 @@ class RemoteLabClient:
 
         Raises:
             ValueError: the port is not a number from 1 to 65535.
+            LookupError: the lab has no device of that name.
             SessionEnded: the server ended the session.
             SessionClosed: this client has left the session.
-            httpx.HTTPStatusError: the server refused, for example because the device does not exist.
+            httpx.HTTPStatusError: the server refused, for example because no lab runs.
             httpx.TransportError: the server could not be reached.
         """
         from neops_remote_lab.client.forwards import Forwards  # noqa: PLC0415 - an event loop, which few need

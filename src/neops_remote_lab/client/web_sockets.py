@@ -5,11 +5,12 @@ from typing import Final
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidProxyStatus, InvalidStatus, ProxyError
+from websockets.exceptions import ConnectionClosedError, InvalidHandshake, InvalidProxyStatus, InvalidStatus, ProxyError
 
 from neops_remote_lab.client.access import Access
 from neops_remote_lab.client.answers import CALL_PATH, raise_for_error
 from neops_remote_lab.client.connection import headers_of
+from neops_remote_lab.core.text import one_line
 
 __tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids and credentials
 
@@ -86,3 +87,9 @@ def _refused(error: InvalidStatus, request: httpx.Request) -> httpx.HTTPError:
     except httpx.HTTPStatusError as refused:
         return refused
     return httpx.RemoteProtocolError(f"{answer.status_code} instead of a WebSocket", request=request)
+
+
+def reason_of_close(error: ConnectionClosedError) -> str:
+    """Why a WebSocket was closed before its end, in one line."""
+    received = error.rcvd
+    return one_line(received.reason or str(received)) if received else "the connection to the server broke off"

@@ -1,0 +1,150 @@
+"""`neops-remote-lab console`: a shell in a node of the lab."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError
+
+from neops_remote_lab.cli import terminal
+from neops_remote_lab.cli.command import (
+    CREDENTIALS,
+    Commands,
+    ExitStatus,
+    add_session_flag,
+    add_url_flag,
+    ended_by_signals,
+    refuse,
+    say,
+)
+from neops_remote_lab.cli.forward import node_of
+from neops_remote_lab.cli.lab_sessions import current_session, explained
+from neops_remote_lab.cli.terminal import Action
+from neops_remote_lab.client.devices import path_of
+from neops_remote_lab.client.web_sockets import WebSockets, reason_of_close
+
+PIECE: Final = 1 << 14
+"""Most bytes that are read at once."""
+END_OF_TEXT: Final = b"\x04"
+"""Ctrl-D: what a terminal sends at the end of its input."""
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command and its flags."""
+    parser = commands.add_parser(
+        "console",
+        help="open a shell in a node",
+        description="Opens a shell in a node of the lab. ~. at the start of a line leaves it, ~? helps.",
+        epilog=CREDENTIALS,
+    )
+    parser.add_argument("node", metavar="NODE", help="name of the node in the topology")
+    add_url_flag(parser)
+    add_session_flag(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Be the console's terminal. The program's exit status is 0 at its end, and 125 when there is no lab or no such
+    node, or when the console breaks off.
+    """
+    with ended_by_signals(), explained(options, ExitStatus.NO_LAB), current_session(options) as current:
+        node_of(current, options.node)
+        sockets = WebSockets(current.server.access, current.session.session_id, current.settings.request_timeout)
+        try:
+            asyncio.run(_serve(sockets, options.node))
+        except ConnectionClosedError as error:
+            refuse(f"{options.node}: {reason_of_close(error)}", ExitStatus.NO_LAB)
+
+
+async def _serve(sockets: WebSockets, node: str) -> None:
+    """Connect the terminal with the console, until either ends. Raises as `WebSockets.open`, and ConnectionClosedError
+    where the console breaks off.
+    """
+    keyboard = sys.stdin.fileno()
+    async with await sockets.open(path_of(node, "console")) as console:
+        if os.isatty(keyboard):
+            say(f"the console of {node}; ~. at the start of a line leaves it")
+        with terminal.raw_mode(keyboard), _resized_with_the_terminal(console):
+            showing = asyncio.create_task(_show(console))
+            typing = asyncio.create_task(_type(console, keyboard))
+            try:
+                done, _ = await asyncio.wait({showing, typing}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                showing.cancel()
+                typing.cancel()
+                await asyncio.wait({showing, typing})
+            for task in done:
+                task.result()
+
+
+async def _show(console: ClientConnection) -> None:
+    """Print what comes, until the console ends."""
+    async for message in console:
+        if isinstance(message, bytes):
+            sys.stdout.buffer.write(message)
+            sys.stdout.buffer.flush()
+
+
+async def _type(console: ClientConnection, keyboard: int) -> None:
+    """Send what is typed, until the user leaves or the console ends."""
+    escapes = terminal.Escapes() if os.isatty(keyboard) else None
+    with contextlib.suppress(ConnectionClosed):  # who shows what comes is told why
+        while typed := await _read(keyboard):
+            for part in escapes.feed(typed) if escapes else (typed,):
+                if part is Action.LEAVE:
+                    return
+                if part is Action.HELP:
+                    sys.stdout.write(terminal.HELP)
+                    sys.stdout.flush()
+                else:
+                    await console.send(part)
+        await console.send(END_OF_TEXT)
+    await console.wait_closed()
+
+
+async def _read(descriptor: int) -> bytes:
+    """What can be read now, or as soon as something can be; empty at the end."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    try:
+        loop.add_reader(descriptor, ready.set_result, None)
+    except PermissionError:  # a file, which keeps nobody waiting
+        return os.read(descriptor, PIECE)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)
+    try:
+        return os.read(descriptor, PIECE)
+    except OSError:  # the terminal has hung up
+        return b""
+
+
+@contextlib.contextmanager
+def _resized_with_the_terminal(console: ClientConnection) -> Iterator[None]:
+    """Give the console the size of the terminal, now and whenever that changes."""
+    loop, sends = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    async def send() -> None:
+        if (size := terminal.size()) is not None:
+            with contextlib.suppress(ConnectionClosed):
+                await console.send(json.dumps({"resize": size}))
+
+    def resize() -> None:
+        task = loop.create_task(send())
+        sends.add(task)  # the loop itself would let it be collected
+        task.add_done_callback(sends.discard)
+
+    resize()
+    loop.add_signal_handler(signal.SIGWINCH, resize)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGWINCH)

@@ -1,0 +1,80 @@
+"""A lab server whose WebSockets do what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from websockets.asyncio.server import Server as WebSocketServer
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+
+Handler = Callable[[ServerConnection], Awaitable[None]]
+
+
+class StubServer:
+    """WebSockets as a lab server has them, which do what they are told; in a thread."""
+
+    def __init__(self) -> None:
+        self.handler: Handler = self.echo
+        self.refusal: tuple[HTTPStatus, str] | None = None
+        self.requests: list[Request] = []
+        self.received = 0
+        self._goes_on = asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        self.url = f"http://127.0.0.1:{next(iter(self._server.sockets)).getsockname()[1]}"
+
+    def close(self) -> None:
+        self.go_on()
+        self._server.close()
+        asyncio.run_coroutine_threadsafe(self._server.wait_closed(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @staticmethod
+    async def echo(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(message)
+
+    async def swallow(self, connection: ServerConnection) -> None:
+        """Read nothing until that is wanted."""
+        await self._goes_on.wait()
+        async for message in connection:
+            self.received += len(message)
+
+    def go_on(self) -> None:
+        """Read what was sent meanwhile."""
+        self._loop.call_soon_threadsafe(self._goes_on.set)
+
+    async def pour(self, connection: ServerConnection) -> None:
+        """Send as much as is taken."""
+        while True:
+            await connection.send(bytes(1 << 16))
+            self.received += 1 << 16
+
+    async def _start(self) -> WebSocketServer:
+        return await serve(self._handle, "127.0.0.1", 0, process_request=self._check, max_queue=1, max_size=1 << 20)
+
+    def _check(self, connection: ServerConnection, request: Request) -> Response | None:
+        if request.path == "/lab/devices":
+            return self._json(connection, HTTPStatus.OK, [{"name": "r1", "raw": {}}])
+        self.requests.append(request)
+        if self.refusal is None:
+            return None
+        return self._json(connection, self.refusal[0], {"detail": self.refusal[1]})
+
+    @staticmethod
+    def _json(connection: ServerConnection, status: HTTPStatus, content: object) -> Response:
+        response = connection.respond(status, json.dumps(content))
+        response.headers["Content-Type"] = "application/json"
+        return response
+
+    async def _handle(self, connection: ServerConnection) -> None:
+        await self.handler(connection)
