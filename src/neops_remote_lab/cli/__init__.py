@@ -1,1 +1,1 @@
-"""The command line: the server and the sub-commands."""
+"""The command line: the server and the client commands."""

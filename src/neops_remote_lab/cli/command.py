@@ -1,4 +1,4 @@
-"""What the commands of the program share."""
+"""Shared by all commands: exit statuses, messages, flags, signals."""
 
 import argparse
 import signal
@@ -14,19 +14,19 @@ from neops_remote_lab.core.text import printable_lines
 
 PROGRAM: Final = "neops-remote-lab"
 CREDENTIALS: Final = "Credentials: a user name and a password in the address, REMOTE_LAB_TOKEN, REMOTE_LAB_CLIENT_CERT."
-"""The end of the help of a command that talks to a server."""
+"""Epilog of the help of commands that connect to a server."""
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What `ArgumentParser.add_subparsers` returns."""
+"""The return type of `ArgumentParser.add_subparsers`."""
 
 
 COMMAND: Final = "command"
-"""The attribute of the options with what follows `--`."""
+"""Attribute of the options with the arguments after `--`."""
 
 
 class ExitStatus(IntEnum):
-    """What the program's exit status says, apart from 0 and the status of a command that it has run.
+    """Exit statuses of the program, besides 0 and the status of a command that it ran.
 
-    From 124 on they are those of `timeout`, `env` and `docker run`; `git bisect run` skips a revision at 125.
+    From 124 on they follow `timeout`, `env` and `docker run`; `git bisect run` skips a revision on 125.
     """
 
     FAILED = 1
@@ -38,17 +38,17 @@ class ExitStatus(IntEnum):
     NOT_EXECUTABLE = 126
     NOT_FOUND = 127
     SIGNAL = 128
-    """Plus the number of the signal that has ended the command or this program."""
+    """Plus the number of the signal that ended the command or this program."""
 
 
 def say(message: str) -> None:
-    """Tell the user something on standard error. Control characters of what comes from outside are escaped."""
+    """Print a message on standard error, with control characters escaped."""
     sys.stderr.write(f"{PROGRAM}: {printable_lines(message)}\n")
     sys.stderr.flush()
 
 
 def refuse(message: str, status: int = ExitStatus.FAILED) -> NoReturn:
-    """End the program with a sentence on standard error."""
+    """Exit with a message on standard error."""
     say(message)
     sys.exit(status)
 
@@ -58,7 +58,7 @@ END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Meanwhile the signals that end a program do so by way of the `finally` clauses; the exit status names them."""
+    """A context in which SIGINT, SIGTERM and SIGHUP raise SystemExit, so that `finally` clauses run."""
 
     def leave(number: int, _: FrameType | None) -> NoReturn:
         sys.exit(ExitStatus.SIGNAL + number)
@@ -73,36 +73,36 @@ def ended_by_signals() -> Iterator[None]:
 
 def add_url_flag(parser: argparse.ArgumentParser) -> None:
     """Add the flag that names the server."""
-    parser.add_argument("--url", help="address of the server; REMOTE_LAB_URL, else the server of this host")
+    parser.add_argument("--url", help="address of the server (default: REMOTE_LAB_URL, or the server on this host)")
 
 
 def add_session_flag(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that names one of the user's sessions."""
+    """Add the flag that selects one of the user's sessions."""
     parser.add_argument(
         "--session",
         metavar="NAME",
-        help="name of the kept session, where there are several with one server (default: default; REMOTE_LAB_SESSION)",
+        help="name of the session, if there are several on one server (default: default; REMOTE_LAB_SESSION)",
     )
 
 
 def add_lab_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what says which lab is needed, from where, and how long it may take."""
+    """Add the arguments that select a lab and a server, and the timeouts."""
     parser.add_argument("topology", metavar="TOPOLOGY", type=Path, help="netlab topology file, .yml or .yaml")
     parser.add_argument(
         "--file",
         metavar="PATH",
         action="append",
         default=[],
-        help="a file, a directory or a pattern that the topology needs, relative to its directory; may be repeated",
+        help="file, directory or pattern that the topology needs, relative to its directory; may be repeated",
     )
     add_url_flag(parser)
-    for name, what in (("session", "in the queue"), ("acquisition", "until the lab is up")):
+    for name, what in (("session", "in the queue"), ("acquisition", "until the lab is running")):
         text = f"seconds to wait {what} (default: 600; REMOTE_LAB_{name.upper()}_TIMEOUT)"
         parser.add_argument(f"--{name}-timeout", metavar="SECONDS", type=seconds, help=text)
 
 
 def seconds(text: str) -> float:
-    """A number of seconds above 0, for argparse."""
+    """An argparse type: a number of seconds above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")

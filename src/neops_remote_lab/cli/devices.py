@@ -1,4 +1,4 @@
-"""`neops-remote-lab devices`: the nodes of the lab, and how to log in to them."""
+"""`neops-remote-lab devices`: list the nodes of the lab and how to log in to them."""
 
 import argparse
 import sys
@@ -20,14 +20,14 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "devices",
         help="list the nodes of the lab",
-        description="Lists the nodes of the lab of a kept session, and how to log in to them.",
+        description="Lists the nodes of the lab that `up` started, and how to log in to them.",
         epilog=CREDENTIALS,
     )
     parser.add_argument(
         "--format",
         choices=sorted(FORMATS),
         default="table",
-        help="a table; all that netlab knows, as JSON; or an inventory for Ansible, in YAML (default: table)",
+        help="a table, all data of netlab as JSON, or an Ansible inventory in YAML (default: table)",
     )
     add_url_flag(parser)
     add_session_flag(parser)
@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the devices. The program's exit status is 125 when there is no lab."""
+    """Print the devices. The exit status is 125 if there is no lab."""
     with explained(options, ExitStatus.NO_LAB), current_session(options) as current:
         with current.forgotten_when_over():
             devices = devices_of(current.session)
@@ -56,4 +56,4 @@ def _row(device: DeviceInfoDto) -> tuple[str, ...]:
 
 
 FORMATS = {"table": summary, "json": inventories.as_json, "ansible": inventories.for_ansible}
-"""What each `--format` makes of the devices."""
+"""The function for each `--format`."""

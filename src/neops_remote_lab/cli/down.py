@@ -15,7 +15,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "down",
         help="end the session of `up`, and its lab",
-        description="Ends the session that is kept, and tears its lab down. Without such a session it does nothing.",
+        description="Ends the session of `up` and tears its lab down. Without such a session it does nothing.",
         epilog=CREDENTIALS,
     )
     add_url_flag(parser)
@@ -24,9 +24,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """End the kept session.
+    """End the session of `up`.
 
-    The program's exit status is 1, and the session is kept, when the server does not answer.
+    If the server does not answer, the exit status is 1, and the session is kept.
     """
     with explained(options):
         settings = read_settings()

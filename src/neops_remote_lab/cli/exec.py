@@ -25,11 +25,11 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "exec",
         usage="%(prog)s NODE [flag ...] -- COMMAND [ARGUMENT ...]",
         help="run a command in a node",
-        description="Runs a program in a node of the lab, without a shell. Its output is shown when it has ended.",
+        description="Runs a program in a node of the lab, without a shell, and prints its output when it has ended.",
         epilog=CREDENTIALS,
     )
     parser.add_argument("node", metavar="NODE", help="name of the node in the topology")
-    parser.add_argument("-i", "--stdin", action="store_true", help="give the command this program's standard input")
+    parser.add_argument("-i", "--stdin", action="store_true", help="pass standard input on to the command")
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -44,8 +44,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the command. The program's exit status is that of the command, 124 when it took too long, and 125 when there
-    is no lab or no such node.
+    """Run the command. The exit status is that of the command, 124 if it took too long, or 125 if there is no lab or no
+    such node.
     """
     if not options.command:
         options.parser.error("which command? It follows the flags, after --")
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     sys.stderr.buffer.write(result.stderr)
     sys.stderr.buffer.flush()
     if result.truncated:
-        say("the command has printed more than the server keeps: the rest is missing")
+        say("the output of the command was longer than the server's limit and is incomplete")
     sys.exit(result.exit_status)
 
 

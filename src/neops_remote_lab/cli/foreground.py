@@ -1,4 +1,4 @@
-"""Runs the user's command as if there were nothing in between: terminal, signals and exit status are its own."""
+"""Runs the user's command in the foreground, and passes on the terminal, signals and the exit status."""
 
 import os
 import shutil
@@ -19,10 +19,11 @@ PASSED_ON: Final = (
 )
 FROM_THE_KEYBOARD: Final = (signal.SIGINT, signal.SIGQUIT)
 FINAL: Final = (signal.SIGHUP, signal.SIGTERM)
-"""With these a CI system cancels a job, and kills it seconds later."""
+"""Signals with which CI systems cancel a job, before they kill it some seconds later."""
 CANCEL_AFTER: Final = 2.0
+"""Seconds from such a signal to the call of `on_cancel`, while the command is still running."""
 KILL_AFTER: Final = 10.0
-"""Seconds that the command gets to end after one of them."""
+"""Seconds from such a signal until the command is killed."""
 
 
 class Foreground:
@@ -45,16 +46,16 @@ class Foreground:
         defaults: Mapping[str, str] | None = None,
         on_cancel: Callable[[], object] | None = None,
     ) -> int:
-        """Run the command to its end; its exit status, or 128 and the number of the signal that has ended it.
+        """Run the command to its end. Returns its exit status, or 128 plus the number of the signal that ended it.
 
         Args:
-            environment: variables on top of those of this process.
-            defaults: variables that those of this process override.
-            on_cancel: called in a thread of its own when the command has not ended `CANCEL_AFTER` seconds after a
-                signal of `FINAL`.
+            environment: variables in addition to those of this process.
+            defaults: variables that this process's variables override.
+            on_cancel: called in a separate thread if the command is still running `CANCEL_AFTER` seconds after a signal
+                in `FINAL`.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: the command cannot be started.
         """
         self._on_cancel = on_cancel
         with self._signals_passed_on():
@@ -68,7 +69,7 @@ class Foreground:
         return status if status >= 0 else ExitStatus.SIGNAL - status
 
     def end(self) -> None:
-        """End the command, from any thread; one that has not begun yet ends as it begins."""
+        """End the command, from any thread. A command that has not been started yet is ended when it is."""
         self._is_ended = True
         if self._process is not None:
             self._process.terminate()
@@ -86,7 +87,7 @@ class Foreground:
         if self._process is None:
             self._is_ended = True
         elif number in FROM_THE_KEYBOARD and _is_in_front():
-            pass  # the terminal has sent it to the command as well
+            pass  # the terminal sends it to the command too
         else:
             self._process.send_signal(number)
         if number in FINAL and not self._timers:
@@ -103,7 +104,7 @@ class Foreground:
 
 
 def require_program(name: str) -> None:
-    """End the program, before anything is waited for, where there is no such command: with the status of a shell."""
+    """Exit with the status that a shell uses if a command does not exist or is not executable."""
     if shutil.which(name) is not None:
         return
     if os.sep in name and os.path.exists(name):  # noqa: PTH110 - a name of a program, not a path of ours
@@ -112,7 +113,7 @@ def require_program(name: str) -> None:
 
 
 def _is_in_front() -> bool:
-    """Whether this process is in the foreground of its terminal, where a key reaches the command too."""
+    """Whether this process is in the foreground of its terminal, which then also signals the command on Ctrl-C."""
     try:
         terminal = os.open(os.ctermid(), os.O_RDONLY | os.O_NOCTTY)
     except OSError:

@@ -1,4 +1,4 @@
-"""The session that a command works with: one that it opens, or one that is kept."""
+"""Finds the session that a command works with: that of `run` around it, or that of `up`."""
 
 import argparse
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ URL_SOURCE: Final = "the address of --url, REMOTE_LAB_URL or NEOPS_REMOTE_LAB_PO
 
 @dataclass(frozen=True)
 class CurrentSession:
-    """A session that is active, and the way to its server.
+    """An active session and the connection to its server.
 
     Attributes:
-        url: the server's address, with credentials where it has them.
-        settings: what the environment says.
-        kept: what is remembered of the session; None for that of `neops-remote-lab run`.
+        url: the server's address, including credentials.
+        settings: settings from the environment.
+        kept: the saved session; None for a session of `neops-remote-lab run`.
     """
 
     server: ServerConnection
@@ -38,13 +38,13 @@ class CurrentSession:
     kept: KeptSession | None
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request of the session. Raises as `Session.ask`; a session that is over is no longer remembered."""
+        """Send a request of the session. Raises as `Session.ask`. If the session is over, its file is removed."""
         with self.forgotten_when_over():
             return self.session.ask(method, path, **options)
 
     @contextmanager
     def forgotten_when_over(self) -> Iterator[None]:
-        """No longer remember the session when it turns out that the server has ended it."""
+        """Remove the file of the session if the body finds that the server has ended it."""
         try:
             yield
         except SessionEnded:
@@ -55,9 +55,9 @@ class CurrentSession:
 
 @contextmanager
 def current_session(options: argparse.Namespace) -> Iterator[CurrentSession]:
-    """The session of `neops-remote-lab run` around this command, or the one that is kept; ends the program without.
+    """The session of the `neops-remote-lab run` around this command, or that of `up`. Exits if there is none.
 
-    A kept session whose keeper has died, at the end of a login for example, gets a new one.
+    If the process that keeps the session of `up` alive has died, for example at logout, a new one is started.
 
     Raises:
         InvalidSetting: a flag or a variable is wrong.
@@ -79,9 +79,9 @@ def current_session(options: argparse.Namespace) -> Iterator[CurrentSession]:
 
 
 def find_kept(options: argparse.Namespace, settings: ClientSettings) -> tuple[str, KeptSession | None]:
-    """The server's address, and the session that is kept with it.
+    """The server's address, and the saved session on that server, if any.
 
-    Where neither a flag nor a variable names a server, it is that of the only session that is kept under the name.
+    If neither a flag nor a variable names a server, it is the server of the only saved session with that name.
     """
     state, name = StateDirectory(), session_name(options, settings)
     url = options.url or settings.url
@@ -96,12 +96,12 @@ def find_kept(options: argparse.Namespace, settings: ClientSettings) -> tuple[st
 
 
 def session_name(options: argparse.Namespace, settings: ClientSettings) -> str:
-    """Which of the user's sessions with a server is meant."""
+    """The name of the session, from the flag, the environment or the default."""
     return options.session or settings.session or DEFAULT_NAME
 
 
 def connection(url: str, settings: ClientSettings) -> ServerConnection:
-    """The way to a server; trouble with it is told on standard error."""
+    """A connection to a server that reports problems on standard error."""
     return ServerConnection(
         url,
         settings.request_timeout,
@@ -112,7 +112,7 @@ def connection(url: str, settings: ClientSettings) -> ServerConnection:
 
 
 def read_settings() -> ClientSettings:
-    """What the environment says.
+    """Read the settings from the environment.
 
     Raises:
         InvalidSetting: a variable is wrong.
@@ -125,19 +125,19 @@ def read_settings() -> ClientSettings:
 
 @contextmanager
 def explained(options: argparse.Namespace, status: int = ExitStatus.FAILED) -> Iterator[None]:
-    """End the program with a sentence and a status where the server, the network or a setting is in the way."""
+    """Exit with a message and a status on errors of the server, the network or a setting."""
     try:
         yield
     except InvalidSetting as error:
         options.parser.error(str(error))
-    except BrokenPipeError:  # whoever reads the output has enough of it
+    except BrokenPipeError:  # the reader of the output has closed the pipe
         raise
     except (httpx.HTTPError, SessionEnded, KeeperFailed, OSError) as error:
         refuse(str(error), status)
 
 
 def shown(url: str) -> str:
-    """An address without credentials, as sessions are remembered by it. Raises InvalidSetting where it is none."""
+    """An address without credentials, as in saved sessions. Raises InvalidSetting if the address is invalid."""
     return str(parse_address(url, URL_SOURCE).url).rstrip("/")
 
 

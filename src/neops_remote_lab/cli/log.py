@@ -1,4 +1,4 @@
-"""`neops-remote-lab log`: what netlab has printed about the lab."""
+"""`neops-remote-lab log`: show netlab's output for the lab."""
 
 import argparse
 import sys
@@ -23,18 +23,20 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command and its flags."""
     parser = commands.add_parser(
         "log",
-        help="show what netlab has printed about the lab",
-        description="Shows what netlab has printed about the lab of a kept session.",
+        help="show netlab's output for the lab",
+        description="Shows netlab's output for the lab that `up` started.",
         epilog=CREDENTIALS,
     )
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the lab is gone, or until Ctrl-C")
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="follow the output until the lab has ended, or until Ctrl-C"
+    )
     add_url_flag(parser)
     add_session_flag(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the log. The program's exit status is 125 when there is no lab."""
+    """Print the log. The exit status is 125 if there is no lab."""
     with ended_by_signals(), explained(options, ExitStatus.NO_LAB), current_session(options) as session:
         if options.follow:
             _follow(session)
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _follow(session: CurrentSession) -> None:
-    """Print each line as it comes."""
+    """Print each line as it arrives."""
     headers = headers_of(session.session.session_id) | ACCEPT
     with session.server.stream("/lab/log", headers=headers) as answer:
         raise_for_error(answer)

@@ -1,11 +1,11 @@
-"""The program `neops-remote-lab`: the server, and the commands for people.
+"""The program `neops-remote-lab`: the server and the client commands.
 
-A command is a module of this package with `add_parser(commands)`, which adds its parser and returns it, and
-`run(options)`, which gets what the parser has read and that parser itself as `options.parser`. One that runs other
-programs has `COMMAND` among the defaults of its parser, and finds there what follows `--`, None without it.
+Each command is a module of this package with `add_parser(commands)`, which adds and returns its parser, and
+`run(options)`, which gets the parsed options and the parser itself as `options.parser`. A command that runs another
+program has `COMMAND` among the defaults of its parser; the option then has the arguments after `--`, or None.
 
-Only the module of the command that runs is imported, and all of them where the help or a mistake names them: the server
-needs no HTTP client, and the other commands need no server.
+Only the module of the command that runs is imported, except for help and usage errors: the server needs no HTTP client,
+and the client commands need no server.
 """
 
 import argparse
@@ -30,9 +30,9 @@ class _Command(Protocol):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; a command line that is empty or begins with a flag is that of `serve`.
+    """Run a command. A command line that is empty or begins with a flag means `serve`.
 
-    The program's exit status is 2 when a flag or a variable is wrong; `ExitStatus` has the others.
+    The exit status is 2 if a flag or a variable is wrong; `ExitStatus` has the others.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help"}):
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options.run(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not written at the exit
+    except BrokenPipeError:  # the reader of the output has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
         sys.exit(ExitStatus.SIGNAL + signal.SIGPIPE)
 
 
 def _cut(words: list[str]) -> tuple[list[str], list[str] | None]:
-    """Our own words, and those after `--`, which belong to another program; None without `--`."""
+    """Split the arguments at `--` into ours and those of another program; None without `--`."""
     if "--" not in words:
         return words, None
     place = words.index("--")
@@ -70,5 +70,5 @@ def _parser(word: str) -> argparse.ArgumentParser:
         command = cast("_Command", importlib.import_module(f"{__package__}.{name}"))
         added = command.add_parser(commands)
         added.set_defaults(run=command.run, parser=added)
-    serve.add_flags(parser)  # for the help: `main` hands them to `serve`
+    serve.add_flags(parser)  # only for the help: `main` passes them to `serve`
     return parser

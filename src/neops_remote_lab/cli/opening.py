@@ -1,4 +1,4 @@
-"""Opens a session and brings up a lab, for the commands `up` and `run`."""
+"""Opens a session and starts a lab, for the commands `up` and `run`."""
 
 import argparse
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from neops_remote_lab.models.lab import DeviceInfoDto
 
 @dataclass(frozen=True)
 class LabOrder:
-    """What lab a command needs, and from where.
+    """The lab that a command needs, and its server.
 
     Attributes:
-        url: the server's address, with credentials where it has them.
-        topology: the topology file and what it needs.
-        settings: how long to wait.
+        url: the server's address, including credentials.
+        topology: the topology file and its extra files.
+        settings: timeouts.
     """
 
     url: str = field(repr=False)
@@ -31,7 +31,7 @@ class LabOrder:
 
     @classmethod
     def read(cls, options: argparse.Namespace) -> Self:
-        """What the flags and the environment say.
+        """Read flags and environment.
 
         Raises:
             InvalidSetting: a file is missing, or a value is wrong.
@@ -40,7 +40,7 @@ class LabOrder:
             topology = TopologyFiles.of(options.topology, options.file)
             topology.path.open("rb").close()
             topology.found()
-        except OSError as error:  # one of our own has a sentence, and no number
+        except OSError as error:  # our own exceptions have a message instead of strerror
             reason = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
             raise InvalidSetting(reason) from None
         except ValueError as error:
@@ -51,12 +51,13 @@ class LabOrder:
 
 
 def queue_for(order: LabOrder, purpose: str, on_lost: Callable[[str], None] | None = None) -> RemoteLabClient:
-    """Wait in the queue until the session is active; what it waits for is told on standard error. Ends the program when
-    netlab rejects the topology, which may be known before the turn has come.
+    """Wait in the queue until the session is active, and show the progress on standard error.
+
+    Exits if netlab rejects the topology, which may be known before the session is active.
 
     Raises:
-        InvalidSetting: the address or the credentials cannot work.
-        And what `RemoteLabClient` raises.
+        InvalidSetting: the address or the credentials are wrong.
+        The other exceptions of `RemoteLabClient`.
     """
     line, settings = WaitingLine(), order.settings
     try:
@@ -81,6 +82,6 @@ def queue_for(order: LabOrder, purpose: str, on_lost: Callable[[str], None] | No
 
 
 def bring_up(client: RemoteLabClient, order: LabOrder) -> list[DeviceInfoDto]:
-    """Start the lab; its devices. Raises what `RemoteLabClient.acquire` raises."""
+    """Start the lab and return its devices. Raises as `RemoteLabClient.acquire`."""
     say(f"starting the lab of {order.topology.name}")
     return client.acquire(order.topology.path, extra_files=order.topology.extra_files)

@@ -1,4 +1,4 @@
-"""`neops-remote-lab queue`: who holds the lab host, and who waits, in a terminal."""
+"""`neops-remote-lab queue`: show the active session and the waiting ones."""
 
 import argparse
 import json
@@ -19,9 +19,9 @@ from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.queue import QueueDto, QueueEntryDto
 
 TIMEOUT: Final = 10.0
-"""Seconds for the answer."""
+"""Seconds to wait for the response."""
 WATCH_INTERVAL: Final = 2.0
-"""Seconds between two looks with --watch."""
+"""Seconds between two requests with --watch."""
 HEADINGS: Final = ("position", "session", "state", "since", "last seen", "client", "purpose", "topology")
 _CLEAR_SCREEN: Final = "\x1b[H\x1b[J"
 
@@ -31,20 +31,20 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "queue",
         help="show who holds the lab, and who waits",
-        description="Shows who holds the lab, and who waits.",
+        description="Shows the active session, which holds the lab, and the waiting ones.",
         epilog=CREDENTIALS,
     )
-    parser.add_argument("--watch", action="store_true", help=f"look again every {WATCH_INTERVAL:g} s, until Ctrl-C")
-    parser.add_argument("--json", action="store_true", help="the answer of GET /queue, one line for each look")
+    parser.add_argument("--watch", action="store_true", help=f"repeat every {WATCH_INTERVAL:g} s, until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="print the response of GET /queue as one line of JSON")
     add_url_flag(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the queue of a server, once or again and again.
+    """Print the queue of a server, once or repeatedly.
 
-    The program's exit status is 1 when the server does not answer, and 2 when a flag or a variable is wrong. A server
-    that is away for a while does not end `--watch`.
+    The exit status is 1 if the server does not answer, and 2 if a flag or a variable is wrong. `--watch` continues
+    while the server does not answer.
     """
     try:
         server = ServerConnection(server_url() if options.url is None else options.url, name=URL_SOURCE)
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def text(queue: QueueDto) -> str:
-    """The queue as lines of text. Labels and names come from other people: what a terminal would act on is escaped."""
+    """The queue as a table. Labels and names of other users are escaped for the terminal."""
     if queue.quarantined:
         note = f"quarantined, no session is admitted: {one_line(queue.quarantined)}\n"
     else:
@@ -75,7 +75,7 @@ def text(queue: QueueDto) -> str:
 
 
 def _watch(server: ServerConnection, shown: Callable[[QueueDto], str], before: str) -> None:
-    """Print the queue whenever it may have changed. Where nothing clears the screen, only what is new is printed."""
+    """Print the queue repeatedly. If the screen cannot be cleared, print it only when it has changed."""
     printed = None
     while True:
         try:
@@ -97,7 +97,7 @@ def _queue(server: ServerConnection) -> QueueDto:
 
 
 def _identity(queue: QueueDto) -> object:
-    """What tells one queue from another: all but the ages, which always change."""
+    """The queue without its ages, which always change, for comparison."""
     ages = {"age_seconds", "active_seconds", "last_seen_seconds"}
     return queue.model_dump(exclude={"sessions": {"__all__": ages}})
 

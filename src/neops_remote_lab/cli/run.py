@@ -1,4 +1,4 @@
-"""`neops-remote-lab run`: run a command while a lab is up."""
+"""`neops-remote-lab run`: run a command with a lab."""
 
 import argparse
 import shlex
@@ -31,7 +31,7 @@ DEVICES: Final = "REMOTE_LAB_DEVICES"
 ANSIBLE: Final = "REMOTE_LAB_ANSIBLE_INVENTORY"
 NORNIR: Final = "REMOTE_LAB_NORNIR_CONFIG"
 LABEL_LENGTH: Final = 60
-"""Most characters of the command that others see in the queue."""
+"""Maximum length of the command in the queue's purpose."""
 
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
@@ -39,8 +39,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "run",
         usage="%(prog)s TOPOLOGY [flag ...] -- COMMAND [ARGUMENT ...]",
-        help="run a command while a lab is up",
-        description="Waits in the queue, brings up a lab, runs a command, and ends the session and its lab.",
+        help="start a lab, run a command, and end the lab",
+        description="Waits in the queue, starts a lab, runs a command, and ends the session and its lab.",
         epilog=f"The command finds inventories and the session in variables REMOTE_LAB_…. {CREDENTIALS}",
     )
     add_lab_flags(parser)
@@ -55,7 +55,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the command. The program's exit status is that of the command, and 125 when there is or was no lab."""
+    """Run the command. The exit status is that of the command, or 125 if the lab did not start or was lost."""
     command = options.command
     if not command:
         options.parser.error("which command? It follows the flags, after --")
@@ -85,7 +85,7 @@ def _run(order: LabOrder, command: Sequence[str]) -> int:
 
 
 def write_inventories(directory: Path, devices: Sequence[DeviceInfoDto]) -> dict[str, str]:
-    """Write what the command may want to read of the devices; the variables that name the files."""
+    """Write the devices in several formats for the command. Returns the variables with the paths of the files."""
     nornir = directory / "nornir"
     nornir.mkdir()
     for name, text in inventories.for_nornir(devices, nornir).items():

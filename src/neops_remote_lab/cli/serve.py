@@ -1,4 +1,4 @@
-"""`neops-remote-lab serve`: be the server of this host."""
+"""`neops-remote-lab serve`: run the server of this host."""
 
 import argparse
 from typing import Final
@@ -16,7 +16,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command and its flags."""
     parser = commands.add_parser(
         NAME,
-        help="start the server, as the program does without a command",
+        help="start the server; the default without a command",
         prog=PROGRAM,
         usage=f"%(prog)s [{NAME}] [flag ...]",
         description="Starts the server.",
@@ -33,11 +33,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Serve until a signal comes."""
+    """Run the server until a signal ends it."""
     try:
         chosen = settings.read_settings(Settings, vars(options))
     except ValueError as error:
         options.parser.error(str(error))
-    from neops_remote_lab.cli import server  # the other commands need neither database nor HTTP server
+    from neops_remote_lab.cli import server  # slow, and not needed by other commands
 
     server.run(chosen.server, chosen.service)

@@ -1,4 +1,4 @@
-"""Starting the server: the one server of this host, its directories and database, uvicorn."""
+"""Starts the server: locks, directories, database, uvicorn."""
 
 import asyncio
 import errno
@@ -44,30 +44,30 @@ logger = logging.getLogger(__name__)
 
 SERVER_LOCK: Final = "server"
 CONNECTIONS_TIMEOUT: Final = 5
-"""Seconds that open connections get at the end; every call that is held has been answered by then."""
+"""Seconds that uvicorn waits for open connections at shutdown; all waiting calls have been answered by then."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which begins to drain with the first signal, and ends at once with the second, or when time is up."""
+    """uvicorn server that drains on the first signal, and exits at once on the second one or after a timeout."""
 
     def __init__(self, config: uvicorn.Config, exit_timeout: float) -> None:
-        """`exit_timeout`: seconds that the end may take, from the first signal on."""
+        """`exit_timeout`: seconds that the shutdown may take after the first signal."""
         super().__init__(config)
         self._exit_timeout = exit_timeout
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Called by the signal; uvicorn then waits for open calls, so those that are held must be woken now."""
+        """Handle a signal. uvicorn waits for open requests before the lifespan ends, so drain waiting calls now."""
         if self.should_exit:
             logger.warning("a second signal: the server ends at once")
             os._exit(128 + sig)
         self.should_exit = True
-        # A thread that waits for netlab would keep the process alive for as long as netlab hangs.
+        # A thread that waits for a hanging netlab would otherwise keep the process alive.
         final = threading.Timer(self._exit_timeout, self._give_up)
         final.daemon = True
         final.start()
         app = self.config.app
         if isinstance(app, Starlette) and hasattr(app.state, "services"):
-            # Not in the signal's own context, which may be in the middle of anything.
+            # Not in the signal handler, which may interrupt any code.
             asyncio.get_running_loop().call_soon_threadsafe(app.state.services.drain)
 
     def _give_up(self) -> None:
@@ -77,7 +77,7 @@ class Server(uvicorn.Server):
 
 
 def run(server: ServerSettings, service: ServiceSettings) -> None:
-    """Be the one server of this host until a signal comes; ends the program with a sentence where it cannot."""
+    """Run the only server of this host until a signal ends it. Exits with a message if that is not possible."""
     require_home()
     lock = hold_host(service.netlab.lock_dir, _identity(server))
     try:
@@ -93,7 +93,7 @@ def run(server: ServerSettings, service: ServiceSettings) -> None:
 
 
 def require_home() -> None:
-    """End the program with a sentence where netlab would have no place for its list of labs."""
+    """Exit with a message if there is no home directory, in which netlab keeps its list of labs."""
     try:
         home = Path.home()
     except RuntimeError:
@@ -103,13 +103,13 @@ def require_home() -> None:
 
 
 def require_free_port(host: str, port: int) -> None:
-    """End the program with a sentence where it could not listen, before the database or a lab is touched."""
+    """Exit with a message if the server could not listen. Called before the database or a lab is touched."""
     try:
         addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         refuse(f"it cannot listen on {host}:{port}: {error.strerror}. Name another address with --host")
     problems = [problem for address in addresses if (problem := _bind_error(*address))]
-    # A name may stand for an address that this host does not have (::1 without IPv6): one that it has is enough.
+    # A name may resolve to an address that this host lacks (::1 without IPv6); one usable address is enough.
     serious = [problem for problem in problems if problem.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}]
     if serious or len(problems) == len(addresses):
         problem = (serious or problems)[0]
@@ -121,7 +121,7 @@ def require_free_port(host: str, port: int) -> None:
 def _bind_error(family: int, kind: int, protocol: int, _: str, address: Any) -> OSError | None:
     try:
         with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server's own socket
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn's socket has it
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             probe.bind(address)
@@ -131,7 +131,7 @@ def _bind_error(family: int, kind: int, protocol: int, _: str, address: Any) -> 
 
 
 def _listener(port: int) -> str:
-    """The process that listens on a TCP port, as far as this user may know."""
+    """The process that listens on a TCP port, if this user may see it."""
     with suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
@@ -141,7 +141,7 @@ def _listener(port: int) -> str:
 
 
 def hold_host(lock_dir: Path, identity: Mapping[str, Any]) -> HostLock:
-    """Be the one server of this host, or end the program with a sentence that names the other one."""
+    """Acquire the lock of the host's only server, or exit with a message that names the other server."""
     try:
         lock = HostLock(lock_dir, SERVER_LOCK)
         lock.acquire()
@@ -151,25 +151,25 @@ def hold_host(lock_dir: Path, identity: Mapping[str, Any]) -> HostLock:
         reason = error.strerror or error
         refuse(f"no lock can be taken in {lock_dir}: {reason}. Name another directory with --lock-dir")
     try:
-        # Beside the lock, not in it: who holds the lock may write here, and a contender never does.
+        # In a separate file, which only the holder of the lock writes.
         lock.write_note(json.dumps(identity))
     except OSError as error:
-        lock.remove_note()  # that of an earlier server would name the wrong one
+        lock.remove_note()  # an old note would name the wrong server
         sys.stderr.write(
             f"{PROGRAM}: no note can be written in {lock_dir}: {error.strerror or error}. "
-            "The lock holds without it, but a second server cannot say who runs this one\n"
+            "The lock works without it, but a second server cannot say who runs this one\n"
         )
     return lock
 
 
 def hold_work_dir(work_dir: Path, identity: Mapping[str, Any]) -> FileLock:
-    """Be the one server of the work directory, or end the program with a sentence that says why not."""
+    """Acquire the lock of the work directory's only server, or exit with a message."""
     try:
         return ownership.hold_server_lock(work_dir, identity)
     except BlockingIOError as error:
         refuse(f"{error}. Stop that one first, or name another directory with --work-dir")
     except OSError as error:
-        if error.filename is None:  # not from the system: it is a sentence already
+        if error.filename is None:  # raised by us, with a complete message
             refuse(str(error.strerror))
         refuse(f"the work directory {work_dir} cannot be made: {error.strerror}. Name another with --work-dir")
 
@@ -186,7 +186,7 @@ def _identity(settings: ServerSettings) -> dict[str, Any]:
 
 
 def user_name() -> str:
-    """This process's user; its number where it has no name."""
+    """The name of this process's user, or the uid if the user has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -203,7 +203,7 @@ def _holder(lock_file: str) -> str:
 
 
 def serve(settings: ServerSettings, service: ServiceSettings) -> None:
-    """Migrate the database and serve until a signal comes."""
+    """Migrate the database and serve until a signal ends the process."""
     os.umask(CONTENT_UMASK)
     level = "DEBUG" if settings.debug else settings.log_level
     log_format.configure(level, settings.log_format)
@@ -229,7 +229,7 @@ def serve(settings: ServerSettings, service: ServiceSettings) -> None:
         )
     server = Server(_uvicorn_config(settings, service, level), settings.exit_timeout)
     gc.collect()
-    gc.freeze()  # what lives as long as the process is not looked at again: each look would stall the event loop
+    gc.freeze()  # exclude long-lived objects from collections, which stall the event loop
     server.run()
     if not server.started:
         refuse(f"the server could not start on {settings.host}:{settings.port}; the lines above say why")
@@ -254,7 +254,7 @@ def _uvicorn_config(settings: ServerSettings, service: ServiceSettings, level: s
             ws_ping_interval=min(service.http.send_timeout, websocket_protocol.PING_INTERVAL),
             ws_ping_timeout=service.http.send_timeout,
             ws_per_message_deflate=False,  # it costs more than it saves, and the memory of a window each connection
-            workers=1,  # uvicorn would obey $WEB_CONCURRENCY, and two servers cannot share one lab
+            workers=1,  # otherwise uvicorn uses $WEB_CONCURRENCY, but only one process may run labs
             timeout_graceful_shutdown=CONNECTIONS_TIMEOUT,
             lifespan="on",
             headers=[NEVER_SNIFFED],

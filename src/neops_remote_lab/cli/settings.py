@@ -1,4 +1,4 @@
-"""The settings of the program."""
+"""Settings of the program: all server settings, and those of the client commands."""
 
 import os
 from collections.abc import Mapping
@@ -14,44 +14,43 @@ CLIENT_PREFIX: Final = "REMOTE_LAB_"
 
 
 class ServerSettings(SettingsGroup, title="Server"):
-    """The process: where it listens, what it logs, how it ends."""
+    """Address, logging and shutdown of the server process."""
 
     host: str = Field(default="0.0.0.0", description="address to listen on")  # noqa: S104 - other machines are the users
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one and logs it")
     debug: bool = Field(default=False, description="log everything")
     log_level: Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"] = Field(default="INFO", description="log level")
     log_config: Path | None = Field(
-        default=None, description="logging configuration: .ini, .json or .yaml, as uvicorn takes it"
+        default=None, description="logging configuration file for uvicorn: .ini, .json or .yaml"
     )
     log_format: Literal["text", "json"] = Field(
-        default="text", description="text, or one JSON object a line; a `--log-config` decides by itself"
+        default="text", description="text, or one JSON object per line; ignored with `--log-config`"
     )
     umask: str = Field(
         default="077",
         pattern="^0?0[0-7]{2}$",
-        description="permissions that other users do not get on the database and the work directory, in octal: "
-        "027 lets the group read them",
+        description="umask of the database and the work directory, in octal: 027 lets the group read them",
     )
     exit_timeout: PositiveSeconds = Field(
-        default=120, description="seconds that a graceful exit may take, teardown included"
+        default=120, description="seconds that a graceful shutdown may take, including the teardown"
     )
 
 
 class Settings(SettingsGroup):
-    """All settings there are."""
+    """All settings of the server."""
 
     server: ServerSettings
     service: ServiceSettings
 
 
 def server_url(environment: Mapping[str, str] = os.environ) -> str:
-    """The server that commands for people talk to: that of the clients, else the one of this host."""
+    """The default server of the client commands: REMOTE_LAB_URL, or the server on this host."""
     port = environment.get(variable("port")) or ServerSettings.model_fields["port"].default
     return environment.get("REMOTE_LAB_URL") or f"http://127.0.0.1:{port}"
 
 
 class ClientSettings(BaseModel):
-    """What the commands for people read in the environment: `like_this` is the variable `REMOTE_LAB_LIKE_THIS`."""
+    """Settings of the client commands. `like_this` is read from the variable `REMOTE_LAB_LIKE_THIS`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,10 +65,10 @@ class ClientSettings(BaseModel):
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read the variables; an empty one counts as not set.
+        """Read the variables. An empty variable counts as not set.
 
         Raises:
-            ValueError: one sentence that names the variable whose value is wrong.
+            ValueError: a value is wrong; the message names the variable.
         """
         names = {field: f"{CLIENT_PREFIX}{field.upper()}" for field in cls.model_fields}
         given = {field: environment[name] for field, name in names.items() if environment.get(name)}

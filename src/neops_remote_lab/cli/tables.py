@@ -1,4 +1,4 @@
-"""Tables for a terminal."""
+"""Formats tables for a terminal."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -6,11 +6,11 @@ from typing import Final
 from neops_remote_lab.core.text import one_line
 
 CELL_WIDTH: Final = 60
-"""Most characters of one cell; a longer one is cut."""
+"""Maximum width of a cell; longer text is cut."""
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows as lines of text. What is in them may come from outside: what a terminal would act on is escaped."""
+    """Format rows as aligned lines. Untrusted text in cells is escaped."""
     cells = [tuple(headings), *(tuple(one_line(cell, CELL_WIDTH) for cell in row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)

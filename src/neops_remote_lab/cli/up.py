@@ -1,4 +1,4 @@
-"""`neops-remote-lab up`: a lab to work with by hand, until `down`."""
+"""`neops-remote-lab up`: start a lab for interactive work, until `down`."""
 
 import argparse
 import sys
@@ -29,8 +29,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command and its flags."""
     parser = commands.add_parser(
         "up",
-        help="bring up a lab that stays until `down`",
-        description="Waits in the queue and brings up a lab. Its session is kept alive until `down` ends it.",
+        help="start a lab that stays until `down`",
+        description="Waits in the queue and starts a lab. Its session is kept alive until `down` ends it.",
         epilog=CREDENTIALS,
     )
     add_lab_flags(parser)
@@ -39,20 +39,20 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Bring up a lab, leave its session to later commands, and print its devices.
+    """Start a lab, save its session for later commands, and print its devices.
 
-    The program's exit status is 125 when there is no lab, and 1 when a session of this name is kept already.
+    The exit status is 125 if the lab does not start, and 1 if a session of this name is kept already.
     """
     with ended_by_signals(), explained(options, ExitStatus.NO_LAB):
         order = LabOrder.read(options)
         state, name, url = StateDirectory(), session_name(options, order.settings), shown(order.url)
         lock = state.lock(url, name)
-        _require_none(state, order, name)  # the keeper of one that is over may still hold the lock
+        _require_none(state, order, name)  # the background process of an ended session may still hold the lock
         try:
             lock.acquire(blocking=False)
         except Timeout:
             refuse(f"another `{PROGRAM} up` is at work on this session: choose another name with --session")
-        _require_none(state, order, name)  # it may be that of an `up` that ended meanwhile
+        _require_none(state, order, name)  # another `up` may have finished meanwhile
         client = queue_for(order, f"{PROGRAM} up")
         kept = KeptSession(
             url=url,
@@ -62,9 +62,9 @@ def run(options: argparse.Namespace) -> None:
             kept_since=datetime.now(UTC),
         )
         try:
-            state.save(kept)  # before the start, so that `log` can show how the lab comes up
+            state.save(kept)  # before the start, so that `log` can show its progress
             devices = bring_up(client, order)
-            lock.release()  # to the keeper
+            lock.release()  # the background process acquires it
             keeper.start(kept, order.url)
         except BaseException:
             client.close()
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _require_none(state: StateDirectory, order: LabOrder, name: str) -> None:
-    """End the program when a session of this name is kept, and forget one that is over."""
+    """Exit if a session of this name is live. Remove the file of one that has ended."""
     kept = state.find(shown(order.url), name)
     if kept is None:
         return

@@ -1,4 +1,4 @@
-"""Tells a user what a session waits for."""
+"""Shows the user what a session waits for."""
 
 import shutil
 import sys
@@ -13,17 +13,17 @@ from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.session import SessionStatusResponseDto
 
 REPEAT_AFTER: Final = 60.0
-"""Seconds after which a log gets the same line again."""
+"""Seconds after which an unchanged line is repeated in a log."""
 _CLEAR_LINE: Final = "\r\x1b[K"
 
 
 class WaitingLine:
-    """The place in the queue: one line that changes on a terminal, and a line for each change, and each minute, in a
-    log.
+    """Shows the position in the queue: on a terminal as one line that is rewritten, in a log as a line per change and
+    per minute.
 
     Args:
-        stream: where to write.
-        now: seconds on a clock that only goes forward.
+        stream: the terminal or log.
+        now: returns monotonic seconds.
     """
 
     def __init__(self, stream: TextIO = sys.stderr, now: Callable[[], float] = time.monotonic) -> None:
