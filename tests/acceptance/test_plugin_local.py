@@ -342,6 +342,30 @@ def pytest_runtest_setup(item):
 
 
 @ALONE_AND_XDIST
+@pytest.mark.usefixtures("machine")
+def test_commands_run_in_devices(project: pytest.Pytester, options: list[str]) -> None:
+    project.makepyfile(
+        """
+        import pytest
+        from neops_remote_lab.client.devices import ExecResult
+
+        def test_exec(shared, remote_lab_client):
+            for device in shared[0], "r1":
+                done = remote_lab_client.exec(device, "read line; echo $line; echo no >&2; exit 3", stdin=b"yes\\n")
+                assert done == ExecResult(3, b"yes\\n", b"no\\n")
+            assert remote_lab_client.exec("r1", ["echo", "a b"]).stdout == b"a b\\n"
+            with pytest.raises(TimeoutError, match="did not end within 1 s"):
+                remote_lab_client.exec("r1", "sleep 60", timeout=1)
+            with pytest.raises(LookupError, match="no device 'r9'"):
+                remote_lab_client.exec("r9", "true")
+            with pytest.raises(ValueError, match="a hyphen"):
+                remote_lab_client.exec("r1", ["--help"])
+        """
+    )
+    project.runpytest_subprocess(*options).assert_outcomes(passed=1)
+
+
+@ALONE_AND_XDIST
 def test_a_failed_test_has_its_evidence(project: pytest.Pytester, machine: Machine, options: list[str]) -> None:
     project.makepyfile("def test_1(shared): assert False")
     project.runpytest_subprocess(*options).assert_outcomes(failed=1)

@@ -161,6 +161,71 @@ def test_the_tests_of_one_instance_stay_together_whoever_sorts(
         assert again.index("2") == 1
 
 
+RERUN = """
+    tries = []
+    def test_a1(connection):
+        tries.append(1)
+        assert len(tries) == 2
+    def test_plain(): pass
+    def test_a2(connection): pass
+    """
+NEIGHBOURS: dict[str, tuple[list[str], str]] = {
+    "rerunfailures": (["-p", "pytest_rerunfailures", "--reruns", "2"], RERUN),
+    "flaky": (["-p", "flaky.flaky_pytest_plugin", "--force-flaky", "--no-success-flaky-report"], RERUN),
+    "timeout": (["-p", "pytest_timeout", "--timeout", "60"], TWO_MODULES["a"]),
+    "randomly": (["-p", "pytest_randomly"], TWO_MODULES["a"]),
+    "order": (
+        ["-p", "pytest_order.plugin"],
+        """
+        import pytest
+        @pytest.mark.order("last")
+        def test_a1(connection): pass
+        @pytest.mark.order(1)
+        def test_plain(): pass
+        @pytest.mark.order(2)
+        def test_a2(connection): pass
+        """,
+    ),
+    "asyncio": (
+        ["-p", "pytest_asyncio.plugin", "-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=module"],
+        """
+        import pytest
+        @pytest.fixture(scope="module")
+        async def answering(connection):
+            yield
+        async def test_a1(answering): pass
+        def test_plain(): pass
+        def test_a2(connection): pass
+        """,
+    ),
+    "lazy-fixtures": (
+        ["-p", "pytest_lazy_fixtures.plugin"],
+        """
+        import pytest
+        from pytest_lazy_fixtures import lf
+        @pytest.mark.parametrize("used", [lf("connection")])
+        def test_a1(used): pass
+        def test_plain(): pass
+        @pytest.mark.parametrize("used", [[lf("ring")]])
+        def test_a2(used): pass
+        """,
+    ),
+    "xdist": (["-p", "xdist", "-n", "1"], TWO_MODULES["a"]),
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+@pytest.mark.parametrize("reuse", [True, False])
+def test_one_lab_and_one_connection_serve_a_module_beside_another_plugin(
+    events: Events, name: str, reuse: bool
+) -> None:
+    options, module = NEIGHBOURS[name]
+    found = events(lab("module", reuse=reuse), *options, module=module)
+    of_lab = [word for word in found if not word.startswith(("a1", "a2"))]
+    assert of_lab == ["acquire shared.yml", "open", "close", "release", "plain"]
+    assert {word[:2] for word in found[2 : found.index("close")]} == {"a1", "a2"}
+
+
 # Labs of the same contents
 
 

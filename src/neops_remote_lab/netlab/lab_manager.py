@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import LiveLabState
@@ -14,12 +15,18 @@ from neops_remote_lab.core.identity import sha256_of
 from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.lab import DeviceInfoDto, LabStatusDto
+from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay, failure
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Observed, Operation, Step, Wanted, next_step
 from neops_remote_lab.netlab.logs import FailedLogs
+from neops_remote_lab.netlab.node_commands import Completed, NodeCommands
+from neops_remote_lab.netlab.nodes import find_nodes
 from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, copy_topology, remove_workspace
+
+MAX_OUTPUT_BYTES: Final = 8 << 20
+"""Most of each output of a command in a device that is kept."""
 
 
 @dataclass
@@ -240,6 +247,7 @@ class LabManager:
                 if lab is None:
                     return []
                 lab.state = LiveLabState.STOPPING
+            lab.interrupt.set()  # commands in its devices
             leftovers = self._host_lab.tear_down()
             self._clear_if_removed(lab)
             return leftovers
@@ -280,6 +288,39 @@ class LabManager:
             raise RuntimeError("no lab is running, and none has failed to start")
         with archive:
             return archive.read()
+
+    def execute(self, device: str, words: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
+        """Run a command in a device of the running lab, without a shell, and wait for its end.
+
+        Args:
+            device: the device's name.
+            words: the command and its arguments; the first one does not begin with a hyphen.
+            timeout: seconds after which the command is ended.
+
+        Raises:
+            RuntimeError: no lab is running.
+            LookupError: the lab has no such device in a container.
+            InterruptedError: the lab is being torn down.
+            NoShell: the device has no shell.
+            subprocess.TimeoutExpired: the command did not end in time.
+            subprocess.CalledProcessError: Docker could not run it; `stderr` says why.
+        """
+        lab = self._lab
+        if lab is None or lab.state is not LiveLabState.RUNNING:
+            raise RuntimeError("no lab is running")
+        netlab = NetlabCommands(self._settings)
+        nodes = find_nodes(lab.workspace.base, netlab.docker)
+        if device not in nodes:
+            raise LookupError(f"the lab has no device {device!r} in a container: it has {', '.join(nodes) or 'none'}")
+        return NodeCommands(netlab, self._settings.kill_grace).execute(
+            nodes[device],
+            words,
+            lab_id=lab.workspace.lab_id,
+            stdin=stdin,
+            timeout=timeout,
+            most=MAX_OUTPUT_BYTES,
+            interrupt=lab.interrupt,
+        )
 
     def sweep(self, directories: Sequence[Path] = ()) -> list[str]:
         """As `HostLab.sweep`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Client, Connection, Listener
 from typing import TYPE_CHECKING, Any
 
 from neops_remote_lab.client.exceptions import SessionClosed
 from neops_remote_lab.core.topology_files import TopologyFiles
-from neops_remote_lab.testing.local_labs import LocalLabs
+from neops_remote_lab.testing.local_labs import Done, LocalLabs
 
 if TYPE_CHECKING:
     from neops_remote_lab.models.lab import DeviceInfoDto
@@ -86,6 +87,11 @@ class LabsOfController:
     def destroy(self) -> None:
         """As `LocalLabs.destroy`."""
         self._ask("destroy")
+
+    def execute(self, device: str, words: Sequence[str], stdin: bytes, timeout: float) -> Done:
+        """As `LocalLabs.execute`."""
+        done: Done = self._ask("execute", device, words, stdin, timeout)
+        return done
 
     def artifacts(self) -> bytes:
         """As `LocalLabs.artifacts`."""

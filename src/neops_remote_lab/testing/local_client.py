@@ -6,13 +6,16 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from neops_remote_lab.client.artifacts import unpack_artifacts
 from neops_remote_lab.client.exceptions import SessionClosed
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.testing.local_labs import Labs, LocalLabFailed
+
+if TYPE_CHECKING:
+    from neops_remote_lab.client.devices import ExecResult
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,30 @@ class LocalLabClient:
             raise LocalLabFailed("the lab is in use: release it first")
         self._references.clear()
         self._labs.destroy()
+
+    def exec(
+        self, device: str | DeviceInfoDto, command: str | Sequence[str], *, stdin: bytes = b"", timeout: float = 60
+    ) -> ExecResult:
+        """Run a command in a device of the lab that runs.
+
+        Args:
+            device: the device, or its name.
+            command: a string, which the device's shell runs, or a program with its arguments.
+            stdin: what the command reads from its standard input.
+            timeout: seconds after which the command is ended.
+
+        Raises:
+            ValueError: no program can be given such a command.
+            SessionClosed: the labs were left.
+            And what `LocalLabs.execute` raises.
+        """
+        from neops_remote_lab.client.devices import ExecResult  # noqa: PLC0415 - slow, with its HTTP client
+        from neops_remote_lab.models.device import ExecRequestDto  # noqa: PLC0415
+
+        self._require_open()
+        wanted = ExecRequestDto(command=command if isinstance(command, str) else list(command), timeout=timeout)
+        name = device if isinstance(device, str) else device.name
+        return ExecResult(*self._labs.execute(name, wanted.words, stdin, timeout))
 
     def forward(self, device: str | DeviceInfoDto, port: int) -> LocalPort:
         """A port of a device. No other port leads to it, since this machine reaches its labs by itself.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from functools import cached_property
-from subprocess import SubprocessError
+from subprocess import SubprocessError, TimeoutExpired
 from typing import TYPE_CHECKING, Final, Protocol
 
 from neops_remote_lab.client.exceptions import SessionClosed
@@ -29,6 +29,9 @@ if (
 
 REMINDER_INTERVAL: Final = 60.0
 """Seconds between two lines that tell of the same wait."""
+
+Done = tuple[int, bytes, bytes, bool]
+"""A command that has ended: exit status, standard output and error, and whether more was printed than is kept."""
 
 
 class Fault(Enum):
@@ -68,6 +71,9 @@ class Labs(Protocol):
 
     def destroy(self) -> None:
         """Tear the lab down, whoever has it."""
+
+    def execute(self, device: str, words: Sequence[str], stdin: bytes, timeout: float) -> Done:
+        """Run a command in a device of the lab that runs."""
 
     def artifacts(self) -> bytes:
         """An archive of what would explain a failure."""
@@ -192,6 +198,24 @@ class LocalLabs:
             self._references.clear()
         if left := self._manager.tear_down():
             raise LocalLabFailed(f"the lab could not be removed: {', '.join(left)} is left")
+
+    def execute(self, device: str, words: Sequence[str], stdin: bytes, timeout: float) -> Done:
+        """Run a command in a device of the lab that runs.
+
+        Raises:
+            LookupError: the lab has no such device in a container.
+            TimeoutError: the command did not end in time.
+            LocalLabFailed: no lab runs, or it ends meanwhile; or Docker could not run the command.
+        """
+        from neops_remote_lab.netlab.failures import failure  # noqa: PLC0415 - see above
+
+        try:
+            done = self._manager.execute(device, words, stdin=stdin, timeout=timeout)
+        except TimeoutExpired:
+            raise TimeoutError(f"the command did not end within {timeout:g} s, and was ended") from None
+        except (RuntimeError, SubprocessError, OSError) as error:
+            raise LocalLabFailed(f"the command could not be run in {device}: {failure(error)}") from None
+        return done.exit_status, done.stdout, done.stderr, done.truncated
 
     def artifacts(self) -> bytes:
         """An archive of what would explain a failure of the lab that runs, or of one that did not start.
