@@ -67,6 +67,11 @@ def test_a_string_is_run_by_the_shell_of_the_node(server: LabServer, session: st
     assert answer.json() == {"exit_status": 3, "stdout": "out\n", "stderr": "err\n", "truncated": False}
 
 
+def test_a_string_that_begins_with_a_hyphen_is_no_option_of_the_shell(server: LabServer, session: str) -> None:
+    answer = execute(server, session, command="-n; echo out").json()
+    assert (answer["stdout"], "-n: not found" in answer["stderr"]) == ("out\n", True)
+
+
 def test_a_list_is_a_program_with_its_arguments_as_they_are(server: LabServer, session: str) -> None:
     words = ["printf", "%s|", "$HOME", "a b", "--", "-x", "", "';&", "\n", "é"]
     assert execute(server, session, command=words).json()["stdout"] == "$HOME|a b|--|-x||';&|\n|é|"

@@ -19,7 +19,7 @@ from neops_remote_lab.core.settings import read_settings
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 
-WEBSOCKETS = ("/lab/devices/{name}/tcp/{port}",)
+WEBSOCKETS = ("/lab/devices/{name}/console", "/lab/devices/{name}/tcp/{port}")
 UNDESCRIBED = {"/openapi.json", "/docs", "/docs/docs.js", *WEBSOCKETS}
 """The description itself, the page that shows it with its script, and what OpenAPI has no words for."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.acceptance.test_device_console import ending, open_console, read_until
 from tests.acceptance.test_device_tcp import CUT_WITHIN, closed, open_connection, refusal
 from tests.acceptance.test_real_netlab import PAIR, ROUTERS, on_lab_host
 from tests.device_network import NOTHING, SERVICES, SOURCE
@@ -159,6 +160,45 @@ def test_a_port_of_a_router_is_reached(lab_host: LabServer, session: str) -> Non
         sender.join()
         assert received == sent
     assert refusal(lab_host, session, "r2", NOTHING) == (502, f"r2, TCP port {NOTHING}: connection refused")
+
+
+def test_a_console_is_what_netlab_connect_runs(lab_host: LabServer, session: str) -> None:
+    with open_console(lab_host, session, columns=120, rows=40) as console:
+        console.send(b"stty size; echo $0; hostname\n")
+        shown = read_until(console, "r1\r\n")
+        assert "40 120\r\nbash\r\n" in shown
+        console.send(json.dumps({"resize": [90, 30]}))
+        time.sleep(0.5)  # Docker passes it on in its own time
+        console.send(b"stty size; exit 5\n")
+        assert "30 90\r\n" in read_until(console, "30 90")
+        assert ending(console) == (5, 1000)
+
+
+def test_vtysh_is_used_by_hand(lab_host: LabServer, session: str) -> None:
+    with open_console(lab_host, session, command="vtysh") as console:
+        read_until(console, "r1# ")
+        console.send(b"show version\n")
+        assert "FRRouting" in read_until(console, "r1# ")
+        console.send(b"exit\n")
+        assert ending(console) == (0, 1000)
+
+
+@pytest.mark.parametrize("script", ["sleep 1011", "trap '' HUP TERM; sleep 1011 & sleep 1011; sleep 1011"])
+def test_a_program_ends_with_its_console(lab_host: LabServer, session: str, script: str) -> None:
+    container = container_of(lab_host, session)
+    console = open_console(lab_host, session, command=script)
+    wait_until(lambda: "sleep 1011" in processes(container), 10, "the command does not begin")
+    console.socket.close()
+    wait_until(lambda: "1011" not in processes(container), 10, "the program goes on")
+
+
+def test_a_program_that_prints_to_nobody_ends_with_its_console(lab_host: LabServer, session: str) -> None:
+    container = container_of(lab_host, session)
+    console = open_console(lab_host, session, command="while :; do echo 1012; done")
+    assert console.recv(10)
+    time.sleep(0.5)
+    console.socket.close()
+    wait_until(lambda: "1012" not in processes(container), 10, "the program goes on")
 
 
 def test_connections_are_cut_with_the_last_reference(lab_host: LabServer, session: str) -> None:

@@ -63,6 +63,8 @@ def _routes() -> list[BaseRoute]:
         Route("/lab", labs.destroy_lab, methods=["DELETE"]),
         Route("/lab/devices", labs.list_devices, methods=["GET"]),
         Route("/lab/devices/{name}/exec", devices.execute, methods=["POST"]),
+        WebSocketRoute("/lab/devices/{name}/console", devices.console),
+        Route("/lab/devices/{name}/console", devices.upgrade_required, methods=["GET"]),
         WebSocketRoute("/lab/devices/{name}/tcp/{port}", devices.forward),
         Route("/lab/devices/{name}/tcp/{port}", devices.upgrade_required, methods=["GET"]),
         Route("/lab/log", labs.get_log, methods=["GET"]),

@@ -68,9 +68,9 @@ async def join(
         await websocket.accept()
         ending = await _Joint(websocket, channel, on_text).serve(cut, idle_timeout)
     finally:
-        await channel.close()
+        last_words = await channel.close()
     if ending:
-        await close(websocket, ending)
+        await close(websocket, ending, last_words)
 
 
 async def refuse(websocket: WebSocket, why: Close) -> None:
@@ -79,11 +79,13 @@ async def refuse(websocket: WebSocket, why: Close) -> None:
     await close(websocket, why)
 
 
-async def close(websocket: WebSocket, why: Close) -> None:
+async def close(websocket: WebSocket, why: Close, last_words: str | None = None) -> None:
     """Tell a client, if it is still there and reads, why its connection is closed."""
     if websocket.client_state is WebSocketState.CONNECTED:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
+                if last_words:
+                    await websocket.send_text(last_words)
                 await websocket.close(why.code, why.reason)
         except (TimeoutError, WebSocketDisconnect):
             return

@@ -4,9 +4,11 @@ A refusal is a `Refused`, for which `api.errors` has the status. What a device p
 """
 
 import base64
-from contextlib import ExitStack
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any, Final, NamedTuple
 
+from pydantic import ValidationError
 from starlette import status
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,12 +16,22 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from neops_remote_lab.api.device_connections import Close, CloseCode, join, refuse
-from neops_remote_lab.api.requests import active_caller, parse, read_body, refuse_while_draining, while_connected
+from neops_remote_lab.api.requests import (
+    active_caller,
+    parse,
+    read_body,
+    refuse_while_draining,
+    seconds,
+    while_connected,
+)
 from neops_remote_lab.api.responses import json_response
-from neops_remote_lab.labs.accesses import TooMany
+from neops_remote_lab.labs.accesses import LabAccess, TooMany
+from neops_remote_lab.labs.devices import Devices
 from neops_remote_lab.labs.settings import DeviceSettings
-from neops_remote_lab.models import ExecRequestDto, ExecResponseDto
+from neops_remote_lab.models import ConsoleControlDto, ExecRequestDto, ExecResponseDto
 from neops_remote_lab.netlab.node_commands import Completed
+from neops_remote_lab.netlab.nodes import Node
+from neops_remote_lab.netlab.terminals import MAX_SIDE, Size
 
 LAST_PORT: Final = 65535
 
@@ -67,21 +79,76 @@ def _described(completed: Completed) -> bytes:
 
 async def forward(websocket: WebSocket) -> None:
     """Join a WebSocket with a TCP connection to a device."""
+    port = _port(websocket.path_params["port"])
+    async with _reaching(websocket) as reach:
+        if reach:
+            channel = await reach.devices.connect(reach.node, reach.name, port)
+            await join(websocket, channel, cut=reach.access.cut, idle_timeout=reach.idle_timeout)
+
+
+async def console(websocket: WebSocket) -> None:
+    """Join a WebSocket with a program on a terminal in a device."""
+    size = Size(_side(websocket, "columns", 80), _side(websocket, "rows", 24))
+    words = _command(websocket.query_params.get("command"))
+    async with _reaching(websocket) as reach:
+        if reach:
+            channel = await reach.devices.open_console(reach.access, reach.node, reach.name, words=words, size=size)
+
+            def obey(text: str) -> Close | None:
+                try:
+                    wanted = ConsoleControlDto.model_validate_json(text)
+                except ValidationError:
+                    return Close(CloseCode.UNSUPPORTED, 'a text message is {"resize": [columns, rows]}')
+                channel.terminal.resize(Size(*wanted.resize))
+                return None
+
+            await join(websocket, channel, cut=reach.access.cut, idle_timeout=reach.idle_timeout, on_text=obey)
+
+
+class _Reach(NamedTuple):
+    """A device that a WebSocket may reach into."""
+
+    devices: Devices
+    access: LabAccess
+    name: str
+    node: Node
+    idle_timeout: float
+
+
+@asynccontextmanager
+async def _reaching(websocket: WebSocket) -> AsyncIterator[_Reach | None]:
+    """Be one of the connections to a device, and an open call of the session; None where there were too many."""
     services, session_id = await active_caller(websocket)
     refuse_while_draining(services)
-    port = _port(websocket.path_params["port"])
-    devices = services.devices
+    devices, name = services.devices, websocket.path_params["name"]
     with services.queue.open_call(session_id), ExitStack() as holds:
         try:
             holds.enter_context(devices.connection(session_id))
         except TooMany as error:
             await refuse(websocket, Close(CloseCode.TRY_LATER, str(error)))
+            yield None
             return
-        name = websocket.path_params["name"]
         node = await devices.node(session_id, name)
         access = holds.enter_context(devices.access(session_id))
-        channel = await devices.connect(node, name, port)
-        await join(websocket, channel, cut=access.cut, idle_timeout=services.settings.devices.connection_idle_timeout)
+        yield _Reach(devices, access, name, node, services.settings.devices.connection_idle_timeout)
+
+
+def _side(websocket: WebSocket, name: str, default: int) -> int:
+    side = seconds(websocket, name, default)
+    if not (side == int(side) and 1 <= side <= MAX_SIDE):
+        detail = f"the query parameter {name!r} must be a whole number from 1 to {MAX_SIDE}"
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)
+    return int(side)
+
+
+def _command(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    try:
+        return ExecRequestDto(command=text).words
+    except ValidationError as error:
+        detail = f"the query parameter 'command': {error.errors()[0]['msg']}"
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail) from None
 
 
 def _port(text: str) -> int:

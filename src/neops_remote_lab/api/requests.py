@@ -155,7 +155,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def seconds(request: Request, name: str, default: float = 0) -> float:
+def seconds(request: HTTPConnection, name: str, default: float = 0) -> float:
     text = request.query_params.get(name)
     if text is None:
         return default

@@ -1,8 +1,14 @@
 """Streams of bytes to and from a device."""
 
 import asyncio
+import functools
+import json
 import socket
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from neops_remote_lab.core.threads import RunBlocking
+from neops_remote_lab.netlab.terminals import Terminal, Terminals
 
 HALF_CLOSE: Final = b""
 """Written to a channel: nothing more is going to be written."""
@@ -17,8 +23,8 @@ class Channel(Protocol):
     async def write(self, data: bytes) -> None:
         """Return when all was taken. Raises OSError where the other side takes no more."""
 
-    async def close(self) -> None:
-        """End both directions, once nothing is read or written any more."""
+    async def close(self) -> str | None:
+        """End both directions, once nothing is read or written any more; what there is to say of the end, as JSON."""
 
 
 class TcpChannel:
@@ -44,3 +50,42 @@ class TcpChannel:
     async def close(self) -> None:
         """End both directions."""
         self._connection.close()
+
+
+class TerminalChannel:
+    """A program on a terminal. What is printed at its end is read before its end is seen."""
+
+    def __init__(self, terminal: Terminal, terminals: Terminals, run_blocking: RunBlocking) -> None:
+        self.terminal = terminal
+        self._terminals = terminals
+        self._run_blocking = run_blocking
+        self._loop = asyncio.get_running_loop()
+        self._ended = False
+
+    async def read(self) -> bytes:
+        """What was printed, empty at the end."""
+        while (data := self.terminal.read()) is None:
+            await self._ready(self._loop.add_reader, self._loop.remove_reader)
+        self._ended = not data
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Return when all was taken."""
+        left = memoryview(data)
+        while left:
+            if not (taken := self.terminal.write(left)):
+                await self._ready(self._loop.add_writer, self._loop.remove_writer)
+            left = left[taken:]
+
+    async def _ready(self, watch: Callable[..., Any], unwatch: Callable[[int], Any]) -> None:
+        ready = asyncio.Event()
+        watch(self.terminal.descriptor, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            unwatch(self.terminal.descriptor)
+
+    async def close(self) -> str | None:
+        """End the program, unless it has ended; its exit status."""
+        status = await self._run_blocking(functools.partial(self._terminals.close, self.terminal, ended=self._ended))
+        return json.dumps({"exit_status": status}) if self._ended and status is not None else None

@@ -14,7 +14,7 @@ from typing import Any, Final
 from neops_remote_lab.core.codes import LiveLabState
 from neops_remote_lab.core.threads import RunBlocking, in_threads
 from neops_remote_lab.labs.accesses import Cut, LabAccess, LabAccesses
-from neops_remote_lab.labs.channels import TcpChannel
+from neops_remote_lab.labs.channels import TcpChannel, TerminalChannel
 from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
 from neops_remote_lab.labs.settings import DeviceSettings
@@ -22,7 +22,10 @@ from neops_remote_lab.netlab import leftovers
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.node_commands import Completed, NodeCommands, NoShell
 from neops_remote_lab.netlab.nodes import Node, find_nodes, open_socket
+from neops_remote_lab.netlab.terminals import Size, Terminals, console_program
 
+TERMINAL_THREADS: Final = 4
+"""Threads that start and end programs on terminals; one that runs needs none."""
 _CUT: Final = {
     Cut.LAB_ENDED: (Reason.NO_LAB, "the lab has ended meanwhile"),
     Cut.SERVER_ENDS: (Reason.SERVER_ENDS, "the server is shutting down: try again when it is back"),
@@ -51,6 +54,8 @@ class Devices:
         self._commands = NodeCommands(netlab, kill_grace)
         self._run_blocking = run_blocking
         self._run_command = in_threads(settings.exec_threads)  # commands of sessions starve no operation on a lab
+        self._terminals = Terminals(netlab, self._commands, kill_grace)
+        self._run_terminal = in_threads(TERMINAL_THREADS)
         self._threads = asyncio.Semaphore(settings.exec_threads)
         self._proving = asyncio.Lock()
         self._proven: tuple[str, dict[str, Node]] = ("", {})
@@ -166,6 +171,31 @@ class Devices:
                 raise Refused(Reason.UNREACHABLE, f"{name}, TCP port {port}: {_said(error)}") from None
             raise
         return TcpChannel(connection, self._settings.connection_piece_bytes)
+
+    async def open_console(
+        self, access: LabAccess, node: Node, name: str, *, words: Sequence[str] | None, size: Size
+    ) -> TerminalChannel:
+        """Start a program on a terminal in a node: `words`, or what `netlab connect` would run.
+
+        Raises:
+            Refused: `netlab connect` runs nothing in the node, or Docker's command cannot be started.
+        """
+        words = words or console_program(await self._raw(access.session_id, name))
+        if words is None or words[0].startswith("-"):
+            detail = f"{name} has no console in its container: connect to its TCP port 22, or name a command"
+            raise Refused(Reason.UNSUPPORTED, detail)
+        opening = asyncio.ensure_future(self._run_terminal(self._terminals.open, node, words, size, access.lab_id))
+        try:
+            terminal = await asyncio.shield(opening)
+        except OSError as error:
+            raise refusal_of(error, f"no console could be opened in {name}") from error
+        except asyncio.CancelledError:
+            await TerminalChannel(await opening, self._terminals, self._run_terminal).close()
+            raise
+        return TerminalChannel(terminal, self._terminals, self._run_terminal)
+
+    async def _raw(self, session_id: str, name: str) -> dict[str, Any]:
+        return next(device.raw for device in await self._labs.devices(session_id) if device.name == name)
 
     @contextmanager
     def connection(self, session_id: str) -> Iterator[None]:

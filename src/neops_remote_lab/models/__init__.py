@@ -1,7 +1,7 @@
 """Request and response models of the HTTP API."""
 
 from neops_remote_lab.core.codes import SessionState
-from neops_remote_lab.models.device import ExecRequestDto, ExecResponseDto
+from neops_remote_lab.models.device import ConsoleControlDto, ExecRequestDto, ExecResponseDto
 from neops_remote_lab.models.health import DebugHealthDto, ErrorDto, ReadyDto
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto, LabState, LabStatusDto, TopologyCheckDto
 from neops_remote_lab.models.queue import QueueDto, QueueEntryDto
@@ -16,6 +16,7 @@ from neops_remote_lab.models.session import (
 __all__ = [
     "AcquireResponseDto",
     "ActiveSessionResponseDto",
+    "ConsoleControlDto",
     "CreateSessionRequestDto",
     "CreateSessionResponseDto",
     "DebugHealthDto",

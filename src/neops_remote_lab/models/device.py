@@ -59,7 +59,8 @@ class ExecRequestDto(BaseModel):
     @property
     def words(self) -> list[str]:
         """The command as a program with its arguments."""
-        return ["sh", "-c", self.command] if isinstance(self.command, str) else self.command
+        # Without the two hyphens a command that begins with one would be an option of the shell.
+        return ["sh", "-c", "--", self.command] if isinstance(self.command, str) else self.command
 
 
 class ExecResponseDto(BaseModel):
@@ -71,3 +72,14 @@ class ExecResponseDto(BaseModel):
     stderr: str | None = Field(default=None, description="its standard error")
     stderr_base64: Base64 | None = Field(default=None, description="the same, where it is not UTF-8")
     truncated: bool = Field(default=False, description="true when it printed more than the server keeps")
+
+
+Side = Annotated[int, Field(ge=1, le=65535)]
+
+
+class ConsoleControlDto(BaseModel):
+    """A text message of a client to a console."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    resize: tuple[Side, Side] = Field(description="the columns and rows of the terminal from now on")

@@ -134,10 +134,18 @@ class NodeCommands:
             logger.warning("a command may go on in container %.12s: %s", node.container, failure(error))
 
 
-def docker_arguments(node: Node, words: Sequence[str], mark: str, *options: str) -> list[str]:
-    """What `docker` is told, to run a command in a node. Behind the container's id nothing is an option of Docker's."""
+def docker_arguments(
+    node: Node, words: Sequence[str], mark: str, *, options: Sequence[str] = (), before: str = ""
+) -> list[str]:
+    """What `docker` is told, to run a command in a node. Behind the container's id nothing is an option of Docker's.
+
+    Args:
+        options: more options of Docker's.
+        before: a command of the shell's that comes first; it never comes from outside.
+    """
     marked = ["--env", f"{MARK_VARIABLE}={mark}"]
-    return ["exec", "--interactive", *options, *marked, node.container, "sh", "-c", _ANNOUNCE, "sh", *words]
+    script = f"{before}; {_ANNOUNCE}" if before else _ANNOUNCE
+    return ["exec", "--interactive", *options, *marked, node.container, "sh", "-c", script, "sh", *words]
 
 
 def new_mark() -> str:

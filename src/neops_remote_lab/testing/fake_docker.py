@@ -391,7 +391,8 @@ def run_logs(args: list[str]) -> None:
 
 
 def run_exec(args: list[str]) -> None:
-    options, words = parse(args, "-i --interactive", "-e --env -u --user --detach-keys", interspersed=False)
+    flags = "-i --interactive -t --tty"
+    options, words = parse(args, flags, "-e --env -u --user --detach-keys", interspersed=False)
     if len(words) < 2:
         refuse("\"docker exec\" requires at least 2 arguments.\nSee 'docker exec --help'.")
     name, *command = words
@@ -402,6 +403,9 @@ def run_exec(args: list[str]) -> None:
         refuse(f"Error response from daemon: Container {container['full_id']} is not running")
     if command[0] == "vtysh" and knob("docker_exec_fails"):
         refuse("vtysh: failed to connect to any daemons.")
+    terminal = bool(given(options, "-t", "--tty"))
+    if terminal and not sys.stdin.isatty():
+        refuse("the input device is not a TTY")
     node = container["labels"]["clab-node-name"]
     programs = state_folder() / "programs"
     if not programs.is_dir():
@@ -409,6 +413,8 @@ def run_exec(args: list[str]) -> None:
         write_vtysh(programs / "vtysh")
     environment = {"PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "HOSTNAME": node}
     environment |= dict(pair.split("=", 1) for pair in given(options, "-e", "--env"))
+    if terminal:
+        sys.exit(run_on_terminal(container, command, {**environment, "TERM": "xterm"}))
     sys.exit(run_in(container, command, environment, interactive=bool(given(options, "-i", "--interactive"))))
 
 
@@ -425,15 +431,20 @@ def write_vtysh(path: Path) -> None:
     draft.rename(path)
 
 
-def run_in(container: Data, command: list[str], environment: dict[str, str], *, interactive: bool) -> int:
-    """Run a program as one of a container; its exit status."""
-    import shutil  # noqa: PLC0415  only exec needs these two
-    import subprocess  # noqa: PLC0415
+def program_of(command: list[str], environment: dict[str, str]) -> str:
+    import shutil  # noqa: PLC0415  only exec needs it
 
     program = shutil.which(command[0], path=environment["PATH"])
     if program is None or (command[0] == "sh" and knob("no_shell")):
         refuse(f'OCI runtime exec failed: exec failed: exec: "{command[0]}": executable file not found in $PATH', 126)
-    words = [program, *command[1:]]
+    return program
+
+
+def run_in(container: Data, command: list[str], environment: dict[str, str], *, interactive: bool) -> int:
+    """Run a program as one of a container; its exit status."""
+    import subprocess  # noqa: PLC0415
+
+    words = [program_of(command, environment), *command[1:]]
     stdin = None if interactive else subprocess.DEVNULL
     child = subprocess.Popen(words, cwd="/", env=environment, stdin=stdin, start_new_session=True)
     while True:
@@ -444,6 +455,44 @@ def run_in(container: Data, command: list[str], environment: dict[str, str], *, 
                 os.killpg(child.pid, 9)
         else:
             return status if status >= 0 else 128 - status
+
+
+def run_on_terminal(container: Data, command: list[str], environment: dict[str, str]) -> int:
+    """As `run_in`, on a terminal of the container's, whose size is that of ours."""
+    import fcntl  # noqa: PLC0415
+    import pty  # noqa: PLC0415
+    import select  # noqa: PLC0415
+    import signal  # noqa: PLC0415
+    import termios  # noqa: PLC0415
+    import tty  # noqa: PLC0415
+
+    program = program_of(command, environment)
+    child, descriptor = pty.fork()
+    if child == 0:
+        os.chdir("/")
+        os.execve(program, command, environment)  # noqa: S606
+
+    def take_size(*_: object) -> None:
+        fcntl.ioctl(descriptor, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8))
+
+    tty.setraw(0, termios.TCSANOW)  # what was typed already is kept
+    take_size()
+    signal.signal(signal.SIGWINCH, take_size)
+    sources = [0, descriptor]
+    while descriptor in sources:
+        if not container["path"].exists():
+            os.killpg(child, 9)
+        for source in select.select(sources, [], [], 0.05)[0]:
+            try:
+                data = os.read(source, 1 << 16)
+            except OSError:
+                data = b""
+            if not data:
+                sources.remove(source)
+            while data:
+                data = data[os.write(descriptor if source == 0 else 1, data) :]
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status if status >= 0 else 128 - status
 
 
 # docker network and version
