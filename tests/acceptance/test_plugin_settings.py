@@ -18,25 +18,29 @@ def test_a_flag_goes_before_a_variable_and_a_variable_before_an_ini_key(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_ini(project, "remote_lab_url = http://ini:8000")
-    project.runpytest_subprocess().stdout.fnmatch_lines(["remote lab: http://ini:8000 (the ini key remote_lab_url)*"])
+    project.runpytest_subprocess().stdout.fnmatch_lines(
+        ["neops-remote-lab: *, lab host http://ini:8000 (the ini key remote_lab_url)"]
+    )
     monkeypatch.setenv("REMOTE_LAB_URL", "http://variable:8000")
-    project.runpytest_subprocess().stdout.fnmatch_lines(["remote lab: http://variable:8000 (REMOTE_LAB_URL)*"])
+    project.runpytest_subprocess().stdout.fnmatch_lines(
+        ["neops-remote-lab: *, lab host http://variable:8000 (REMOTE_LAB_URL)"]
+    )
     result = project.runpytest_subprocess("--remote-lab-url=http://flag:8000")
-    result.stdout.fnmatch_lines(["remote lab: http://flag:8000 (--remote-lab-url)*"])
+    result.stdout.fnmatch_lines(["neops-remote-lab: *, lab host http://flag:8000 (--remote-lab-url)"])
     result = project.runpytest_subprocess("--remote-lab-url=")
-    result.stdout.fnmatch_lines(["remote lab: http://variable:8000 (REMOTE_LAB_URL)*"])
+    result.stdout.fnmatch_lines(["neops-remote-lab: *, lab host http://variable:8000 (REMOTE_LAB_URL)"])
 
 
 def test_the_head_of_a_run_shows_no_credentials_and_asks_nobody(project: pytest.Pytester) -> None:
     project.makepyfile("def test_1(shared): pass")
     result = project.runpytest_subprocess("--collect-only", "--remote-lab-url", "https://ann:s3cret@lab.invalid")
     assert result.ret == pytest.ExitCode.OK
-    result.stdout.fnmatch_lines([f"remote lab: https://lab.invalid (--remote-lab-url), neops-remote-lab {__version__}"])
+    result.stdout.fnmatch_lines([f"neops-remote-lab: {__version__}, lab host https://lab.invalid (--remote-lab-url)"])
     assert "s3cret" not in result.stdout.str()
 
 
 def test_the_head_of_a_run_without_a_lab_host_says_nothing(project: pytest.Pytester) -> None:
-    project.runpytest_subprocess().stdout.no_fnmatch_line("remote lab:*")
+    project.runpytest_subprocess().stdout.no_fnmatch_line("neops-remote-lab:*")
 
 
 @pytest.mark.parametrize("arguments", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])

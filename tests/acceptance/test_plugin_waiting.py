@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from neops_remote_lab import __version__
 from tests.fakes import wait_until
 from tests.plugin import BLOCK, CONFTEST, finish, other_session, queue, start
 from tests.server import LabServer
@@ -23,6 +24,15 @@ def test_a_user_sees_what_the_run_waits_for(
     result.stdout.fnmatch_lines(
         ["remote lab: position 1 in the queue, *ann@office*", "remote lab: not active within 2 s: position 1 *"]
     )
+
+
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
+def test_the_version_of_the_server_is_told_once_the_session_is_active(
+    online: pytest.Pytester, options: list[str]
+) -> None:
+    online.makepyfile("def test_1(shared): pass\ndef test_2(shared): pass\ndef test_3(fresh): pass")
+    lines = online.runpytest_subprocess(*options).outlines
+    assert lines.count(f"remote lab: it is our turn, at a server of version {__version__}") == 1
 
 
 def test_every_change_of_position_is_shown(online: pytest.Pytester, lab_server: LabServer) -> None:
@@ -50,8 +60,10 @@ from neops_remote_lab.client import RemoteLabClient
 from neops_remote_lab.testing import session
 
 class Client(RemoteLabClient):
-    def __init__(self, *arguments, on_progress, **options):
-        super().__init__(*arguments, on_progress=lambda place, _: on_progress(place, "x\\n\\x1b[31mforged"), **options)
+    def __init__(self, *arguments, on_status, **options):
+        def forged(status):
+            on_status(status.model_copy(update={"waiting_for": "x\\n\\x1b[31mforged"}))
+        super().__init__(*arguments, on_status=forged, **options)
 
 session.RemoteLabClient = Client
 """

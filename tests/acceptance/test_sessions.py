@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from neops_remote_lab import __version__
 from neops_remote_lab.client import RemoteLabClient
 from tests.chaos.shell import sql
 from tests.fakes import install_fake_netlab, topology_text, wait_until
@@ -518,6 +519,7 @@ def test_the_numbers_of_the_server_count_sessions(server: LabServer) -> None:
     assert numbers.keys() >= {"status", "timestamp", "uptime", "sessions", "queue_length"}
     assert (numbers["sessions"], numbers["queue_length"]) == (3, 3)
     assert numbers["uptime"] > 0
+    assert numbers["version"] == __version__
 
 
 def test_the_server_is_ready_when_netlab_can_be_run(server: LabServer) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neops_remote_lab.core.text import hide_secrets, one_line, printable_lines, refuse_unprintable, unprintable
+from neops_remote_lab.core.text import fit, hide_secrets, one_line, printable_lines, refuse_unprintable, unprintable
 from tests.corpora import UNPRINTABLE
 
 ORDINARY = [
@@ -73,3 +73,21 @@ def test_line_breaks_and_tabs_of_a_message_remain() -> None:
 )
 def test_an_address_is_shown_without_secrets(url: str) -> None:
     assert hide_secrets(url) == "https://lab/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "expected"),
+    [
+        ("short", 5, "short"),
+        ("longer", 5, "long…"),
+        ("日本語", 6, "日本語"),
+        ("日本語", 5, "日本…"),
+        ("日本語", 4, "日…"),
+        ("e\u0301te\u0301", 3, "e\u0301te\u0301"),
+        ("a\nb\x1b[31m", 4, "a\\n…"),
+        ("x", 0, ""),
+        ("xy", 1, "…"),
+    ],
+)
+def test_a_text_fits_into_the_columns_of_a_terminal(text: str, columns: int, expected: str) -> None:
+    assert fit(text, columns) == expected

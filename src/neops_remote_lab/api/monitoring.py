@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from neops_remote_lab import __version__
 from neops_remote_lab.api.requests import SHOWN_ID, label, quarantined, seconds, services_of, topology_of
 from neops_remote_lab.api.responses import json_response
 from neops_remote_lab.api.services import Services
@@ -88,7 +89,7 @@ async def get_metrics(request: Request) -> Response:
 
 
 async def debug_health(request: Request) -> Response:
-    """Figures as in 1.x; `sessions` and `queue_length` are the same number."""
+    """Figures as in 1.x, and the version; `sessions` and `queue_length` are the same number."""
     services = services_of(request)
     return json_response(
         DebugHealthDto(
@@ -96,5 +97,6 @@ async def debug_health(request: Request) -> Response:
             uptime=services.clock.monotonic() - services.started,
             sessions=len(services.queue),
             queue_length=len(services.queue),
+            version=__version__,
         )
     )

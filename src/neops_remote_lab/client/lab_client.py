@@ -4,7 +4,7 @@ import getpass
 import socket
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -24,6 +24,7 @@ from neops_remote_lab.client.uploads import upload_of
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
+from neops_remote_lab.models.health import DebugHealthDto
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto
 from neops_remote_lab.models.session import SessionStatusResponseDto
 
@@ -204,6 +205,14 @@ class RemoteLabClient:
         except BaseException:
             self.close()
             raise
+
+    def server_version(self) -> str | None:
+        """The version of the server, which is asked once; None where that does not tell it."""
+        with suppress(httpx.HTTPError):
+            answer = self._server.try_once("GET", "/debug/health", timeout=self.request_timeout)
+            raise_for_error(answer)
+            return parsed(answer, DebugHealthDto).version
+        return None
 
     def acquire(
         self, topology: str | Path, reuse: bool = True, *, extra_files: Sequence[PathName] = ()

@@ -12,6 +12,7 @@ separators, other spaces, surrogates, and private or unassigned code points.
   they come from another server.
 """
 
+import unicodedata
 from typing import Final
 
 ELLIPSIS: Final = "…"
@@ -72,6 +73,27 @@ def hide_secrets(url: str) -> str:
         scheme, rest = "", url
     rest = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
     return one_line(scheme + separator + rest, ADDRESS_LENGTH)
+
+
+def fit(text: str, columns: int) -> str:
+    """The text in one line that takes at most so many columns of a terminal; what is longer ends in an ellipsis."""
+    text = one_line(text)
+    if sum(map(_columns, text)) <= columns:
+        return text
+    used, kept = len(ELLIPSIS), list[str]()
+    for character in text:
+        used += _columns(character)
+        if used > columns:
+            break
+        kept.append(character)
+    return "".join(kept) + ELLIPSIS if columns > 0 else ""
+
+
+def _columns(character: str) -> int:
+    """How many columns a terminal uses for a character: letters of East Asian scripts and emoji take two."""
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def _escape(character: str) -> str:

@@ -14,6 +14,7 @@ class DebugHealthDto(BaseModel):
     uptime: float = Field(ge=0, description="seconds since the server started")
     sessions: int = Field(ge=0, description="live sessions, waiting or active")
     queue_length: int = Field(ge=0, description="live sessions, the active one included")
+    version: str = Field(description="version of the server")
 
 
 class ReadyDto(BaseModel):

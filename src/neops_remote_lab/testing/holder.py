@@ -15,6 +15,7 @@ from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.testing.interrupt import leave_run
 from neops_remote_lab.testing.labs import LabSpec, definition_behind, is_set_up_for, item_of, labs_of
 from neops_remote_lab.testing.local_labs import Fault, LocalLabFailed
+from neops_remote_lab.testing.progress import Progress
 from neops_remote_lab.testing.session import LabClient
 from neops_remote_lab.testing.sources import Sources
 from neops_remote_lab.testing.workers import KeptLab, LabsOfOneProcess
@@ -38,12 +39,16 @@ class LabHolder:
         session: the pytest session.
         client: the client with the session.
         workers: coordinates the labs of the processes of the run.
+        progress: shows what the run waits for.
     """
 
-    def __init__(self, session: pytest.Session, client: LabClient, workers: LabsOfOneProcess) -> None:
+    def __init__(
+        self, session: pytest.Session, client: LabClient, workers: LabsOfOneProcess, progress: Progress
+    ) -> None:
         self.client = client
         self._session = session
         self._workers = workers
+        self._progress = progress
         self._held: LabSpec | None = None
         self._declared = True
         self._devices: list[DeviceInfoDto] = []
@@ -172,7 +177,8 @@ class LabHolder:
         extra = {"extra_files": spec.files.extra_files} if spec.files.extra_files else {}
         began = time.monotonic()
         try:
-            devices = self.client.acquire(spec.path, spec.reuse_lab and self._workers.may_reuse, **extra)
+            with self._progress.starting(spec.name):
+                devices = self.client.acquire(spec.path, spec.reuse_lab and self._workers.may_reuse, **extra)
         except (httpx.HTTPError, TimeoutError, LocalLabFailed) as error:
             reason, fault = str(error), _fault_of(error)
             if fault is Fault.MACHINE:

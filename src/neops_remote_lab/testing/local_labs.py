@@ -90,9 +90,9 @@ def local_labs(config: pytest.Config) -> LocalLabs:
     """
 
     def tell(sentence: str) -> None:
-        from neops_remote_lab.testing.session import say  # noqa: PLC0415 - slow, and most runs need not wait
+        from neops_remote_lab.testing.relay import progress_of  # noqa: PLC0415 - slow, and most runs need not wait
 
-        say(config, sentence)
+        progress_of(config).note(sentence)
 
     sources = Sources.of(config)
     return LocalLabs(sources.value("session_timeout"), sources.value("acquisition_timeout"), tell)

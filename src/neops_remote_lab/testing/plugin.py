@@ -53,7 +53,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     from neops_remote_lab.testing.sources import Sources  # noqa: PLC0415
 
     url, source = Sources.of(config).given("url") or ("", "")
-    return f"remote lab: {hide_secrets(url)} ({source}), neops-remote-lab {__version__}"
+    return f"neops-remote-lab: {__version__}, lab host {hide_secrets(url)} ({source})"
 
 
 @pytest.hookimpl(tryfirst=True)

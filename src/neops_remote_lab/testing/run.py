@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from neops_remote_lab.core.topology_files import TopologyFiles
-from neops_remote_lab.testing import options, summary, xdist
+from neops_remote_lab.testing import options, relay, summary, xdist
 from neops_remote_lab.testing.artifacts import ArtifactKeeper
 from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
 
 if TYPE_CHECKING:  # a run may declare labs but select none of their tests; httpx and pydantic are slow to import
     from neops_remote_lab.testing.holder import LabHolder
+    from neops_remote_lab.testing.progress import Progress
     from neops_remote_lab.testing.session import LabClient, LabSession
     from neops_remote_lab.testing.workers import LabsOfOneProcess
 
@@ -42,6 +43,10 @@ class LabRun:
     def _workers(self) -> LabsOfOneProcess:
         return xdist.labs_of(self._session.config)
 
+    @cached_property
+    def _progress(self) -> Progress:
+        return relay.progress_of(self._session.config)
+
     def wait(self) -> LabClient:
         """The client of an active session."""
         __tracebackhide__ = True
@@ -61,7 +66,8 @@ class LabRun:
 
         ours = self._lab_session is not None and self._lab_session.client is client
         if self._holder is None or self._holder.client is not client:
-            self._holder = LabHolder(self._session, client, self._workers if ours else LabsOfOneProcess())
+            workers = self._workers if ours else LabsOfOneProcess()
+            self._holder = LabHolder(self._session, client, workers, self._progress)
         try:
             yield self._holder
         finally:
@@ -127,7 +133,7 @@ class LabRun:
             from neops_remote_lab.testing.session import LabSession, settings_of  # noqa: PLC0415 - slow
 
             settings = settings_of(self._session)
-            self._lab_session = LabSession(self._session, settings, _topologies(self._session))
+            self._lab_session = LabSession(self._session, settings, _topologies(self._session), self._progress)
         return self._lab_session
 
 

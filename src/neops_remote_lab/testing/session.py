@@ -1,9 +1,8 @@
 """Opens and closes the session of a pytest run."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,12 +13,12 @@ from neops_remote_lab.client.access import Credentials
 from neops_remote_lab.client.connection import ServerConnection
 from neops_remote_lab.client.exceptions import InvalidSetting, SessionEnded
 from neops_remote_lab.client.lab_client import RemoteLabClient
-from neops_remote_lab.core.text import one_line, printable_lines
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.interrupt import LostSession, ended_by_signals, leave_run
 from neops_remote_lab.testing.local_client import LocalLabClient
 from neops_remote_lab.testing.local_labs import local_labs
+from neops_remote_lab.testing.progress import Progress
 from neops_remote_lab.testing.settings import LabHostSettings
 from neops_remote_lab.testing.sources import Sources
 
@@ -50,6 +49,7 @@ class LabSession:
         session: the pytest session.
         settings: settings of the lab host.
         topologies: the topologies that the run needs.
+        progress: shows what the session waits for.
 
     Attributes:
         client: the client; None before the join.
@@ -57,11 +57,16 @@ class LabSession:
     """
 
     def __init__(
-        self, session: pytest.Session, settings: LabHostSettings, topologies: Sequence[Path | TopologyFiles]
+        self,
+        session: pytest.Session,
+        settings: LabHostSettings,
+        topologies: Sequence[Path | TopologyFiles],
+        progress: Progress,
     ) -> None:
         self._session = session
         self._settings = settings
         self._topologies = topologies
+        self._progress = progress
         self._lost = LostSession(session)
         self._ends = ExitStack()
         self._began = 0.0
@@ -75,7 +80,7 @@ class LabSession:
             self.client = self._try(self._new_client)
             xdist.announce(self._session.config, self.client)
             for topology, message in self.client.rejected.items():
-                say(self._session.config, f"{topology.name}: {message}")
+                self._progress.note(f"{topology.name}: {message}")
         return self.client
 
     def wait(self) -> LabClient:
@@ -85,6 +90,7 @@ class LabSession:
             self._try(client.wait_until_active)
             if self.waited is None:
                 self.waited = time.monotonic() - self._began
+                self._tell_turn(client)
         return client
 
     def leave(self) -> None:
@@ -117,7 +123,7 @@ class LabSession:
         xdist.note_use(config)
         if settings.is_local:
             return LocalLabClient(xdist.labs_of_controller(config) or local_labs(config))
-        say(config, f"joining the queue of {settings.shown_url}")
+        self._progress.note(f"joining the queue of {settings.shown_url}")
         return RemoteLabClient(
             settings.url,
             settings.request_timeout,
@@ -127,10 +133,11 @@ class LabSession:
             session_key=xdist.session_key(config),
             topologies=self._topologies,
             wait=False,
-            on_progress=_progress(config),
+            on_status=self._progress.queued,
+            on_phase=self._progress.phase,
             on_lost=self._lost.stop_run,
             unreachable_timeout=settings.unreachable_timeout,
-            on_trouble=lambda sentence: say(config, sentence),
+            on_trouble=self._progress.note,
             **{name: getattr(settings.credentials, name) for name in Credentials.NAMES},
         )
 
@@ -143,32 +150,11 @@ class LabSession:
                 self._failure = str(error)
             except SessionEnded as error:
                 leave_run(self._session, str(error))
+            finally:
+                self._progress.idle()
         pytest.fail(f"remote lab: {self._failure}", pytrace=False)
 
-
-def _progress(config: pytest.Config) -> Callable[[int, str | None], None]:
-    def show(position: int, waiting_for: str | None) -> None:
-        if position == 0:
-            say(config, "it is our turn")
-        else:
-            # Labels come from other clients; a line break could forge a line of this run.
-            say(config, one_line(f"position {position} in the queue" + (f", {waiting_for}" if waiting_for else "")))
-
-    return show
-
-
-def say(config: pytest.Config, text: str) -> None:
-    """Print a line at once, even while pytest captures output."""
-    text = printable_lines(text)
-    capture = config.pluginmanager.get_plugin("capturemanager")
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    with capture.global_and_fixture_disabled() if capture else nullcontext():  # absent with `-p no:capture`
-        if reporter is None or xdist.is_worker(
-            config
-        ):  # a worker's standard error is the terminal, but its reporter prints nothing
-            sys.stderr.write(f"remote lab: {text}\n")
-            sys.stderr.flush()
-        else:
-            reporter.ensure_newline()
-            reporter.write_line(f"remote lab: {text}")
-            reporter.flush()
+    def _tell_turn(self, client: LabClient) -> None:
+        if isinstance(client, RemoteLabClient) and not client.closed:
+            version = client.server_version()
+            self._progress.note(f"it is our turn{f', at a server of version {version}' if version else ''}")

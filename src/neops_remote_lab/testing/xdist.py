@@ -41,7 +41,10 @@ def register(config: pytest.Config) -> None:
     if is_worker(config):
         config.pluginmanager.register(Worker(), "remote-lab-worker")
     else:
+        from neops_remote_lab.testing import relay  # noqa: PLC0415 - of no use to a worker
+
         config.pluginmanager.register(Controller(config), "remote-lab-controller")
+        config.pluginmanager.register(relay.Relay(config), relay.PLUGIN)
 
 
 def is_worker(config: pytest.Config) -> bool:
