@@ -93,7 +93,7 @@ def test_the_same_suite_runs_with_the_netlab_of_this_machine(
     project.makepyfile(test_one=SUITE, test_two=SUITE.replace("test_", "test_also_"))
     result = project.runpytest_subprocess(*options)
     result.assert_outcomes(passed=16)
-    result.stdout.fnmatch_lines(["remote lab: local (REMOTE_LAB_URL), *"])
+    result.stdout.fnmatch_lines(["neops-remote-lab: *, lab host local (REMOTE_LAB_URL)"])
     assert machine.ups() == 5
 
 
