@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -147,7 +148,9 @@ class Terminal:
             os.waitpid(self.pid, 0)
 
     def _read(self) -> bool:
-        """Whether there may be more."""
+        """Whether there may be more; waits for it only for a moment."""
+        if not select.select([self.descriptor], [], [], 0.05)[0]:
+            return True
         try:
             piece = os.read(self.descriptor, 4096)
         except OSError:  # the other end is closed

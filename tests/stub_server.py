@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -18,17 +19,18 @@ Handler = Callable[[ServerConnection], Awaitable[None]]
 class StubServer:
     """WebSockets as a lab server has them, which do what they are told; in a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.handler: Handler = self.echo
         self.refusal: tuple[HTTPStatus, str] | None = None
         self.requests: list[Request] = []
         self.received = 0
         self._goes_on = asyncio.Event()
+        self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
-        self.url = f"http://127.0.0.1:{next(iter(self._server.sockets)).getsockname()[1]}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{next(iter(self._server.sockets)).getsockname()[1]}"
 
     def close(self) -> None:
         self.go_on()
@@ -60,7 +62,7 @@ class StubServer:
             self.received += 1 << 16
 
     async def _start(self) -> WebSocketServer:
-        return await serve(self._handle, "127.0.0.1", 0, process_request=self._check, max_queue=1, max_size=1 << 20)
+        return await serve(self._handle, "127.0.0.1", 0, ssl=self._tls, process_request=self._check, max_queue=1)
 
     def _check(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/lab/devices":

@@ -129,7 +129,7 @@ def test_a_session_that_an_operator_ends_ends_the_command(shell: Shell, lab_serv
 
 
 def test_the_place_in_the_queue_and_the_expected_wait_are_told(shell: Shell, lab_server: LabServer) -> None:
-    shell.do("run", "ospf.yml", "--", "true")  # a history to estimate from
+    shell.do("run", "ospf.yml", "--", "sleep", "5")  # a history to estimate from
     holder = lab_server.join(client="ann@office")
     with shell.running("run", "ospf.yml", "--", "true") as process:
         assert process.stderr

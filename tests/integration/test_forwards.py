@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import socket
+import socketserver
+import ssl
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
+import trustme
 from websockets.asyncio.server import ServerConnection
 
 from neops_remote_lab.client.access import Access, Credentials
@@ -183,3 +188,129 @@ def test_a_local_reset_closes_the_connection_to_the_device(server: StubServer, f
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.close()
         assert ended.wait(10)
+
+
+# The way to the server
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """An HTTP proxy that connects its clients with whatever they name, and notes what they say."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.heads: list[bytes] = []
+        super().__init__(("127.0.0.1", 0), _Tunnel)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class _Tunnel(socketserver.BaseRequestHandler):
+    server: Proxy
+    request: socket.socket
+
+    def handle(self) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += self.request.recv(1)
+        self.server.heads.append(head)
+        host, port = head.split()[1].decode().split(":")
+        with socket.create_connection((host, int(port))) as target:
+            self.request.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+            back = threading.Thread(target=self.copy, args=(target, self.request))
+            back.start()
+            self.copy(self.request, target)
+            back.join()
+
+    @staticmethod
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with Proxy() as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
+        thread.start()
+        yield proxy
+        proxy.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def secure(authority: trustme.CA) -> Iterator[StubServer]:
+    """A server that speaks TLS and wants a certificate of its clients."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.configure_trust(tls)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    server = StubServer(tls)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def credentials(authority: trustme.CA, tmp_path: Path) -> Credentials:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("ann@office").private_key_and_cert_chain_pem.write_to_path(tmp_path / "client.pem")
+    return Credentials(client_cert=tmp_path / "client.pem", ca_file=tmp_path / "ca.pem")
+
+
+def passes(access: Access) -> bool:
+    """Whether data comes back from a device that is reached in this way."""
+    with (
+        Forwards(WebSockets(access, "0123", 5)) as forwards,
+        forwards.open("r1", 22) as forward,
+        socket.create_connection((forward.host, forward.port)) as connection,
+    ):
+        connection.sendall(b"data")
+        return connection.recv(100) == b"data"
+
+
+def test_certificates_of_both_sides_count(secure: StubServer, credentials: Credentials, told: list[str]) -> None:
+    assert passes(Access(secure.url, credentials))
+    without = Access(secure.url, Credentials(ca_file=credentials.ca_file))
+    stranger = Access(secure.url, Credentials(client_cert=credentials.client_cert))
+    for access in (without, stranger):
+        with Forwards(WebSockets(access, "0123", 5), told.append) as forwards, forwards.open("r1", 22) as forward:
+            expect_reset(forward)
+    assert "a client certificate may be missing" in told[0] or "closed without a response" in told[0]
+    assert "its certificate is not accepted" in told[1]
+
+
+def test_a_password_in_the_address_is_sent(server: StubServer) -> None:
+    assert passes(Access(server.url.replace("//", "//ann:s%40cret@")))
+    (request,) = server.requests
+    assert request.headers["Authorization"] == f"Basic {base64.b64encode(b'ann:s@cret').decode()}"
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_proxy_is_used_with_its_credentials(
+    request: pytest.FixtureRequest, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, credentials: Credentials, tls: bool
+) -> None:
+    server: StubServer = request.getfixturevalue("secure" if tls else "server")
+    monkeypatch.setenv("HTTPS_PROXY" if tls else "HTTP_PROXY", f"http://ann:s%40cret@{proxy.address}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert passes(Access(server.url, credentials))
+    (head,) = proxy.heads
+    assert head.startswith(f"CONNECT {server.url.partition('//')[2]} ".encode())
+    assert base64.b64encode(b"ann:s@cret") in head
+
+
+def test_a_redirect_is_not_followed(server: StubServer, forwards: Forwards, told: list[str]) -> None:
+    server.refusal = (HTTPStatus.FOUND, "elsewhere")
+    with forwards.open("r1", 22) as forward:
+        expect_reset(forward)
+    assert "302" in told[0]
+    assert len(server.requests) == 1

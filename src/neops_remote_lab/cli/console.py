@@ -5,16 +5,19 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
+from urllib.parse import urlencode
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
 from neops_remote_lab.cli import terminal
 from neops_remote_lab.cli.command import (
+    COMMAND,
     CREDENTIALS,
     Commands,
     ExitStatus,
@@ -40,13 +43,16 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command and its flags."""
     parser = commands.add_parser(
         "console",
+        usage="%(prog)s NODE [flag ...] [-- COMMAND [ARGUMENT ...]]",
         help="open a shell in a node",
-        description="Opens a shell in a node of the lab. ~. at the start of a line leaves it, ~? helps.",
+        description="Opens a shell, or runs a command on a terminal, in a node of the lab. ~. at the start of a line "
+        "leaves it, ~? helps.",
         epilog=CREDENTIALS,
     )
     parser.add_argument("node", metavar="NODE", help="name of the node in the topology")
     add_url_flag(parser)
     add_session_flag(parser)
+    parser.set_defaults(**{COMMAND: None})
     return parser
 
 
@@ -58,17 +64,19 @@ def run(options: argparse.Namespace) -> None:
         node_of(current, options.node)
         sockets = WebSockets(current.server.access, current.session.session_id, current.settings.request_timeout)
         try:
-            asyncio.run(_serve(sockets, options.node))
+            asyncio.run(_serve(sockets, options.node, options.command))
         except ConnectionClosedError as error:
             refuse(f"{options.node}: {reason_of_close(error)}", ExitStatus.NO_LAB)
 
 
-async def _serve(sockets: WebSockets, node: str) -> None:
+async def _serve(sockets: WebSockets, node: str, command: Sequence[str] | None) -> None:
     """Connect the terminal with the console, until either ends. Raises as `WebSockets.open`, and ConnectionClosedError
     where the console breaks off.
     """
-    keyboard = sys.stdin.fileno()
-    async with await sockets.open(path_of(node, "console")) as console:
+    keyboard, size = sys.stdin.fileno(), terminal.size()
+    parameters = {} if size is None else {"columns": str(size.columns), "rows": str(size.lines)}
+    parameters |= {"command": shlex.join(command)} if command else {}
+    async with await sockets.open(f"{path_of(node, 'console')}?{urlencode(parameters)}") as console:
         if os.isatty(keyboard):
             say(f"the console of {node}; ~. at the start of a line leaves it")
         with terminal.raw_mode(keyboard), _resized_with_the_terminal(console):

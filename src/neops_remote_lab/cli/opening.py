@@ -70,6 +70,7 @@ def queue_for(order: LabOrder, purpose: str, on_lost: Callable[[str], None] | No
             topologies=[order.topology],
             on_status=line.show,
             on_lost=on_lost,
+            on_phase=say,
             unreachable_timeout=settings.unreachable_timeout,
             on_trouble=say,
         )

@@ -5,7 +5,14 @@ from typing import Final
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosedError, InvalidHandshake, InvalidProxyStatus, InvalidStatus, ProxyError
+from websockets.exceptions import (
+    ConnectionClosedError,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidProxyStatus,
+    InvalidStatus,
+    ProxyError,
+)
 
 from neops_remote_lab.client.access import Access
 from neops_remote_lab.client.answers import CALL_PATH, raise_for_error
@@ -70,6 +77,8 @@ class WebSockets:
         except ProxyError as error:  # `failures.cannot_heal` expects the status at the beginning of the message
             status = error.response.status_code if isinstance(error, InvalidProxyStatus) else error
             raise httpx.ProxyError(str(status), request=request) from error
+        except InvalidMessage as error:
+            raise httpx.RemoteProtocolError("the connection was closed without a response", request=request) from error
         except InvalidHandshake as error:
             raise httpx.RemoteProtocolError(str(error), request=request) from error
         except TimeoutError as error:
