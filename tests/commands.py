@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -88,6 +91,7 @@ class Shell:
         """A command that has a terminal of its own while it runs; at the end the terminal hangs up."""
         pid, descriptor = pty.fork()
         if not pid:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
             os.chdir(self.directory)
             words = self.words(*arguments)
             os.execve(words[0], words, self.environment)  # noqa: S606 - a program of ours, without a shell
@@ -129,6 +133,9 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
+
+    def resize(self, columns: int, rows: int) -> None:
+        fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def wait_for(self, text: str) -> None:
         """Read until a text was shown."""

@@ -109,3 +109,50 @@ def test_a_session_that_is_over_is_told(shell: Shell) -> None:
     done = shell.run("exec", "r1", "--", "true", REMOTE_LAB_SESSION_ID="0" * 32)
     assert done.returncode == 125
     assert "the session was ended by the server" in done.stderr
+
+
+# Consoles
+
+
+def test_a_console_is_a_shell_in_the_node(shell: Shell) -> None:
+    with shell.terminal("console", "r1") as terminal:
+        terminal.type("echo answer $((6 * 7)); stty size; tty\r")
+        terminal.wait_for("answer 42")
+        terminal.wait_for("24 80")
+        terminal.wait_for("/dev/pts/")
+        terminal.type("exit 3\r")
+        assert terminal.finish() == 3
+
+
+def test_a_program_of_the_node_gets_every_key(shell: Shell) -> None:
+    script = "trap 'echo caught' INT; echo ready; while :; do sleep 0.1; done"
+    with shell.terminal("console", "r2", "--", "sh", "-c", script) as terminal:
+        terminal.wait_for("ready")
+        terminal.type("\x03")
+        terminal.wait_for("caught")
+        terminal.type("\r~.")
+        assert terminal.finish() == 0
+
+
+def test_the_size_of_the_terminal_reaches_the_node(shell: Shell) -> None:
+    script = "trap 'stty size' WINCH; echo ready; while :; do sleep 0.1; done"
+    with shell.terminal("console", "r1", "--", "sh", "-c", script) as terminal:
+        terminal.wait_for("ready")
+        terminal.resize(columns=132, rows=43)
+        terminal.wait_for("43 132")
+        terminal.type("~.")
+        assert terminal.finish() == 0
+
+
+def test_a_console_ends_with_its_lab(server: LabServer, tmp_path: Path) -> None:
+    with running_server(tmp_path) as other:
+        session = other.join()
+        assert other.acquire(session, topology_text(1)).status_code == 200
+        shell = Shell(other.url, tmp_path / "user", {"REMOTE_LAB_SESSION_ID": session})
+        with shell.terminal("console", "r1") as terminal:
+            terminal.type("echo ready $((6 * 7))\r")
+            terminal.wait_for("ready 42")
+            with other.client() as client:
+                client.delete(f"/session/{session}")
+            assert terminal.finish() == 125
+            assert "the lab or its session has ended" in terminal.shown

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
-import struct
 import subprocess
 import termios
 from collections.abc import Iterator
@@ -88,7 +86,7 @@ def test_the_console_has_the_size_of_the_terminal(shell: Shell, console: Console
     with shell.terminal("console", "r1") as terminal:
         terminal.wait_for("router> ")
         for columns, rows in ((132, 43), (80, 24)):
-            fcntl.ioctl(terminal.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            terminal.resize(columns, rows)
             wait_until(lambda size=[columns, rows]: console.sizes[-1] == size)  # type: ignore[misc]
         terminal.type("~.")
         assert terminal.finish() == 0

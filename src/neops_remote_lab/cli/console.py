@@ -57,21 +57,25 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Be the console's terminal. The program's exit status is 0 at its end, and 125 when there is no lab or no such
-    node, or when the console breaks off.
+    """Connect the terminal with a console.
+
+    The program's exit status is that of the shell or command in the node, 0 after `~.`, and 125 when there is no lab or
+    no such node, or when the console breaks off.
     """
     with ended_by_signals(), explained(options, ExitStatus.NO_LAB), current_session(options) as current:
         node_of(current, options.node)
         sockets = WebSockets(current.server.access, current.session.session_id, current.settings.request_timeout)
         try:
-            asyncio.run(_serve(sockets, options.node, options.command))
+            status = asyncio.run(_serve(sockets, options.node, options.command))
         except ConnectionClosedError as error:
             refuse(f"{options.node}: {reason_of_close(error)}", ExitStatus.NO_LAB)
+    sys.exit(status)
 
 
-async def _serve(sockets: WebSockets, node: str, command: Sequence[str] | None) -> None:
-    """Connect the terminal with the console, until either ends. Raises as `WebSockets.open`, and ConnectionClosedError
-    where the console breaks off.
+async def _serve(sockets: WebSockets, node: str, command: Sequence[str] | None) -> int:
+    """Connect the terminal with the console, until either ends; the exit status of the program, 0 when the user leaves.
+
+    Raises as `WebSockets.open`, and ConnectionClosedError where the console breaks off.
     """
     keyboard, size = sys.stdin.fileno(), terminal.size()
     parameters = {} if size is None else {"columns": str(size.columns), "rows": str(size.lines)}
@@ -83,27 +87,33 @@ async def _serve(sockets: WebSockets, node: str, command: Sequence[str] | None) 
             showing = asyncio.create_task(_show(console))
             typing = asyncio.create_task(_type(console, keyboard))
             try:
-                done, _ = await asyncio.wait({showing, typing}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({showing, typing}, return_when=asyncio.FIRST_COMPLETED)
+                if showing.done():
+                    return showing.result()
+                typing.result()
+                return 0
             finally:
                 showing.cancel()
                 typing.cancel()
                 await asyncio.wait({showing, typing})
-            for task in done:
-                task.result()
 
 
-async def _show(console: ClientConnection) -> None:
-    """Print what comes, until the console ends."""
+async def _show(console: ClientConnection) -> int:
+    """Print what comes, until the console ends; the exit status of the program."""
+    status = 0
     async for message in console:
         if isinstance(message, bytes):
             sys.stdout.buffer.write(message)
             sys.stdout.buffer.flush()
+        else:
+            status = int(json.loads(message).get("exit_status", 0))
+    return status
 
 
 async def _type(console: ClientConnection, keyboard: int) -> None:
-    """Send what is typed, until the user leaves or the console ends."""
+    """Send what is typed until the user leaves. The end of the console is for `_show` to notice."""
     escapes = terminal.Escapes() if os.isatty(keyboard) else None
-    with contextlib.suppress(ConnectionClosed):  # who shows what comes is told why
+    with contextlib.suppress(ConnectionClosed):
         while typed := await _read(keyboard):
             for part in escapes.feed(typed) if escapes else (typed,):
                 if part is Action.LEAVE:
@@ -114,7 +124,7 @@ async def _type(console: ClientConnection, keyboard: int) -> None:
                 else:
                     await console.send(part)
         await console.send(END_OF_TEXT)
-    await console.wait_closed()
+    await asyncio.get_running_loop().create_future()
 
 
 async def _read(descriptor: int) -> bytes:
