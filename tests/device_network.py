@@ -16,9 +16,9 @@ import yaml
 
 from tests.fakes import FakeNetlab, wait_until
 
-ECHO, SOURCE, SINK, GREETING, RESET, LATE = 7, 19, 9, 13, 14, 15
+ECHO, SOURCE, SINK, GREETING, RESET, LATE, COUNT = 7, 19, 9, 13, 14, 15, 16
 """What the nodes have on these TCP ports: what comes goes back; bytes without end; nothing is read; a greeting and the
-end; a greeting and a reset; what came until the client had no more to say."""
+end; a greeting and a reset; what came, and how much came, until the client had no more to say."""
 NOTHING: Final = 4
 """A TCP port on which no node listens."""
 SERVICES: Final = f"""
@@ -50,6 +50,12 @@ def late(peer):
         heard += data
     peer.sendall(b"heard " + heard)
 
+def count(peer):
+    total, into = 0, bytearray(1 << 18)
+    while size := peer.recv_into(into):
+        total += size
+    peer.sendall(b"%d" % total)
+
 def serve(listener, service):
     def work(peer):
         try:
@@ -63,6 +69,7 @@ def serve(listener, service):
         threading.Thread(target=work, args=(peer,), daemon=True).start()
 
 services = {{{ECHO}: echo, {SOURCE}: source, {SINK}: sink, {GREETING}: greeting, {RESET}: reset, {LATE}: late}}
+services[{COUNT}] = count
 for port, service in services.items():
     listener = socket.create_server(("", port), backlog=500)
     threading.Thread(target=serve, args=(listener, service), daemon=True).start()

@@ -4,7 +4,21 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.measure import Row
-from bench.rows import acquire, calls, firsttest, handover, held, joining, loop, plugin, queue, stall, start, wholerun
+from bench.rows import (
+    acquire,
+    calls,
+    devices,
+    firsttest,
+    handover,
+    held,
+    joining,
+    loop,
+    plugin,
+    queue,
+    stall,
+    start,
+    wholerun,
+)
 from bench.servers import Bench
 
 ROWS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
@@ -17,6 +31,7 @@ ROWS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "long-queue": queue.measure,
     "held-calls": held.measure,
     "joining": joining.measure,
+    "devices": devices.measure,
     "loop": loop.measure,
     "stall": stall.measure,
     "start": start.measure,
