@@ -75,9 +75,9 @@ def test_each_key_reaches_the_console(shell: Shell, console: Console) -> None:
 
 def test_the_escape_sequences_are_told_and_explained(shell: Shell) -> None:
     with shell.terminal("console", "r1") as terminal:
-        terminal.wait_for("the console of r1; ~. at the start of a line leaves it")
+        terminal.wait_for("console of r1; ~. at the start of a line disconnects")
         terminal.type("~?")
-        terminal.wait_for("~.  leave the console\r\n")
+        terminal.wait_for("~.  disconnect\r\n")
         terminal.type("~.")
         assert terminal.finish() == 0
 

@@ -1,4 +1,4 @@
-"""`neops-remote-lab console`: a shell in a node of the lab."""
+"""`neops-remote-lab console`: open a terminal in a node of the lab."""
 
 import argparse
 import asyncio
@@ -34,9 +34,9 @@ from neops_remote_lab.client.devices import path_of
 from neops_remote_lab.client.web_sockets import WebSockets, reason_of_close
 
 PIECE: Final = 1 << 14
-"""Most bytes that are read at once."""
+"""Maximum number of bytes per read."""
 END_OF_TEXT: Final = b"\x04"
-"""Ctrl-D: what a terminal sends at the end of its input."""
+"""Ctrl-D, which means end of input on a terminal."""
 
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
@@ -45,8 +45,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "console",
         usage="%(prog)s NODE [flag ...] [-- COMMAND [ARGUMENT ...]]",
         help="open a shell in a node",
-        description="Opens a shell, or runs a command on a terminal, in a node of the lab. ~. at the start of a line "
-        "leaves it, ~? helps.",
+        description="Opens a shell in a node of the lab, or runs a command on a terminal there. At the start of a line "
+        "~. disconnects and ~? shows help.",
         epilog=CREDENTIALS,
     )
     parser.add_argument("node", metavar="NODE", help="name of the node in the topology")
@@ -59,8 +59,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Connect the terminal with a console.
 
-    The program's exit status is that of the shell or command in the node, 0 after `~.`, and 125 when there is no lab or
-    no such node, or when the console breaks off.
+    The exit status is that of the shell or command in the node, 0 after `~.`, or 125 if there is no lab or no such node
+    or if the connection breaks.
     """
     with ended_by_signals(), explained(options, ExitStatus.NO_LAB), current_session(options) as current:
         node_of(current, options.node)
@@ -73,16 +73,21 @@ def run(options: argparse.Namespace) -> None:
 
 
 async def _serve(sockets: WebSockets, node: str, command: Sequence[str] | None) -> int:
-    """Connect the terminal with the console, until either ends; the exit status of the program, 0 when the user leaves.
+    """Connect the terminal with a console until either side ends.
 
-    Raises as `WebSockets.open`, and ConnectionClosedError where the console breaks off.
+    Returns:
+        The exit status of the program in the node, 0 if the user disconnects.
+
+    Raises:
+        ConnectionClosedError: the connection broke.
+        And as `WebSockets.open`.
     """
     keyboard, size = sys.stdin.fileno(), terminal.size()
     parameters = {} if size is None else {"columns": str(size.columns), "rows": str(size.lines)}
     parameters |= {"command": shlex.join(command)} if command else {}
     async with await sockets.open(f"{path_of(node, 'console')}?{urlencode(parameters)}") as console:
         if os.isatty(keyboard):
-            say(f"the console of {node}; ~. at the start of a line leaves it")
+            say(f"console of {node}; ~. at the start of a line disconnects")
         with terminal.raw_mode(keyboard), _resized_with_the_terminal(console):
             showing = asyncio.create_task(_show(console))
             typing = asyncio.create_task(_type(console, keyboard))
@@ -99,7 +104,7 @@ async def _serve(sockets: WebSockets, node: str, command: Sequence[str] | None) 
 
 
 async def _show(console: ClientConnection) -> int:
-    """Print what comes, until the console ends; the exit status of the program."""
+    """Print the output until the console ends. Returns the exit status of the program."""
     status = 0
     async for message in console:
         if isinstance(message, bytes):
@@ -111,7 +116,7 @@ async def _show(console: ClientConnection) -> int:
 
 
 async def _type(console: ClientConnection, keyboard: int) -> None:
-    """Send what is typed until the user leaves. The end of the console is for `_show` to notice."""
+    """Send the input until the user disconnects. The end of the console is noticed by `_show`."""
     escapes = terminal.Escapes() if os.isatty(keyboard) else None
     with contextlib.suppress(ConnectionClosed):
         while typed := await _read(keyboard):
@@ -128,12 +133,12 @@ async def _type(console: ClientConnection, keyboard: int) -> None:
 
 
 async def _read(descriptor: int) -> bytes:
-    """What can be read now, or as soon as something can be; empty at the end."""
+    """Wait for input and read it; empty at the end."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     try:
         loop.add_reader(descriptor, ready.set_result, None)
-    except PermissionError:  # a file, which keeps nobody waiting
+    except PermissionError:  # a regular file, which never blocks
         return os.read(descriptor, PIECE)
     try:
         await ready
@@ -141,13 +146,13 @@ async def _read(descriptor: int) -> bytes:
         loop.remove_reader(descriptor)
     try:
         return os.read(descriptor, PIECE)
-    except OSError:  # the terminal has hung up
+    except OSError:  # the terminal has disconnected
         return b""
 
 
 @contextlib.contextmanager
 def _resized_with_the_terminal(console: ClientConnection) -> Iterator[None]:
-    """Give the console the size of the terminal, now and whenever that changes."""
+    """Send the size of the terminal to the console, now and after each change."""
     loop, sends = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
     async def send() -> None:
@@ -157,7 +162,7 @@ def _resized_with_the_terminal(console: ClientConnection) -> Iterator[None]:
 
     def resize() -> None:
         task = loop.create_task(send())
-        sends.add(task)  # the loop itself would let it be collected
+        sends.add(task)  # the event loop keeps only weak references
         task.add_done_callback(sends.discard)
 
     resize()

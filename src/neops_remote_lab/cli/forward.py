@@ -1,4 +1,4 @@
-"""`neops-remote-lab forward`: let a port of this machine lead to one of a node."""
+"""`neops-remote-lab forward`: forward a port of this machine to a port of a node."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ from neops_remote_lab.models.lab import DeviceInfoDto
 
 STANDARD_STREAMS: Final = "-"
 PIECE: Final = 1 << 16
-"""Most bytes that are read at once."""
+"""Maximum number of bytes per read."""
 
 
 class Target(NamedTuple):
@@ -37,7 +37,7 @@ class Target(NamedTuple):
 
 
 class Local(NamedTuple):
-    """Where this machine listens; port 0 is a free one."""
+    """The local address to listen on; port 0 chooses a free one."""
 
     host: str = LOOPBACK
     port: int = 0
@@ -47,20 +47,20 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command and its flags."""
     parser = commands.add_parser(
         "forward",
-        help="let a port of this machine lead to one of a node",
-        description="Lets a port of this machine lead to a TCP port of a node, through the server, until Ctrl-C. "
-        "It prints the address to connect to.",
+        help="forward a port of this machine to a port of a node",
+        description="Forwards a port of this machine to a TCP port of a node, through the server, until Ctrl-C. Prints "
+        "the local address.",
         epilog=CREDENTIALS,
     )
-    parser.add_argument("target", metavar="NODE:PORT", type=_target, help="name of the node, and its TCP port")
+    parser.add_argument("target", metavar="NODE:PORT", type=_target, help="name of the node and its TCP port")
     parser.add_argument(
         "local",
         metavar="LOCAL",
         nargs="?",
         type=_local,
         default=Local(),
-        help=f"[ADDRESS:]PORT of this machine (default: a free port of {LOOPBACK}); or {STANDARD_STREAMS} for one "
-        "connection with the standard input and output, as a ProxyCommand of ssh",
+        help=f"local [ADDRESS:]PORT (default: a free port on {LOOPBACK}); or {STANDARD_STREAMS} for one connection on "
+        "standard input and output, for ssh's ProxyCommand",
     )
     add_url_flag(parser)
     add_session_flag(parser)
@@ -68,7 +68,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Forward until a signal comes. The program's exit status is 125 when there is no lab or no such node."""
+    """Forward the port until a signal arrives. The exit status is 125 if there is no lab or no such node."""
     node, port = options.target
     with ended_by_signals(), explained(options, ExitStatus.NO_LAB), current_session(options) as current:
         node_of(current, node)
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def node_of(current: CurrentSession, name: str) -> DeviceInfoDto:
-    """The node of a name; ends the program where the lab has none. Raises as `Session.ask`."""
+    """The node of a name. Exits if the lab has no such node. Raises as `Session.ask`."""
     try:
         with current.forgotten_when_over():
             return require_device(current.session, name)
@@ -94,20 +94,20 @@ def node_of(current: CurrentSession, name: str) -> DeviceInfoDto:
 
 
 def forwards_of(current: CurrentSession) -> Forwards:
-    """Opens ports that lead to nodes of the lab; trouble with a connection is told on standard error."""
+    """Forwards to nodes of the lab that report problems on standard error."""
     sockets = WebSockets(current.server.access, current.session.session_id, current.settings.request_timeout)
     return Forwards(sockets, say)
 
 
 def _connect_standard_streams(host: str, port: int) -> bool:
-    """Connect standard input and output with a port, until that closes the connection; False where it breaks off."""
+    """Relay standard input and output to a local port until it closes the connection; False if that was a reset."""
     with socket.create_connection((host, port)) as connection:
         threading.Thread(target=_send_standard_input, args=(connection,), daemon=True).start()
         try:
             while data := connection.recv(PIECE):
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
-        except ConnectionResetError:  # the user has been told why
+        except ConnectionResetError:  # the reason has been reported already
             return False
         return True
 
@@ -117,7 +117,7 @@ def _send_standard_input(connection: socket.socket) -> None:
         while data := os.read(sys.stdin.fileno(), PIECE):
             connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
-    except OSError:  # whoever reads from the connection notices
+    except OSError:  # the receiving side ends as well
         return
 
 
@@ -129,7 +129,7 @@ def _target(text: str) -> Target:
 
 
 def _local(text: str) -> Local | None:
-    """Where to listen; None for the standard streams."""
+    """The local address; None for the standard streams."""
     if text == STANDARD_STREAMS:
         return None
     host, separator, port = text.rpartition(":")

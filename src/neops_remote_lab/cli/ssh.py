@@ -12,7 +12,7 @@ from neops_remote_lab.client.reachable import SSH_PORT
 
 SSH: Final = "ssh"
 NO_HOST_KEYS: Final = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
-"""Options of ssh: a lab makes new host keys each time."""
+"""Options of ssh, because each lab has new host keys."""
 
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
@@ -21,12 +21,12 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "ssh",
         usage="%(prog)s NODE [flag ...] [-- SSH_ARGUMENT ...]",
         help="log in to a node with ssh",
-        description="Logs in to a node with the ssh of this machine, through the server, as the user that the "
-        "inventory names. What follows -- goes to ssh: a command, or more of its options.",
+        description="Logs in to a node with this machine's ssh, through the server, as the user of the inventory. The "
+        "arguments after -- are passed to ssh: a command or further options.",
         epilog=CREDENTIALS,
     )
     parser.add_argument("node", metavar="NODE", help="name of the node in the topology")
-    parser.add_argument("-l", "--login", metavar="USER", help="user of the node (default: that of the inventory)")
+    parser.add_argument("-l", "--login", metavar="USER", help="user name on the node (default: from the inventory)")
     parser.add_argument("-p", "--port", metavar="PORT", type=int, help="TCP port of the node (default: 22)")
     add_url_flag(parser)
     add_session_flag(parser)
@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Log in. The program's exit status is that of ssh, and 125 when there is no lab or no such node."""
+    """Log in. The exit status is that of ssh, or 125 if there is no lab or no such node."""
     require_program(SSH)
     with explained(options, ExitStatus.NO_LAB), current_session(options) as current:
         raw = node_of(current, options.node).raw

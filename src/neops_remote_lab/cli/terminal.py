@@ -1,4 +1,4 @@
-"""The user's terminal while a program elsewhere has it: every key goes there, but for escape sequences."""
+"""The user's terminal while it is connected with a program elsewhere: raw mode, size and escape sequences."""
 
 import os
 import sys
@@ -11,11 +11,11 @@ from typing import Final
 
 ESCAPE: Final = ord("~")
 _LINE_ENDS: Final = frozenset(b"\r\n")
-HELP: Final = "\r\nAt the start of a line:\r\n ~.  leave the console\r\n ~~  send the character ~\r\n ~?  show this\r\n"
+HELP: Final = "\r\nAt the start of a line:\r\n ~.  disconnect\r\n ~~  send the character ~\r\n ~?  show this\r\n"
 
 
 class Action(Enum):
-    """What an escape sequence asks for."""
+    """The action of an escape sequence."""
 
     LEAVE = auto()
     HELP = auto()
@@ -25,14 +25,14 @@ _ACTIONS: Final = {ord("."): Action.LEAVE, ord("?"): Action.HELP}
 
 
 class Escapes:
-    """Finds the escape sequences in what a user types: `~` at the start of a line, and one more character."""
+    """Parses escape sequences in the input: `~` at the start of a line and one more character."""
 
     def __init__(self) -> None:
         self._at_line_start = True
         self._escaped = False
 
     def feed(self, typed: bytes) -> Iterator[bytes | Action]:
-        """What is to be sent and done, in order. A `~` at the start of a line waits for the next character."""
+        """The input to send and the actions, in order. A `~` at the start of a line is held for the next character."""
         passed = bytearray()
         for character in typed:
             if self._escaped:
@@ -57,23 +57,20 @@ class Escapes:
 
 @contextmanager
 def raw_mode(descriptor: int) -> Iterator[None]:
-    """Meanwhile a terminal hands on each key as it is typed, and prints what it gets as it is.
-
-    Where the descriptor is no terminal, this does nothing.
-    """
+    """A context in which the terminal is in raw mode. Does nothing if the descriptor is not a terminal."""
     if not os.isatty(descriptor):
         yield
         return
     before = termios.tcgetattr(descriptor)
     try:
-        tty.setraw(descriptor, termios.TCSADRAIN)  # what was typed meanwhile is kept
+        tty.setraw(descriptor, termios.TCSADRAIN)  # keep input that was typed ahead
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 def size() -> os.terminal_size | None:
-    """Columns and rows of the terminal; None without one."""
+    """The size of the terminal; None without a terminal."""
     for stream in (sys.__stdin__, sys.__stdout__, sys.__stderr__):
         try:
             return os.get_terminal_size(stream.fileno()) if stream else None
