@@ -45,6 +45,17 @@ def test_the_port_stays_for_the_next_test(lab, remote_lab_client):
     with remote_lab_client.forward(lab[0], 22) as other:
         assert other.port != lab[0].raw["ansible_port"]
 """
+SHARED = """
+import pathlib, pytest, socket, time
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_port_answers(lab, number):
+    while not pathlib.Path("ready").exists():
+        time.sleep(0.05)
+    raw = lab[0].raw
+    with socket.create_connection((raw["ansible_host"], raw["ansible_port"])) as connection:
+        assert connection.recv(4) == b"SSH-"
+"""
 PLAIN = """
 def test_the_variables_of_netlab(lab):
     assert lab[0].raw["ansible_connection"] == "docker"
@@ -83,6 +94,21 @@ def test_a_fixture_leads_to_the_devices(
         (project.path / "ready").touch()
         output = finish(process)
     assert "2 passed" in output
+    wait_until(lab_server.is_clean, 20)
+
+
+def test_workers_that_share_a_lab_each_have_ports_of_their_own(
+    project: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_project(project, ', access="forward"', SHARED)
+    monkeypatch.setenv("REMOTE_LAB_URL", lab_server.url)
+    process = start(project, "-p", "xdist", "-n", "2", "--dist", "load")
+    wait_until(lambda: len(lab_server.fake.containers()) == 2, 30)
+    with nodes(lab_server):
+        (project.path / "ready").touch()
+        output = finish(process)
+    assert "4 passed" in output
+    assert len(lab_server.fake.invocations("up")) == 1
     wait_until(lab_server.is_clean, 20)
 
 

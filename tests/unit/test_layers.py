@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import neops_remote_lab
+from neops_remote_lab.cli.main import COMMANDS
 
 PACKAGE = Path(neops_remote_lab.__path__[0])
 NAME = neops_remote_lab.__name__
@@ -185,8 +186,9 @@ def test_client_and_plugin_load_nothing_of_the_server(room: str) -> None:
     assert not ({f"{NAME}.{name}" for name in rooms} | libraries) & loaded
 
 
-def test_a_command_for_people_loads_no_server() -> None:
-    loaded = loaded_by(f"from {NAME}.cli.main import main; main(['queue', '--url', 'http://127.0.0.1:9'])")
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "serve"])
+def test_a_command_for_people_loads_no_server(command: str) -> None:
+    loaded = loaded_by(f"from {NAME}.cli.main import main; main([{command!r}, '--help'])")
     assert "httpx" in loaded
     assert not {"uvicorn", "starlette", "sqlalchemy", f"{NAME}.cli.server"} & loaded
 
