@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Turns a Debian machine (12 or newer) into a lab host: Docker, containerlab, netlab and the server as a systemd service.
-# Run it as root, again whenever you like: it fills in what is missing and upgrades what VERSION names.
+# Run it as root. It can be run repeatedly: it completes an installation and upgrades the server.
 #
 #   ./lab-host.sh                     newest release of the server
-#   VERSION=2.0.0 ./lab-host.sh       that one
+#   VERSION=2.0.0 ./lab-host.sh       that release
 #   SOURCE=.. ./lab-host.sh           from a checkout
 set -euo pipefail
 cd "$(dirname "$0")"
 
-CONTAINERLAB=${CONTAINERLAB:-0.75.0} # the release that netlab 26.10 asks for
+CONTAINERLAB=${CONTAINERLAB:-0.75.0} # the release that netlab 26.10 requires
 PREFIX=/opt/neops-remote-lab
 STATE=/var/lib/neops-remote-lab
 SERVER=neops-lab
@@ -22,14 +22,14 @@ command -v apt-get >/dev/null || die "this script knows Debian and its relatives
 say "packages"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-# Debian 13 has the `docker` command in a package of its own.
+# On Debian 13 the `docker` command is in a separate package.
 docker_command=$(apt-cache --generate pkgnames docker-cli | grep -x docker-cli || true)
 apt-get install -y -qq --no-install-recommends ${docker_command:+"$docker_command"} \
   bridge-utils ca-certificates curl docker.io iproute2 iptables openssh-client python3 python3-venv sqlite3 sshpass sudo
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "python3 is older than 3.11: use Debian 12 or newer"
 systemctl enable --quiet --now docker
 
-# The vendor's package, checked against the sums that are published with it. It makes the group clab_admins.
+# The vendor's package, verified with its published checksums. It creates the group clab_admins.
 if [[ $(containerlab version 2>/dev/null | awk '/version:/ {print $2; exit}') != "$CONTAINERLAB" ]]; then
   say "containerlab $CONTAINERLAB"
   scratch=$(mktemp -d)
@@ -52,7 +52,7 @@ if ! id "$SERVER" >/dev/null 2>&1; then
 fi
 usermod --append --groups docker,clab_admins "$SERVER"
 install -d -o "$SERVER" -g "$SERVER" -m 755 "$STATE"
-# netlab calls sudo for bridges, kernel modules and commands in a node's network. Docker alone makes this user as good as root.
+# netlab uses sudo for bridges, kernel modules and commands in a node's network. Access to Docker is equivalent to root anyway.
 install -m 440 /dev/stdin /etc/sudoers.d/neops-remote-lab <<<"$SERVER ALL=(root) NOPASSWD: ALL"
 visudo --check --quiet --file=/etc/sudoers.d/neops-remote-lab
 

@@ -65,7 +65,7 @@ def test_views_answer_who_waits_and_who_holds_what(server: LabServer) -> None:
     holder = server.join(client="bob", purpose="nightly")
     waiting = [server.join(client=CLIENT), server.join()]
     assert server.acquire(holder, TOPOLOGY).status_code == 200
-    rows = [sql(server.database, recipe("Who waits, who holds the lab", number)) for number in range(5)]
+    rows = [sql(server.database, recipe("Waiting and active sessions", number)) for number in range(5)]
     assert [(row[0], row[1], row[2]) for row in rows[0]] == [
         (1, waiting[0][:8], CLIENT),
         (2, waiting[1][:8], None),
@@ -172,7 +172,7 @@ def test_the_order_is_changed(server: LabServer) -> None:
 
 def test_the_queue_is_stopped_and_goes_on(server: LabServer) -> None:
     holder, waiting = server.join(), server.join()
-    sql(server.database, recipe("Stop and go on", 0))
+    sql(server.database, recipe("Quarantine", 0))
     takes_effect(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
     assert queue(server)["quarantined"] == "maintenance until noon"
     assert server.acquire(holder, TOPOLOGY).status_code == 200  # whoever is active goes on
@@ -180,7 +180,7 @@ def test_the_queue_is_stopped_and_goes_on(server: LabServer) -> None:
     wait_until(server.is_clean)
     assert "maintenance" in server.place(waiting)["waiting_for"]
     with in_background(server.place, waiting, 30) as held:
-        sql(server.database, recipe("Stop and go on", 1))
+        sql(server.database, recipe("Quarantine", 1))
         assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
     assert httpx.get(f"{server.url}/readyz").status_code == 200
 
@@ -214,7 +214,7 @@ def test_what_has_happened(server: LabServer) -> None:
     takes_effect(lambda: is_active(server, second))
     wait_until(server.is_clean)
     wait_until(lambda: sql(server.database, "SELECT state FROM lab ORDER BY number DESC LIMIT 1") == [("ended",)])
-    story = sql(server.database, recipe("What has happened", 1, first))
+    story = sql(server.database, recipe("Events", 1, first))
     assert [(what, topology, code) for _, what, topology, _, code, _ in story] == [
         ("session_joined", None, None),
         ("session_granted", None, None),
@@ -227,16 +227,16 @@ def test_what_has_happened(server: LabServer) -> None:
         ("lab_ended", "topology.yml", "session_ended"),
     ]
     assert story[5][5] == "the lab host is needed for a demo"
-    latest = sql(server.database, recipe("What has happened", 0))
+    latest = sql(server.database, recipe("Events", 0))
     assert {row[1] for row in latest} >= {"session_moved", "session_granted"}
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row[0]) for row in latest)
 
 
-@pytest.mark.parametrize("number", range(len(RECIPES["What is refused"])))
+@pytest.mark.parametrize("number", range(len(RECIPES["Refused changes"])))
 def test_what_breaks_a_promise_is_refused(server: LabServer, number: int) -> None:
     sessions = [server.join() for _ in range(3)]
     with pytest.raises(sqlite3.IntegrityError, match="constraint failed"):
-        sql(server.database, recipe("What is refused", number))
+        sql(server.database, recipe("Refused changes", number))
     assert [server.place(session_id)["position"] for session_id in sessions] == [0, 1, 2]
 
 
@@ -282,11 +282,11 @@ def test_a_backup_of_a_running_server_is_whole(server: LabServer, tmp_path: Path
 
 def test_every_recipe_has_a_test_above() -> None:
     assert {heading: len(statements) for heading, statements in RECIPES.items()} == {
-        "Who waits, who holds the lab": 5,
+        "Waiting and active sessions": 5,
         "End a session": 5,
         "Change the order": 2,
-        "Stop and go on": 2,
+        "Quarantine": 2,
         "History and statistics": 6,
-        "What has happened": 2,
-        "What is refused": 5,
+        "Events": 2,
+        "Refused changes": 5,
     }
