@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, get_args
 import pytest
 
 from neops_remote_lab.core.topology_files import TopologyFiles
+from neops_remote_lab.testing.options import LOCAL
 
 Scope = Literal["function", "class", "module", "session"]
 """Scope of a lab fixture."""
@@ -21,6 +22,8 @@ Access = Literal["direct", "forward"]
 ACCESSES: Final[tuple[str, ...]] = get_args(Access)
 SCOPES: Final[tuple[str, ...]] = get_args(Scope)
 
+URL_MARKER: Final = "remote_lab_url"
+"""The marker that names the lab host of a test, a class or a module."""
 _ATTRIBUTE = "__remote_lab__"
 _declared = itertools.count()
 
@@ -97,10 +100,32 @@ def expected_labs_of(item: pytest.Item) -> tuple[LabSpec, ...]:
     return item.stash[_expects]
 
 
+def url_of(item: pytest.Item) -> str | None:
+    """The address of the lab host that a test's marker names; None if the settings name it."""
+    marker = item.get_closest_marker(URL_MARKER)
+    url = marker.args[0] if marker is not None and marker.args else None
+    return url if isinstance(url, str) else None
+
+
+def refuse_wrong_markers(items: Iterable[pytest.Item]) -> None:
+    """Raise `pytest.UsageError` if a marker does not name one lab host. The error names each such test."""
+    lines = []
+    for item in items:
+        marker = item.get_closest_marker(URL_MARKER)
+        if marker is None:
+            continue
+        if marker.args != (url_of(item),) or marker.kwargs or not marker.args[0]:
+            lines.append(f"  {item.nodeid}: it takes one address, such as http://lab-host:8000")
+        elif marker.args == (LOCAL,):
+            lines.append(f"  {item.nodeid}: {LOCAL!r} is for a whole run: set REMOTE_LAB_URL instead")
+    if lines:
+        raise pytest.UsageError(f"the marker {URL_MARKER} cannot be used like this:\n" + "\n".join(lines))
+
+
 def in_order_of_labs(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """Sort tests so that those of one lab, and within them those of one fixture instance, are adjacent.
 
-    Tests without a lab come last. The order within a group does not change.
+    Those of one lab host stay together, too. Tests without a lab come last. The order within a group does not change.
     """
     items = list(items)
     specs = sorted({spec for item in items for spec in expected_labs_of(item)}, key=lambda spec: spec.number)
@@ -108,14 +133,16 @@ def in_order_of_labs(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     for spec in specs:
         labs.setdefault(spec.key, spec.number)
     instances: dict[tuple[int, str], int] = {}
+    hosts: dict[str | None, int] = {None: 0}
 
-    def rank(item: pytest.Item) -> tuple[bool, int, int, int]:
+    def rank(item: pytest.Item) -> tuple[bool, int, int, int, int]:
         expected = expected_labs_of(item)
         if not expected:
-            return (True, 0, 0, 0)
+            return (True, 0, 0, 0, 0)
         spec = expected[0]
+        host = hosts.setdefault(url_of(item), len(hosts))
         instance = spec.number, _scope_node(item, spec.scope).nodeid
-        return (False, labs[spec.key], spec.number, instances.setdefault(instance, len(instances)))
+        return (False, host, labs[spec.key], spec.number, instances.setdefault(instance, len(instances)))
 
     return sorted(items, key=rank)
 

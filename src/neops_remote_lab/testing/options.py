@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
+LOCAL = "local"
+"""The address that stands for this machine's own netlab, without a server."""
 SETTINGS: dict[str, tuple[str, str | None, str]] = {
     "url": (
         "URL",

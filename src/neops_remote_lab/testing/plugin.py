@@ -30,8 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, the summary, and the hooks for pytest-xdist."""
+    """Register the markers, the summary, and the hooks for pytest-xdist."""
     config.addinivalue_line("markers", f"{MARKER}: uses a remote lab; set by the plugin, for `-m`")
+    config.addinivalue_line("markers", "remote_lab_url(url): the lab host of a test, in place of --remote-lab-url")
     if not hasattr(config, "workerinput") and (
         options.is_given(config, "summary") or "GITHUB_STEP_SUMMARY" in os.environ
     ):
@@ -74,7 +75,12 @@ class _Order:
         if not _labs_are_declared():
             return (yield)
         from neops_remote_lab.testing import xdist  # noqa: PLC0415 - only needed with a lab
-        from neops_remote_lab.testing.labs import in_order_of_labs, labs_of, refuse_several_labs  # noqa: PLC0415
+        from neops_remote_lab.testing.labs import (  # noqa: PLC0415
+            in_order_of_labs,
+            labs_of,
+            refuse_several_labs,
+            refuse_wrong_markers,
+        )
 
         for item in items:
             if labs_of(item):
@@ -82,6 +88,7 @@ class _Order:
         result = yield
         try:
             refuse_several_labs(items)
+            refuse_wrong_markers(items)
             _run_of(session)
         except (pytest.UsageError, ValueError) as error:
             xdist.say_farewell(config, str(error), pytest.ExitCode.USAGE_ERROR)
@@ -110,7 +117,7 @@ def remote_lab_client(request: pytest.FixtureRequest) -> LabClient:
     __tracebackhide__ = True
     if request.config.getoption("setuponly", False):
         pytest.skip("--setup-only starts no remote lab")
-    return _run_of(request.session).wait()
+    return _run_of(request.session).wait(request)
 
 
 @pytest.fixture(scope="session")

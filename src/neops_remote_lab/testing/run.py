@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing import options, relay, summary, xdist
 from neops_remote_lab.testing.artifacts import ArtifactKeeper
-from neops_remote_lab.testing.labs import definition_of, expected_labs_of, labs_of, topologies_of
+from neops_remote_lab.testing.labs import (
+    definition_behind,
+    definition_of,
+    expected_labs_of,
+    item_of,
+    labs_of,
+    topologies_of,
+    url_of,
+)
 
 if TYPE_CHECKING:  # a run may declare labs but select none of their tests; httpx and pydantic are slow to import
     from neops_remote_lab.testing.holder import LabHolder
@@ -36,26 +45,40 @@ class LabRun:
         self._session = session
         self._artifacts = ArtifactKeeper(session.config)
         self._wants_summary = summary.file_of(session.config) is not None
-        self._lab_session: LabSession | None = None
+        self._lab_sessions: dict[str | None, LabSession] = {}
+        self._shown: _Shown | None = None
         self._holder: LabHolder | None = None
+        self._signals = ExitStack()
 
     @cached_property
     def _workers(self) -> LabsOfOneProcess:
         return xdist.labs_of(self._session.config)
 
     @cached_property
+    def _workers_by_host(self) -> dict[str | None, LabsOfOneProcess]:
+        return {None: self._workers}
+
+    def _workers_of(self, url: str | None) -> LabsOfOneProcess:
+        """How the processes of the run share the labs of the host that a marker names, or of that of the settings."""
+        if url not in self._workers_by_host:
+            self._workers_by_host[url] = self._workers.for_host(url)
+        return self._workers_by_host[url]
+
+    @cached_property
     def _progress(self) -> Progress:
         return relay.progress_of(self._session.config)
 
-    def wait(self) -> LabClient:
-        """The client of an active session."""
+    def wait(self, request: pytest.FixtureRequest) -> LabClient:
+        """The client of an active session, for the fixture that shows it to tests."""
         __tracebackhide__ = True
-        return self._joined().wait()
+        self._shown = _Shown(url_of(item_of(request)), definition_behind(request), request)
+        return self._joined(self._shown.url).wait()
 
     def leave(self) -> None:
-        """End the session. May be called repeatedly."""
-        if self._lab_session is not None:
-            self._lab_session.leave()
+        """End the sessions. May be called repeatedly."""
+        for lab_session in self._lab_sessions.values():
+            lab_session.leave()
+        self._signals.close()
 
     @contextmanager
     def holding(self, client: LabClient) -> Iterator[LabHolder]:
@@ -64,9 +87,10 @@ class LabRun:
         from neops_remote_lab.testing.holder import LabHolder  # noqa: PLC0415
         from neops_remote_lab.testing.workers import LabsOfOneProcess  # noqa: PLC0415
 
-        ours = self._lab_session is not None and self._lab_session.client is client
+        urls = [url for url, lab_session in self._lab_sessions.items() if lab_session.client is client]
+        ours = bool(urls)
         if self._holder is None or self._holder.client is not client:
-            workers = self._workers if ours else LabsOfOneProcess()
+            workers = self._workers_of(urls[0]) if urls else LabsOfOneProcess()
             self._holder = LabHolder(self._session, client, workers, self._progress)
         try:
             yield self._holder
@@ -81,9 +105,11 @@ class LabRun:
         self._artifacts.begin(item)
         # A client from a conftest file has a session of its own. Without an address, the fixture reports the error.
         ours = client is not None and client.func.__module__ == _PLUGIN
-        if not (labs and ours and options.is_given(item.config, "url")) or item.config.getoption("setuponly", False):
+        url = url_of(item)
+        has_address = url is not None or options.is_given(item.config, "url")
+        if not (labs and ours and has_address) or item.config.getoption("setuponly", False):
             return
-        rejected = self._joined().join().rejected
+        rejected = self._joined(url).join().rejected
         for spec in labs:
             if spec.topology in rejected:
                 pytest.fail(f"remote lab {spec.name}: {rejected[spec.topology]}", pytrace=False)
@@ -101,7 +127,8 @@ class LabRun:
         lab = (holder and holder.lab_of(item)) or next(iter(labs_of(item)), None)
         if lab is not None and self._wants_summary:
             start = holder.take_start() if holder else None
-            wait = self._lab_session.waited if self._lab_session else None
+            lab_session = self._lab_sessions.get(url_of(item))
+            wait = lab_session.waited if lab_session else None
             summary.attach(report, summary.LabUse(lab.name, lab.path.name, start, wait, artifacts))
         return report
 
@@ -111,12 +138,12 @@ class LabRun:
     ) -> Generator[None, object, object]:
         """Release a shared lab after its last test."""
         for spec in labs_of(item):
-            self._workers.finish(spec.key, item.nodeid)
+            self._workers_of(url_of(item)).finish(spec.key, item.nodeid)
         try:
             return (yield)
         finally:
-            if nextitem is not None and self._holder is not None:
-                self._holder.keep_only(expected_labs_of(nextitem))
+            if nextitem is not None:
+                self._make_way_for(nextitem)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
@@ -126,18 +153,59 @@ class LabRun:
         finally:
             self.leave()
 
-    def _joined(self) -> LabSession:
-        """The session of the run, created on first use."""
+    def _make_way_for(self, item: pytest.Item) -> None:
+        """Release what the next test does not use: a lab, or the client of another lab host with its labs."""
+        if self._shown is not None and self._shown.url != url_of(item):
+            shown, self._shown = self._shown, None
+            try:
+                shown.definition.finish(shown.request)  # type: ignore[arg-type]  # it is a SubRequest
+            finally:
+                self._leave_unless_needed(shown.url, item)
+        elif self._holder is not None:
+            self._holder.keep_only(expected_labs_of(item))
+
+    def _leave_unless_needed(self, url: str | None, item: pytest.Item) -> None:
+        """End the session with a lab host that no test from this one on uses; the controller ends those of workers."""
+        items = self._session.items
+        later = items[items.index(item) :]
+        needed = any(url_of(other) == url and (_uses_client(other) or expected_labs_of(other)) for other in later)
+        if not needed and not xdist.is_worker(self._session.config) and url in self._lab_sessions:
+            self._lab_sessions.pop(url).leave()
+
+    def _joined(self, url: str | None) -> LabSession:
+        """The session of the run with a lab host, created on first use."""
         __tracebackhide__ = True
-        if self._lab_session is None:
-            from neops_remote_lab.testing.session import LabSession, settings_of  # noqa: PLC0415 - slow
+        if url not in self._lab_sessions:
+            from neops_remote_lab.testing.interrupt import ended_by_signals  # noqa: PLC0415 - slow
+            from neops_remote_lab.testing.session import LabSession, settings_of  # noqa: PLC0415
 
-            settings = settings_of(self._session)
-            self._lab_session = LabSession(self._session, settings, _topologies(self._session), self._progress)
-        return self._lab_session
+            settings, topologies = settings_of(self._session, url), _topologies(self._session, url)
+            if not self._lab_sessions and not xdist.is_worker(self._session.config):
+                # the controller ends the sessions of its workers
+                self._signals.enter_context(ended_by_signals(self._end_at_once))
+            self._lab_sessions[url] = LabSession(self._session, settings, topologies, url, self._progress)
+        return self._lab_sessions[url]
+
+    def _end_at_once(self) -> None:
+        """End the sessions from another thread than the main one, which may be in the middle of a call."""
+        for lab_session in list(self._lab_sessions.values()):
+            lab_session.end_at_once()
 
 
-def _topologies(session: pytest.Session) -> list[Path | TopologyFiles]:
-    """The topologies of the run; none if a test uses only the client, so that rejections do not end the session."""
-    items = [item for item in session.items if _CLIENT_FIXTURE in getattr(item, "fixturenames", ())]
-    return topologies_of(session.items) if all(map(labs_of, items)) else []
+@dataclass(frozen=True)
+class _Shown:
+    """The fixture that shows a client to tests, and the address of its lab host if a marker names it."""
+
+    url: str | None
+    definition: pytest.FixtureDef[Any]
+    request: pytest.FixtureRequest
+
+
+def _uses_client(item: pytest.Item) -> bool:
+    return _CLIENT_FIXTURE in getattr(item, "fixturenames", ())
+
+
+def _topologies(session: pytest.Session, url: str | None) -> list[Path | TopologyFiles]:
+    """The topologies for a lab host; none if a test uses only the client, so that rejections do not end the session."""
+    items = [item for item in session.items if url_of(item) == url]
+    return topologies_of(items) if all(map(labs_of, filter(_uses_client, items))) else []

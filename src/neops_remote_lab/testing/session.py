@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from neops_remote_lab.client.exceptions import InvalidSetting, SessionEnded
 from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing import xdist
-from neops_remote_lab.testing.interrupt import LostSession, ended_by_signals, leave_run
+from neops_remote_lab.testing.interrupt import LostSession, leave_run
 from neops_remote_lab.testing.local_client import LocalLabClient
 from neops_remote_lab.testing.local_labs import local_labs
 from neops_remote_lab.testing.progress import Progress
@@ -26,7 +27,7 @@ LabClient = RemoteLabClient | LocalLabClient
 T = TypeVar("T")
 
 
-def settings_of(session: pytest.Session) -> LabHostSettings:
+def settings_of(session: pytest.Session, url: str | None) -> LabHostSettings:
     """Read the settings of the lab host. An invalid setting ends the run with one usage error.
 
     Raises:
@@ -34,7 +35,7 @@ def settings_of(session: pytest.Session) -> LabHostSettings:
     """
     __tracebackhide__ = True
     try:
-        return LabHostSettings.read(Sources.of(session.config))
+        return LabHostSettings.read(replace(Sources.of(session.config), marked_url=url))
     except InvalidSetting as error:
         leave_run(session, str(error), pytest.ExitCode.USAGE_ERROR)
     except RuntimeError as error:
@@ -49,6 +50,7 @@ class LabSession:
         session: the pytest session.
         settings: settings of the lab host.
         topologies: the topologies that the run needs.
+        url: the address of the lab host, if a marker names it.
         progress: shows what the session waits for.
 
     Attributes:
@@ -61,11 +63,13 @@ class LabSession:
         session: pytest.Session,
         settings: LabHostSettings,
         topologies: Sequence[Path | TopologyFiles],
+        url: str | None,
         progress: Progress,
     ) -> None:
         self._session = session
         self._settings = settings
         self._topologies = topologies
+        self._url = url
         self._progress = progress
         self._lost = LostSession(session)
         self._ends = ExitStack()
@@ -78,7 +82,7 @@ class LabSession:
         """Join the queue and let the server check the topologies, once. The session may not be active yet."""
         if self.client is None:
             self.client = self._try(self._new_client)
-            xdist.announce(self._session.config, self.client)
+            xdist.announce(self._session.config, self.client, self._url)
             for topology, message in self.client.rejected.items():
                 self._progress.note(f"{topology.name}: {message}")
         return self.client
@@ -103,7 +107,7 @@ class LabSession:
             self.client.close()
         self._ends.close()
 
-    def _end_at_once(self) -> None:
+    def end_at_once(self) -> None:
         """End the session over a separate connection, because the main thread may be using the other one."""
         self._lost.expect()
         if isinstance(self.client, LocalLabClient):
@@ -118,9 +122,7 @@ class LabSession:
         config, settings = self._session.config, self._settings
         self._began = time.monotonic()
         self._ends.enter_context(self._lost.watched())
-        if not xdist.is_worker(config):  # the controller ends the session of its workers
-            self._ends.enter_context(ended_by_signals(self._end_at_once))
-        xdist.note_use(config)
+        xdist.note_use(config, self._url)
         if settings.is_local:
             return LocalLabClient(xdist.labs_of_controller(config) or local_labs(config))
         self._progress.note(f"joining the queue of {settings.shown_url}")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import pytest
 
-from neops_remote_lab.testing.labs import ACCESSES
-from neops_remote_lab.testing.options import SETTINGS, flag, key, variable
-
-LOCAL: Final = "local"
-"""The address that stands for this machine's own netlab, without a server."""
+from neops_remote_lab.testing.labs import ACCESSES, URL_MARKER
+from neops_remote_lab.testing.options import LOCAL, SETTINGS, flag, key, variable
 
 
 def seconds(text: str) -> float:
@@ -70,6 +67,8 @@ class Sources:
     flags: Mapping[str, str | None]
     environment: Mapping[str, str]
     ini: Mapping[str, str]
+    marked_url: str | None = None
+    """The address from a test's marker, which precedes all others."""
 
     @classmethod
     def of(cls, config: pytest.Config) -> Self:
@@ -88,6 +87,7 @@ class Sources:
             ValueError: the value is invalid; the message names the source.
         """
         for text, source in (
+            (self.marked_url if name == "url" else None, f"the marker {URL_MARKER}"),
             (self.flags.get(key(name)), flag(name)),
             (self.environment.get(variable(name)), variable(name)),
             (self.ini.get(key(name)), f"the ini key {key(name)}"),

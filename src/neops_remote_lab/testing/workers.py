@@ -14,18 +14,19 @@ A worker on another machine has no such directory. It never shares a lab, and th
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from filelock import FileLock, Timeout
 
-from neops_remote_lab.testing.labs import labs_of
+from neops_remote_lab.testing.labs import labs_of, url_of
 
 POLL_INTERVAL = 0.05
 """Seconds between two checks whether the lab is free."""
@@ -56,6 +57,10 @@ class LabsOfOneProcess:
 
     def __init__(self) -> None:
         self._failures: dict[str, str] = {}
+
+    def for_host(self, url: str | None) -> Self:  # noqa: ARG002 - used by a subclass
+        """The implementation for the labs of another lab host, which a marker names. Still only one lab is in use."""
+        return type(self)()
 
     def take(self, item: pytest.Item) -> KeptLab | None:  # noqa: ARG002 - for the classes below
         """Wait until no other worker uses a lab. Returns the lab that the previous worker left running, if any."""
@@ -112,8 +117,15 @@ class LabsAmongWorkers(LabsOfOneProcess):
         self._place = directory / "waiting" / worker
         self._alive = FileLock(directory / "waiting" / f"{worker}.lock")
         self._alive.acquire()
+        self._host: str | None = None
         self._tests: Counter[str] = Counter()
         self._numbers: dict[str, int] = {}
+
+    def for_host(self, url: str | None) -> Self:
+        other = copy.copy(self)  # with the same locks
+        other._host, other._tests, other._numbers = url, Counter(), {}
+        other._kept = self._directory / f"lab-{_name(str(url))}.json"
+        return other
 
     def take(self, item: pytest.Item) -> KeptLab | None:
         number = self._number(item)
@@ -147,10 +159,10 @@ class LabsAmongWorkers(LabsOfOneProcess):
         return len(list(done.iterdir()) if done.exists() else []) < self._tests[key] * self._copies
 
     def failure(self, key: str) -> str | None:
-        return _read(self._directory / "failed" / _name(key))
+        return _read(self._directory / "failed" / self._name_of(key))
 
     def note_failure(self, key: str, reason: str | None) -> None:
-        path = self._directory / "failed" / _name(key)
+        path = self._directory / "failed" / self._name_of(key)
         if reason is None:
             path.unlink(missing_ok=True)
         else:
@@ -161,7 +173,7 @@ class LabsAmongWorkers(LabsOfOneProcess):
         if not self._numbers:
             items = item.session.items
             self._numbers = {other.nodeid: number for number, other in enumerate(items)}
-            self._tests.update(spec.key for other in items for spec in labs_of(other))
+            self._tests.update(spec.key for other in items if url_of(other) == self._host for spec in labs_of(other))
         return self._numbers.get(item.nodeid, 0)
 
     def _is_first(self, number: int) -> bool:
@@ -191,8 +203,11 @@ class LabsAmongWorkers(LabsOfOneProcess):
             return True
         return False
 
+    def _name_of(self, key: str) -> str:
+        return _name(key if self._host is None else f"{self._host}\0{key}")
+
     def _done(self, key: str) -> Path:
-        return self._directory / "done" / _name(key)
+        return self._directory / "done" / self._name_of(key)
 
 
 def _name(text: str) -> str:

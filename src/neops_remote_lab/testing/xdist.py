@@ -9,9 +9,11 @@ worker crashes.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:  # xdist is optional, and httpx is slow to import
     from neops_remote_lab.testing.workers import LabsOfOneProcess
 
 _SESSION = "remote_lab_session"
-_REFERENCES = "remote_lab_references"
+_SESSIONS = "remote_lab_sessions"
 _FAREWELL = "remote_lab_farewell"
 _DIRECTORY = "remote_lab_directory"
 _COPIES = "remote_lab_copies"
@@ -84,18 +86,28 @@ def labs_of_controller(config: pytest.Config) -> LabsOfController | None:
     return LabsOfController(address)
 
 
-def note_use(config: pytest.Config) -> None:
-    """Tell a controller on this machine that the run will have a session."""
+def note_use(config: pytest.Config, url: str | None) -> None:
+    """Tell a controller on this machine that the run will have a session.
+
+    Args:
+        url: the address of the lab host, if a marker names it.
+    """
     if is_worker(config) and (directory := config.workerinput.get(_DIRECTORY)):  # type: ignore[attr-defined]
-        Path(directory, _SESSION).touch()
+        digest = hashlib.sha256((url or "").encode(errors="surrogateescape")).hexdigest()
+        Path(directory, f"{_SESSION}-{digest}").write_text(url or "", encoding="utf-8", errors="surrogateescape")
 
 
-def announce(config: pytest.Config, client: LabClient) -> None:
-    """Tell the controller, if there is one, which session it must end."""
+def announce(config: pytest.Config, client: LabClient, url: str | None) -> None:
+    """Tell the controller, if there is one, which session it must end.
+
+    Args:
+        url: the address of the lab host, if a marker names it.
+    """
     worker = config.pluginmanager.get_plugin("remote-lab-worker")
     if worker is not None:
-        worker.client = client
-        config.workeroutput[_SESSION] = client.session_id  # type: ignore[attr-defined]
+        worker.clients[url] = client
+        sessions = config.workeroutput.setdefault(_SESSIONS, [])  # type: ignore[attr-defined]
+        sessions.append((url, client.session_id))
 
 
 def say_farewell(config: pytest.Config, reason: str, status: int) -> None:
@@ -108,16 +120,17 @@ class Worker:
     """Hooks of a worker."""
 
     def __init__(self) -> None:
-        self.client: LabClient | None = None
+        self.clients: dict[str | None, LabClient] = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Attach the session and the held references to the report."""
+        """Attach the sessions and the held references to the report."""
         report = yield
-        if self.client is not None:
+        if self.clients:
             # Attributes of a report reach the controller, but unlike properties they are not shown to users.
-            report.__dict__[_SESSION] = self.client.session_id
-            report.__dict__[_REFERENCES] = list(self.client.references)
+            report.__dict__[_SESSIONS] = [
+                (url, client.session_id, list(client.references)) for url, client in self.clients.items()
+            ]
         return report
 
 
@@ -131,8 +144,8 @@ class Controller:
         self._directory: Path | None = None
         self._has_remote = False
         self._running: set[str] = set()
-        self._sessions: set[str] = set()
-        self._held: dict[str, tuple[str, list[str]]] = {}
+        self._sessions: set[tuple[str | None, str]] = set()
+        self._held: dict[str, list[tuple[str | None, str, list[str]]]] = {}
         self._labs: LocalLabs | None = None
 
     def pytest_configure_node(self, node: WorkerController) -> None:
@@ -153,23 +166,22 @@ class Controller:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Store the references of a worker and remove them from the report, which other plugins may write to a file."""
-        session_id = report.__dict__.pop(_SESSION, None)
-        references = report.__dict__.pop(_REFERENCES, [])
-        if session_id is not None:
-            self._sessions.add(session_id)
-            self._held[report.__dict__["node"].gateway.id] = session_id, references
+        held = report.__dict__.pop(_SESSIONS, None)
+        if held is not None:
+            self._sessions |= {(url, session_id) for url, session_id, _ in held}
+            self._held[report.__dict__["node"].gateway.id] = held
 
     def pytest_testnodedown(self, node: WorkerController) -> None:
         """Release the references of a crashed worker, which would block the labs of the others."""
-        session_id, references = self._held.pop(node.gateway.id, ("", []))
+        held = self._held.pop(node.gateway.id, [])
         output: dict[str, Any] | None = getattr(node, "workeroutput", None)
         if output is None:
             if not node.workerinput[_DIRECTORY]:  # otherwise the next worker finds them in `lab.json`
-                _release(self._config, session_id, references)
+                for url, session_id, references in held:
+                    _release(_server(self._config, url), session_id, references)
             return
         self._running.discard(node.gateway.id)
-        if _SESSION in output:
-            self._sessions.add(output[_SESSION])
+        self._sessions |= set(map(tuple, output.get(_SESSIONS, [])))
         if _FAREWELL in output:
             self._running, self._sessions = set(), set()  # there is no session any more
             _leave(*output[_FAREWELL])
@@ -206,15 +218,21 @@ class Controller:
     def _uses_labs(self) -> bool:
         if self._directory is None:
             return False
-        return bool(self._sessions) or self._has_remote or self._directory.joinpath(_SESSION).exists()
+        return bool(self._sessions) or self._has_remote or bool(self._noted())
+
+    def _noted(self) -> set[str | None]:
+        """The addresses, as markers name them, of the lab hosts that workers of this machine use."""
+        notes = self._directory.glob(f"{_SESSION}-*") if self._directory is not None else ()
+        return {note.read_text(encoding="utf-8", errors="surrogateescape") or None for note in notes}
 
     def _end(self) -> None:
         sessions, unknown = self._sessions, bool(self._running) and self._uses_labs()
         self._sessions, self._running = set(), set()
         if self._labs is not None:
             self._labs.close()
-        elif sessions or unknown:
-            _end(self._config, sessions, self._key)
+        for url in {url for url, _ in sessions} | (self._noted() or {None} if unknown else set()):
+            known = {session_id for host, session_id in sessions if host == url}
+            _end(_server(self._config, url), known, self._key)
 
 
 def _is_local(node: WorkerController) -> bool:
@@ -233,8 +251,7 @@ def _leave(reason: str, status: int) -> NoReturn:
     pytest.exit(reason, returncode=status)
 
 
-def _release(config: pytest.Config, session_id: str, references: list[str]) -> None:
-    server = _server(config)
+def _release(server: ServerConnection | None, session_id: str, references: list[str]) -> None:
     if server is None or not references:
         return
     import httpx  # noqa: PLC0415 - slow, and rarely needed
@@ -246,9 +263,8 @@ def _release(config: pytest.Config, session_id: str, references: list[str]) -> N
             server.release(session_id, reference, server.now() + CLOSE_TIMEOUT)
 
 
-def _end(config: pytest.Config, sessions: set[str], key: str | None) -> None:
+def _end(server: ServerConnection | None, sessions: set[str], key: str | None) -> None:
     """End the sessions; if none is known because a worker crashed early, the session with the key."""
-    server = _server(config)
     if server is None or not key:
         return
     with server:
@@ -258,8 +274,12 @@ def _end(config: pytest.Config, sessions: set[str], key: str | None) -> None:
             server.end_session(session_id)
 
 
-def _server(config: pytest.Config) -> ServerConnection | None:
-    """A connection of the controller; None if the settings are invalid, so that workers have none either."""
+def _server(config: pytest.Config, url: str | None) -> ServerConnection | None:
+    """A connection of the controller; None if the settings are invalid, so that workers have none either.
+
+    Args:
+        url: the address of the server, if a marker names it.
+    """
     # slow, and only needed in runs with labs
     from neops_remote_lab.client import InvalidSetting  # noqa: PLC0415
     from neops_remote_lab.client.connection import ServerConnection  # noqa: PLC0415
@@ -267,7 +287,7 @@ def _server(config: pytest.Config) -> ServerConnection | None:
     from neops_remote_lab.testing.sources import Sources  # noqa: PLC0415
 
     try:
-        settings = LabHostSettings.read(Sources.of(config))
+        settings = LabHostSettings.read(replace(Sources.of(config), marked_url=url))
         return None if settings.is_local else ServerConnection(settings.url, credentials=settings.credentials)
     except (InvalidSetting, RuntimeError):  # the workers have reported what is wrong
         return None
