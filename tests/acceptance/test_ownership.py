@@ -290,7 +290,7 @@ def test_a_stale_entry_in_netlabs_list_is_told_before_and_at_the_start(lab_serve
     session = lab_server.join()
     for answer in (httpx.get(readiness), lab_server.acquire(session, TOPOLOGY)):
         assert answer.status_code in {503, 423}
-        assert "a directory 'gone' that is gone" in answer.json()["detail"]
+        assert "a directory 'gone' that no longer exists" in answer.json()["detail"]
         assert str(tmp_path) not in answer.text
     assert host.instances() == entry
     (host.home / ".netlab" / "status.yaml").unlink()

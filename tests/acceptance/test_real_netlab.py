@@ -404,7 +404,7 @@ def test_netlab_says_where_its_list_of_instances_is(tmp_path: Path) -> None:
         (home / "instances.yaml").write_text(json.dumps(stale))
         answer = server.acquire(session, PAIR, "pair.yml")
         assert answer.status_code == 423, answer.text
-        assert "a directory 'gone' that is gone" in answer.json()["detail"]
+        assert "a directory 'gone' that no longer exists" in answer.json()["detail"]
 
 
 @pytest.mark.external
