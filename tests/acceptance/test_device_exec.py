@@ -264,7 +264,7 @@ def test_a_node_that_is_no_container_is_501(tmp_path: Path) -> None:
         assert server.acquire(session, topology_text(2, "external")).status_code == 200
         answer = execute(server, session, command="id")
         assert answer.status_code == 501
-        assert "r1 is no container of Docker's" in answer.json()["detail"]
+        assert "r1 is not a Docker container" in answer.json()["detail"]
 
 
 def test_a_container_of_somebody_else_is_no_node(server: LabServer, session: str) -> None:
@@ -284,7 +284,7 @@ def test_a_question_to_docker_that_fails_is_asked_again(server: LabServer, sessi
     server.fake.control(docker_unreachable=True)
     answer = execute(server, session, command="true")
     assert answer.status_code == 500
-    assert "Docker cannot be asked for the nodes of the lab" in answer.json()["detail"]
+    assert "Docker could not list the nodes of the lab" in answer.json()["detail"]
     server.fake.control()
     assert execute(server, session, command="true").status_code == 200
 

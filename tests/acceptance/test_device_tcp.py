@@ -117,7 +117,7 @@ def test_the_end_of_the_stream_is_a_normal_close_after_all_bytes(server: LabServ
 def test_a_connection_that_the_device_breaks_off_is_told_from_its_end(server: LabServer, session: str) -> None:
     with open_connection(server, session, port=RESET) as connection:
         assert connection.recv(10) == b"hello"
-        assert closed(connection) == (1014, "the device has broken it off: Connection reset by peer")
+        assert closed(connection) == (1014, "the connection to the device broke: Connection reset by peer")
 
 
 def test_an_empty_message_ends_what_the_client_says(server: LabServer, session: str) -> None:
@@ -272,7 +272,7 @@ def test_what_a_topology_says_of_an_address_counts_for_nothing(tmp_path: Path, h
 def test_a_node_in_the_hosts_network_is_501(server: LabServer, session: str, host_listener: int) -> None:
     change_container(server, "r2", lambda known: known.update(network="host"))
     status, detail = refusal(server, session, "r2", host_listener)
-    assert (status, "r2 has no address in a network of Docker's own" in detail) == (501, True)
+    assert (status, "r2 has no address in a network created by Docker" in detail) == (501, True)
 
 
 @pytest.mark.parametrize(
@@ -288,12 +288,15 @@ def test_a_network_to_which_others_may_be_attached_is_501(
     assert refusal(server, session)[0] == 501
 
 
-def test_a_host_without_the_labs_bridge_is_501(tmp_path: Path) -> None:
+def test_a_host_without_the_bridge_of_the_lab_is_501(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
         session = server.join()
         assert server.acquire(session, topology(1)).status_code == 200
         status, detail = refusal(server, session)
-        assert (status, detail) == (501, "this host has no way to the management network of r1: no such device")
+        assert (status, detail) == (
+            501,
+            "the management network of r1 cannot be reached from this host: no such device",
+        )
 
 
 def test_a_node_of_another_provider_is_501(tmp_path: Path) -> None:
@@ -420,7 +423,7 @@ def test_a_connection_without_a_byte_is_closed(tmp_path: Path) -> None:
                 time.sleep(0.3)
                 busy.send(b"x")
                 assert busy.recv(10) == b"x"
-            assert closed(quiet) == (4408, "no byte has passed for 1 s")
+            assert closed(quiet) == (4408, "no data was sent for 1 s")
             assert closed(busy)[0] == 4408
 
 

@@ -217,7 +217,7 @@ def test_a_node_without_a_management_network_is_501(lab_host: LabServer, joined:
     have_lab(lab_host, joined, PAIR.replace("[r1, r2]", "{r1: {}, r2: {clab.network-mode: none}}"))
     assert execute(lab_host, joined, "r2", command="hostname").json()["stdout"] == "r2\n"
     status, detail = refusal(lab_host, joined, "r2")
-    assert (status, "r2 has no address in a network of Docker's own" in detail) == (501, True)
+    assert (status, "r2 has no address in a network created by Docker" in detail) == (501, True)
 
 
 def test_an_address_of_this_host_is_not_reached_although_docker_gives_it_to_a_node(

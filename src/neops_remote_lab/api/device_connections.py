@@ -1,6 +1,6 @@
-"""A WebSocket and a stream to a device, joined: what comes from either side goes to the other, as fast as that reads.
+"""Relays data between a WebSocket and a stream to a device, with flow control.
 
-A message is sent on before the next one is read, in each direction, so a side that does not read stops the other.
+In each direction, a message is sent before the next one is read, so a side that does not read stops the other side.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from neops_remote_lab.labs.accesses import Cut
 from neops_remote_lab.labs.channels import Channel
 
 CLOSE_TIMEOUT: Final = 1.0
-"""Seconds in which a client that does not read must be told why its connection is closed."""
+"""Seconds to wait for the close message to be sent to a client that may not be reading."""
 
 
 class CloseCode(IntEnum):
@@ -23,21 +23,21 @@ class CloseCode(IntEnum):
     NORMAL = 1000
     """The stream has ended."""
     UNSUPPORTED = 1003
-    """The client sent a message that means nothing here."""
+    """The client sent a message of an unsupported kind."""
     RESTART = 1012
-    """The server is about to end."""
+    """The server is shutting down."""
     TRY_LATER = 1013
     """There are too many connections."""
     BAD_GATEWAY = 1014
-    """The device has broken the connection off."""
+    """The connection to the device broke."""
     IDLE = 4408
-    """No byte has passed for too long."""
+    """No data was sent in either direction for too long."""
     LAB_ENDED = 4410
     """The lab or its session has ended."""
 
 
 class Close(NamedTuple):
-    """How a WebSocket is closed."""
+    """Close code and reason of a WebSocket."""
 
     code: CloseCode
     reason: str = ""
@@ -45,7 +45,7 @@ class Close(NamedTuple):
 
 _CUT: Final = {
     Cut.LAB_ENDED: Close(CloseCode.LAB_ENDED, "the lab or its session has ended"),
-    Cut.SERVER_ENDS: Close(CloseCode.RESTART, "the server is about to end"),
+    Cut.SERVER_ENDS: Close(CloseCode.RESTART, "the server is shutting down"),
 }
 
 
@@ -57,12 +57,12 @@ async def join(
     idle_timeout: float,
     on_text: Callable[[str], Close | None] = lambda _: Close(CloseCode.UNSUPPORTED, "messages must be binary"),
 ) -> None:
-    """Accept a WebSocket, serve it until it ends, and close it and the channel.
+    """Accept a WebSocket, relay until either side ends, and close the WebSocket and the channel.
 
     Args:
-        cut: ends it, once it is done.
-        idle_timeout: seconds without a byte in any direction after which it is closed.
-        on_text: acts on a text message, and says how to close the WebSocket where it means nothing.
+        cut: ends the connection when it is done.
+        idle_timeout: seconds without data in either direction after which the connection is closed.
+        on_text: handles a text message. Returns how to close the WebSocket if the message is invalid.
     """
     try:
         await websocket.accept()
@@ -74,13 +74,13 @@ async def join(
 
 
 async def refuse(websocket: WebSocket, why: Close) -> None:
-    """Accept a WebSocket, and close it at once."""
+    """Accept a WebSocket and close it at once, so that the client gets the close code."""
     await websocket.accept()
     await close(websocket, why)
 
 
 async def close(websocket: WebSocket, why: Close, last_words: str | None = None) -> None:
-    """Tell a client, if it is still there and reads, why its connection is closed."""
+    """Close a WebSocket with a code and a reason, if the client is still connected and reads."""
     if websocket.client_state is WebSocketState.CONNECTED:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
@@ -100,7 +100,7 @@ class _Joint:
         self._last_byte = self._loop.time()
 
     async def serve(self, cut: "asyncio.Future[Cut]", idle_timeout: float) -> Close | None:
-        """How to close the WebSocket; None where the client has closed it."""
+        """Relay until either side ends. Returns how to close the WebSocket; None if the client has closed it."""
         outward, inward = asyncio.create_task(self._to_client()), asyncio.create_task(self._to_device())
         waited_for: set[asyncio.Future[Any]] = {outward, inward, cut}
         try:
@@ -111,7 +111,7 @@ class _Joint:
                 for task in (inward, outward):
                     if task.done():
                         return task.result()
-            return Close(CloseCode.IDLE, f"no byte has passed for {idle_timeout:g} s")
+            return Close(CloseCode.IDLE, f"no data was sent for {idle_timeout:g} s")
         finally:
             outward.cancel()
             inward.cancel()
@@ -122,7 +122,7 @@ class _Joint:
             try:
                 data = await self._channel.read()
             except OSError as error:
-                return Close(CloseCode.BAD_GATEWAY, f"the device has broken it off: {error.strerror}")
+                return Close(CloseCode.BAD_GATEWAY, f"the connection to the device broke: {error.strerror}")
             if not data:
                 return Close(CloseCode.NORMAL)
             self._last_byte = self._loop.time()
@@ -141,6 +141,6 @@ class _Joint:
                 self._last_byte = self._loop.time()
                 try:
                     await self._channel.write(data)
-                except OSError:  # what the device has still to say is read all the same
+                except OSError:  # keep reading: the device may still send
                     takes = False
         return None

@@ -1,6 +1,6 @@
-"""The handlers that reach into the devices of a session's running lab.
+"""Handlers for access to the devices of a session's running lab.
 
-A refusal is a `Refused`, for which `api.errors` has the status. What a device prints goes on as it is.
+Refusals are raised as `Refused`, which `api.errors` maps to a status. The output of devices is passed on unchanged.
 """
 
 import base64
@@ -37,7 +37,7 @@ LAST_PORT: Final = 65535
 
 
 async def execute(request: Request) -> Response:
-    """Run a command in a device. A client that goes away ends it."""
+    """Run a command in a device. The command is ended if the client disconnects."""
     services, session_id = await active_caller(request)
     refuse_while_draining(services)
     settings = services.settings.devices
@@ -53,7 +53,7 @@ async def execute(request: Request) -> Response:
                 seconds=_time_limit(wanted, settings),
             ),
         )
-        # Megabytes of text would stall the event loop for as long as they are searched and escaped.
+        # In a thread, because encoding megabytes of output would stall the event loop.
         return json_response(await services.run_blocking(_described, completed))
 
 
@@ -78,7 +78,7 @@ def _described(completed: Completed) -> bytes:
 
 
 async def forward(websocket: WebSocket) -> None:
-    """Join a WebSocket with a TCP connection to a device."""
+    """Relay between a WebSocket and a TCP connection to a device."""
     port = _port(websocket.path_params["port"])
     async with _reaching(websocket) as reach:
         if reach:
@@ -87,7 +87,7 @@ async def forward(websocket: WebSocket) -> None:
 
 
 async def console(websocket: WebSocket) -> None:
-    """Join a WebSocket with a program on a terminal in a device."""
+    """Relay between a WebSocket and a program on a terminal in a device."""
     size = Size(_side(websocket, "columns", 80), _side(websocket, "rows", 24))
     words = _command(websocket.query_params.get("command"))
     async with _reaching(websocket) as reach:
@@ -106,7 +106,7 @@ async def console(websocket: WebSocket) -> None:
 
 
 class _Reach(NamedTuple):
-    """A device that a WebSocket may reach into."""
+    """The device that a WebSocket may access."""
 
     devices: Devices
     access: LabAccess
@@ -117,7 +117,10 @@ class _Reach(NamedTuple):
 
 @asynccontextmanager
 async def _reaching(websocket: WebSocket) -> AsyncIterator[_Reach | None]:
-    """Be one of the connections to a device, and an open call of the session; None where there were too many."""
+    """A context that counts as a connection to a device and an open call of the session.
+
+    Yields None, after refusing the WebSocket, if there are too many connections.
+    """
     services, session_id = await active_caller(websocket)
     refuse_while_draining(services)
     devices, name = services.devices, websocket.path_params["name"]
@@ -159,7 +162,7 @@ def _port(text: str) -> int:
 
 
 async def upgrade_required(_request: Request) -> Response:
-    """What a WebSocket answers to a request that does not ask for one."""
-    detail = "this is a WebSocket: ask for it with `Connection: Upgrade` and `Upgrade: websocket`"
+    """Refuse a plain HTTP request to a WebSocket path with 426."""
+    detail = "this is a WebSocket: request it with `Connection: Upgrade` and `Upgrade: websocket`"
     headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
     raise HTTPException(status.HTTP_426_UPGRADE_REQUIRED, detail=detail, headers=headers)

@@ -207,7 +207,7 @@ class RemoteLabClient:
             raise
 
     def server_version(self) -> str | None:
-        """The version of the server, which is asked once; None where that does not tell it."""
+        """The version of the server, requested once; None if the server does not report it."""
         with suppress(httpx.HTTPError):
             answer = self._server.try_once("GET", "/debug/health", timeout=self.request_timeout)
             raise_for_error(answer)
@@ -299,7 +299,7 @@ class RemoteLabClient:
         self._references.clear()
 
     def devices(self) -> list[DeviceInfoDto]:
-        """The devices of the lab that runs.
+        """The devices of the running lab.
 
         Raises:
             SessionEnded: the server ended the session.

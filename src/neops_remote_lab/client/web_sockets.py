@@ -99,6 +99,6 @@ def _refused(error: InvalidStatus, request: httpx.Request) -> httpx.HTTPError:
 
 
 def reason_of_close(error: ConnectionClosedError) -> str:
-    """Why a WebSocket was closed before its end, in one line."""
+    """A one-line message that says why a WebSocket was closed."""
     received = error.rcvd
     return one_line(received.reason or str(received)) if received else "the connection to the server broke off"

@@ -1,4 +1,4 @@
-"""The calls that reach into a running lab, and their end when the lab ends."""
+"""Tracks calls that access devices of a running lab, and ends them with the lab."""
 
 import asyncio
 from collections import Counter
@@ -9,29 +9,29 @@ from enum import Enum, auto
 
 
 class Cut(Enum):
-    """Why a call that reaches into a lab is ended by the server."""
+    """Why the server ends an access."""
 
     LAB_ENDED = auto()
-    """The lab is torn down, because its last reference was released or its session ended, for example."""
+    """The lab is being torn down, for example because its last reference was released."""
     SERVER_ENDS = auto()
 
 
 class TooMany(BlockingIOError):
-    """No more connections are taken; the message says whose limit is reached."""
+    """A limit on the number of connections is reached; the message names it."""
 
 
 @dataclass(eq=False)
 class LabAccess:
-    """One such call."""
+    """A call that accesses a device."""
 
     session_id: str
     lab_id: str
     cut: "asyncio.Future[Cut]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """Done once the call is to be ended."""
+    """Done when the call must end."""
 
 
 class LabAccesses:
-    """The calls that are open."""
+    """All open accesses."""
 
     def __init__(self) -> None:
         self._open: set[LabAccess] = set()
@@ -39,7 +39,7 @@ class LabAccesses:
 
     @contextmanager
     def open(self, session_id: str, lab_id: str) -> Iterator[LabAccess]:
-        """Be one of them."""
+        """A context for one access."""
         access = LabAccess(session_id, lab_id)
         self._open.add(access)
         try:
@@ -50,7 +50,12 @@ class LabAccesses:
 
     @contextmanager
     def connection(self, session_id: str, *, most: int, most_of_session: int) -> Iterator[None]:
-        """Be one of the connections. Raises TooMany."""
+        """A context that counts as one connection. Raises TooMany if a limit is reached.
+
+        Args:
+            most: maximum number of connections of all sessions.
+            most_of_session: maximum number of connections of this session.
+        """
         if self._connections[session_id] >= most_of_session:
             raise TooMany(f"the session has {most_of_session} connections to its devices already")
         if self._connections.total() >= most:
@@ -63,11 +68,11 @@ class LabAccesses:
             self._connections += Counter()  # drops those at zero
 
     def end(self, lab_id: str) -> None:
-        """End those of a lab."""
+        """End all accesses to a lab."""
         self._cut({access for access in self._open if access.lab_id == lab_id}, Cut.LAB_ENDED)
 
     def drain(self) -> None:
-        """End all of them, because the server is shutting down."""
+        """End all accesses, because the server is shutting down."""
         self._cut(self._open, Cut.SERVER_ENDS)
 
     def _cut(self, accesses: set[LabAccess], why: Cut) -> None:

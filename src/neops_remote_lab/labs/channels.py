@@ -1,4 +1,4 @@
-"""Streams of bytes to and from a device."""
+"""Byte streams to and from a device."""
 
 import asyncio
 import functools
@@ -11,49 +11,49 @@ from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.netlab.terminals import Terminal, Terminals
 
 HALF_CLOSE: Final = b""
-"""Written to a channel: nothing more is going to be written."""
+"""Written to a channel to signal the end of data in this direction."""
 
 
 class Channel(Protocol):
-    """Both directions of a stream. At most one task reads and one writes; reading and writing may be cancelled."""
+    """A bidirectional stream for one reading and one writing task. Reads and writes may be cancelled."""
 
     async def read(self) -> bytes:
-        """What has come, empty at the end. Raises OSError where the stream breaks off."""
+        """Wait for data; empty at the end. Raises OSError if the stream breaks."""
 
     async def write(self, data: bytes) -> None:
-        """Return when all was taken. Raises OSError where the other side takes no more."""
+        """Write all data. Raises OSError if the other side does not accept more."""
 
     async def close(self) -> str | None:
-        """End both directions, once nothing is read or written any more; what there is to say of the end, as JSON."""
+        """Close both directions, after the last read and write. Returns a last message for the client, as JSON."""
 
 
 class TcpChannel:
     """A TCP connection."""
 
     def __init__(self, connection: socket.socket, piece_bytes: int) -> None:
-        """`piece_bytes`: most that is read at once. Nothing is held beyond that but what the kernel holds."""
+        """`piece_bytes`: maximum size of a read; there is no other buffer in this process."""
         self._connection = connection
         self._piece_bytes = piece_bytes
         self._loop = asyncio.get_running_loop()
 
     async def read(self) -> bytes:
-        """What has come, empty at the end."""
+        """Wait for data; empty at the end."""
         return await self._loop.sock_recv(self._connection, self._piece_bytes)
 
     async def write(self, data: bytes) -> None:
-        """Return when all was taken."""
+        """Write all data, or shut down the sending direction for `HALF_CLOSE`."""
         if data == HALF_CLOSE:
             self._connection.shutdown(socket.SHUT_WR)
         else:
             await self._loop.sock_sendall(self._connection, data)
 
     async def close(self) -> None:
-        """End both directions."""
+        """Close the connection."""
         self._connection.close()
 
 
 class TerminalChannel:
-    """A program on a terminal. What is printed at its end is read before its end is seen."""
+    """A program on a terminal. All of its output is read before its end is reported."""
 
     def __init__(self, terminal: Terminal, terminals: Terminals, run_blocking: RunBlocking) -> None:
         self.terminal = terminal
@@ -63,14 +63,14 @@ class TerminalChannel:
         self._ended = False
 
     async def read(self) -> bytes:
-        """What was printed, empty at the end."""
+        """Wait for output; empty at the end."""
         while (data := self.terminal.read()) is None:
             await self._ready(self._loop.add_reader, self._loop.remove_reader)
         self._ended = not data
         return data
 
     async def write(self, data: bytes) -> None:
-        """Return when all was taken."""
+        """Write all data to the terminal."""
         left = memoryview(data)
         while left:
             if not (taken := self.terminal.write(left)):
@@ -86,6 +86,6 @@ class TerminalChannel:
             unwatch(self.terminal.descriptor)
 
     async def close(self) -> str | None:
-        """End the program, unless it has ended; its exit status."""
+        """End the program, unless it has ended. Returns a message with its exit status if it ended by itself."""
         status = await self._run_blocking(functools.partial(self._terminals.close, self.terminal, ended=self._ended))
         return json.dumps({"exit_status": status}) if self._ended and status is not None else None

@@ -1,4 +1,4 @@
-"""The devices of a session's running lab, within reach: commands in them, and connections to them."""
+"""Access to the devices of a session's running lab: commands, TCP connections and consoles."""
 
 import asyncio
 import functools
@@ -25,7 +25,7 @@ from neops_remote_lab.netlab.nodes import Node, find_nodes, open_socket
 from neops_remote_lab.netlab.terminals import Size, Terminals, console_program
 
 TERMINAL_THREADS: Final = 4
-"""Threads that start and end programs on terminals; one that runs needs none."""
+"""Number of threads that start and end programs on terminals; a running program needs no thread."""
 _CUT: Final = {
     Cut.LAB_ENDED: (Reason.NO_LAB, "the lab has ended meanwhile"),
     Cut.SERVER_ENDS: (Reason.SERVER_ENDS, "the server is shutting down: try again when it is back"),
@@ -33,7 +33,7 @@ _CUT: Final = {
 
 
 class Devices:
-    """The devices of the lab."""
+    """Runs commands in devices and opens connections to them, after proving that they belong to the caller's lab."""
 
     def __init__(
         self,
@@ -53,7 +53,9 @@ class Devices:
         self._docker = docker
         self._commands = NodeCommands(netlab, kill_grace)
         self._run_blocking = run_blocking
-        self._run_command = in_threads(settings.exec_threads)  # commands of sessions starve no operation on a lab
+        self._run_command = in_threads(
+            settings.exec_threads
+        )  # separate threads, so that operations on the lab never wait for commands
         self._terminals = Terminals(netlab, self._commands, kill_grace)
         self._run_terminal = in_threads(TERMINAL_THREADS)
         self._threads = asyncio.Semaphore(settings.exec_threads)
@@ -62,7 +64,7 @@ class Devices:
 
     @contextmanager
     def access(self, session_id: str) -> Iterator[LabAccess]:
-        """Reach into the session's running lab. Raises Refused where it has ended since `node` was called."""
+        """A context for one access to the session's running lab. Raises Refused if the lab has ended meanwhile."""
         lab = self._labs.lab
         if lab is None or lab.session_id != session_id or lab.state is not LiveLabState.RUNNING:
             raise Refused(*_CUT[Cut.LAB_ENDED])
@@ -72,14 +74,14 @@ class Devices:
     async def execute(
         self, session_id: str, name: str, words: Sequence[str], *, stdin: bytes, seconds: float
     ) -> Completed:
-        """Run a command in a node; a caller who is cancelled ends it.
+        """Run a command in a node. Cancelling the call ends the command.
 
         Args:
             words: the command and its arguments.
-            seconds: after so many it is ended; those in which it waits for other commands count.
+            seconds: timeout, including the wait for other commands.
 
         Raises:
-            Refused: there is no such node, no proof that it is of this lab, or the command did not end in time.
+            Refused: the node does not exist or provably belongs to no container of this lab, or the command timed out.
         """
         node = await self.node(session_id, name)
         until = asyncio.get_running_loop().time() + seconds
@@ -93,14 +95,14 @@ class Devices:
                 except subprocess.TimeoutExpired:
                     raise _timed_out(seconds) from None
                 except NoShell:
-                    detail = f"{name} has no shell (sh), without which no command can be run in it"
+                    detail = f"{name} has no shell (sh), which is needed to run commands"
                     raise Refused(Reason.UNSUPPORTED, detail) from None
                 except (subprocess.SubprocessError, OSError) as error:
                     raise refusal_of(error, f"the command could not be run in {name}") from error
 
     @asynccontextmanager
     async def _turn(self, access: LabAccess, seconds: float) -> AsyncIterator[None]:
-        """Hold one of the threads for commands."""
+        """Reserve one of the threads for commands."""
         turn: asyncio.Future[Any] = asyncio.ensure_future(self._threads.acquire())
         try:
             await asyncio.wait({turn, access.cut}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +120,7 @@ class Devices:
     async def _run(
         self, access: LabAccess, node: Node, words: Sequence[str], *, stdin: bytes, seconds: float
     ) -> Completed:
-        """Run a command to its end, which comes soon once the access is cut or the caller is cancelled."""
+        """Run a command to its end. It is interrupted if the access is cut or the call is cancelled."""
         interrupt = threading.Event()
         command = functools.partial(
             self._commands.execute,
@@ -136,7 +138,7 @@ class Devices:
         finally:
             interrupt.set()
             await asyncio.wait([running])
-            running.exception()  # seen, although a caller who was cancelled does not ask for it
+            running.exception()  # mark it as retrieved, because a cancelled call does not await it
         completed: Completed = running.result()
         return completed
 
@@ -144,19 +146,19 @@ class Devices:
         """Open a TCP connection to a port of a node's management address.
 
         Raises:
-            Refused: the node has no address that is provably its own, or does not take the connection.
+            Refused: the node has no address that is provably its own, or the connection fails.
         """
         if not node.endpoints:
             detail = (
-                f"{name} has no address in a network of Docker's own, so there is no proof that a connection would "
-                "lead to it and to nothing else"
+                f"{name} has no address in a network created by Docker, so there is no proof that a connection would "
+                "reach it and nothing else"
             )
             raise Refused(Reason.UNSUPPORTED, detail)
         endpoint, limit = node.endpoints[0], self._settings.connect_timeout
         try:
             connection = open_socket(endpoint)
         except OSError as error:
-            detail = f"this host has no way to the management network of {name}: {_said(error)}"
+            detail = f"the management network of {name} cannot be reached from this host: {_said(error)}"
             raise Refused(Reason.UNSUPPORTED, detail) from None
         try:
             async with asyncio.timeout(limit):
@@ -175,14 +177,14 @@ class Devices:
     async def open_console(
         self, access: LabAccess, node: Node, name: str, *, words: Sequence[str] | None, size: Size
     ) -> TerminalChannel:
-        """Start a program on a terminal in a node: `words`, or what `netlab connect` would run.
+        """Start a program on a terminal in a node: `words`, or by default the program of `netlab connect`.
 
         Raises:
-            Refused: `netlab connect` runs nothing in the node, or Docker's command cannot be started.
+            Refused: `netlab connect` runs no program in this node, or Docker fails.
         """
         words = words or console_program(await self._raw(access.session_id, name))
         if words is None or words[0].startswith("-"):
-            detail = f"{name} has no console in its container: connect to its TCP port 22, or name a command"
+            detail = f"{name} has no console in its container: connect to its TCP port 22, or give a command"
             raise Refused(Reason.UNSUPPORTED, detail)
         opening = asyncio.ensure_future(self._run_terminal(self._terminals.open, node, words, size, access.lab_id))
         try:
@@ -199,29 +201,29 @@ class Devices:
 
     @contextmanager
     def connection(self, session_id: str) -> Iterator[None]:
-        """Be one of the connections to devices. Raises TooMany."""
+        """A context that counts as one connection to a device. Raises TooMany if a limit is reached."""
         settings = self._settings
         limits = {"most": settings.max_connections, "most_of_session": settings.max_session_connections}
         with self._accesses.connection(session_id, **limits):
             yield
 
     async def node(self, session_id: str, name: str) -> Node:
-        """A node of the session's running lab that provably is one.
+        """The container of a node that provably belongs to the session's running lab.
 
         Raises:
-            Refused: there is no lab or no such node, or it does not run in a container.
+            Refused: there is no lab or no such node, or the node is not a container.
         """
         devices = await self._labs.devices(session_id)
         if name not in {device.name for device in devices}:
             raise Refused(Reason.NO_DEVICE, "the lab has no such node: GET /lab/devices names them")
         nodes = await self._prove(name)
         if name not in nodes:
-            detail = f"{name} is no container of Docker's, so there is no proof that what it names is of this lab"
+            detail = f"{name} is not a Docker container, so there is no proof that it belongs to this lab"
             raise Refused(Reason.UNSUPPORTED, detail)
         return nodes[name]
 
     async def _prove(self, name: str) -> dict[str, Node]:
-        """What Docker says, which holds for the life of the lab; asked again for a node that it did not name."""
+        """The nodes that Docker knows, cached for the life of the lab. Docker is asked again for an unknown node."""
         async with self._proving:
             if (lab := self._labs.lab) is None:
                 raise Refused(*_CUT[Cut.LAB_ENDED])
@@ -230,7 +232,7 @@ class Devices:
                 try:
                     nodes = await self._run_blocking(self._ask_docker, Path(lab.work_dir))
                 except (subprocess.SubprocessError, OSError, ValueError) as error:
-                    raise refusal_of(error, "Docker cannot be asked for the nodes of the lab") from error
+                    raise refusal_of(error, "Docker could not list the nodes of the lab") from error
                 self._proven = lab.lab_id, nodes
             return nodes
 
@@ -245,5 +247,5 @@ def _timed_out(seconds: float) -> Refused:
 
 
 def _said(error: OSError) -> str:
-    """What the system said; asyncio adds the address."""
+    """The system's error message, without the address that asyncio adds."""
     return os.strerror(error.errno).lower() if error.errno else str(error)

@@ -1,4 +1,4 @@
-"""How a lab ended or did not start: codes for programs, sentences for people, refusals for callers."""
+"""Outcomes of labs: codes for programs, messages for people, refusals for callers."""
 
 from typing import Final
 
@@ -24,7 +24,7 @@ _FAILURES: Final = {Reason.REJECTED: OutcomeCode.REJECTED, Reason.BUSY: OutcomeC
 
 
 def start_refusal(error: Exception, stopped_for: OutcomeCode | None) -> Refused:
-    """The answer to everyone who waits for a start that failed.
+    """The refusal for all acquires that wait for a failed start.
 
     Args:
         stopped_for: why the start was interrupted, if it was.
@@ -37,14 +37,14 @@ def start_refusal(error: Exception, stopped_for: OutcomeCode | None) -> Refused:
 
 
 def end_of_start(error: Exception, refused: Refused, stopped_for: OutcomeCode | None) -> tuple[OutcomeCode, str]:
-    """The code and the sentence to record for a lab whose start failed."""
+    """The outcome code and the message to record for a failed start."""
     if isinstance(error, InterruptedError) and stopped_for:
         return stopped_for, SENTENCES[stopped_for]
     return _FAILURES.get(refused.reason, OutcomeCode.FAILED), str(refused)
 
 
 def start_outcome(error: Exception, refused: Refused) -> StartOutcome:
-    """The label of a failed start in the metrics."""
+    """The metrics label of a failed start."""
     if isinstance(error, InterruptedError):
         return StartOutcome.STOPPED
     return StartOutcome.REJECTED if refused.reason is Reason.REJECTED else StartOutcome.FAILED

@@ -1,4 +1,4 @@
-"""A lab as its workspace on disk, and as its row in the database."""
+"""Converts between the workspace of a lab on disk and its row in the database."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def starting_lab(session_id: str, workspace: Workspace) -> Lab:
 
 
 def workspace_of(lab: Lab) -> Workspace:
-    """The workspace that a row names."""
+    """The workspace of a lab's row."""
     return Workspace(lab.lab_id, Path(lab.work_dir), lab.topology, identity_of_lab(lab))
 
 

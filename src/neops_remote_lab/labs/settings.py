@@ -22,30 +22,38 @@ class LabSettings(SettingsGroup, title="Labs"):
 
 
 class DeviceSettings(SettingsGroup, title="Devices"):
-    """Commands in devices, and connections to them."""
+    """Limits of commands in devices and of connections to them."""
 
-    exec_threads: int = Field(default=8, ge=1, description="most commands that run in devices at the same time")
+    exec_threads: int = Field(default=8, ge=1, description="maximum number of concurrent commands in devices")
     exec_timeout: PositiveSeconds = Field(
-        default=60, description="seconds that a command in a device may take where its caller does not say"
+        default=60, description="default timeout of a command in a device, in seconds"
     )
-    max_exec_timeout: PositiveSeconds = Field(default=3600, description="most seconds that its caller may say")
+    max_exec_timeout: PositiveSeconds = Field(
+        default=3600, description="maximum timeout that a client may set for a command in a device, in seconds"
+    )
     max_exec_request_bytes: int = Field(
         default=8 << 20,
         ge=1,
-        description="largest request to run a command in a device, its standard input included, in bytes",
+        description="maximum size of a request to run a command in a device, including standard input, in bytes",
     )
     max_exec_output_bytes: int = Field(
-        default=8 << 20, ge=1, description="most of each output of a command that is kept, in bytes"
+        default=8 << 20,
+        ge=1,
+        description="maximum size of standard output and of standard error of a command, in bytes",
     )
-    connect_timeout: PositiveSeconds = Field(default=10, description="seconds in which a device must take a connection")
+    connect_timeout: PositiveSeconds = Field(
+        default=10, description="seconds within which a device must accept a connection"
+    )
     connection_idle_timeout: PositiveSeconds = Field(
-        default=3600, description="seconds without a byte after which a connection to a device is closed"
+        default=3600, description="seconds without data after which a connection to a device is closed"
     )
     max_connections: int = Field(default=512, ge=1, description="maximum number of connections to devices")
-    max_session_connections: int = Field(default=256, ge=1, description="maximum number of them per session")
+    max_session_connections: int = Field(
+        default=256, ge=1, description="maximum number of connections to devices per session"
+    )
     max_message_bytes: int = Field(
-        default=1 << 20, ge=1, description="largest WebSocket message from a client, in bytes"
+        default=1 << 20, ge=1, description="maximum size of a WebSocket message from a client, in bytes"
     )
     connection_piece_bytes: int = Field(
-        default=128 << 10, ge=1, description="largest WebSocket message to a client, in bytes"
+        default=128 << 10, ge=1, description="maximum size of a WebSocket message to a client, in bytes"
     )

@@ -1,4 +1,4 @@
-"""Commands in a device."""
+"""Commands and consoles in a device."""
 
 import base64
 from typing import Annotated, Final
@@ -6,11 +6,11 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_COMMAND_BYTES: Final = 96 * 1024
-"""Longest command, its arguments together: one of 128 KiB would be too long for Linux."""
+"""Maximum total length of a command and its arguments. Linux limits an argument to 128 KiB."""
 
 
 def _passable(words: str | list[str]) -> str | list[str]:
-    """Raise ValueError for what no program can be given, or what would not be one."""
+    """Refuse commands that cannot be executed: with U+0000, too long, or with a hyphen at the beginning."""
     listed = [words] if isinstance(words, str) else words
     if any("\0" in word for word in listed):
         raise ValueError("a command cannot have the character U+0000")
@@ -32,15 +32,15 @@ Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"}), 
 
 
 class ExecRequestDto(BaseModel):
-    """A command that is to run in a device."""
+    """A command to run in a device."""
 
     model_config = ConfigDict(extra="forbid")
 
     command: Command = Field(
-        description="a string, which the device's shell (sh) runs, or a program with its arguments, which it does not"
+        description="a string for the device's shell (sh), or a list with a program and its arguments, without a shell"
     )
-    stdin: str | None = Field(default=None, description="what the command reads from its standard input, as UTF-8")
-    stdin_base64: Base64 | None = Field(default=None, description="the same in Base64")
+    stdin: str | None = Field(default=None, description="standard input of the command, as UTF-8")
+    stdin_base64: Base64 | None = Field(default=None, description="standard input of the command, in Base64")
     timeout: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="seconds after which the command is ended"
     )
@@ -53,25 +53,25 @@ class ExecRequestDto(BaseModel):
 
     @property
     def input(self) -> bytes:
-        """What the command reads."""
+        """Standard input of the command."""
         return self.stdin.encode() if self.stdin is not None else base64.b64decode(self.stdin_base64 or "")
 
     @property
     def words(self) -> list[str]:
         """The command as a program with its arguments."""
-        # Without the two hyphens a command that begins with one would be an option of the shell.
+        # `--`, because a command that begins with a hyphen would be an option of the shell.
         return ["sh", "-c", "--", self.command] if isinstance(self.command, str) else self.command
 
 
 class ExecResponseDto(BaseModel):
-    """A command that has ended. An output that is not UTF-8 is in the field whose name ends in `_base64` instead."""
+    """The result of a command. Output that is not UTF-8 is in the field whose name ends in `_base64` instead."""
 
-    exit_status: int = Field(description="128 and more: a signal has ended it")
-    stdout: str | None = Field(default=None, description="its standard output")
-    stdout_base64: Base64 | None = Field(default=None, description="the same, where it is not UTF-8")
-    stderr: str | None = Field(default=None, description="its standard error")
-    stderr_base64: Base64 | None = Field(default=None, description="the same, where it is not UTF-8")
-    truncated: bool = Field(default=False, description="true when it printed more than the server keeps")
+    exit_status: int = Field(description="exit status of the command; 128 plus the signal number if a signal ended it")
+    stdout: str | None = Field(default=None, description="standard output")
+    stdout_base64: Base64 | None = Field(default=None, description="standard output, if it is not UTF-8")
+    stderr: str | None = Field(default=None, description="standard error")
+    stderr_base64: Base64 | None = Field(default=None, description="standard error, if it is not UTF-8")
+    truncated: bool = Field(default=False, description="true if the output exceeded the server's limit")
 
 
 Side = Annotated[int, Field(ge=1, le=65535)]
@@ -82,4 +82,4 @@ class ConsoleControlDto(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    resize: tuple[Side, Side] = Field(description="the columns and rows of the terminal from now on")
+    resize: tuple[Side, Side] = Field(description="the new columns and rows of the terminal")

@@ -1,7 +1,7 @@
-"""Commands in the nodes of a lab, by `docker exec`, and their end in the node itself.
+"""Runs commands in the nodes of a lab with `docker exec`, and ends them inside the node.
 
-Docker lets a command go on in its container when the program that has started it ends. So each command first says which
-process it is, and carries a mark in its environment: by both it is found and ended, with all that it has started.
+When a `docker exec` process is killed, the command in the container continues. Each command therefore first prints its
+pid and has a mark in its environment. Both are used to find and end the command with all processes that it started.
 """
 
 import functools
@@ -27,10 +27,10 @@ from neops_remote_lab.netlab.process import INTERRUPT_POLL
 logger = logging.getLogger(__name__)
 
 MARK_VARIABLE: Final = "NEOPS_LAB_COMMAND"
-"""Has the mark of a command in the node."""
+"""Environment variable with the mark of a command in the node."""
 PIECE_BYTES: Final = 64 * 1024
 ANNOUNCEMENT_BYTES: Final = 64 * 1024
-"""Within so many bytes a command has said which process it is; what comes before are complaints of its shell."""
+"""Maximum number of bytes of output before the announcement of the pid, such as warnings of the shell."""
 
 _ANNOUNCE: Final = f'echo "${MARK_VARIABLE} $$" >&2; exec "$@"'
 _END: Final = """\
@@ -50,29 +50,29 @@ done
 kill -s KILL -- $group $(ours) 2>/dev/null
 exit 0
 """
-"""Ends what has a mark, politely and then for good, with the process group of its first process."""
+"""Shell script that signals the processes with a mark and the process group of the command, and kills them later."""
 
 
 class NoShell(FileNotFoundError):
-    """The node has no `sh`, without which no command can be run in it."""
+    """The node has no `sh`, which is needed to run commands."""
 
 
 class Completed(NamedTuple):
-    """A command that has ended."""
+    """The result of a command."""
 
     exit_status: int
-    """128 and more: it was ended by the signal of the number above 128."""
+    """Exit status of the command; 128 plus the signal number if a signal ended it."""
     stdout: bytes
     stderr: bytes
     truncated: bool
-    """Whether more was printed than is kept."""
+    """Whether the output exceeded the limit and was cut."""
 
 
 class NodeCommands:
     """Runs commands in nodes. All methods block."""
 
     def __init__(self, netlab: NetlabCommands, kill_grace: float) -> None:
-        """`kill_grace`: seconds between the polite and the final signal."""
+        """`kill_grace`: seconds between the first signal and SIGKILL."""
         self._netlab = netlab
         self._kill_grace = kill_grace
 
@@ -92,15 +92,15 @@ class NodeCommands:
         Args:
             words: the command and its arguments; the first one does not begin with a hyphen.
             timeout: seconds after which the command is ended.
-            most: bytes that are kept of each output; what is printed beyond is dropped.
-            interrupt: ends the command early, once it is set.
+            most: maximum number of bytes kept of each output; the rest is dropped.
+            interrupt: once set, ends the command.
 
         Raises:
             InterruptedError: `interrupt` was set.
-            subprocess.TimeoutExpired: the time was over.
+            subprocess.TimeoutExpired: the command exceeded `timeout`.
             NoShell: the node has no shell.
-            subprocess.CalledProcessError: Docker could not run it; `stderr` says why.
-            OSError: Docker's command cannot be started.
+            subprocess.CalledProcessError: Docker could not run the command; `stderr` says why.
+            OSError: the Docker command cannot be started.
         """
         until = time.monotonic() + timeout
         if interrupt.is_set():
@@ -125,23 +125,23 @@ class NodeCommands:
         command.close(self._kill_grace)
 
     def end_in_node(self, node: Node, mark: str, process: str, polite: signal.Signals) -> None:
-        """End what carries a mark, and the group of a process where that is known; root may end all of it."""
+        """End all processes with a mark, as root, and the process group of the command if its pid is known."""
         rounds = str(int(self._kill_grace * 10))
         arguments = [mark, process, polite.name.removeprefix("SIG"), rounds]
         try:
             self._netlab.docker(["exec", "--user", "0", node.container, "sh", "-c", _END, "sh", *arguments])
         except (subprocess.SubprocessError, OSError) as error:
-            logger.warning("a command may go on in container %.12s: %s", node.container, failure(error))
+            logger.warning("a command may still be running in container %.12s: %s", node.container, failure(error))
 
 
 def docker_arguments(
     node: Node, words: Sequence[str], mark: str, *, options: Sequence[str] = (), before: str = ""
 ) -> list[str]:
-    """What `docker` is told, to run a command in a node. Behind the container's id nothing is an option of Docker's.
+    """Arguments of `docker` to run a command in a node. Docker parses no options after the container id.
 
     Args:
-        options: more options of Docker's.
-        before: a command of the shell's that comes first; it never comes from outside.
+        options: further options for Docker.
+        before: a shell command that runs first; it must never contain untrusted text.
     """
     marked = ["--env", f"{MARK_VARIABLE}={mark}"]
     script = f"{before}; {_ANNOUNCE}" if before else _ANNOUNCE
@@ -149,22 +149,22 @@ def docker_arguments(
 
 
 def new_mark() -> str:
-    """A mark that no other command has."""
+    """A new unique mark for a command."""
     return secrets.token_hex(16)
 
 
 class Announcement:
-    """The line in which a command says which process of the node it is; it is taken out of what the command prints."""
+    """Finds the line with the command's pid in its output, and removes it."""
 
     def __init__(self, mark: str) -> None:
         self._mark = mark.encode()
         self._seen = bytearray()
         self.process = ""
-        """The number of the process; empty until it is known."""
+        """The pid in the node; empty until it is known."""
         self._over = False
 
     def feed(self, data: bytes) -> bytes:
-        """Take what was printed, empty at the end; what is to be shown of it."""
+        """Process output (empty at the end). Returns the output without the announcement."""
         if self._over:
             return data
         self._seen += data
@@ -182,7 +182,7 @@ class Announcement:
 
 
 class _Command:
-    """A command while it runs: its streams are served whenever somebody asks whether it goes on."""
+    """A running command. Its streams are served during calls of `goes_on`."""
 
     def __init__(
         self, netlab: NetlabCommands, node: Node, words: Sequence[str], *, lab_id: str, stdin: bytes, most: int
@@ -207,7 +207,7 @@ class _Command:
             self._process.stdin.close()
 
     def goes_on(self, seconds: float) -> bool:
-        """Whether the command has not ended, after at most so many seconds."""
+        """Serve the streams for at most `seconds`. Returns whether the command is still running."""
         if not self._streams.get_map():
             with suppress(psutil.TimeoutExpired):
                 self._process.wait(seconds)
@@ -219,7 +219,7 @@ class _Command:
     def _write(self, stream: IO[bytes]) -> None:
         try:
             self._stdin = self._stdin[stream.write(self._stdin[:PIECE_BYTES]) or 0 :]
-        except BrokenPipeError:  # the command reads no more
+        except BrokenPipeError:  # the command has closed its standard input
             self._stdin = self._stdin[:0]
         if not self._stdin:
             self._close(stream)
@@ -242,13 +242,13 @@ class _Command:
             stream.close()
 
     def wait_for_announcement(self, seconds: float) -> None:
-        """Wait until it is known which process of the node it is, or until it has ended."""
+        """Wait until the pid in the node is known or the command has ended, at most `seconds`."""
         until = time.monotonic() + seconds
         while not self.announcement.process and self.goes_on(INTERRUPT_POLL) and time.monotonic() < until:
             pass
 
     def close(self, grace: float) -> None:
-        """Let Docker's program end within so many seconds, or end it."""
+        """Wait at most `grace` seconds for the end of the `docker` process, then kill it."""
         until = time.monotonic() + grace
         while self.goes_on(INTERRUPT_POLL):
             if time.monotonic() >= until:
@@ -257,7 +257,7 @@ class _Command:
         self._streams.close()
 
     def completed(self) -> Completed:
-        """The result of a command that has ended. Raises what `NodeCommands.execute` raises."""
+        """The result of a command that has ended. Raises as `NodeCommands.execute`."""
         self._streams.close()
         status, printed = int(self._process.returncode), self._printed
         if status and not self.announcement.process:

@@ -1,8 +1,8 @@
-"""Which container is which node of a lab, and at which address Docker itself has it.
+"""Finds the containers of a lab's nodes, and their addresses, with Docker.
 
-Addresses and names in a topology are its author's: they may be those of the host, of another lab, of anything. What is
-reached for a session is therefore a container that Docker knows as one of this very lab, at the address that Docker has
-given it, and by way of the bridge that Docker has made for the network.
+Addresses and names in a topology are not trustworthy: they may belong to the host or to another lab. A session can
+therefore reach only containers that Docker knows as part of its lab, at the address that Docker assigned, through the
+bridge that Docker created for the network.
 """
 
 import errno
@@ -17,31 +17,31 @@ from neops_remote_lab.netlab.leftovers import NOT_DOCKER, Docker
 
 _LISTING: Final = ("ps", "--quiet", "--no-trunc", "--filter", "label=clab-topo-file")
 BRIDGE_OPTION: Final = "com.docker.network.bridge.name"
-"""Set where a network uses a bridge that somebody has named, to which anything may be attached."""
+"""Option of networks with a named bridge, to which anything may be attached."""
 
 
 class Endpoint(NamedTuple):
-    """An address of a container, and the interface of this host that leads to it and to nothing else."""
+    """An address of a container, and the bridge on this host that leads only to the network's containers."""
 
     interface: str
     address: str
 
 
 class Node(NamedTuple):
-    """A node of a lab that runs in a container."""
+    """A node of a lab that is a container."""
 
     container: str
-    """The container's whole id."""
+    """The full container id."""
     endpoints: tuple[Endpoint, ...] = ()
-    """Where it can be reached; empty without a network of Docker's own, for example with that of the host."""
+    """Its addresses; empty without a network created by Docker, for example if it uses the host's network."""
 
 
 def find_nodes(base: Path, docker: Docker) -> dict[str, Node]:
-    """The nodes of the lab whose directory is `base` that run in containers, by their names.
+    """The containers of the lab in the directory `base`, by node name.
 
     Raises:
-        ValueError: the command prints something else than Docker's command does.
-        What `docker` raises.
+        ValueError: the output is not Docker's.
+        The exceptions of `docker`.
     """
     try:
         found = _inspect([], docker(_LISTING).split(), docker)
@@ -55,13 +55,13 @@ def find_nodes(base: Path, docker: Docker) -> dict[str, Node]:
 
 
 def open_socket(endpoint: Endpoint) -> socket.socket:
-    """A TCP socket, not yet connected, that can reach the endpoint's address on the endpoint's interface alone.
+    """An unconnected TCP socket that is bound to the endpoint's interface.
 
-    Whatever the routes of this host are, no packet leaves by another interface, so another machine that has the same
-    address is not met.
+    Regardless of the host's routes, packets leave only through that interface, so the socket cannot reach another
+    machine with the same address.
 
     Raises:
-        OSError: this host has no such interface, this process may not name one, or the address is this host's own.
+        OSError: the interface does not exist, this process may not bind to it, or the address belongs to this host.
     """
     with _bound_socket(endpoint, socket.SOCK_DGRAM) as probe:
         probe.connect((endpoint.address, 1))  # sends nothing
@@ -86,7 +86,7 @@ def _inspect(kind: Sequence[str], identifiers: Sequence[str], docker: Docker) ->
 
 
 def _is_of_lab(container: dict[str, Any], base: Path) -> bool:
-    """What containerlab writes as a label is a path without symbolic links."""
+    """Whether a container belongs to a lab. containerlab resolves symbolic links before it writes the label."""
     labels = container["Config"]["Labels"]
     return Path(labels["clab-topo-file"]).is_relative_to(base.resolve()) and "clab-node-name" in labels
 
@@ -96,7 +96,7 @@ def _attachments(container: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _own_bridge(network: dict[str, Any]) -> str | None:
-    """The bridge that Docker has made for a network, and to which it attaches containers alone."""
+    """The bridge that Docker created for a network, to which it attaches only containers; None for other networks."""
     named = (network["Options"] or {}).get(BRIDGE_OPTION)
     return None if named or network["Driver"] != "bridge" else f"br-{network['Id'][:12]}"
 

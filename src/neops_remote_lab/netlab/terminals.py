@@ -1,4 +1,4 @@
-"""Programs on a pseudo-terminal in a node, by `docker exec --tty`."""
+"""Runs programs on a pseudo-terminal in a node with `docker exec --tty`."""
 
 import errno
 import fcntl
@@ -19,11 +19,11 @@ from neops_remote_lab.netlab.node_commands import Announcement, NodeCommands, do
 from neops_remote_lab.netlab.nodes import Node
 
 MAX_SIDE: Final = 65535
-"""Most columns or rows of a terminal."""
+"""Maximum number of columns or rows of a terminal."""
 EXIT_TIMEOUT: Final = 1.0
-"""Seconds in which Docker's program says how a program has ended whose terminal is closed."""
+"""Seconds to wait for the exit status after the program has closed its terminal."""
 PIECE_BYTES: Final = 64 * 1024
-# Docker waits for a second key after the first one of these: no program needs this pair, and Ctrl-P is free for shells.
+# A key sequence that no program needs, because Docker holds back its first key. The default, Ctrl-P, is used in shells.
 _DETACH_KEYS: Final = "--detach-keys=ctrl-@,ctrl-^"
 _SHELL: Final = ["sh", "-c", "command -v bash >/dev/null && exec bash -il; exec sh -il"]
 
@@ -36,10 +36,10 @@ class Size(NamedTuple):
 
 
 def console_program(raw: Mapping[str, Any]) -> list[str] | None:
-    """What `netlab connect` runs in the container of a node; None where it uses SSH.
+    """The program that `netlab connect` runs in the container of a node; None if it uses SSH.
 
     Args:
-        raw: all that netlab knows of the node.
+        raw: netlab's data about the node.
     """
     if (raw.get("netlab_console_connection") or raw.get("ansible_connection")) != "docker":
         return None
@@ -49,27 +49,27 @@ def console_program(raw: Mapping[str, Any]) -> list[str] | None:
 
 
 class Terminal:
-    """A program on a terminal. Reading and writing never block."""
+    """A program on a terminal. Reads and writes do not block."""
 
     def __init__(self, netlab: NetlabCommands, node: Node, words: Sequence[str], *, size: Size, lab_id: str) -> None:
-        """Start it; blocks for a moment.
+        """Start the program; blocks briefly.
 
         Args:
             words: the program and its arguments; the first one does not begin with a hyphen.
 
         Raises:
-            OSError: Docker's command cannot be started.
+            OSError: the Docker command cannot be started.
         """
         self.node = node
         self.mark = new_mark()
         self.announcement = Announcement(self.mark)
         self.descriptor, other_end = os.openpty()
-        """Becomes ready to read and to write."""
+        """File descriptor of the terminal, for event loops."""
         try:
-            tty.setraw(other_end)  # as Docker does, once it has begun
+            tty.setraw(other_end)  # as Docker does later
             os.set_blocking(self.descriptor, False)
             self._set_size(size)
-            # Docker tells the size only once the program runs, which may ask for it at once.
+            # Docker sets the size only after the program has started, which may read it at once.
             before = f"stty columns {size.columns:d} rows {size.rows:d} 2>/dev/null"
             arguments = docker_arguments(node, words, self.mark, options=["--tty", _DETACH_KEYS], before=before)
             self._process: psutil.Popen = netlab.start_docker(arguments, lab_id=lab_id, terminal=other_end)
@@ -80,7 +80,7 @@ class Terminal:
             os.close(other_end)
 
     def read(self) -> bytes | None:
-        """What the program has printed, empty at the end; None where there is nothing yet."""
+        """Output of the program; empty at the end, None if there is none yet."""
         try:
             data = os.read(self.descriptor, PIECE_BYTES)
         except BlockingIOError:
@@ -92,18 +92,18 @@ class Terminal:
         known = self.announcement.process
         shown = self.announcement.feed(data)
         if self.announcement.process != known:
-            self._tell_size()  # an earlier change may have come before Docker looked for any
+            self._tell_size()  # Docker may have missed an earlier change
         return shown if shown or not data else None
 
     def write(self, data: memoryview) -> int:
-        """How many bytes were taken."""
+        """Write data. Returns the number of bytes written, which may be 0."""
         try:
             return os.write(self.descriptor, data)
         except BlockingIOError:
             return 0
 
     def resize(self, size: Size) -> None:
-        """Give it another size; the program is told."""
+        """Change the size of the terminal, and notify the program."""
         self._set_size(size)
         self._tell_size()
 
@@ -115,14 +115,14 @@ class Terminal:
         fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
 
     def exit_status(self, seconds: float) -> int | None:
-        """How the program has ended, after so many seconds at most; None while it runs. Blocks."""
+        """Wait at most `seconds` for the exit status; None if the program is still running. Blocks."""
         try:
             return int(self._process.wait(seconds))
         except (psutil.TimeoutExpired, subprocess.TimeoutExpired):
             return None
 
     def kill(self) -> None:
-        """End Docker's program."""
+        """Kill the `docker` process."""
         self._process.kill()
         self._process.wait()
 
@@ -131,20 +131,23 @@ class Terminals:
     """Opens and closes terminals in nodes. All methods block."""
 
     def __init__(self, netlab: NetlabCommands, commands: NodeCommands, kill_grace: float) -> None:
-        """`kill_grace`: seconds between the hang-up and the final signal."""
+        """`kill_grace`: seconds between SIGHUP and SIGKILL."""
         self._netlab = netlab
         self._commands = commands
         self._kill_grace = kill_grace
 
     def open(self, node: Node, words: Sequence[str], size: Size, lab_id: str) -> Terminal:
-        """Start a program on a terminal. Raises what `Terminal` raises."""
+        """Start a program on a terminal. Raises as `Terminal`."""
         return Terminal(self._netlab, node, words, size=size, lab_id=lab_id)
 
     def close(self, terminal: Terminal, *, ended: bool) -> int | None:
-        """How the program has ended; one that still runs is ended in the node, as when a terminal hangs up.
+        """Close a terminal. A program that is still running gets SIGHUP in the node, then SIGKILL.
 
         Args:
-            ended: the program has closed its terminal.
+            ended: whether the program has closed its terminal.
+
+        Returns:
+            The exit status of the program; None if it is not known.
         """
         status = terminal.exit_status(EXIT_TIMEOUT if ended else 0)
         os.close(terminal.descriptor)
