@@ -12,6 +12,7 @@ import pytest
 from neops_remote_lab.client.connection import RESTARTING
 from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
 from neops_remote_lab.models.lab import DeviceInfoDto
+from neops_remote_lab.testing.failures import LabFailed
 from neops_remote_lab.testing.interrupt import leave_run
 from neops_remote_lab.testing.labs import LabSpec, definition_behind, is_set_up_for, item_of, labs_of
 from neops_remote_lab.testing.local_labs import Fault, LocalLabFailed
@@ -124,7 +125,7 @@ class LabHolder:
                 if spec.reuse_lab and self._workers.is_needed(spec.key):
                     self.client.hand_over()
                 else:
-                    self._release(spec.name, timeout)
+                    self._release(spec, timeout)
             finally:
                 self._workers.drop()
 
@@ -160,7 +161,7 @@ class LabHolder:
                 self._devices = [DeviceInfoDto.model_validate(device) for device in kept.devices]
                 return
             if kept is not None:
-                self._release(spec.name)
+                self._release(spec)
             self._devices = self._acquire(spec, item)
             if self._workers.passes_labs_on:
                 devices = [device.model_dump(mode="json") for device in self._devices]
@@ -172,34 +173,43 @@ class LabHolder:
     def _acquire(self, spec: LabSpec, item: pytest.Item) -> list[DeviceInfoDto]:
         rejected = getattr(self.client, "rejected", {})  # a client from a conftest file may not have the attribute
         if spec.topology in rejected:
-            pytest.fail(f"remote lab {spec.name}: {rejected[spec.topology]}", False)
+            raise LabFailed(spec, rejected[spec.topology])
+        retries = Sources.of(self._session.config).value("retries")
+        for attempt in range(retries + 1):
+            devices, reason, fault = self._try_acquire(spec)
+            if devices is not None:
+                self._workers.note_failure(spec.key, None)
+                self._failed_for = None
+                return devices
+            if fault is not Fault.LAB or attempt == retries:
+                break
+            cause = reason.partition("\n")[0]
+            self._progress.note(f"{spec.name}: {cause}: starting the lab again, {attempt + 1} of {retries}")
+        if fault is Fault.MACHINE:
+            self._workers.note_failure(_LAB_HOST, reason)
+        elif spec.reuse_lab or fault is Fault.TOPOLOGY:
+            self._workers.note_failure(spec.key, reason)
+            self._told.add((spec.key, item.nodeid))
+        if fault in (Fault.LAB, Fault.TOPOLOGY):
+            self._failed_for = item
+        raise LabFailed(spec, reason)
+
+    def _try_acquire(self, spec: LabSpec) -> tuple[list[DeviceInfoDto] | None, str, Fault | None]:
+        """The devices of the lab, or None, the reason and what that concerns."""
         # A client from a conftest file may not support the keyword.
         extra = {"extra_files": spec.files.extra_files} if spec.files.extra_files else {}
         began = time.monotonic()
         try:
             with self._progress.starting(spec.name):
                 devices = self.client.acquire(spec.path, spec.reuse_lab and self._workers.may_reuse, **extra)
-        except (httpx.HTTPError, TimeoutError, LocalLabFailed) as error:
-            reason, fault = str(error), _fault_of(error)
-            if fault is Fault.MACHINE:
-                self._workers.note_failure(_LAB_HOST, reason)
-            elif spec.reuse_lab or fault is Fault.TOPOLOGY:
-                self._workers.note_failure(spec.key, reason)
-                self._told.add((spec.key, item.nodeid))
-            if fault in (Fault.LAB, Fault.TOPOLOGY):
-                self._failed_for = item
         except SessionEnded as error:
             leave_run(self._session, str(error))
-        except (SessionClosed, OSError) as error:  # OSError: a file of the topology cannot be read
-            reason = str(error)
-        else:
-            self._workers.note_failure(spec.key, None)
-            self._failed_for = None
-            self._start = time.monotonic() - began
-            return devices
-        pytest.fail(f"remote lab {spec.name}: {reason}", pytrace=False)
+        except (httpx.HTTPError, TimeoutError, LocalLabFailed, SessionClosed, OSError) as error:
+            return None, str(error), _fault_of(error)  # OSError: a file of the topology cannot be read
+        self._start = time.monotonic() - began
+        return devices, "", None
 
-    def _release(self, name: str, timeout: float | None = None) -> None:
+    def _release(self, spec: LabSpec, timeout: float | None = None) -> None:
         try:
             with suppress(SessionEnded, SessionClosed):  # the session is over, and its lab with it
                 self.client.release(**{} if timeout is None else {"timeout": timeout})
@@ -210,15 +220,15 @@ class LabHolder:
         else:
             self._workers.keep(None)
             return
-        pytest.fail(f"remote lab {name}: not released: {reason}", pytrace=False)
+        raise LabFailed(spec, reason, "not released")
 
     def _fail_again(self, spec: LabSpec, item: pytest.Item) -> None:
         """Fail at once if the same start has failed before, unless the same test is repeated."""
         if (reason := self._workers.failure(_LAB_HOST)) is not None:
-            pytest.fail(f"remote lab {spec.name}: not tried again: {reason}", pytrace=False)
+            raise LabFailed(spec, reason, "not tried again")
         if (reason := self._workers.failure(spec.key)) is not None and (spec.key, item.nodeid) not in self._told:
             self._told.add((spec.key, item.nodeid))
-            pytest.fail(f"remote lab {spec.name}: not started again: {reason}", pytrace=False)
+            raise LabFailed(spec, reason, "not started again")
 
 
 def _fault_of(error: BaseException | None) -> Fault | None:

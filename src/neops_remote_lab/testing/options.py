@@ -25,6 +25,7 @@ SETTINGS: dict[str, tuple[str, str | None, str]] = {
     "session_timeout": ("SECONDS", "600", "seconds to wait in the queue"),
     "acquisition_timeout": ("SECONDS", "600", "seconds until a lab is free and running"),
     "unreachable_timeout": ("SECONDS", "120", "seconds for which calls to an unreachable server are retried"),
+    "retries": ("NUMBER", "0", "how often a lab that failed to start is started again"),
     "access": (
         "ACCESS",
         None,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from neops_remote_lab.core.topology_files import TopologyFiles
-from neops_remote_lab.testing import options, relay, summary, xdist
+from neops_remote_lab.testing import failures, options, relay, summary, xdist
 from neops_remote_lab.testing.artifacts import ArtifactKeeper
+from neops_remote_lab.testing.failures import LabFailed
 from neops_remote_lab.testing.labs import (
     definition_behind,
     definition_of,
@@ -23,6 +24,7 @@ from neops_remote_lab.testing.labs import (
     topologies_of,
     url_of,
 )
+from neops_remote_lab.testing.sources import Sources
 
 if TYPE_CHECKING:  # a run may declare labs but select none of their tests; httpx and pydantic are slow to import
     from neops_remote_lab.testing.holder import LabHolder
@@ -42,9 +44,12 @@ class LabRun:
 
     def __init__(self, session: pytest.Session) -> None:
         """Raises ValueError if a setting is invalid."""
+        Sources.of(session.config).check()
         self._session = session
         self._artifacts = ArtifactKeeper(session.config)
         self._wants_summary = summary.file_of(session.config) is not None
+        if not xdist.is_worker(session.config):
+            failures.register(session.config)
         self._lab_sessions: dict[str | None, LabSession] = {}
         self._shown: _Shown | None = None
         self._holder: LabHolder | None = None
@@ -103,6 +108,7 @@ class LabRun:
         """Fail a test whose topology netlab rejects, before the session is active and without waiting."""
         labs, client = labs_of(item), definition_of(item, _CLIENT_FIXTURE)
         self._artifacts.begin(item)
+        failures.begin(item)
         # A client from a conftest file has a session of its own. Without an address, the fixture reports the error.
         ours = client is not None and client.func.__module__ == _PLUGIN
         url = url_of(item)
@@ -112,14 +118,16 @@ class LabRun:
         rejected = self._joined(url).join().rejected
         for spec in labs:
             if spec.topology in rejected:
-                pytest.fail(f"remote lab {spec.name}: {rejected[spec.topology]}", pytrace=False)
+                raise LabFailed(spec, rejected[spec.topology])
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Collect artifacts and summary data of a test's lab before it is released."""
+        """Tell a failed lab from a failed test; collect artifacts and summary data of the lab before it is released."""
         report = yield
+        if call.excinfo is not None and isinstance(call.excinfo.value, LabFailed):
+            failures.mark(item, report, call.excinfo.value)
         holder, artifacts = self._holder, None
         has_ended = call.when == "call" or (call.when == "setup" and report.failed)
         if has_ended and holder is not None and holder.can_explain(item):

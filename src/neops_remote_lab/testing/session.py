@@ -16,6 +16,7 @@ from neops_remote_lab.client.exceptions import InvalidSetting, SessionEnded
 from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing import xdist
+from neops_remote_lab.testing.failures import LabFailed
 from neops_remote_lab.testing.interrupt import LostSession, leave_run
 from neops_remote_lab.testing.local_client import LocalLabClient
 from neops_remote_lab.testing.local_labs import local_labs
@@ -154,7 +155,7 @@ class LabSession:
                 leave_run(self._session, str(error))
             finally:
                 self._progress.idle()
-        pytest.fail(f"remote lab: {self._failure}", pytrace=False)
+        raise LabFailed(None, self._failure)
 
     def _tell_turn(self, client: LabClient) -> None:
         if isinstance(client, RemoteLabClient) and not client.closed:

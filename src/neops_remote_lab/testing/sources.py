@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import pytest
 
 from neops_remote_lab.testing.labs import ACCESSES, URL_MARKER
 from neops_remote_lab.testing.options import LOCAL, SETTINGS, flag, key, variable
+
+MOST_DIGITS: Final = 6
 
 
 def seconds(text: str) -> float:
@@ -22,6 +24,13 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise ValueError("must be a number of seconds above 0")
     return value
+
+
+def number(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS):
+        raise ValueError(f"must be a whole number of up to {MOST_DIGITS} digits")
+    return int(text)
 
 
 ON, OFF, RETAIN_ON_FAILURE = "on", "off", "retain-on-failure"
@@ -47,6 +56,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "FILE": str,
     "DIRECTORY": str,
     "SECONDS": seconds,
+    "NUMBER": number,
     "WHEN": when,
     "ACCESS": access,
 }
@@ -110,6 +120,11 @@ class Sources:
         """Whether the labs are those of this machine, without a server."""
         given = self.given("url")
         return given is not None and given[0] == LOCAL
+
+    def check(self) -> None:
+        """Raise ValueError if a value is invalid; the message names the source."""
+        for name in SETTINGS:
+            self.given(name)
 
     def apart(self) -> Iterator[Sources]:
         """Each source alone, for settings that must come from the same source."""

@@ -43,8 +43,9 @@ def register(config: pytest.Config) -> None:
     if is_worker(config):
         config.pluginmanager.register(Worker(), "remote-lab-worker")
     else:
-        from neops_remote_lab.testing import relay  # noqa: PLC0415 - of no use to a worker
+        from neops_remote_lab.testing import failures, relay  # noqa: PLC0415 - of no use to a worker
 
+        failures.register(config)
         config.pluginmanager.register(Controller(config), "remote-lab-controller")
         config.pluginmanager.register(relay.Relay(config), relay.PLUGIN)
 
