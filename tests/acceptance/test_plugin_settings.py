@@ -66,7 +66,7 @@ def test_pyproject_may_hold_settings(project: pytest.Pytester) -> None:
     project.makepyfile("def test_1(shared): pass")
     result = project.runpytest_subprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stdout.fnmatch_lines(
+    result.stderr.fnmatch_lines(
         ["*the ini key remote_lab_session_timeout must be a number of seconds above 0, not '0'*"]
     )
 

@@ -169,7 +169,9 @@ def _failure(nodeid: str, test: _Test) -> tuple[str, ...]:
 def _message(report: pytest.TestReport) -> str:
     """The first line of the failure message."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash is not None else report.longreprtext
+    # `longreprtext` begins with the worker's name if a worker sent a plain text
+    plain = report.longrepr if isinstance(report.longrepr, str) else report.longreprtext
+    text = crash.message if crash is not None else plain
     return one_line(text.strip().partition("\n")[0], MESSAGE_LENGTH)
 
 
