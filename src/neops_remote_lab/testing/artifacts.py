@@ -56,7 +56,7 @@ class ArtifactKeeper:
             shutil.rmtree(self._directory(item), ignore_errors=True)
 
     def keep(self, item: pytest.Item, report: pytest.TestReport, client: LabClient) -> str | None:
-        """Fetch the artifacts of the lab that a test has, if they are wanted, and tell in its report where they are.
+        """Fetch the artifacts of a test's lab, if the settings ask for them, and add their path to the test's report.
 
         Never raises: errors become a warning and a line in the report.
 

@@ -232,14 +232,14 @@ class LabHolder:
 
 
 def _fault_of(error: BaseException | None) -> Fault | None:
-    """What a failure concerns; None where that is one call alone, which came too late, for example."""
+    """What a failure affects; None if it affects only one call, for example a timeout."""
     match error:
         case LocalLabFailed():
             return error.fault
         case httpx.TransportError():
             return Fault.MACHINE
         case httpx.HTTPStatusError(response=response):
-            if response.status_code in RESTARTING:  # perhaps only a proxy in front of the lab host has answered
+            if response.status_code in RESTARTING:  # may come from a proxy in front of the lab host
                 return Fault.MACHINE
             rejected = response.status_code == httpx.codes.UNPROCESSABLE_ENTITY
             return Fault.TOPOLOGY if rejected else Fault.LAB if response.is_server_error else None

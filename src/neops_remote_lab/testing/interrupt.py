@@ -23,7 +23,7 @@ def leave_run(session: pytest.Session, reason: str, status: int = SESSION_ENDED)
     """End the pytest run with a message."""
     __tracebackhide__ = True
     line = f"remote lab: {reason}"
-    xdist.say_farewell(session.config, line, status)
+    xdist.report_end(session.config, line, status)
     pytest.exit(line, returncode=status)
 
 

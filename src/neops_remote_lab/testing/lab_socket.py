@@ -1,4 +1,4 @@
-"""The labs of one process of a pytest-xdist run, for its other processes: a worker that dies takes no lab along."""
+"""Shares the labs of the controller with the workers of a pytest-xdist run. A lab outlives a worker that crashes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class LabSocket:
-    """Answers the calls of the workers, each in a thread of its own, until it is closed.
+    """Handles the calls of the workers, each in its own thread, until it is closed.
 
     Args:
-        labs: what the workers use.
-        address: the path of a socket, in a directory that nobody but this user can enter.
+        labs: handles the calls.
+        address: path of the Unix socket, in a directory that is accessible only to this user.
     """
 
     def __init__(self, labs: LocalLabs, address: str) -> None:
@@ -33,7 +33,7 @@ class LabSocket:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no more calls. May be called again."""
+        """Accept no more calls. May be called repeatedly."""
         if not self._closing.is_set():
             self._closing.set()
             with suppress(OSError):
@@ -43,7 +43,7 @@ class LabSocket:
 
     def _listen(self) -> None:
         while True:
-            with suppress(OSError):  # a worker that has gone again
+            with suppress(OSError):  # the worker has disconnected
                 connection = self._listener.accept()
                 if self._closing.is_set():
                     connection.close()
@@ -56,20 +56,20 @@ class LabSocket:
             outcome: Any
             try:
                 outcome = getattr(self._labs, call)(*arguments)
-            except Exception as error:  # noqa: BLE001 - it is for the worker to handle
+            except Exception as error:  # noqa: BLE001 - raised in the worker
                 outcome = error
             try:
                 connection.send(outcome)
             except OSError:
                 if call == "acquire" and not isinstance(outcome, Exception):
-                    self._labs.release(outcome[0])  # the worker has died meanwhile
+                    self._labs.release(outcome[0])  # the worker has died
 
 
 class LabsOfController:
-    """The labs of the controller, for a worker.
+    """The labs of the controller, as used by a worker.
 
     Args:
-        address: the path of the controller's socket.
+        address: path of the controller's socket.
     """
 
     def __init__(self, address: str) -> None:
@@ -77,36 +77,36 @@ class LabsOfController:
 
     def acquire(self, files: TopologyFiles, reuse: bool) -> tuple[str, list[DeviceInfoDto]]:
         """As `LocalLabs.acquire`."""
-        found: tuple[str, list[DeviceInfoDto]] = self._ask("acquire", files, reuse)
+        found: tuple[str, list[DeviceInfoDto]] = self._call("acquire", files, reuse)
         return found
 
     def release(self, reference: str) -> None:
         """As `LocalLabs.release`."""
-        self._ask("release", reference)
+        self._call("release", reference)
 
     def destroy(self) -> None:
         """As `LocalLabs.destroy`."""
-        self._ask("destroy")
+        self._call("destroy")
 
     def execute(self, device: str, words: Sequence[str], stdin: bytes, timeout: float) -> Done:
         """As `LocalLabs.execute`."""
-        done: Done = self._ask("execute", device, words, stdin, timeout)
+        done: Done = self._call("execute", device, words, stdin, timeout)
         return done
 
     def artifacts(self) -> bytes:
         """As `LocalLabs.artifacts`."""
-        archive: bytes = self._ask("artifacts")
+        archive: bytes = self._call("artifacts")
         return archive
 
     def close(self) -> None:
-        """Nothing to do: the controller tears its labs down when all workers have left."""
+        """Does nothing, because the controller tears the labs down after the last worker has ended."""
 
-    def _ask(self, call: str, *arguments: object) -> Any:
+    def _call(self, call: str, *arguments: object) -> Any:
         try:
             with Client(self._address) as connection:
                 connection.send((call, arguments))
                 outcome = connection.recv()
-        except (OSError, EOFError):  # the run ends
+        except (OSError, EOFError):  # the run is ending
             raise SessionClosed from None
         if isinstance(outcome, Exception):
             raise outcome

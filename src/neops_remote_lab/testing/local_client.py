@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalPort:
-    """A port of a device, in the place of a `Forward`: a context manager whose end closes nothing.
+    """A port of a device, used instead of a `Forward`. Leaving the context closes nothing.
 
     Attributes:
-        host: the device's management address.
+        host: management address of the device.
         port: the port.
     """
 
@@ -31,7 +31,7 @@ class LocalPort:
     port: int
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Does nothing, because nothing was opened."""
 
     def __enter__(self) -> Self:
         return self
@@ -41,12 +41,12 @@ class LocalPort:
 
 
 class LocalLabClient:
-    """What a run with `REMOTE_LAB_URL=local` has in the place of a `RemoteLabClient`, with the same methods.
+    """The client of a run with `REMOTE_LAB_URL=local`, with the methods of `RemoteLabClient`.
 
     Attributes:
         base_url: `local`.
-        session_id: a name of this client; empty once it is closed.
-        rejected: always empty: nothing is waited for that a check could spare.
+        session_id: a name for this client; empty after it was closed.
+        rejected: always empty. Topologies are not checked ahead, because there is no queue to wait in.
     """
 
     base_url = "local"
@@ -60,65 +60,66 @@ class LocalLabClient:
 
     @property
     def closed(self) -> bool:
-        """Whether the labs were left."""
+        """Whether the client was closed."""
         return not self.session_id
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The names of the references that were not yet released, oldest first."""
+        """The names of the held references, oldest first."""
         return tuple(self._references)
 
     def wait_until_active(self) -> None:
-        """Nothing to wait for: who uses the lab of this machine is told by `acquire`."""
+        """Does nothing. `acquire` waits while another process uses the lab of this machine."""
 
     def acquire(
         self, topology: str | Path, reuse: bool = True, *, extra_files: Sequence[PathName] = ()
     ) -> list[DeviceInfoDto]:
-        """Get the lab of a topology, started where it does not run; waits while another process uses this machine's.
+        """Acquire a lab, and start it if necessary. Waits while another process uses the lab of this machine.
 
         Args:
             topology: the topology file.
-            reuse: share the lab when the same topology, with the same extra files, runs already.
+            reuse: share a running lab of the same topology with the same extra files.
             extra_files: files that the topology needs, as for `RemoteLabClient.acquire`.
 
         Returns:
-            The lab's devices.
+            The devices of the lab.
 
         Raises:
-            What `LocalLabs.acquire` raises.
+            SessionClosed: the client was closed.
+            Exception: as `LocalLabs.acquire`.
         """
         self._require_open()
         reference, self._devices = self._labs.acquire(TopologyFiles.of(topology, extra_files), reuse)
         self._references.append(reference)
         return self._devices
 
-    def release(self, *, timeout: float | None = None) -> None:  # noqa: ARG002 - for servers that cannot be reached
-        """Let go of what the last `acquire` gave; the lab is torn down when nobody holds it any more.
+    def release(self, *, timeout: float | None = None) -> None:  # noqa: ARG002 - for unreachable servers
+        """Release the reference of the last `acquire`. The lab is torn down when no reference is left.
 
         Raises:
-            LocalLabFailed: there is nothing to release, or something is left of the lab.
-            SessionClosed: the labs were left.
+            LocalLabFailed: there is nothing to release, or the lab could not be removed.
+            SessionClosed: the client was closed.
         """
         self._require_open()
         self._labs.release(self._references.pop() if self._references else "")
 
     def hand_over(self) -> None:
-        """Leave the last reference to another process of the run, which takes it over."""
+        """Drop the last reference without a release, because another process of the run takes it over."""
         del self._references[-1:]
 
     def take_over(self, reference: str) -> None:
-        """Have a reference of another process of the run, as if `acquire` had given it."""
+        """Take over a reference of another process of the run, as if this client had acquired it."""
         self._references.append(reference)
 
     def destroy(self, force: bool = True) -> None:
         """Tear the lab down.
 
         Args:
-            force: do so although there are references left.
+            force: tear it down even if this client holds references.
 
         Raises:
-            LocalLabFailed: the lab is in use and `force` is false, or something is left of it.
-            SessionClosed: the labs were left.
+            LocalLabFailed: the lab is in use and `force` is false, or the lab could not be removed.
+            SessionClosed: the client was closed.
         """
         self._require_open()
         if self._references and not force:
@@ -129,18 +130,18 @@ class LocalLabClient:
     def exec(
         self, device: str | DeviceInfoDto, command: str | Sequence[str], *, stdin: bytes = b"", timeout: float = 60
     ) -> ExecResult:
-        """Run a command in a device of the lab that runs.
+        """Run a command in a device of the running lab.
 
         Args:
-            device: the device, or its name.
-            command: a string, which the device's shell runs, or a program with its arguments.
-            stdin: what the command reads from its standard input.
-            timeout: seconds after which the command is ended.
+            device: the device or its name.
+            command: a string for the device's shell, or a program with its arguments.
+            stdin: standard input of the command.
+            timeout: seconds after which the command is terminated.
 
         Raises:
-            ValueError: no program can be given such a command.
-            SessionClosed: the labs were left.
-            And what `LocalLabs.execute` raises.
+            ValueError: the command is empty or contains a null character.
+            SessionClosed: the client was closed.
+            Exception: as `LocalLabs.execute`.
         """
         from neops_remote_lab.client.devices import ExecResult  # noqa: PLC0415 - slow, with its HTTP client
         from neops_remote_lab.models.device import ExecRequestDto  # noqa: PLC0415
@@ -151,16 +152,16 @@ class LocalLabClient:
         return ExecResult(*self._labs.execute(name, wanted.words, stdin, timeout))
 
     def forward(self, device: str | DeviceInfoDto, port: int) -> LocalPort:
-        """A port of a device. No other port leads to it, since this machine reaches its labs by itself.
+        """The address of a TCP port of a device. Nothing is forwarded, because this machine has routes to its labs.
 
         Args:
-            device: the device, or its name, if this client has acquired its lab.
-            port: its TCP port.
+            device: the device, or its name if this client has acquired the lab.
+            port: the port.
 
         Raises:
-            ValueError: the port is no number from 1 to 65535.
-            LookupError: there is no such device, or netlab knows no address of it.
-            SessionClosed: the labs were left.
+            ValueError: the port is not between 1 and 65535.
+            LookupError: the lab has no such device, or netlab has no address for it.
+            SessionClosed: the client was closed.
         """
         self._require_open()
         if not 0 < port < 1 << 16:
@@ -173,34 +174,34 @@ class LocalLabClient:
         management = device.raw.get("mgmt") or {}
         host = management.get("ipv4") or management.get("ipv6") or device.raw.get("ansible_host")
         if not host:
-            raise LookupError(f"netlab knows no address of {device.name}")
+            raise LookupError(f"netlab has no address for {device.name}")
         return LocalPort(str(host), port)
 
     def artifacts(self, directory: str | Path, *, timeout: float | None = None) -> Path:  # noqa: ARG002 - see `release`
-        """Collect what would explain a failure of the lab that runs, or of one that did not start, as files.
+        """Write the artifacts of the running lab, or of the last lab that failed to start, to a directory.
 
         Args:
-            directory: where to put them; made where it is missing.
-            timeout: without meaning: `NEOPS_REMOTE_LAB_ARTIFACT_TIMEOUT` is the limit.
+            directory: parent directory; created if missing.
+            timeout: ignored; `NEOPS_REMOTE_LAB_ARTIFACT_TIMEOUT` is the limit.
 
         Returns:
-            A new directory `lab-ID` in it, which replaces one of the same name.
+            The new directory `lab-ID` below it. An existing one of that name is replaced.
 
         Raises:
             LocalLabFailed: there is no such lab.
-            SessionClosed: the labs were left.
+            SessionClosed: the client was closed.
             OSError: the files cannot be written.
         """
         self._require_open()
         return unpack_artifacts(self._labs.artifacts(), Path(directory))
 
     def close(self) -> None:
-        """Leave the labs; they are torn down unless others of the run use them. May be called again."""
+        """Close the client. Its lab is torn down unless other processes share it. May be called repeatedly."""
         self.session_id = ""
         self._labs.close()
 
     def detach(self) -> None:
-        """The same: what other processes of the run use is not in this one."""
+        """As `close`, because this process holds nothing that other processes of the run use."""
         self.close()
 
     def __enter__(self) -> Self:

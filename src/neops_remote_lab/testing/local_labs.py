@@ -1,7 +1,7 @@
-"""Labs of this machine's own netlab, for a run with `REMOTE_LAB_URL=local`.
+"""Runs labs with the netlab of this machine, for `REMOTE_LAB_URL=local`.
 
-One process of the run has the labs: the only one, or the controller of pytest-xdist, which its workers ask through a
-socket. No server is involved, and nothing of one is imported.
+One process of the run owns the labs: the only one, or the controller of pytest-xdist, whose workers call it through a
+socket. No server is involved, and no module of the server is imported.
 """
 
 from __future__ import annotations
@@ -19,41 +19,39 @@ from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing.sources import Sources
 
-if (
-    TYPE_CHECKING
-):  # pydantic and netlab's room are loaded with the first lab, the latter in one process of the run alone
+if TYPE_CHECKING:  # slow to import, and only needed in the process that owns the labs
     import pytest
 
     from neops_remote_lab.models.lab import DeviceInfoDto
     from neops_remote_lab.netlab.lab_manager import LabManager
 
 REMINDER_INTERVAL: Final = 60.0
-"""Seconds between two lines that tell of the same wait."""
+"""Seconds between two messages about the same wait."""
 
 Done = tuple[int, bytes, bytes, bool]
-"""A command that has ended: exit status, standard output and error, and whether more was printed than is kept."""
+"""The result of a command: exit status, standard output, standard error, and whether the output was truncated."""
 
 
 class Fault(Enum):
-    """What a failure concerns, and so for which tests nothing is tried again."""
+    """What a failure affects. The run does not try again for other tests that are affected."""
 
     TOPOLOGY = auto()
-    """netlab rejects it."""
+    """netlab rejects the topology."""
     LAB = auto()
-    """It did not start, or did not end."""
+    """The lab could not be started or removed."""
     MACHINE = auto()
-    """The lab host cannot be reached, or no lab can start on it."""
+    """The lab host is unreachable, or no lab can start on it."""
 
 
 class LocalLabFailed(RuntimeError):
-    """A lab of this machine did not start, or could not be removed; the message says why.
+    """An operation on a lab of this machine failed; the message says why.
 
     Attributes:
-        fault: what the failure concerns.
+        fault: what the failure affects.
     """
 
     def __init__(self, message: str, fault: Fault = Fault.LAB) -> None:
-        super().__init__(message, fault)  # both, so that it can be sent to another process
+        super().__init__(message, fault)  # both, so that the exception can be pickled
         self.fault = fault
 
     def __str__(self) -> str:
@@ -61,59 +59,59 @@ class LocalLabFailed(RuntimeError):
 
 
 class Labs(Protocol):
-    """The labs of a run, be they those of this process or of another one."""
+    """The labs of a run, which this process or the controller owns. For details, see `LocalLabs`."""
 
     def acquire(self, files: TopologyFiles, reuse: bool) -> tuple[str, list[DeviceInfoDto]]:
-        """A running lab: the name of a reference to it, and its devices."""
+        """Acquire a lab. Returns the name of a new reference, and the devices."""
 
     def release(self, reference: str) -> None:
-        """Let go of a reference; the lab is torn down with the last one."""
+        """Release a reference. The lab is torn down with its last one."""
 
     def destroy(self) -> None:
-        """Tear the lab down, whoever has it."""
+        """Tear the lab down, regardless of references."""
 
     def execute(self, device: str, words: Sequence[str], stdin: bytes, timeout: float) -> Done:
-        """Run a command in a device of the lab that runs."""
+        """Run a command in a device of the running lab."""
 
     def artifacts(self) -> bytes:
-        """An archive of what would explain a failure."""
+        """An archive (.tar.gz) with the artifacts of the lab."""
 
     def close(self) -> None:
-        """Leave the labs; they are torn down unless others of the run use them."""
+        """Stop using the labs. They are torn down unless other processes of the run share them."""
 
 
 def local_labs(config: pytest.Config) -> LocalLabs:
-    """The labs of this machine, for a run.
+    """The labs of this machine, with the settings of a run.
 
     Raises:
-        ValueError: a setting cannot be read; one sentence that names its flag, variable or ini key.
+        ValueError: a setting is invalid; the message names its flag, variable or ini key.
     """
 
-    def tell(sentence: str) -> None:
-        from neops_remote_lab.testing.relay import progress_of  # noqa: PLC0415 - slow, and most runs need not wait
+    def notify(message: str) -> None:
+        from neops_remote_lab.testing.relay import progress_of  # noqa: PLC0415 - slow, and only needed to wait
 
-        progress_of(config).note(sentence)
+        progress_of(config).note(message)
 
     sources = Sources.of(config)
-    return LocalLabs(sources.value("session_timeout"), sources.value("acquisition_timeout"), tell)
+    return LocalLabs(sources.value("session_timeout"), sources.value("acquisition_timeout"), notify)
 
 
 class LocalLabs:
-    """The one lab of this machine that a run has at a time. Any thread may call.
+    """Runs one lab at a time on this machine. Thread-safe.
 
     Args:
         wait_timeout: seconds to wait while another process uses the lab of this machine.
-        start_timeout: seconds that `netlab up` may take.
-        tell: called with a sentence for the user, from the thread that waits.
-        clock: where the time comes from.
+        start_timeout: maximum duration of `netlab up`, in seconds.
+        notify: called with messages for the user, in the thread that waits.
+        clock: the clock; tests replace it.
     """
 
     def __init__(
-        self, wait_timeout: float, start_timeout: float, tell: Callable[[str], object], clock: Clock | None = None
+        self, wait_timeout: float, start_timeout: float, notify: Callable[[str], object], clock: Clock | None = None
     ) -> None:
         self._wait_timeout = wait_timeout
         self._start_timeout = start_timeout
-        self._tell = tell
+        self._notify = notify
         self._clock = clock or Clock()
         self._closing = threading.Event()
         self._guard = threading.Lock()
@@ -129,30 +127,30 @@ class LocalLabs:
             given = read_settings(NetlabSettings)
         except ValueError as error:
             raise LocalLabFailed(str(error), Fault.MACHINE) from None
-        # Apart from those of a server, whose labs may outlive it on purpose.
+        # A server on this machine has another directory, because its labs may outlive it.
         work_dir = given.work_dir.with_name(f"{given.work_dir.name}-local")
         limit = min(given.up_timeout, self._start_timeout)
         manager = lab_manager.LabManager(
             given.model_copy(update={"work_dir": work_dir, "up_timeout": limit}), suffixes=(".yml", ".yaml")
         )
-        if left := manager.sweep(ownership.directories(work_dir)):
-            self._tell(f"an earlier run has left {', '.join(left)}, which could not be removed")
+        if remaining := manager.sweep(ownership.directories(work_dir)):
+            self._notify(f"leftovers of an earlier run could not be removed: {', '.join(remaining)}")
         return manager
 
     def acquire(self, files: TopologyFiles, reuse: bool) -> tuple[str, list[DeviceInfoDto]]:
-        """Start a lab, or share the one that runs; waits while another process uses the lab of this machine.
+        """Start a lab, or share the running one. Waits while another process uses the lab of this machine.
 
         Returns:
             The name of a new reference, and the devices.
 
         Raises:
-            FileNotFoundError, ValueError: a file is missing, or cannot be used.
-            TimeoutError: the machine was busy for too long.
-            LocalLabFailed: there is no lab.
-            SessionClosed: the run ends.
+            FileNotFoundError, ValueError: a file is missing or invalid.
+            TimeoutError: the lab of this machine was in use for too long.
+            LocalLabFailed: the lab could not be started.
+            SessionClosed: the run is ending.
         """
         files.path.stat()
-        files.found()  # so that no missing file is taken for a missing netlab
+        files.found()  # raises FileNotFoundError, which would mean a missing netlab below
         with self._guard:
             manager = self._manager
         try:
@@ -170,14 +168,14 @@ class LocalLabs:
             if not self._closing.is_set():
                 self._references.add(reference)
                 return reference, devices
-        manager.cleanup()  # the end of the run has met the start before there was anything to interrupt
+        manager.cleanup()  # `close` ran too early to interrupt the start
         raise SessionClosed
 
     def release(self, reference: str) -> None:
-        """Let go of a reference; the lab is torn down with the last one.
+        """Release a reference. The lab is torn down with its last one.
 
         Raises:
-            LocalLabFailed: there is no such reference, or something is left of the lab.
+            LocalLabFailed: there is no such reference, or the lab could not be removed.
         """
         with self._guard:
             if reference not in self._references:
@@ -189,23 +187,29 @@ class LocalLabs:
             raise LocalLabFailed(str(error)) from None
 
     def destroy(self) -> None:
-        """Tear the lab down, whoever has it.
+        """Tear the lab down, regardless of references.
 
         Raises:
-            LocalLabFailed: something is left of it.
+            LocalLabFailed: the lab could not be removed.
         """
         with self._guard:
             self._references.clear()
-        if left := self._manager.tear_down():
-            raise LocalLabFailed(f"the lab could not be removed: {', '.join(left)} is left")
+        if remaining := self._manager.tear_down():
+            raise LocalLabFailed(f"the lab could not be removed: {', '.join(remaining)} is left")
 
     def execute(self, device: str, words: Sequence[str], stdin: bytes, timeout: float) -> Done:
-        """Run a command in a device of the lab that runs.
+        """Run a command in a device of the running lab.
+
+        Args:
+            device: name of the device.
+            words: the program and its arguments.
+            stdin: standard input of the command.
+            timeout: seconds after which the command is terminated.
 
         Raises:
             LookupError: the lab has no such device in a container.
             TimeoutError: the command did not end in time.
-            LocalLabFailed: no lab runs, or it ends meanwhile; or Docker could not run the command.
+            LocalLabFailed: no lab is running, the lab ended meanwhile, or Docker could not run the command.
         """
         from neops_remote_lab.netlab.failures import failure  # noqa: PLC0415 - see above
 
@@ -218,7 +222,7 @@ class LocalLabs:
         return done.exit_status, done.stdout, done.stderr, done.truncated
 
     def artifacts(self) -> bytes:
-        """An archive of what would explain a failure of the lab that runs, or of one that did not start.
+        """An archive (.tar.gz) with the artifacts of the running lab, or of the last lab that failed to start.
 
         Raises:
             LocalLabFailed: there is no such lab.
@@ -230,7 +234,7 @@ class LocalLabs:
             raise LocalLabFailed(str(error)) from None
 
     def close(self) -> None:
-        """Tear down whatever there is, and start nothing more. May be called again, while a start runs, too."""
+        """Tear the lab down, interrupt a start, and refuse further ones. May be called repeatedly, from any thread."""
         self._closing.set()
         with self._guard:
             self._references.clear()
@@ -240,18 +244,18 @@ class LocalLabs:
 
     def _waiter(self, name: str) -> Callable[[str], None]:
         began = self._clock.monotonic()
-        told: tuple[str, float] | None = None
+        notified: tuple[str, float] | None = None
 
         def wait(who: str) -> None:
-            nonlocal told
+            nonlocal notified
             if self._closing.is_set():
                 raise SessionClosed
             now = self._clock.monotonic()
             if now - began >= self._wait_timeout:
                 raise TimeoutError(f"no lab for {name} in {self._wait_timeout:g} s: {who}")
-            if told is None or told[0] != who or now - told[1] >= REMINDER_INTERVAL:
-                told = who, now
-                self._tell(f"waiting for the lab of this machine, for {now - began:.0f} s: {who}")
+            if notified is None or notified[0] != who or now - notified[1] >= REMINDER_INTERVAL:
+                notified = who, now
+                self._notify(f"waiting for the lab of this machine, for {now - began:.0f} s: {who}")
 
         return wait
 
@@ -265,7 +269,7 @@ def _failed(error: Exception) -> LocalLabFailed:
         case ValueError():
             return LocalLabFailed(str(error), Fault.TOPOLOGY)
         case FileNotFoundError():
-            hint = "install neops-remote-lab[netlab], or name it with NEOPS_REMOTE_LAB_NETLAB"
+            hint = "install neops-remote-lab[netlab], or set NEOPS_REMOTE_LAB_NETLAB to the path of netlab"
             return LocalLabFailed(f"netlab cannot be run on this machine: {hint}", Fault.MACHINE)
         case _:
             return LocalLabFailed(f"netlab failed to start the lab: {failure(error)}")

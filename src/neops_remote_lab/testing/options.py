@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pytest
 
 LOCAL = "local"
-"""The address that stands for this machine's own netlab, without a server."""
+"""The address that selects the netlab of this machine, without a server."""
 SETTINGS: dict[str, tuple[str, str | None, str]] = {
     "url": (
         "URL",

@@ -91,7 +91,7 @@ class _Order:
             refuse_wrong_markers(items)
             _run_of(session)
         except (pytest.UsageError, ValueError) as error:
-            xdist.say_farewell(config, str(error), pytest.ExitCode.USAGE_ERROR)
+            xdist.report_end(config, str(error), pytest.ExitCode.USAGE_ERROR)
             raise pytest.UsageError(*error.args) from None
         items[:] = in_order_of_labs(items)
         return result

@@ -1,4 +1,4 @@
-"""Tells what a run waits for: its turn in the queue, and a lab that starts."""
+"""Shows what a run is waiting for: its turn in the queue, or the start of a lab."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from neops_remote_lab.client.waiting import duration, sentence
 from neops_remote_lab.models.session import SessionStatusResponseDto
 from neops_remote_lab.testing.screen import Screen
 
-TICK: Final = 1.0
-"""Seconds between two changes of the changing line."""
+REFRESH_INTERVAL: Final = 1.0
+"""Seconds between two updates of the status line."""
 REPEAT_AFTER: Final = 60.0
-"""Seconds after which a log gets the same line again."""
+"""Seconds after which a log repeats a line."""
 SHORT: Final = 1.0
-"""Seconds for which a lab may start without a word."""
+"""Seconds that the start of a lab may take without being shown."""
 
 
 class Progress(ABC):
-    """What one process of a run tells of itself. Threads may share it."""
+    """The progress of one process of a run. Thread-safe."""
 
     @abstractmethod
     def note(self, text: str) -> None:
-        """Tell something that stays to be read. Text from outside need not be escaped."""
+        """Show a permanent line. It may contain untrusted text."""
 
     @abstractmethod
     def queued(self, status: SessionStatusResponseDto) -> None:
-        """Tell the place in the queue."""
+        """Show the position in the queue."""
 
     @abstractmethod
     def start(self, lab: str) -> None:
-        """Tell that a lab is waited for."""
+        """Show that the process waits for a lab."""
 
     @abstractmethod
     def phase(self, phase: str) -> None:
-        """Tell what is being done for that lab."""
+        """Show the phase of the start of that lab."""
 
     @abstractmethod
     def idle(self) -> None:
-        """Tell that nothing is waited for any more."""
+        """Show that the process is no longer waiting."""
 
     @contextmanager
     def starting(self, lab: str) -> Iterator[None]:
-        """Meanwhile a lab is waited for."""
+        """A context in which the process waits for a lab."""
         self.start(lab)
         try:
             yield
@@ -56,10 +56,11 @@ class Progress(ABC):
 
 
 class RelayedProgress(Progress):
-    """That of a worker of pytest-xdist, which the controller shows.
+    """The progress of a pytest-xdist worker, sent to the controller.
 
     Args:
-        send: sends a call to the controller, made of what execnet can carry; may raise OSError once nobody listens.
+        send: sends a call to the controller, in types that execnet supports. It may raise OSError after the controller
+            has closed the channel.
     """
 
     def __init__(self, send: Callable[[tuple[str, Any]], object]) -> None:
@@ -86,11 +87,11 @@ class RelayedProgress(Progress):
 
 
 class ShownProgress(Progress):
-    """That of a process, shown on a board beside that of the others.
+    """The progress of a process, shown on a board together with that of other processes.
 
     Args:
-        board: where it is shown.
-        source: names the process.
+        board: the board.
+        source: name of the process.
     """
 
     def __init__(self, board: Board, source: str = "") -> None:
@@ -108,8 +109,8 @@ class ShownProgress(Progress):
             self.idle()
         else:
             self._queued_at = self._queued_at or self._board.now()
-            told = ("queue", status.position)
-            self._board.wait(self._source, told, lambda since: sentence(status, since), began=self._queued_at)
+            log_key = ("queue", status.position)
+            self._board.wait(self._source, log_key, lambda since: sentence(status, since), began=self._queued_at)
 
     def start(self, lab: str) -> None:
         self._lab, self._starts = lab, self._starts + 1
@@ -123,7 +124,7 @@ class ShownProgress(Progress):
         self._board.end(self._source)
 
     def take(self, call: tuple[str, Any]) -> None:
-        """Do what a `RelayedProgress` was told."""
+        """Repeat a call that a `RelayedProgress` has sent."""
         match call:
             case "queued", status:
                 self.queued(SessionStatusResponseDto.model_validate(status))
@@ -135,49 +136,51 @@ class ShownProgress(Progress):
 
 @dataclass(frozen=True)
 class Wait:
-    """Something that takes its time.
+    """Something that a process waits for.
 
     Attributes:
-        began: when, on the board's clock.
-        changed: when it was last another one.
-        told: a log gets a line at once when this differs from what it was told last; None for no line.
-        describe: the text, by the seconds since it changed.
-        short: seconds for which a terminal shows nothing.
+        began: start of the wait, in seconds on the board's clock.
+        changed: time of the last change, on the same clock.
+        log_key: a log gets a line when this differs from the key of its last line; None: no line.
+        describe: returns the text for a number of seconds since the last change.
+        short: seconds after the start in which an interactive terminal shows nothing.
     """
 
     began: float
     changed: float
-    told: object
+    log_key: object
     describe: Callable[[float], str]
     short: float
 
 
 class Board:
-    """Shows what the processes of a run wait for on one screen, the newest of it: a line that changes each second on a
-    terminal; in a log a line for each change and each minute.
+    """Shows the latest wait of the processes of a run on one screen.
+
+    An interactive terminal gets a status line, which is updated each second; a log gets a line for each change and
+    each minute.
 
     Args:
         screen: the terminal.
-        now: seconds on a clock that only goes forward.
+        now: a monotonic clock, in seconds.
 
     Attributes:
-        screen: as given.
-        now: as given.
+        screen: the terminal.
+        now: the clock.
     """
 
     def __init__(self, screen: Screen, now: Callable[[], float] = time.monotonic) -> None:
         self.screen = screen
         self.now = now
         self._waits: dict[str, Wait] = {}
-        self._told: object = None
-        self._told_at = 0.0
+        self._logged: object = None
+        self._logged_at = 0.0
         self._notes: dict[str, str] = {}
-        self._ticker: threading.Thread | None = None
+        self._refresher: threading.Thread | None = None
         self._wake = threading.Event()
         self._closed = False
 
     def note(self, source: str, text: str) -> None:
-        """Write a line, unless another process has written the same: all of them share one session."""
+        """Write a line, unless another process has written the same one: all processes share one session."""
         known = text.partition("; giving up in")[0]
         with self.screen.lock:
             if self._notes.setdefault(known, source) == source and not self._closed:
@@ -186,29 +189,29 @@ class Board:
     def wait(
         self,
         source: str,
-        told: object,
+        log_key: object,
         describe: Callable[[float], str],
         *,
         began: float | None = None,
         short: float = 0,
     ) -> None:
-        """Show that a process waits, or what has changed about it. See `Wait`."""
+        """Show a new wait of a process, or a change of its wait. For the arguments, see `Wait`."""
         with self.screen.lock:
             if self._closed:
                 return
             now, known = self.now(), self._waits.pop(source, None)
             if not self._waits and known is None:
-                self._told_at = now
+                self._logged_at = now
             began = began or (known.began if known else now)
-            self._waits[source] = Wait(began, now, told, describe, short)
+            self._waits[source] = Wait(began, now, log_key, describe, short)
             self.show()
-            if self._ticker is None:
-                self._ticker = threading.Thread(target=self._tick, name="remote-lab-progress", daemon=True)
-                with suppress(RuntimeError):  # at the end of the interpreter no thread can be started
-                    self._ticker.start()
+            if self._refresher is None:
+                self._refresher = threading.Thread(target=self._refresh, name="remote-lab-progress", daemon=True)
+                with suppress(RuntimeError):  # no thread can be started during interpreter shutdown
+                    self._refresher.start()
 
     def end(self, source: str) -> None:
-        """Show that a process waits no longer."""
+        """Show that a process is no longer waiting."""
         with self.screen.lock:
             self._waits.pop(source, None)
             if not self._waits:
@@ -216,14 +219,14 @@ class Board:
                 self._wake.set()
 
     def close(self) -> None:
-        """Show nothing more."""
+        """Stop writing."""
         with self.screen.lock:
             self._closed = True
             for source in list(self._waits):
                 self.end(source)
 
     def show(self) -> None:
-        """Show the newest wait, as far as it is time for it."""
+        """Show the latest wait, if it is due."""
         with self.screen.lock:
             if not self._waits:
                 return
@@ -232,19 +235,19 @@ class Board:
             if self.screen.is_interactive:
                 if took >= wait.short:
                     self.screen.show(f"remote lab [{duration(took)}]: {text}")
-            elif wait.told is not None and wait.told != self._told:
+            elif wait.log_key is not None and wait.log_key != self._logged:
                 self.screen.write_line(f"remote lab: {text}")
-                self._told, self._told_at = wait.told, now
-            elif now - self._told_at >= REPEAT_AFTER:
+                self._logged, self._logged_at = wait.log_key, now
+            elif now - self._logged_at >= REPEAT_AFTER:
                 self.screen.write_line(f"remote lab [{duration(took)}]: {text}")
-                self._told_at = now
+                self._logged_at = now
 
-    def _tick(self) -> None:
+    def _refresh(self) -> None:
         while True:
-            self._wake.wait(TICK)
+            self._wake.wait(REFRESH_INTERVAL)
             with self.screen.lock:
                 self._wake.clear()
                 if not self._waits:
-                    self._ticker = None
+                    self._refresher = None
                     return
                 self.show()

@@ -1,4 +1,4 @@
-"""What the workers of pytest-xdist tell: they send it, and the controller shows it between the lines of pytest."""
+"""Shows the progress of pytest-xdist workers: they send it to the controller, which writes it to the terminal."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-if TYPE_CHECKING:  # xdist need not be installed, and pydantic has to wait until a lab is used
+if TYPE_CHECKING:  # xdist is optional, and pydantic is slow to import
     from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
     from neops_remote_lab.testing.progress import Board, Progress, ShownProgress
 
 PLUGIN: Final = "remote-lab-relay"
-"""The name that the controller's hooks are registered by."""
+"""Name of the registered `Relay`."""
 CHANNEL: Final = "remote_lab_channel"
 _END: Final = ("idle", None)
-"""What is taken for the last call of a worker."""
+"""The call that ends the progress of a worker; also the end marker of its channel."""
 
 
 def progress_of(config: pytest.Config) -> Progress:
-    """How this process shows what it waits for."""
+    """Where this process reports its progress."""
     from neops_remote_lab.testing.progress import Board, RelayedProgress, ShownProgress  # noqa: PLC0415 - slow
     from neops_remote_lab.testing.screen import Screen  # noqa: PLC0415
 
@@ -35,11 +35,10 @@ def progress_of(config: pytest.Config) -> Progress:
 
 
 class Relay:
-    """Hooks of the controller. Pytest's reporter is not made for several threads, so what the workers tell waits while
-    it writes.
+    """Hooks of the controller. They keep threads from writing while pytest's reporter writes: it is not thread-safe.
 
     Args:
-        config: of the controller.
+        config: the configuration of the controller.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -49,18 +48,18 @@ class Relay:
         self._progress: dict[str, ShownProgress] = {}
 
     def pytest_configure_node(self, node: WorkerController) -> None:
-        """Give a worker a channel to tell us by."""
+        """Open a channel on which a worker sends its progress."""
         channel = node.gateway.newchannel()
         channel.setcallback(partial(self._take, node.gateway.id), endmarker=_END)
         node.workerinput[CHANNEL] = channel
 
     def _take(self, worker: str, call: tuple[str, Any]) -> None:
-        """Called from the thread that receives what the worker sends."""
+        """Show the progress of a worker. Called in the thread that receives it."""
         if worker in self._progress or call != _END:
             self.progress_of(worker).take(call)
 
     def progress_of(self, process: str) -> ShownProgress:
-        """How a process shows what it waits for."""
+        """Where the progress of a process is reported. Created on first use."""
         from neops_remote_lab.testing.progress import Board, ShownProgress  # noqa: PLC0415 - slow
         from neops_remote_lab.testing.screen import Screen  # noqa: PLC0415
 
@@ -71,14 +70,14 @@ class Relay:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self) -> Generator[None, object, object]:
-        """Leave the terminal to pytest while its reporter writes, in this hook and the ones below."""
-        with self._board.screen.left_to_pytest() if self._board else nullcontext():
+        """Reserve the terminal while pytest's reporter writes, in this hook and the ones below."""
+        with self._board.screen.reserved_for_pytest() if self._board else nullcontext():
             return (yield)
 
     pytest_runtest_logstart = pytest_runtest_logfinish = pytest_testnodedown = pytest_runtest_logreport
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
-        """Show nothing more: the end of the run writes without any of these hooks."""
+        """Stop writing, because no hook surrounds pytest's output at the end of the run."""
         if self._board is not None:
             self._board.close()

@@ -64,7 +64,7 @@ class LabRun:
         return {None: self._workers}
 
     def _workers_of(self, url: str | None) -> LabsOfOneProcess:
-        """How the processes of the run share the labs of the host that a marker names, or of that of the settings."""
+        """Coordinates the processes of the run on a lab host. None: the lab host of the settings."""
         if url not in self._workers_by_host:
             self._workers_by_host[url] = self._workers.for_host(url)
         return self._workers_by_host[url]
@@ -74,7 +74,7 @@ class LabRun:
         return relay.progress_of(self._session.config)
 
     def wait(self, request: pytest.FixtureRequest) -> LabClient:
-        """The client of an active session, for the fixture that shows it to tests."""
+        """The client of an active session, for the fixture that provides it to tests."""
         __tracebackhide__ = True
         self._shown = _Shown(url_of(item_of(request)), definition_behind(request), request)
         return self._joined(self._shown.url).wait()
@@ -87,7 +87,7 @@ class LabRun:
 
     @contextmanager
     def holding(self, client: LabClient) -> Iterator[LabHolder]:
-        """A context with the lab holder of a client, which is ours or one from a conftest file."""
+        """A context with the lab holder of a client, which may come from a conftest file."""
         from neops_remote_lab.client.connection import CLOSE_TIMEOUT  # noqa: PLC0415 - slow, and only needed with a lab
         from neops_remote_lab.testing.holder import LabHolder  # noqa: PLC0415
         from neops_remote_lab.testing.workers import LabsOfOneProcess  # noqa: PLC0415
@@ -151,7 +151,7 @@ class LabRun:
             return (yield)
         finally:
             if nextitem is not None:
-                self._make_way_for(nextitem)
+                self._release_for(nextitem)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
@@ -161,8 +161,8 @@ class LabRun:
         finally:
             self.leave()
 
-    def _make_way_for(self, item: pytest.Item) -> None:
-        """Release what the next test does not use: a lab, or the client of another lab host with its labs."""
+    def _release_for(self, item: pytest.Item) -> None:
+        """Release what the next test does not use: the lab, or the client of another lab host with its lab."""
         if self._shown is not None and self._shown.url != url_of(item):
             shown, self._shown = self._shown, None
             try:
@@ -202,7 +202,7 @@ class LabRun:
 
 @dataclass(frozen=True)
 class _Shown:
-    """The fixture that shows a client to tests, and the address of its lab host if a marker names it."""
+    """The fixture that provides a client to tests, and the address of its lab host if a marker names it."""
 
     url: str | None
     definition: pytest.FixtureDef[Any]

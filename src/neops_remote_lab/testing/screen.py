@@ -1,4 +1,4 @@
-"""The terminal of a run, for what the plugin tells between the lines that pytest itself writes."""
+"""Writes the plugin's messages to the terminal, between the lines that pytest writes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import pytest
 from neops_remote_lab.core.text import fit, printable_lines
 from neops_remote_lab.testing import xdist
 
-CALM: Final = 2.0
-"""Seconds after the last line of pytest until the changing line is shown below it."""
+QUIET_PERIOD: Final = 2.0
+"""Seconds after pytest's last output until the status line is shown."""
 
 
 class Screen:
-    """Pytest's terminal, also while pytest captures what tests print. Threads may share it.
+    """Pytest's terminal. It can be written to while pytest captures the output of tests. Thread-safe.
 
-    On a terminal for people it has one line that changes: it is rewritten in place, and gone before anything else is
-    written. In a log, and where a CI system shows the terminal as a log, there are lines alone.
+    An interactive terminal has a status line, which is rewritten in place and removed before other output. Logs and
+    CI systems get only permanent lines.
 
     Attributes:
-        lock: held while something is written; whoever shows something may hold it for longer.
+        lock: held during each write; callers may hold it around several writes.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -34,18 +34,18 @@ class Screen:
         self._shown = ""
         self._descriptor: int | None = None
         self._encoding = "utf-8"
-        self._calm_at = 0.0
+        self._quiet_at = 0.0
         self.lock = threading.RLock()
 
     @property
     def is_interactive(self) -> bool:
-        """Whether there is a line that may change."""
+        """Whether the terminal can show a status line."""
         reporter = self._reporter()
-        in_ci = os.environ.get("CI") or os.environ.get("BUILD_NUMBER")  # as pytest tells it
+        in_ci = os.environ.get("CI") or os.environ.get("BUILD_NUMBER")  # as pytest does
         return reporter is not None and bool(reporter.isatty) and not in_ci and os.environ.get("TERM") != "dumb"
 
     def write_line(self, text: str) -> None:
-        """Write lines that stay."""
+        """Write permanent lines."""
         text = printable_lines(text)
         with self.lock:
             self.clear()
@@ -60,19 +60,19 @@ class Screen:
                     reporter.flush()
 
     def show(self, text: str) -> None:
-        """Have the changing line say something, provided that pytest has written nothing for a while."""
+        """Show a text in the status line, unless pytest has written something recently."""
         with self.lock:
-            if time.monotonic() < self._calm_at:
+            if time.monotonic() < self._quiet_at:
                 return
             if self._descriptor is None:
                 self._descriptor = self._open()
             text = fit(text, os.get_terminal_size(self._descriptor).columns - 1)
             if text != self._shown:
                 self._shown = text
-                self._write(f"\r{text}\x1b[K")  # what is left of a longer text is erased last, so nothing flickers
+                self._write(f"\r{text}\x1b[K")  # erases the rest of a longer text last, so that nothing flickers
 
     def clear(self) -> None:
-        """Remove the changing line."""
+        """Remove the status line."""
         with self.lock:
             if self._descriptor is not None:
                 self._write("\r\x1b[K")
@@ -80,31 +80,31 @@ class Screen:
                 self._descriptor, self._shown = None, ""
 
     @contextmanager
-    def left_to_pytest(self) -> Iterator[None]:
-        """Keep everybody else from writing while the body does."""
+    def reserved_for_pytest(self) -> Iterator[None]:
+        """A context in which other threads cannot write."""
         with self.lock:
             self.clear()
             try:
                 yield
             finally:
-                self._calm_at = time.monotonic() + CALM
+                self._quiet_at = time.monotonic() + QUIET_PERIOD
 
     def _reporter(self) -> Any:
-        """Pytest's reporter, unless it has no terminal: that of a worker of pytest-xdist."""
+        """Pytest's reporter; None in a worker of pytest-xdist, whose reporter has no terminal."""
         return None if xdist.is_worker(self._config) else self._config.pluginmanager.get_plugin("terminalreporter")
 
     def _uncaptured(self) -> AbstractContextManager[None]:
         capture = self._config.pluginmanager.get_plugin("capturemanager")
-        return capture.global_and_fixture_disabled() if capture else nullcontext()  # `-p no:capture` takes it away
+        return capture.global_and_fixture_disabled() if capture else nullcontext()  # None with `-p no:capture`
 
     def _begin_line(self, reporter: Any) -> None:
         reporter.ensure_newline()
         writer = self._config.get_terminal_writer()
-        if writer.width_of_current_line:  # the reporter does not know of a line of dots by pytest-xdist
+        if writer.width_of_current_line:  # the reporter does not notice the dots that pytest-xdist writes
             writer.line()
 
     def _open(self) -> int:
-        """The terminal itself, to be written to while pytest redirects the standard output."""
+        """Open the terminal, so that it can be written to while pytest redirects standard output."""
         with self._uncaptured():
             reporter = self._reporter()
             self._begin_line(reporter)

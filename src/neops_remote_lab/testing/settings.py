@@ -1,4 +1,4 @@
-"""The checked settings of the lab host."""
+"""The validated settings of the lab host."""
 
 from dataclasses import dataclass, field
 from functools import reduce
@@ -16,15 +16,15 @@ class LabHostSettings:
     """Address, credentials and timeouts of the lab host. Timeouts are in seconds.
 
     Attributes:
-        url: its address, which may hold a user name and a password, or `LOCAL`.
-        shown_url: the same without them.
-        credentials: what else is needed to get in.
-        request_timeout: for one short call.
-        session_timeout: in the queue.
-        acquisition_timeout: for a lab to be free and to start.
-        unreachable_timeout: for a server that cannot be reached.
-        access: how tests reach devices, where that is not for the fixtures to say.
-        job: the address of the CI job that runs the tests, if any.
+        url: address of the lab host, which may contain a user name and a password, or `LOCAL`.
+        shown_url: the address without user name and password.
+        credentials: token, certificate and authorities.
+        request_timeout: for the response to a short call.
+        session_timeout: for the wait in the queue.
+        acquisition_timeout: until a lab is free and running.
+        unreachable_timeout: for the retries of calls to an unreachable server.
+        access: how tests reach devices; None if the fixtures decide.
+        job: URL of the CI job that runs the tests; None outside CI.
     """
 
     url: str = field(repr=False)
@@ -39,16 +39,16 @@ class LabHostSettings:
 
     @property
     def is_local(self) -> bool:
-        """Whether there is no server."""
+        """Whether the labs run on this machine, without a server."""
         return self.url == LOCAL
 
     @classmethod
     def read(cls, sources: Sources) -> Self:
-        """Read the settings and check them, together with proxies and certificates of the environment.
+        """Read and validate the settings, including proxies and certificates from the environment.
 
         Raises:
             RuntimeError: no address is set.
-            InvalidSetting: a setting is wrong; the message names the flag, the variable or the ini key.
+            InvalidSetting: a setting is invalid; the message names the flag, the variable or the ini key.
         """
         if (given := sources.given("url")) is None:
             raise RuntimeError("REMOTE_LAB_URL is not set: it names the lab host, for example http://lab-host:8000")

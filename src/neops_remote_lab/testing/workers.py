@@ -59,7 +59,7 @@ class LabsOfOneProcess:
         self._failures: dict[str, str] = {}
 
     def for_host(self, url: str | None) -> Self:  # noqa: ARG002 - used by a subclass
-        """The implementation for the labs of another lab host, which a marker names. Still only one lab is in use."""
+        """The implementation for the labs of another lab host, which a marker names. It shares the lock of this one."""
         return type(self)()
 
     def take(self, item: pytest.Item) -> KeptLab | None:  # noqa: ARG002 - for the classes below

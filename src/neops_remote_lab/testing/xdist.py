@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # xdist is optional, and httpx is slow to import
 
 _SESSION = "remote_lab_session"
 _SESSIONS = "remote_lab_sessions"
-_FAREWELL = "remote_lab_farewell"
+_RUN_END = "remote_lab_run_end"
 _DIRECTORY = "remote_lab_directory"
 _COPIES = "remote_lab_copies"
 _LABS = "remote_lab_labs"
@@ -43,7 +43,7 @@ def register(config: pytest.Config) -> None:
     if is_worker(config):
         config.pluginmanager.register(Worker(), "remote-lab-worker")
     else:
-        from neops_remote_lab.testing import failures, relay  # noqa: PLC0415 - of no use to a worker
+        from neops_remote_lab.testing import failures, relay  # noqa: PLC0415 - not needed in a worker
 
         failures.register(config)
         config.pluginmanager.register(Controller(config), "remote-lab-controller")
@@ -79,7 +79,7 @@ def copy_of(config: pytest.Config) -> str:
 
 
 def labs_of_controller(config: pytest.Config) -> LabsOfController | None:
-    """The labs of the machine of this process, where its controller has them."""
+    """The labs of the controller in a run without a server; None if this process is not a local worker of one."""
     if not (is_worker(config) and (address := config.workerinput.get(_LABS))):  # type: ignore[attr-defined]
         return None
     from neops_remote_lab.testing.lab_socket import LabsOfController  # noqa: PLC0415 - only for a run without a server
@@ -111,10 +111,10 @@ def announce(config: pytest.Config, client: LabClient, url: str | None) -> None:
         sessions.append((url, client.session_id))
 
 
-def say_farewell(config: pytest.Config, reason: str, status: int) -> None:
+def report_end(config: pytest.Config, reason: str, status: int) -> None:
     """Tell the controller, if there is one, why the run must end, and with which exit status."""
     if is_worker(config):
-        config.workeroutput[_FAREWELL] = reason, int(status)  # type: ignore[attr-defined]
+        config.workeroutput[_RUN_END] = reason, int(status)  # type: ignore[attr-defined]
 
 
 class Worker:
@@ -183,9 +183,9 @@ class Controller:
             return
         self._running.discard(node.gateway.id)
         self._sessions |= set(map(tuple, output.get(_SESSIONS, [])))
-        if _FAREWELL in output:
+        if _RUN_END in output:
             self._running, self._sessions = set(), set()  # there is no session any more
-            _leave(*output[_FAREWELL])
+            _leave(*output[_RUN_END])
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
@@ -202,17 +202,17 @@ class Controller:
             shutil.rmtree(self._directory, ignore_errors=True)
 
     def _offer_labs(self, address: Path) -> None:
-        """Have the labs of this machine, for the workers to use, in a run without a server."""
+        """In a run without a server, provide the labs of this machine to the workers."""
         if not options.is_given(self._config, "url"):
             return
-        from neops_remote_lab.testing.sources import Sources  # noqa: PLC0415 - of no use to runs without a lab host
+        from neops_remote_lab.testing.sources import Sources  # noqa: PLC0415 - only needed with a lab host
 
         if not Sources.of(self._config).is_local():
             return
         from neops_remote_lab.testing.lab_socket import LabSocket  # noqa: PLC0415 - only for a run without a server
         from neops_remote_lab.testing.local_labs import local_labs  # noqa: PLC0415
 
-        with contextlib.suppress(ValueError):  # the workers are going to complain
+        with contextlib.suppress(ValueError):  # the workers report the invalid setting
             self._labs = local_labs(self._config)
             self._signals.callback(LabSocket(self._labs, str(address)).close)
 
@@ -290,5 +290,5 @@ def _server(config: pytest.Config, url: str | None) -> ServerConnection | None:
     try:
         settings = LabHostSettings.read(replace(Sources.of(config), marked_url=url))
         return None if settings.is_local else ServerConnection(settings.url, credentials=settings.credentials)
-    except (InvalidSetting, RuntimeError):  # the workers have reported what is wrong
+    except (InvalidSetting, RuntimeError):  # the workers have reported the error
         return None
