@@ -76,7 +76,7 @@ def hide_secrets(url: str) -> str:
 
 
 def fit(text: str, columns: int) -> str:
-    """The text in one line that takes at most so many columns of a terminal; what is longer ends in an ellipsis."""
+    """As `one_line`, but at most `columns` wide on a terminal; longer text is cut and ends in an ellipsis."""
     text = one_line(text)
     if sum(map(_columns, text)) <= columns:
         return text
@@ -90,7 +90,7 @@ def fit(text: str, columns: int) -> str:
 
 
 def _columns(character: str) -> int:
-    """How many columns a terminal uses for a character: letters of East Asian scripts and emoji take two."""
+    """The width of a character on a terminal: two columns for East Asian letters and emoji."""
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1

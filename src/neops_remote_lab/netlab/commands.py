@@ -211,13 +211,23 @@ class NetlabCommands:
             return False
 
     def graph(self, workspace: Workspace, picture: Path, timeout: float, interrupt: threading.Event) -> None:
-        """Draw a lab as an SVG file, and write the source of that beside it; without Graphviz, the source alone."""
+        """Write the graph of a lab as a DOT file, and as an SVG file if the host has Graphviz.
+
+        Args:
+            picture: path of the SVG file; the DOT file has the same stem.
+            timeout: maximum duration in seconds.
+
+        Raises the exceptions of `run_netlab`.
+        """
         self._document(workspace, ["graph", _from(workspace, picture)], timeout, interrupt)
 
     def collect(
         self, workspace: Workspace, output: Path, nodes: Sequence[str], timeout: float, interrupt: threading.Event
     ) -> None:
-        """Write the configurations of some nodes that run to a new directory, one file `NODE.cfg` each."""
+        """Write the configurations of running nodes to a new directory, one file `NODE.cfg` each.
+
+        Raises the exceptions of `run_netlab`; the files of the nodes that answered exist even then.
+        """
         arguments = ["collect", "--output", _from(workspace, output), "--limit", ",".join(nodes)]
         self._document(workspace, arguments, timeout, interrupt)
 
@@ -236,7 +246,7 @@ class NetlabCommands:
     def docker_into(
         self, log: Path, arguments: Sequence[str], most: int, timeout: float, interrupt: threading.Event
     ) -> None:
-        """Have `docker ARGUMENTS` print to a file, at most so many bytes. Raises what `run_netlab` raises."""
+        """Run `docker ARGUMENTS` and write at most `most` bytes of its output to `log`. Raises as `run_netlab`."""
         run_docker(
             arguments,
             command=self._settings.docker,
@@ -251,7 +261,7 @@ class NetlabCommands:
         return run_docker(arguments, command=self._settings.docker, timeout=self._settings.command_timeout)
 
     def start_docker(self, arguments: Sequence[str], *, lab_id: str, terminal: int | None = None) -> psutil.Popen:
-        """A `docker ARGUMENTS` that runs; see `process.start_docker`."""
+        """Start `docker ARGUMENTS` without waiting for it. See `process.start_docker`."""
         return start_docker(arguments, command=self._settings.docker, lab_id=lab_id, terminal=terminal)
 
     def run(self, command: Sequence[str]) -> str:
@@ -259,7 +269,7 @@ class NetlabCommands:
         return run_docker(command[1:], command=command[0], timeout=self._settings.command_timeout)
 
     def require_docker(self) -> None:
-        """Raise SubprocessError if the Docker command is not Docker's, but podman's for example."""
+        """Raise SubprocessError if the Docker command is another program, such as podman."""
         if not self._is_docker and not self.docker(["--version"]).startswith("Docker"):
             raise subprocess.SubprocessError(NOT_DOCKER)
         self._is_docker = True
@@ -323,7 +333,7 @@ class NetlabCommands:
 
 
 def _from(workspace: Workspace, path: Path) -> str:
-    """A path as netlab can be told it: it splits some arguments at spaces, which directories of the host may have."""
+    """A path relative to the lab's directory: netlab splits some arguments at spaces, which absolute paths may have."""
     return os.path.relpath(path, workspace.directory)
 
 

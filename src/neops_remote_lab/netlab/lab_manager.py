@@ -26,7 +26,7 @@ from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, copy_topology, remove_workspace
 
 MAX_OUTPUT_BYTES: Final = 8 << 20
-"""Most of each output of a command in a device that is kept."""
+"""Maximum number of bytes of standard output, and of standard error, that are kept of a command in a device."""
 
 
 @dataclass
@@ -271,8 +271,7 @@ class LabManager:
         return self._host_lab.netlab_status()
 
     def artifacts(self) -> bytes:
-        """Files that help to explain a failure, as a gzipped tar archive: of the running lab, or of the latest one if
-        that did not start.
+        """The artifacts of the running lab, or of the latest lab if it failed to start, as a gzipped tar archive.
 
         Raises:
             RuntimeError: there is no such lab.
@@ -290,12 +289,13 @@ class LabManager:
             return archive.read()
 
     def execute(self, device: str, words: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
-        """Run a command in a device of the running lab, without a shell, and wait for its end.
+        """Run a command in a device of the running lab, without a shell, and wait until it ends.
 
         Args:
-            device: the device's name.
+            device: name of the device.
             words: the command and its arguments; the first one does not begin with a hyphen.
-            timeout: seconds after which the command is ended.
+            stdin: standard input of the command.
+            timeout: seconds after which the command is terminated.
 
         Raises:
             RuntimeError: no lab is running.
@@ -303,7 +303,7 @@ class LabManager:
             InterruptedError: the lab is being torn down.
             NoShell: the device has no shell.
             subprocess.TimeoutExpired: the command did not end in time.
-            subprocess.CalledProcessError: Docker could not run it; `stderr` says why.
+            subprocess.CalledProcessError: Docker could not run the command; `stderr` says why.
         """
         lab = self._lab
         if lab is None or lab.state is not LiveLabState.RUNNING:

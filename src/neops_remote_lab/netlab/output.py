@@ -16,7 +16,7 @@ MAX_LINE_BYTES: Final = 16_384
 """Longer lines are cut."""
 CUT: Final = " … (the line was cut)"
 PIECE_BYTES: Final = 32 * 1024
-"""So much is scrubbed at a time: short enough to leave the processor to the event loop in between."""
+"""Number of bytes scrubbed at a time. Small, so that other threads, such as the event loop, get to run in between."""
 TAIL_LINES: Final = 20
 """Number of last lines that are reported for a failure."""
 TAIL_BYTES: Final = 65_536
@@ -152,13 +152,13 @@ def last_lines(file: IO[bytes], start: int) -> str:
 
 
 def end_of_log(log: Path, most: int) -> bytes:
-    """The end of a log as it may be shown, at most so many bytes of it; nothing where there is no log."""
+    """The last `most` bytes of a log, scrubbed; empty if the log does not exist."""
     with suppress(FileNotFoundError), log.open("rb") as file:
         begin = max(0, file.seek(0, os.SEEK_END) - most)
         file.seek(begin)
         scrubbed = Lines(partial=begin > 0)
         shown: list[list[str]] = []
-        while data := file.read(PIECE_BYTES):  # piece by piece, to leave the interpreter to other threads in between
+        while data := file.read(PIECE_BYTES):
             shown += scrubbed.feed(data)
         shown += scrubbed.feed(b"", last=True)
         return "".join(f"{part}\n" for line in shown for part in line).encode()

@@ -195,7 +195,7 @@ class LabHolder:
         raise LabFailed(spec, reason)
 
     def _try_acquire(self, spec: LabSpec) -> tuple[list[DeviceInfoDto] | None, str, Fault | None]:
-        """The devices of the lab, or None, the reason and what that concerns."""
+        """Returns the devices, or None with the reason of the failure and what it affects."""
         # A client from a conftest file may not support the keyword.
         extra = {"extra_files": spec.files.extra_files} if spec.files.extra_files else {}
         began = time.monotonic()

@@ -124,7 +124,7 @@ class LabRun:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Tell a failed lab from a failed test; collect artifacts and summary data of the lab before it is released."""
+        """Mark the report of a failed lab. Collect artifacts and summary data of a test's lab before it is released."""
         report = yield
         if call.excinfo is not None and isinstance(call.excinfo.value, LabFailed):
             failures.mark(item, report, call.excinfo.value)
