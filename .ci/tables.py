@@ -1,6 +1,9 @@
 """The tables of docs/ that are made from the code; cog puts them into the pages (`make docs`)."""
 
+import ast
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -9,6 +12,10 @@ from neops_remote_lab.cli.settings import Settings
 from neops_remote_lab.core.metrics import FAMILIES, PREFIX, Family
 from neops_remote_lab.core.settings import SettingsGroup, default_text, flag, groups_of, variable
 from neops_remote_lab.testing import options
+
+PACKAGE: Final = Path(__file__).parents[1] / "src" / "neops_remote_lab"
+STEP: Final = 100
+"""Lines of modules are given in such steps, so that a page need not change with every line."""
 
 
 def settings() -> str:
@@ -39,6 +46,18 @@ def fields(model: type[BaseModel]) -> str:
     """The fields of a response."""
     rows = [(f"`{name}`", field.description or "") for name, field in model.model_fields.items()]
     return _table(("field", "meaning"), rows) + "\n"
+
+
+def modules() -> str:
+    """The modules of each room, with their size and purpose."""
+    rows = []
+    for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: (path.parent, path.name)):
+        source = path.read_text(encoding="utf-8")
+        purpose = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].replace("\n", " ")
+        if path.name != "__init__.py":
+            lines = -(-source.count("\n") // STEP) * STEP
+            rows.append((f"`{path.relative_to(PACKAGE)}`", f"≤ {lines}", purpose.replace("|", "\\|")))
+    return _table(("module", "lines", "purpose"), rows) + "\n"
 
 
 def _group(group: type[SettingsGroup]) -> str:

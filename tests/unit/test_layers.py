@@ -229,3 +229,18 @@ def test_the_environment_is_read_in_one_place_a_program() -> None:
     ours = {name for name in readers if not name.startswith("testing.")}
     readers_of_the_server = {"cli.settings", "core.settings", "netlab.process", "netlab.preload"}
     assert ours == readers_of_the_server | {"client.access", "client.keeper", "client.programs"}
+
+
+LONGEST_MODULE = 400
+"""Lines."""
+LONG_MODULES = {
+    "client.lab_client": "one public class, half of which is its documentation",
+    "testing.fake_docker": "a program of its own, which tests copy as one file",
+    "testing.fake_netlab": "a program of its own, which tests copy as one file",
+}
+"""Modules that are longer, and why."""
+
+
+def test_no_module_is_too_long_to_be_read_at_once() -> None:
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
+    assert {name for name, count in lines.items() if count > LONGEST_MODULE} == LONG_MODULES.keys()
