@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from neops_remote_lab.models import ExecResponseDto
 from neops_remote_lab.netlab.node_commands import MARK_VARIABLE
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
@@ -80,6 +81,29 @@ def test_a_list_is_a_program_with_its_arguments_as_they_are(server: LabServer, s
 def test_the_command_of_a_router_runs(server: LabServer, session: str) -> None:
     shown = execute(server, session, "r2", command=["vtysh", "-c", "show running-config"]).json()
     assert (shown["exit_status"], "hostname r2" in shown["stdout"]) == (0, True)
+
+
+LONG = {
+    "text": ("seq 100000", "".join(f"{number}\n" for number in range(1, 100_001)).encode()),
+    "escapes": ("head -c 400000 /dev/zero | tr '\\0' '<'", b"<" * 400_000),
+    "controls": ("head -c 400000 /dev/zero", bytes(400_000)),
+    "letters": ("for i in $(seq 9000); do printf '\\303\\251\\360\\237\\230\\200'; done", "é😀".encode() * 9000),
+    "no UTF-8": ("head -c 400001 /dev/zero | tr '\\0' '\\377'", b"\xff" * 400_001),
+}
+
+
+@pytest.mark.parametrize(("command", "printed"), LONG.values(), ids=LONG)
+def test_long_outputs_are_whole(tmp_path: Path, command: str, printed: bytes) -> None:
+    with running_server(tmp_path) as server:
+        session = server.join()
+        assert server.acquire(session, topology_text(1)).status_code == 200
+        answer = execute(server, session, command=f"{{ {command}; }} | tee /dev/stderr")
+        assert answer.headers["Content-Type"] == "application/json"
+        found = ExecResponseDto.model_validate_json(answer.content)
+        assert (found.exit_status, found.truncated) == (0, False)
+        for text, encoded in ((found.stdout, found.stdout_base64), (found.stderr, found.stderr_base64)):
+            assert (base64.b64decode(encoded) if encoded else str(text).encode()) == printed
+        assert not {b"<", b">", b"&"} & {bytes([byte]) for byte in answer.content}
 
 
 @pytest.mark.parametrize("field", ["stdin", "stdin_base64"])
@@ -211,6 +235,7 @@ WRONG = {
     "a long command": ({"command": "x" * 100_000}, "longer than 98304 bytes"),
     "two inputs": ({"command": "x", "stdin": "", "stdin_base64": ""}, "exclude each other"),
     "an input that is not base64": ({"command": "x", "stdin_base64": "YW%J"}, "base64"),
+    "an input that is no text": ({"command": "x", "stdin_base64": 5}, "valid string"),
     "no time": ({"command": "x", "timeout": 0}, "greater than 0"),
     "too much time": ({"command": "x", "timeout": 3601}, "--max-exec-timeout"),
     "an unknown field": ({"command": "x", "user": "root"}, "user"),

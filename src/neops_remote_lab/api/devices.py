@@ -3,16 +3,18 @@
 Refusals are raised as `Refused`, which `api.errors` maps to a status. The output of devices is passed on unchanged.
 """
 
+import asyncio
 import base64
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from pydantic import ValidationError
 from starlette import status
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.websockets import WebSocket
 
 from neops_remote_lab.api.device_connections import Close, CloseCode, join, refuse
@@ -24,16 +26,18 @@ from neops_remote_lab.api.requests import (
     seconds,
     while_connected,
 )
-from neops_remote_lab.api.responses import json_response
+from neops_remote_lab.api.responses import escape
 from neops_remote_lab.labs.accesses import LabAccess, TooMany
 from neops_remote_lab.labs.devices import Devices
 from neops_remote_lab.labs.settings import DeviceSettings
-from neops_remote_lab.models import ConsoleControlDto, ExecRequestDto, ExecResponseDto
+from neops_remote_lab.models import ConsoleControlDto, ExecRequestDto
 from neops_remote_lab.netlab.node_commands import Completed
 from neops_remote_lab.netlab.nodes import Node
 from neops_remote_lab.netlab.terminals import MAX_SIDE, Size
 
 LAST_PORT: Final = 65535
+PIECE_LENGTH: Final = 64 * 1024
+"""Characters of a command's output that are escaped at a time."""
 
 
 async def execute(request: Request) -> Response:
@@ -53,8 +57,10 @@ async def execute(request: Request) -> Response:
                 seconds=_time_limit(wanted, settings),
             ),
         )
-        # In a thread, because encoding megabytes of output would stall the event loop.
-        return json_response(await services.run_blocking(_described, completed))
+    pieces = _described(completed)
+    if len(completed.stdout) + len(completed.stderr) <= PIECE_LENGTH:
+        return Response(b"".join(pieces), media_type="application/json")
+    return StreamingResponse(_leaving_turns(pieces), media_type="application/json")
 
 
 def _time_limit(wanted: ExecRequestDto, settings: DeviceSettings) -> float:
@@ -66,15 +72,28 @@ def _time_limit(wanted: ExecRequestDto, settings: DeviceSettings) -> float:
     return wanted.timeout
 
 
-def _described(completed: Completed) -> bytes:
-    fields: dict[str, Any] = {"exit_status": completed.exit_status}
+def _described(completed: Completed) -> Iterator[bytes]:
+    """The JSON of an `ExecResponseDto`, in pieces: megabytes at once would stall the event loop."""
+    yield b'{"exit_status":%d' % completed.exit_status
     for name, printed in (("stdout", completed.stdout), ("stderr", completed.stderr)):
         try:
-            fields[name] = printed.decode()
+            text = printed.decode()
         except UnicodeDecodeError:
-            fields[f"{name}_base64"] = base64.b64encode(printed).decode()
-    described = ExecResponseDto(**fields, truncated=completed.truncated)
-    return described.model_dump_json(exclude_none=True).encode()
+            yield f',"{name}_base64":"'.encode()
+            for start in range(0, len(printed), 3 * PIECE_LENGTH):  # a whole number of groups of three bytes
+                yield base64.b64encode(printed[start : start + 3 * PIECE_LENGTH])
+        else:
+            yield f',"{name}":"'.encode()
+            for start in range(0, len(text), PIECE_LENGTH):
+                yield escape(json.dumps(text[start : start + PIECE_LENGTH])[1:-1].encode())
+        yield b'"'
+    yield b',"truncated":%b}' % (b"true" if completed.truncated else b"false")
+
+
+async def _leaving_turns(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+        await asyncio.sleep(0)
 
 
 async def forward(websocket: WebSocket) -> None:

@@ -20,9 +20,14 @@ def json_response(body: BaseModel | bytes, code: int = 200, headers: Mapping[str
     In JSON these characters occur only inside strings, so every parser reads the same values.
     """
     content = body if isinstance(body, bytes) else body.model_dump_json().encode()
+    return Response(escape(content), code, headers, "application/json")
+
+
+def escape(content: bytes) -> bytes:
+    """JSON text as `json_response` sends it."""
     for character, escaped in _ESCAPES:
         content = content.replace(character, escaped)
-    return Response(content, code, headers, "application/json")
+    return content
 
 
 def error_response(detail: Any, code: int, headers: Mapping[str, str] | None = None) -> Response:

@@ -3,7 +3,7 @@
 import base64
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 MAX_COMMAND_BYTES: Final = 96 * 1024
 """Maximum total length of a command and its arguments. Linux limits an argument to 128 KiB."""
@@ -21,14 +21,19 @@ def _passable(words: str | list[str]) -> str | list[str]:
     return words
 
 
-def _decodable(text: str) -> str:
-    base64.b64decode(text, validate=True)
-    return text
+def _decoded(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise ValueError("Input should be a valid string")
+    return base64.b64decode(text, validate=True)
 
 
 Command = Annotated[str | list[str], Field(min_length=1), AfterValidator(_passable)]
 
-Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"}), AfterValidator(_decodable)]
+_BASE64: Final = {"contentEncoding": "base64"}
+Base64Input = Annotated[
+    bytes, BeforeValidator(_decoded, json_schema_input_type=str), WithJsonSchema({"type": "string", **_BASE64})
+]
+Base64Output = Annotated[str, Field(json_schema_extra=_BASE64)]
 
 
 class ExecRequestDto(BaseModel):
@@ -40,7 +45,7 @@ class ExecRequestDto(BaseModel):
         description="a string for the device's shell (sh), or a list with a program and its arguments, without a shell"
     )
     stdin: str | None = Field(default=None, description="standard input of the command, as UTF-8")
-    stdin_base64: Base64 | None = Field(default=None, description="standard input of the command, in Base64")
+    stdin_base64: Base64Input | None = Field(default=None, description="standard input of the command, in Base64")
     timeout: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="seconds after which the command is ended"
     )
@@ -54,7 +59,7 @@ class ExecRequestDto(BaseModel):
     @property
     def input(self) -> bytes:
         """Standard input of the command."""
-        return self.stdin.encode() if self.stdin is not None else base64.b64decode(self.stdin_base64 or "")
+        return self.stdin.encode() if self.stdin is not None else self.stdin_base64 or b""
 
     @property
     def words(self) -> list[str]:
@@ -68,9 +73,9 @@ class ExecResponseDto(BaseModel):
 
     exit_status: int = Field(description="exit status of the command; 128 plus the signal number if a signal ended it")
     stdout: str | None = Field(default=None, description="standard output")
-    stdout_base64: Base64 | None = Field(default=None, description="standard output, if it is not UTF-8")
+    stdout_base64: Base64Output | None = Field(default=None, description="standard output, if it is not UTF-8")
     stderr: str | None = Field(default=None, description="standard error")
-    stderr_base64: Base64 | None = Field(default=None, description="standard error, if it is not UTF-8")
+    stderr_base64: Base64Output | None = Field(default=None, description="standard error, if it is not UTF-8")
     truncated: bool = Field(default=False, description="true if the output exceeded the server's limit")
 
 

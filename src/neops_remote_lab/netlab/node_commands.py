@@ -260,7 +260,7 @@ class _Command:
         """The result of a command that has ended. Raises as `NodeCommands.execute`."""
         self._streams.close()
         status, printed = int(self._process.returncode), self._printed
-        if status and not self.announcement.process:
+        if status < 0 or (status and not self.announcement.process):  # Docker's program failed, not the command
             said = printed["stderr"].decode(errors="replace").strip() or printed["stdout"].decode(errors="replace")
             if '"sh"' in said:
                 raise NoShell("the node has no shell")
