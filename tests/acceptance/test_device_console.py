@@ -10,11 +10,12 @@ from contextlib import suppress
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
 from tests.acceptance.test_device_exec import container_file, marked
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
+from tests.websocket import open_websocket
 
 CUT_WITHIN = 2.0
 
@@ -35,18 +36,12 @@ def session(server: LabServer) -> Iterator[str]:
     yield session
     httpx.delete(f"{server.url}/session/{session}")
     wait_until(server.is_clean, 20, "the lab is not torn down")
-    assert marked() == []
+    assert marked(server) == []
 
 
 def open_console(server: LabServer, session: str, node: str = "r1", **query: str | int) -> ClientConnection:
-    parameters = httpx.QueryParams(query)
-    return connect(
-        f"ws://127.0.0.1:{server.port}/lab/devices/{node}/console?{parameters}",
-        additional_headers={"X-Session-ID": session},
-        compression=None,
-        open_timeout=30,
-        legacy=True,
-    )
+    url = f"ws://127.0.0.1:{server.port}/lab/devices/{node}/console?{httpx.QueryParams(query)}"
+    return open_websocket(url, X_Session_ID=session)
 
 
 def read_until(console: ClientConnection, words: str, timeout: float = 10) -> str:
@@ -91,7 +86,7 @@ def test_nothing_of_ours_is_shown_first(server: LabServer, session: str) -> None
 
 
 def test_the_window_has_its_size_from_the_start_and_takes_others(server: LabServer, session: str) -> None:
-    script = "stty size; trap 'stty size; exit' WINCH; while :; do sleep 0.05; done"
+    script = "trap 'stty size; exit' WINCH; stty size; while :; do sleep 0.05; done"
     with open_console(server, session, columns=132, rows=50, command=script) as console:
         assert read_until(console, "\n") == "50 132\r\n"
         console.send(json.dumps({"resize": [100, 30]}))
@@ -109,7 +104,7 @@ def test_a_size_that_changes_before_the_program_has_begun_counts(server: LabServ
 
 def test_control_characters_go_to_the_program(server: LabServer, session: str) -> None:
     with open_console(server, session, command="sleep 400") as console:
-        wait_until(lambda: marked("sleep", "400"), 10, "the command does not begin")
+        wait_until(lambda: marked(server, "sleep", "400"), 10, "the command does not begin")
         console.send(b"\x03")
         assert ending(console) == (130, 1000)
     with open_console(server, session, command="cat") as console:
@@ -148,9 +143,9 @@ def test_a_program_ends_with_its_socket(
     server: LabServer, session: str, leave: Callable[[ClientConnection], None], script: str
 ) -> None:
     console = open_console(server, session, command=script)
-    wait_until(lambda: marked("sleep", "410"), 10, "the command does not begin")
+    wait_until(lambda: marked(server, "sleep", "410"), 10, "the command does not begin")
     leave(console)
-    wait_until(lambda: not marked(), 10, "the program goes on")
+    wait_until(lambda: not marked(server), 10, "the program goes on")
 
 
 def test_a_program_that_prints_to_nobody_ends_with_its_socket(server: LabServer, session: str) -> None:
@@ -158,18 +153,18 @@ def test_a_program_that_prints_to_nobody_ends_with_its_socket(server: LabServer,
     assert console.recv(10)
     time.sleep(0.5)
     console.socket.close()
-    wait_until(lambda: not marked(), 10, "the program goes on")
+    wait_until(lambda: not marked(server), 10, "the program goes on")
 
 
 def test_consoles_are_cut_with_the_lab(server: LabServer, session: str) -> None:
     console = open_console(server, session, command="sleep 430")
-    wait_until(lambda: marked("sleep", "430"), 10, "the command does not begin")
+    wait_until(lambda: marked(server, "sleep", "430"), 10, "the command does not begin")
     with server.client(session) as client:
         assert client.post("/lab/release").status_code == 204
     began = time.monotonic()
     assert ending(console) == (None, 4410)
     assert time.monotonic() - began < CUT_WITHIN
-    wait_until(lambda: not marked("sleep", "430"), CUT_WITHIN, "the program goes on")
+    wait_until(lambda: not marked(server, "sleep", "430"), CUT_WITHIN, "the program goes on")
 
 
 def test_messages_that_mean_nothing_end_it(server: LabServer, session: str) -> None:
@@ -177,7 +172,7 @@ def test_messages_that_mean_nothing_end_it(server: LabServer, session: str) -> N
         console = open_console(server, session, command="sleep 440")
         console.send(text)
         assert ending(console) == (None, 1003), text
-    wait_until(lambda: not marked(), 10, "a program goes on")
+    wait_until(lambda: not marked(server), 10, "a program goes on")
 
 
 def test_what_is_wrong_is_refused_before_the_upgrade(server: LabServer, session: str) -> None:
@@ -194,7 +189,7 @@ def test_a_console_counts_as_a_connection(server: LabServer, session: str) -> No
     assert ending(consoles[2]) == (None, 1013)
     for console in consoles:
         console.close()
-    wait_until(lambda: not marked(), 10, "a program goes on")
+    wait_until(lambda: not marked(server), 10, "a program goes on")
 
 
 def test_what_docker_cannot_do_is_shown(server: LabServer, session: str) -> None:

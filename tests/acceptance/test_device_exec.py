@@ -50,12 +50,14 @@ def container_file(server: LabServer, node: str) -> Path:
     return found
 
 
-def marked(*words: str) -> list[psutil.Process]:
-    """Processes of commands in nodes whose command line has these words."""
-    found = []
+def marked(server: LabServer, *words: str) -> list[psutil.Process]:
+    """Processes of commands in a server's nodes whose command line has these words."""
+    found, programs = [], str(server.fake.state / "programs")
     for process in psutil.process_iter():
         try:
-            if MARK_VARIABLE in process.environ() and set(words) <= set(process.cmdline()):
+            environment = process.environ()
+            ours = MARK_VARIABLE in environment and programs in environment["PATH"].split(":")
+            if ours and set(words) <= set(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue
@@ -159,26 +161,26 @@ def test_a_command_that_takes_too_long_is_ended_with_all_that_it_has_started(
     assert answer.status_code == 408
     assert answer.json()["detail"] == "the command did not end within 1 s, and was ended"
     assert time.monotonic() - began < 10
-    assert marked("sleep", command) == []
+    assert marked(server, "sleep", command) == []
 
 
 def test_a_client_that_goes_away_ends_its_command(server: LabServer, session: str) -> None:
     with server.client(session) as client, pytest.raises(httpx.ReadTimeout):
         client.post("/lab/devices/r1/exec", json={"command": "sleep 310"}, timeout=httpx.Timeout(10, read=1))
-    wait_until(lambda: not marked("sleep", "310"), 10, "the command goes on")
+    wait_until(lambda: not marked(server, "sleep", "310"), 10, "the command goes on")
 
 
 def test_the_end_of_the_lab_ends_commands(server: LabServer, session: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(execute, server, session, command="sleep 320")
-        wait_until(lambda: marked("sleep", "320"), 10, "the command does not begin")
+        wait_until(lambda: marked(server, "sleep", "320"), 10, "the command does not begin")
         with server.client(session) as client:
             assert client.post("/lab/release").status_code == 204
         began = time.monotonic()
         answer = running.result(20)
     assert (answer.status_code, answer.json()["detail"]) == (404, "the lab has ended meanwhile")
     assert time.monotonic() - began < 5
-    assert marked("sleep", "320") == []
+    assert marked(server, "sleep", "320") == []
 
 
 def test_the_end_of_the_server_ends_commands(tmp_path: Path) -> None:
@@ -186,11 +188,11 @@ def test_the_end_of_the_server_ends_commands(tmp_path: Path) -> None:
         session = server.join()
         assert server.acquire(session, topology_text(1)).status_code == 200
         running = pool.submit(execute, server, session, command="sleep 330")
-        wait_until(lambda: marked("sleep", "330"), 10, "the command does not begin")
+        wait_until(lambda: marked(server, "sleep", "330"), 10, "the command does not begin")
         assert server.stop() == 0
         answer = running.result(20)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
-        assert marked("sleep", "330") == []
+        assert marked(server, "sleep", "330") == []
         server.start()
         with server.client(session) as client:
             client.delete("/lab")

@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
 from tests.device_network import (
     ECHO,
@@ -35,6 +35,7 @@ from tests.device_network import (
 )
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
+from tests.websocket import open_websocket
 
 pytestmark = needs_network
 CUT_WITHIN = 2.0
@@ -59,14 +60,8 @@ def session(server: LabServer) -> Iterator[str]:
 
 
 def open_connection(server: LabServer, session: str, node: str = "r1", port: int | str = ECHO) -> ClientConnection:
-    return connect(
-        f"ws://127.0.0.1:{server.port}/lab/devices/{node}/tcp/{port}",
-        additional_headers={"X-Session-ID": session},
-        compression=None,
-        max_size=None,
-        open_timeout=30,
-        legacy=True,
-    )
+    url = f"ws://127.0.0.1:{server.port}/lab/devices/{node}/tcp/{port}"
+    return open_websocket(url, X_Session_ID=session)
 
 
 def refusal(server: LabServer, session: str, node: str = "r1", port: int | str = ECHO) -> tuple[int, str]:
@@ -214,7 +209,7 @@ def test_a_request_that_asks_for_no_websocket_is_told(server: LabServer, session
 def test_a_websocket_elsewhere_is_refused(server: LabServer, session: str) -> None:
     for path in ("/lab", "/lab/log", "/healthz", "/nothing"):
         with pytest.raises(InvalidStatus) as refused:
-            connect(f"ws://127.0.0.1:{server.port}{path}", additional_headers={"X-Session-ID": session}, legacy=True)
+            open_websocket(f"ws://127.0.0.1:{server.port}{path}", X_Session_ID=session)
         assert refused.value.response.status_code == 403
 
 

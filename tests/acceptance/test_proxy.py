@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 from neops_remote_lab.client import RemoteLabClient
 from neops_remote_lab.client.access import Access, Credentials
@@ -26,6 +25,7 @@ from tests.fakes import topology_text, wait_until
 from tests.nginx import Nginx, needs_nginx, running_nginx
 from tests.plugin import queue
 from tests.server import LabServer, running_server
+from tests.websocket import open_websocket
 
 pytestmark = needs_nginx
 WAYS = ("certificate", "password", "token")
@@ -218,14 +218,14 @@ def test_connections_to_devices_get_through(proxy: Nginx, host: LabServer) -> No
             ]
         address = f"wss://localhost:{proxy.port}/lab/devices/r1/tcp"
         with pytest.raises(InvalidStatus) as refused:
-            connect(f"{address}/{ECHO}", ssl=context, additional_headers=headers, legacy=True)
+            open_websocket(f"{address}/{ECHO}", ssl=context, **headers)
         assert refused.value.response.status_code == 404
         assert json.loads(bytes(refused.value.response.body))["detail"].startswith("no lab is running")
         assert client.post(
             "/lab", files={"topology": ("lab.yml", device_network.topology(1))}, headers={"X-Session-ID": session}
         ).is_success
         with nodes_that_answer(host.fake):
-            connection = connect(f"{address}/{ECHO}", ssl=context, additional_headers=headers, legacy=True)
+            connection = open_websocket(f"{address}/{ECHO}", ssl=context, **headers)
             connection.send(b"x" * 1_000_000)
             received = 0
             while received < 1_000_000:
