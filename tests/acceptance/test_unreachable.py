@@ -175,5 +175,5 @@ def test_the_command_says_that_something_else_answers(tmp_path: Path) -> None:
         finally:
             process.terminate()
     assert shown.returncode == 1
-    assert "An index: that is no answer of a lab server" in shown.stderr
+    assert "An index: this is not a response of a lab server" in shown.stderr
     assert "<" not in shown.stderr

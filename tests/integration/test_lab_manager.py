@@ -474,7 +474,7 @@ def test_a_host_that_cannot_be_looked_at_counts_as_not_clean(
     topology = write()
     manager.acquire(topology)
     host.control(docker_unreachable=True)
-    with pytest.raises(RuntimeError, match="cannot be told"):
+    with pytest.raises(RuntimeError, match="cannot be queried"):
         manager.release(topology)
     host.control()
     assert manager.tear_down() == []

@@ -145,7 +145,9 @@ def test_a_newer_schema_is_refused_with_a_sentence(file: Path) -> None:
     migrate(url(file))
     sql(file, "UPDATE alembic_version SET version_num = '9999'")
     before = file.read_bytes()
-    with pytest.raises(RuntimeError, match="schema 9999, which this version does not know: it was made by a newer one"):
+    with pytest.raises(
+        RuntimeError, match="schema 9999, which this version does not know: it was created by a newer one"
+    ):
         migrate(url(file))
     assert file.read_bytes() == before
 
@@ -153,7 +155,7 @@ def test_a_newer_schema_is_refused_with_a_sentence(file: Path) -> None:
 def test_the_database_of_another_program_is_refused_with_a_sentence(file: Path) -> None:
     file.parent.mkdir()
     sql(file, "CREATE TABLE recipes (name TEXT)")
-    with pytest.raises(RuntimeError, match="no database of neops-remote-lab: it has the table recipes"):
+    with pytest.raises(RuntimeError, match="not a database of neops-remote-lab: it has the table recipes"):
         migrate(url(file))
     assert set(schema(file)) == {"table recipes"}
 

@@ -39,7 +39,7 @@ def answer(status: int, path: str = "/session", **options: Any) -> httpx.Respons
             "redirected to https://sso.example.net/login: if that is a login",
         ),
         ("/login#s3cret", "redirected to http://lab/login: if that is a login page"),
-        ("http://[::1", "redirected to something that is no address"),
+        ("http://[::1", "redirected to something that is not an address"),
     ],
 )
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -97,7 +97,7 @@ def test_an_answer_of_a_proxy_says_what_to_set(status: int, text: str, variable:
 
 @pytest.mark.parametrize("options", [{"html": PAGE}, {"json": {"no": "queue"}}, {}, {"content": b"\xff"}])
 def test_a_success_of_something_else_is_no_answer_of_a_lab_server(options: dict[str, Any]) -> None:
-    with pytest.raises(httpx.DecodingError, match="that is no answer of a lab server") as caught:
+    with pytest.raises(httpx.DecodingError, match="this is not a response of a lab server") as caught:
         parsed(answer(200, **options), QueueDto)
     assert "<" not in str(caught.value)
 

@@ -894,7 +894,7 @@ def test_what_a_proxy_answers_for_a_while_is_ridden_out(
 
 def test_a_page_in_the_place_of_an_answer_is_no_traceback(server: ScriptedServer, connect: Connect) -> None:
     server.script(JOIN, httpx.Response(200, html="<title>Please log in</title>"))
-    with pytest.raises(httpx.HTTPError, match="200: Please log in: that is no answer of a lab server"):
+    with pytest.raises(httpx.HTTPError, match="200: Please log in: this is not a response of a lab server"):
         connect()
 
 

@@ -78,7 +78,7 @@ def test_it_ends_with_the_session(tmp_path: Path) -> None:
 def test_it_ends_without_a_call_when_the_session_is_forgotten(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.state.forget(scene.kept)
-    assert scene.run() == "the session is no longer remembered"
+    assert scene.run() == "the state file of the session was removed or replaced"
     assert scene.calls == []
 
 
@@ -86,7 +86,7 @@ def test_it_leaves_alone_what_has_taken_the_place_of_its_session(tmp_path: Path)
     scene = Scene(tmp_path)
     later = scene.kept.model_copy(update={"session_id": "fedcba9876543210"})
     scene.state.save(later)
-    assert scene.run() == "the session is no longer remembered"
+    assert scene.run() == "the state file of the session was removed or replaced"
     assert scene.state.find(URL) == later
 
 

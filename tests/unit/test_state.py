@@ -68,7 +68,7 @@ def test_a_file_of_another_version_is_as_none(state: StateDirectory, text: str) 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "-a", ".a", "a" * 65, "a\n"])
 def test_a_name_that_is_none_for_a_file_is_refused(state: StateDirectory, name: str) -> None:
-    with pytest.raises(InvalidSetting, match="is no name for a session"):
+    with pytest.raises(InvalidSetting, match="is not a valid name for a session"):
         state.find(URL, name)
 
 

@@ -179,7 +179,7 @@ class UploadReceiver:
         for relative in {PurePosixPath(name) for name in self._executable - self._ignored}:
             if relative not in self._extra:
                 shown = str(relative)[:MAX_SHOWN]
-                raise _invalid(f"the field 'executable' names {shown!r}, which is no extra file of this upload")
+                raise _invalid(f"the field 'executable' names {shown!r}, which is not an extra file of this upload")
             make_executable(self._staging / relative)
             self._extra[relative] += EXECUTABLE_MARK
 

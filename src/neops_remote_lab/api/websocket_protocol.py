@@ -58,5 +58,5 @@ def protocol(send_timeout: float) -> type[asyncio.Protocol]:
     Args:
         send_timeout: seconds after which a client that does not read is disconnected.
     """
-    made = type(WebSocketProtocol.__name__, (WebSocketProtocol,), {"send_timeout": send_timeout})
-    return cast("type[asyncio.Protocol]", made)
+    subclass = type(WebSocketProtocol.__name__, (WebSocketProtocol,), {"send_timeout": send_timeout})
+    return cast("type[asyncio.Protocol]", subclass)

@@ -157,7 +157,7 @@ def hold_host(lock_dir: Path, identity: Mapping[str, Any]) -> HostLock:
         lock.remove_note()  # an old note would name the wrong server
         sys.stderr.write(
             f"{PROGRAM}: no note can be written in {lock_dir}: {error.strerror or error}. "
-            "The lock works without it, but a second server cannot say who runs this one\n"
+            "The lock works without it, but a second server cannot report who runs this one\n"
         )
     return lock
 
@@ -171,7 +171,7 @@ def hold_work_dir(work_dir: Path, identity: Mapping[str, Any]) -> FileLock:
     except OSError as error:
         if error.filename is None:  # raised by us, with a complete message
             refuse(str(error.strerror))
-        refuse(f"the work directory {work_dir} cannot be made: {error.strerror}. Name another with --work-dir")
+        refuse(f"the work directory {work_dir} cannot be created: {error.strerror}. Name another with --work-dir")
 
 
 def _identity(settings: ServerSettings) -> dict[str, Any]:
@@ -196,10 +196,12 @@ def user_name() -> str:
 def _holder(lock_file: str) -> str:
     try:
         known = json.loads(read_note(lock_file) or "")
-        told = "pid {pid} of user {user} on {host}, at {address}, version {version}, started {started}".format(**known)
+        holder = "pid {pid} of user {user} on {host}, at {address}, version {version}, started {started}".format(
+            **known
+        )
     except (ValueError, KeyError, TypeError):
         return f"its note beside {lock_file} cannot be read"
-    return one_line(told)
+    return one_line(holder)
 
 
 def serve(settings: ServerSettings, service: ServiceSettings) -> None:

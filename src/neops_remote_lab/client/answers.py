@@ -62,7 +62,7 @@ def parsed(response: httpx.Response, model: type[T]) -> T:
     except ValidationError:
         text = _first_line(response) or "an empty answer"
         message = (
-            f"{name_of(response)}: {response.status_code}: {text}: that is no answer of a lab server. "
+            f"{name_of(response)}: {response.status_code}: {text}: this is not a response of a lab server. "
             "Is the address right, and does a proxy ask for a login?"
         )
         raise httpx.DecodingError(message, request=response.request) from None
@@ -96,7 +96,7 @@ def _redirect(response: httpx.Response) -> str:
     try:
         to = request.url.join(response.headers["Location"])
     except (httpx.InvalidURL, ValueError):
-        return "redirected to something that is no address"
+        return "redirected to something that is not an address"
     shown = without_session(hide_secrets(str(to)))
     path = request.extensions.get(CALL_PATH, "")
     if path and shown.endswith(without_session(path)):

@@ -49,7 +49,7 @@ def _extract(archive: bytes, directory: Path) -> str:
                 raise ValueError(f"the artifacts are more than {MAX_BYTES} bytes or {MAX_FILES} files")
             path = PurePosixPath(member.name)
             if not member.isreg() or path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
-                raise ValueError(f"the artifacts have {member.name!r}, which is no file of a lab")
+                raise ValueError(f"the artifacts have {member.name!r}, which is not a file of a lab")
             tops.add(path.parts[0])
             file.extract(member, directory)
     if len(tops) != 1:

@@ -122,7 +122,7 @@ class Keeper:
     def _reason_to_end(self) -> str | None:
         found = self._state.find(self._kept.url, self._kept.name)
         if found is None or found.session_id != self._kept.session_id:
-            return "the session is no longer remembered"
+            return "the state file of the session was removed or replaced"
         try:
             reason = self._reason_to_leave()
             if reason is not None:

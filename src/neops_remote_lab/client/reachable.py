@@ -27,21 +27,21 @@ _NO_HOST_KEYS: Final = {
 
 
 class Port(Protocol):
-    """What leads to a port of a device, for as long as its context lasts."""
+    """An address that leads to a port of a device while its context is open."""
 
     @property
     def host(self) -> str:
-        """An address that this machine reaches."""
+        """An address that this machine can reach."""
 
     @property
     def port(self) -> int:
-        """The TCP port there."""
+        """The TCP port at that address."""
 
     def __enter__(self) -> Self:
-        """The port itself."""
+        """Return the port."""
 
     def __exit__(self, *_: object) -> None:
-        """It may not lead there any more."""
+        """Close the address; nothing needs to lead to the device any more."""
 
 
 @contextmanager

@@ -93,8 +93,8 @@ class StateDirectory:
         """
         if not _NAME.fullmatch(name):
             raise InvalidSetting(
-                f"{name!r} is no name for a session: it begins with a letter or a digit, and has up to 64 letters, "
-                "digits, '_', '.' and '-'"
+                f"{name!r} is not a valid name for a session: it begins with a letter or a digit, and has up to "
+                "64 letters, digits, '_', '.' and '-'"
             )
         digest = hashlib.sha256(url.encode()).hexdigest()[:_DIGEST_LENGTH]
         return self.directory / f"{name}-{digest}{suffix}"

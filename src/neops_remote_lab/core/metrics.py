@@ -18,11 +18,11 @@ _SECONDS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric, as Prometheus and the documentation are told of it.
+    """The definition of a metric, for Prometheus and for the documentation.
 
     Attributes:
-        name: its name without the prefix.
-        labels: the values that each label can have.
+        name: name without the prefix.
+        labels: possible values by label.
     """
 
     type: Literal["counter", "gauge", "histogram"]
@@ -69,11 +69,11 @@ FAMILIES: Final = (
     *(LAB_STATE, LAB_REFERENCES, LAB_START, LAB_TEARDOWN),
     *(QUARANTINED, DATABASE_WAL),
 )
-"""All of them, for the documentation."""
+"""All metrics, for the documentation."""
 
 
 class Metrics:
-    """Counts what happens. A registry of its own, so that two applications in one process do not meet."""
+    """The metrics of one application. Each has its own registry, so that several can run in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -90,7 +90,7 @@ class Metrics:
         self._joined.inc()
 
     def became_active(self, waited: float) -> None:
-        """A session became active after so many seconds."""
+        """A session became active after waiting for `waited` seconds."""
         self._wait.observe(waited)
 
     def ended(self, code: EndCode, held: float | None) -> None:

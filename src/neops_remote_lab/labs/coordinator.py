@@ -227,7 +227,7 @@ class LabCoordinator:
         except FileNotFoundError:
             return None  # netlab is not installed, which is reported elsewhere
         except (subprocess.SubprocessError, OSError, ValueError) as error:
-            return f"it cannot be told whether a lab can start: {scrub(failure(error))}"
+            return f"the server cannot determine whether a lab can start: {scrub(failure(error))}"
 
     # Letting go
 

@@ -315,7 +315,7 @@ def _read_file(path: Path, name: str, most: int) -> Entry:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("no regular file")
+            raise ValueError("not a regular file")
         if status.st_size > most:
             raise ValueError(f"more than {most} bytes (--max-artifact-bytes on the lab host)")
         return Entry(name, file.read(most), 0o755 if status.st_mode & stat.S_IXUSR else 0o644)

@@ -28,7 +28,7 @@ INSTANCE_IN_USE: Final = ('aborting "netlab up" request', "lab instance already 
 """netlab's messages when its instance is already registered for another directory."""
 MAX_NAMED: Final = 5
 """Maximum number of containers named in a message."""
-UNKNOWN_LEFTOVERS: Final = "something that cannot be told, because the host cannot be asked ({reason}),"
+UNKNOWN_LEFTOVERS: Final = "something unknown, because the host cannot be queried ({reason}),"
 """Reported in place of leftovers when listing them fails."""
 
 

@@ -175,5 +175,5 @@ def _holder(lock_file: str) -> str:
         note = json.loads(read_note(lock_file) or "")
         holder = "pid {pid} of user {user}, since {created}".format(**note)
     except (ValueError, LookupError, TypeError):
-        holder = "it has left no note"
+        holder = "unknown, because its note cannot be read"
     return f"another process of this host holds its lab: {one_line(holder)}"

@@ -129,7 +129,7 @@ def hold_server_lock(root: Path, note: Mapping[str, Any]) -> FileLock:
         lock.acquire(blocking=False)
     except Timeout:
         known = _read(path)
-        named = one_line(", ".join(f"{key} {value}" for key, value in known.items())) or "it has left no note"
+        named = one_line(", ".join(f"{key} {value}" for key, value in known.items())) or "its note cannot be read"
         raise BlockingIOError(f"another server uses the work directory {root}: {named}") from None
     path.unlink(missing_ok=True)
     _write(path, dict(note))

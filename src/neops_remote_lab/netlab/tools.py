@@ -42,7 +42,7 @@ def _version(command: str, argument: str, timeout: float, interrupt: threading.E
             [argument], command=command, timeout=timeout, niceness=VERSION_NICENESS, interrupt=interrupt
         )
     except (subprocess.SubprocessError, OSError) as error:
-        return f"at {path} does not tell its version ({_first_line(failure(error))})"
+        return f"at {path} does not report its version ({_first_line(failure(error))})"
     found = _VERSION.search(printed)
     return f"{found[1] if found else 'of an unknown version'} ({path})"
 
@@ -81,7 +81,7 @@ def _netlab_problems(netlab: NetlabCommands, interrupt: threading.Event) -> list
     try:
         wrong = netlab.wrong_defaults(interrupt)
     except (subprocess.SubprocessError, OSError) as error:
-        return [f"it cannot be told whether netlab accepts a topology: {_first_line(failure(error))}"]
+        return [f"cannot determine whether netlab accepts a topology: {_first_line(failure(error))}"]
     if wrong is None:
         return []
     return [f"netlab rejects every topology, because of this host's own defaults: {_first_line(wrong)}"]

@@ -41,7 +41,7 @@ def migrate(url: str) -> None:
         except CommandError:
             raise RuntimeError(
                 f"the database {parsed.database} has schema {revision}, which this version does not know: "
-                "it was made by a newer one. Install that version again, or name another file with --database"
+                "it was created by a newer one. Install that version again, or name another file with --database"
             ) from None
     try:
         command.upgrade(config, "head")
@@ -55,7 +55,7 @@ def _revision(url: URL) -> str | None:
         if "alembic_version" not in tables:
             if tables:
                 raise RuntimeError(
-                    f"{url.database} is no database of neops-remote-lab: it has the table {min(tables)}. "
+                    f"{url.database} is not a database of neops-remote-lab: it has the table {min(tables)}. "
                     "Name another file with --database"
                 )
             return None
