@@ -416,3 +416,19 @@ def test_a_run_loads_nothing_of_the_server(project: pytest.Pytester, machine: Ma
         """
     )
     project.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.usefixtures("machine")
+@ALONE_AND_XDIST
+def test_the_lab_of_a_failed_test_is_kept(project: pytest.Pytester, options: list[str]) -> None:
+    project.makepyfile(test_it="def test_1(shared): assert False\ndef test_2(shared): pass")
+    result = project.runpytest_subprocess("--remote-lab-keep-on-failure=2s", *options)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "remote lab: shared is kept for 2 s:",
+            "  r1: 192.168.*",
+            "  Ctrl-C ends the run",
+            "remote lab: shared is no longer kept: the time is over",
+        ]
+    )

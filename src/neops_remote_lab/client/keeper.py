@@ -69,7 +69,7 @@ def start(kept: KeptSession, url: str, credentials: Credentials | None = None) -
 
 def stop(kept: KeptSession) -> None:
     """End the process that keeps a session alive, if the recorded process is still running."""
-    process = kept.keeper.find() if kept.keeper else None
+    process = kept.keeper.find() if kept.keeper and kept.origin == "up" else None  # else it is a test run
     if process is None:
         return
     try:

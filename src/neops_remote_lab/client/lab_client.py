@@ -26,6 +26,7 @@ from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.health import DebugHealthDto
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto
+from neops_remote_lab.models.queue import QueueDto
 from neops_remote_lab.models.session import SessionStatusResponseDto
 
 if TYPE_CHECKING:
@@ -205,6 +206,16 @@ class RemoteLabClient:
         except BaseException:
             self.close()
             raise
+
+    def queue(self) -> QueueDto:
+        """The queue as all users see it. The server is asked once.
+
+        Raises:
+            httpx.HTTPError: the server refused, or cannot be reached.
+        """
+        answer = self._server.try_once("GET", "/queue", timeout=self.request_timeout)
+        raise_for_error(answer)
+        return parsed(answer, QueueDto)
 
     def server_version(self) -> str | None:
         """The version of the server, requested once; None if the server does not report it."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from neops_remote_lab.testing import xdist
+from neops_remote_lab.testing import neighbours, xdist
 from neops_remote_lab.testing.sources import OFF, ON, Sources
 
 if TYPE_CHECKING:
@@ -66,9 +66,8 @@ class ArtifactKeeper:
         wanted = self._mode == ON or (self._mode != OFF and report.failed)
         if not wanted or not hasattr(client, "artifacts"):  # a client from a conftest file may not support it
             return None
-        if report.failed and hasattr(item.config.hook, "pytest_timeout_cancel_timer"):
-            # pytest-timeout itself does this later, after the report
-            item.config.hook.pytest_timeout_cancel_timer(item=item)
+        if report.failed:
+            neighbours.stop_timer(item)  # pytest-timeout itself does this later, after the report
         if self._kept is None:
             self._kept = self._fetch(item, client)
         path, told = self._kept

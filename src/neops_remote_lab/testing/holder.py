@@ -60,6 +60,7 @@ class LabHolder:
         self._latest: pytest.Item | None = None
         self._failed_for: pytest.Item | None = None
         self._start: float | None = None
+        self._is_spoilt = False
 
     @contextmanager
     def lend(self, spec: LabSpec, request: pytest.FixtureRequest) -> Iterator[list[DeviceInfoDto]]:
@@ -82,6 +83,15 @@ class LabHolder:
             if not spec.reuse_lab:
                 self.let_go()
 
+    @property
+    def devices(self) -> list[DeviceInfoDto]:
+        """The devices of the held lab."""
+        return self._devices
+
+    def spoil(self) -> None:
+        """Let no later test have the held lab, because somebody may have changed it."""
+        self._is_spoilt = self._held is not None
+
     def lab_of(self, item: pytest.Item) -> LabSpec | None:
         """The held lab if a test uses it, whether the test declared it or requested it at run time."""
         held = self._held
@@ -103,9 +113,9 @@ class LabHolder:
         A lab that was requested at run time is kept until another one is needed, because later tests may request it.
         """
         held = self._held
-        if held is None or any(held.shares_with(spec) for spec in specs):
+        if held is None or (not self._is_spoilt and any(held.shares_with(spec) for spec in specs)):
             return
-        if self._declared or self._workers.passes_labs_on:
+        if self._is_spoilt or self._declared or self._workers.passes_labs_on:
             self.let_go()
 
     def let_go(self, timeout: float | None = None) -> None:
@@ -122,11 +132,12 @@ class LabHolder:
             self._close_forwards()
         finally:
             try:
-                if spec.reuse_lab and self._workers.is_needed(spec.key):
+                if spec.reuse_lab and not self._is_spoilt and self._workers.is_needed(spec.key):
                     self.client.hand_over()
                 else:
                     self._release(spec, timeout)
             finally:
+                self._is_spoilt = False
                 self._workers.drop()
 
     def _end_loans(self) -> None:

@@ -26,6 +26,12 @@ SETTINGS: dict[str, tuple[str, str | None, str]] = {
     "acquisition_timeout": ("SECONDS", "600", "seconds until a lab is free and running"),
     "unreachable_timeout": ("SECONDS", "120", "seconds for which calls to an unreachable server are retried"),
     "retries": ("NUMBER", "0", "how often a lab that failed to start is started again"),
+    "keep_on_failure": (
+        "DURATION",
+        "off",
+        "how long the lab of the first failed test is kept while no other session waits, such as `90s` or `2h`; "
+        "the flag alone: `30m`",
+    ),
     "access": (
         "ACCESS",
         None,
@@ -44,6 +50,10 @@ SETTINGS: dict[str, tuple[str, str | None, str]] = {
     ),
 }
 """For each setting: kind of value, default, and description, in the order of help and documentation."""
+
+
+ALONE = {"keep_on_failure": "30m"}
+"""Flags that may stand alone, and the value that they have then."""
 
 
 def flag(name: str) -> str:
@@ -66,7 +76,8 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("remote lab", "labs of neops-remote-lab")
     for name, (kind, default, meaning) in SETTINGS.items():
         text = f"{meaning.replace('`', '')} (default: {default or 'none'}; {variable(name)})"
-        group.addoption(flag(name), metavar=kind, type=_checked(kind), help=text)
+        alone: dict[str, str] = {"nargs": "?", "const": ALONE[name]} if name in ALONE else {}
+        group.addoption(flag(name), metavar=kind, type=_checked(kind), help=text, **alone)
         parser.addini(key(name), f"see {flag(name)}", default="")
 
 

@@ -42,6 +42,10 @@ class Progress(ABC):
         """Show the phase of the start of that lab."""
 
     @abstractmethod
+    def keep(self, lab: str, seconds: float) -> None:
+        """Show that a lab is kept for the user, for so many seconds at most."""
+
+    @abstractmethod
     def idle(self) -> None:
         """Show that the process is no longer waiting."""
 
@@ -49,6 +53,15 @@ class Progress(ABC):
     def starting(self, lab: str) -> Iterator[None]:
         """A context in which the process waits for a lab."""
         self.start(lab)
+        try:
+            yield
+        finally:
+            self.idle()
+
+    @contextmanager
+    def keeping(self, lab: str, seconds: float) -> Iterator[None]:
+        """A context in which a lab is kept for the user."""
+        self.keep(lab, seconds)
         try:
             yield
         finally:
@@ -77,6 +90,9 @@ class RelayedProgress(Progress):
 
     def phase(self, phase: str) -> None:
         self._relay("phase", phase)
+
+    def keep(self, lab: str, seconds: float) -> None:
+        self._relay("keep", (lab, seconds))
 
     def idle(self) -> None:
         self._relay("idle", None)
@@ -120,6 +136,12 @@ class ShownProgress(Progress):
         lab = self._lab
         self._board.wait(self._source, (lab, self._starts, phase), lambda _: f"{lab}: {phase}", short=SHORT)
 
+    def keep(self, lab: str, seconds: float) -> None:
+        def describe(since: float) -> str:
+            return f"{lab} is kept for {duration(max(seconds - since, 0))} more: `neops-remote-lab down` lets it go"
+
+        self._board.wait(self._source, None, describe)
+
     def idle(self) -> None:
         self._board.end(self._source)
 
@@ -130,6 +152,8 @@ class ShownProgress(Progress):
                 self.queued(SessionStatusResponseDto.model_validate(status))
             case "idle", _:
                 self.idle()
+            case "keep", (lab, seconds):
+                self.keep(lab, seconds)
             case ("note" | "start" | "phase") as name, argument:
                 getattr(self, name)(argument)
 

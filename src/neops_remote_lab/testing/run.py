@@ -24,16 +24,20 @@ from neops_remote_lab.testing.labs import (
     topologies_of,
     url_of,
 )
+from neops_remote_lab.testing.neighbours import is_to_be_repeated
 from neops_remote_lab.testing.sources import Sources
 
 if TYPE_CHECKING:  # a run may declare labs but select none of their tests; httpx and pydantic are slow to import
     from neops_remote_lab.testing.holder import LabHolder
+    from neops_remote_lab.testing.keep import LabKeeper
     from neops_remote_lab.testing.progress import Progress
     from neops_remote_lab.testing.session import LabClient, LabSession
     from neops_remote_lab.testing.workers import LabsOfOneProcess
 
 _CLIENT_FIXTURE = "remote_lab_client"
 _PLUGIN = "neops_remote_lab.testing.plugin"
+_failed = pytest.StashKey[pytest.TestReport | None]()
+"""The report of a test's failure before its teardown."""
 
 
 class LabRun:
@@ -48,6 +52,8 @@ class LabRun:
         self._session = session
         self._artifacts = ArtifactKeeper(session.config)
         self._wants_summary = summary.file_of(session.config) is not None
+        self._keep_seconds: float = Sources.of(session.config).value("keep_on_failure")
+        self._keeper: LabKeeper | None = None
         if not xdist.is_worker(session.config):
             failures.register(session.config)
         self._lab_sessions: dict[str | None, LabSession] = {}
@@ -109,6 +115,7 @@ class LabRun:
         labs, client = labs_of(item), definition_of(item, _CLIENT_FIXTURE)
         self._artifacts.begin(item)
         failures.begin(item)
+        item.stash[_failed] = None
         # A client from a conftest file has a session of its own. Without an address, the fixture reports the error.
         ours = client is not None and client.func.__module__ == _PLUGIN
         url = url_of(item)
@@ -132,6 +139,8 @@ class LabRun:
         has_ended = call.when == "call" or (call.when == "setup" and report.failed)
         if has_ended and holder is not None and holder.can_explain(item):
             artifacts = self._artifacts.keep(item, report, holder.client)
+        if has_ended and report.failed:
+            item.stash[_failed] = report
         lab = (holder and holder.lab_of(item)) or next(iter(labs_of(item)), None)
         if lab is not None and self._wants_summary:
             start = holder.take_start() if holder else None
@@ -144,14 +153,49 @@ class LabRun:
     def pytest_runtest_teardown(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        """Release a shared lab after its last test."""
+        """Keep the lab of a failed test while its fixtures live, if wanted. Release a lab after its last test."""
         for spec in labs_of(item):
             self._workers_of(url_of(item)).finish(spec.key, item.nodeid)
+        self._keep_lab_of(item)
         try:
             return (yield)
         finally:
             if nextitem is not None:
                 self._release_for(nextitem)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_exception_interact(self, node: pytest.Item | pytest.Collector) -> None:
+        """Show how to reach the lab before the debugger of `--pdb` starts."""
+        if isinstance(node, pytest.Item) and node.config.option.usepdb:
+            self._open_lab_of(node)
+
+    def _keep_lab_of(self, item: pytest.Item) -> None:
+        try:
+            # With --pdb, the lab was kept for as long as the debugger ran.
+            if self._open_lab_of(item) and self._keeper and not item.config.option.usepdb:
+                self._keeper.wait()
+        finally:
+            if self._keeper and self._keeper.close():
+                self._keep_seconds = 0
+                if self._holder:
+                    self._holder.spoil()
+
+    def _open_lab_of(self, item: pytest.Item) -> bool:
+        """Open the lab of a failed test to the user, if that is wanted and the first one of the run."""
+        report, holder = item.stash.get(_failed, None), self._holder
+        spec = holder.lab_of(item) if holder else None
+        if not (self._keep_seconds and report and holder and spec) or is_to_be_repeated(item):
+            return False
+        from neops_remote_lab.testing.keep import LabInUse, LabKeeper  # noqa: PLC0415 - few runs need it
+
+        if self._keeper is None:
+            self._keeper = LabKeeper(self._keep_seconds, self._progress)
+        if not self._keeper.is_open and self._workers.has_kept():
+            return False
+        is_open = self._keeper.open(item, report, LabInUse(spec, holder.client, holder.devices))
+        if is_open:
+            self._workers.note_kept()
+        return is_open
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:

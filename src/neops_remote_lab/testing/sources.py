@@ -13,6 +13,7 @@ from neops_remote_lab.testing.labs import ACCESSES, URL_MARKER
 from neops_remote_lab.testing.options import LOCAL, SETTINGS, flag, key, variable
 
 MOST_DIGITS: Final = 6
+UNITS: Final = {"s": 1, "m": 60, "h": 3600}
 
 
 def seconds(text: str) -> float:
@@ -24,6 +25,16 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise ValueError("must be a number of seconds above 0")
     return value
+
+
+def period(text: str) -> float:
+    """Parse a number with a unit, in seconds; 0 for `off`."""
+    if text == OFF:
+        return 0
+    count, unit = text[:-1], text[-1:]
+    if unit not in UNITS or not (count.isascii() and count.isdecimal()):
+        raise ValueError("must be a duration such as 90s, 30m or 2h, or off; write it as =30m if an argument follows")
+    return int(count[:MOST_DIGITS]) * UNITS[unit]
 
 
 def number(text: str) -> int:
@@ -57,6 +68,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "DIRECTORY": str,
     "SECONDS": seconds,
     "NUMBER": number,
+    "DURATION": period,
     "WHEN": when,
     "ACCESS": access,
 }

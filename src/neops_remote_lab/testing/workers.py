@@ -6,6 +6,7 @@ The workers of one machine share a directory that the controller creates. It con
 - `lab.json`: the running lab and its reference, written under that lock, so that the next worker can use or release it.
 - `waiting/`: one file per waiting worker, with the number of its test, and a lock that shows whether it is alive.
 - `done/`: one file per test that is done with its lab, to find out whether the lab is still needed.
+- `kept`: exists once the lab of a failed test was kept for the user, which happens once in a run.
 - `failed/`: one file per lab that failed to start, so that it is not started again for each of its tests.
 
 A worker on another machine has no such directory. It never shares a lab, and the server keeps its labs separate.
@@ -57,6 +58,7 @@ class LabsOfOneProcess:
 
     def __init__(self) -> None:
         self._failures: dict[str, str] = {}
+        self._has_kept = False
 
     def for_host(self, url: str | None) -> Self:  # noqa: ARG002 - used by a subclass
         """The implementation for the labs of another lab host, which a marker names. It shares the lock of this one."""
@@ -78,6 +80,14 @@ class LabsOfOneProcess:
     def is_needed(self, key: str) -> bool:  # noqa: ARG002 - for the class below
         """Whether another worker may still need this lab."""
         return False
+
+    def has_kept(self) -> bool:
+        """Whether the run has kept the lab of a failed test for its user."""
+        return self._has_kept
+
+    def note_kept(self) -> None:
+        """Remember that it has."""
+        self._has_kept = True
 
     def failure(self, key: str) -> str | None:
         """Why a lab failed to start in this run; None if it did not fail."""
@@ -157,6 +167,12 @@ class LabsAmongWorkers(LabsOfOneProcess):
             return True  # tests request it at run time, so their number is unknown
         done = self._done(key)
         return len(list(done.iterdir()) if done.exists() else []) < self._tests[key] * self._copies
+
+    def has_kept(self) -> bool:
+        return (self._directory / "kept").exists()
+
+    def note_kept(self) -> None:
+        (self._directory / "kept").touch()
 
     def failure(self, key: str) -> str | None:
         return _read(self._directory / "failed" / self._name_of(key))
