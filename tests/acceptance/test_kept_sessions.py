@@ -155,7 +155,7 @@ def test_a_signal_leaves_the_queue(shell: Shell, lab_server: LabServer, number: 
     [
         (["no.yml"], "no.yml: No such file or directory"),
         (["ospf.yml", "--file", "nothing"], "there is no extra file 'nothing'"),
-        (["ospf.yml", "--session", "../up"], "'../up' is no name"),
+        (["ospf.yml", "--session", "../up"], "'../up' is not a valid name"),
         (["ospf.yml", "--session-timeout", "soon"], "--session-timeout"),
         (["ospf.yml", "--url", "lab-host"], "--url"),
         (["ospf.yml", "--", "true"], "-- true"),
