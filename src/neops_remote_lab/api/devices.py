@@ -27,6 +27,7 @@ from neops_remote_lab.api.requests import (
     while_connected,
 )
 from neops_remote_lab.api.responses import escape
+from neops_remote_lab.core.ports import LAST_PORT
 from neops_remote_lab.labs.accesses import LabAccess, TooMany
 from neops_remote_lab.labs.devices import Devices
 from neops_remote_lab.labs.settings import DeviceSettings
@@ -35,7 +36,6 @@ from neops_remote_lab.netlab.node_commands import Completed
 from neops_remote_lab.netlab.nodes import Node
 from neops_remote_lab.netlab.terminals import MAX_SIDE, Size
 
-LAST_PORT: Final = 65535
 PIECE_LENGTH: Final = 64 * 1024
 """Characters of a command's output that are escaped at a time."""
 

@@ -85,6 +85,12 @@ def add_session_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_session_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that select a session of the user's: its server and its name."""
+    add_url_flag(parser)
+    add_session_flag(parser)
+
+
 def add_lab_flags(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that select a lab and a server, and the timeouts."""
     parser.add_argument("topology", metavar="TOPOLOGY", type=Path, help="netlab topology file, .yml or .yaml")

@@ -21,8 +21,7 @@ from neops_remote_lab.cli.command import (
     CREDENTIALS,
     Commands,
     ExitStatus,
-    add_session_flag,
-    add_url_flag,
+    add_session_flags,
     ended_by_signals,
     refuse,
     say,
@@ -50,8 +49,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         epilog=CREDENTIALS,
     )
     parser.add_argument("node", metavar="NODE", help="name of the node in the topology")
-    add_url_flag(parser)
-    add_session_flag(parser)
+    add_session_flags(parser)
     parser.set_defaults(**{COMMAND: None})
     return parser
 

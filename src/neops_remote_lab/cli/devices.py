@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from neops_remote_lab.cli.command import CREDENTIALS, Commands, ExitStatus, add_session_flag, add_url_flag
+from neops_remote_lab.cli.command import CREDENTIALS, Commands, ExitStatus, add_session_flags
 from neops_remote_lab.cli.lab_sessions import current_session, explained
 from neops_remote_lab.cli.tables import table
 from neops_remote_lab.client import inventories
@@ -29,8 +29,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         default="table",
         help="a table, all data of netlab as JSON, or an Ansible inventory in YAML (default: table)",
     )
-    add_url_flag(parser)
-    add_session_flag(parser)
+    add_session_flags(parser)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from neops_remote_lab.cli.command import CREDENTIALS, Commands, add_session_flag, add_url_flag, say
+from neops_remote_lab.cli.command import CREDENTIALS, Commands, add_session_flags, say
 from neops_remote_lab.cli.lab_sessions import connection, explained, find_kept, read_settings, shown
 from neops_remote_lab.client import keeper
 from neops_remote_lab.client.answers import raise_for_error
@@ -18,8 +18,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         description="Ends the session of `up` and tears its lab down. Without such a session it does nothing.",
         epilog=CREDENTIALS,
     )
-    add_url_flag(parser)
-    add_session_flag(parser)
+    add_session_flags(parser)
     return parser
 
 

@@ -8,8 +8,7 @@ from neops_remote_lab.cli.command import (
     CREDENTIALS,
     Commands,
     ExitStatus,
-    add_session_flag,
-    add_url_flag,
+    add_session_flags,
     ended_by_signals,
     refuse,
     say,
@@ -37,8 +36,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         default=EXEC_TIMEOUT,
         help=f"seconds after which the command is ended (default: {EXEC_TIMEOUT:g})",
     )
-    add_url_flag(parser)
-    add_session_flag(parser)
+    add_session_flags(parser)
     parser.set_defaults(**{COMMAND: None})
     return parser
 

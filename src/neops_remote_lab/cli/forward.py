@@ -12,8 +12,7 @@ from neops_remote_lab.cli.command import (
     CREDENTIALS,
     Commands,
     ExitStatus,
-    add_session_flag,
-    add_url_flag,
+    add_session_flags,
     ended_by_signals,
     refuse,
     say,
@@ -22,6 +21,7 @@ from neops_remote_lab.cli.lab_sessions import CurrentSession, current_session, e
 from neops_remote_lab.client.devices import require_device
 from neops_remote_lab.client.forwards import LOOPBACK, Forwards
 from neops_remote_lab.client.web_sockets import WebSockets
+from neops_remote_lab.core.ports import LAST_PORT
 from neops_remote_lab.models.lab import DeviceInfoDto
 
 STANDARD_STREAMS: Final = "-"
@@ -62,8 +62,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         help=f"local [ADDRESS:]PORT (default: a free port on {LOOPBACK}); or {STANDARD_STREAMS} for one connection on "
         "standard input and output, for ssh's ProxyCommand",
     )
-    add_url_flag(parser)
-    add_session_flag(parser)
+    add_session_flags(parser)
     return parser
 
 
@@ -137,6 +136,6 @@ def _local(text: str) -> Local | None:
 
 
 def _port(text: str, least: int) -> int:
-    if not (text.isascii() and text.isdecimal() and least <= int(text) < 1 << 16):
-        raise argparse.ArgumentTypeError(f"a TCP port is a number from {least} to 65535, not {text!r}")
+    if not (text.isascii() and text.isdecimal() and least <= int(text) <= LAST_PORT):
+        raise argparse.ArgumentTypeError(f"a TCP port is a number from {least} to {LAST_PORT}, not {text!r}")
     return int(text)

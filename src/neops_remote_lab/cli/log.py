@@ -7,8 +7,7 @@ from neops_remote_lab.cli.command import (
     CREDENTIALS,
     Commands,
     ExitStatus,
-    add_session_flag,
-    add_url_flag,
+    add_session_flags,
     ended_by_signals,
     say,
 )
@@ -30,8 +29,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "-f", "--follow", action="store_true", help="follow the output until the lab has ended, or until Ctrl-C"
     )
-    add_url_flag(parser)
-    add_session_flag(parser)
+    add_session_flags(parser)
     return parser
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Final
 
-from neops_remote_lab.cli.command import COMMAND, CREDENTIALS, Commands, ExitStatus, add_session_flag, add_url_flag
+from neops_remote_lab.cli.command import COMMAND, CREDENTIALS, Commands, ExitStatus, add_session_flags
 from neops_remote_lab.cli.foreground import Foreground, require_program
 from neops_remote_lab.cli.forward import forwards_of, node_of
 from neops_remote_lab.cli.lab_sessions import current_session, explained
@@ -28,8 +28,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("node", metavar="NODE", help="name of the node in the topology")
     parser.add_argument("-l", "--login", metavar="USER", help="user name on the node (default: from the inventory)")
     parser.add_argument("-p", "--port", metavar="PORT", type=int, help="TCP port of the node (default: 22)")
-    add_url_flag(parser)
-    add_session_flag(parser)
+    add_session_flags(parser)
     parser.set_defaults(**{COMMAND: None})
     return parser
 

@@ -44,7 +44,7 @@ def path_of(device: str | DeviceInfoDto, what: str) -> str:
 
 def devices_of(session: Session) -> list[DeviceInfoDto]:
     """The devices of the running lab. Raises as `Session.ask`."""
-    return parsed(session.ask("GET", "/lab/devices"), DevicesDto).root
+    return _devices(session).root
 
 
 def require_device(session: Session, name: str) -> DeviceInfoDto:
@@ -54,10 +54,7 @@ def require_device(session: Session, name: str) -> DeviceInfoDto:
         LookupError: the lab has no such device.
         The exceptions of `Session.ask`.
     """
-    devices = {device.name: device for device in devices_of(session)}
-    if name not in devices:
-        raise LookupError(f"the lab has no device {name!r}: it has {', '.join(sorted(devices)) or 'none'}")
-    return devices[name]
+    return _devices(session).named(name)
 
 
 def execute(
@@ -101,6 +98,10 @@ def execute(
         _bytes(done.stderr, done.stderr_base64),
         done.truncated,
     )
+
+
+def _devices(session: Session) -> DevicesDto:
+    return parsed(session.ask("GET", "/lab/devices"), DevicesDto)
 
 
 def _bytes(text: str | None, encoded: str | None) -> bytes:

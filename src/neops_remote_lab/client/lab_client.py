@@ -23,6 +23,7 @@ from neops_remote_lab.client.topology_checks import TopologyChecks
 from neops_remote_lab.client.uploads import upload_of
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import SessionState
+from neops_remote_lab.core.ports import require_port
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.health import DebugHealthDto
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto
@@ -371,8 +372,7 @@ class RemoteLabClient:
         from neops_remote_lab.client.web_sockets import WebSockets  # noqa: PLC0415
 
         self._session.require_open()
-        if not 0 < port < 1 << 16:
-            raise ValueError(f"a TCP port is a number from 1 to 65535, not {port}")
+        require_port(port)
         if isinstance(device, str):
             require_device(self._session, device)
         if self._forwards is None:

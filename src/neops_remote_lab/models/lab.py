@@ -17,6 +17,13 @@ class DeviceInfoDto(BaseModel):
 class DevicesDto(RootModel[list[DeviceInfoDto]]):
     """All nodes of the lab."""
 
+    def named(self, name: str) -> DeviceInfoDto:
+        """The node with a name. Raises LookupError if there is none; the message lists the names."""
+        devices = {device.name: device for device in self.root}
+        if name not in devices:
+            raise LookupError(f"the lab has no device {name!r}: it has {', '.join(sorted(devices)) or 'none'}")
+        return devices[name]
+
 
 class AcquireResponseDto(BaseModel):
     """A running lab, to which the acquire added a reference."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Self
 
 from neops_remote_lab.client.artifacts import unpack_artifacts
 from neops_remote_lab.client.exceptions import SessionClosed
+from neops_remote_lab.core.ports import require_port
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
-from neops_remote_lab.models.lab import DeviceInfoDto
+from neops_remote_lab.models.lab import DeviceInfoDto, DevicesDto
 from neops_remote_lab.testing.local_labs import Labs, LocalLabFailed
 
 if TYPE_CHECKING:
@@ -164,13 +165,9 @@ class LocalLabClient:
             SessionClosed: the client was closed.
         """
         self._require_open()
-        if not 0 < port < 1 << 16:
-            raise ValueError(f"a TCP port is a number from 1 to 65535, not {port}")
+        require_port(port)
         if isinstance(device, str):
-            known = {other.name: other for other in self._devices}
-            if device not in known:
-                raise LookupError(f"the lab has no device {device!r}: it has {', '.join(sorted(known)) or 'none'}")
-            device = known[device]
+            device = DevicesDto(self._devices).named(device)
         management = device.raw.get("mgmt") or {}
         host = management.get("ipv4") or management.get("ipv6") or device.raw.get("ansible_host")
         if not host:
