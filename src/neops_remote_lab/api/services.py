@@ -16,7 +16,6 @@ from neops_remote_lab.labs.devices import Devices
 from neops_remote_lab.labs.readiness import Readiness
 from neops_remote_lab.labs.slot import Slot
 from neops_remote_lab.labs.topology_checks import TopologyChecks
-from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.queue.service import SessionQueue
@@ -69,9 +68,9 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     database = SqliteDatabase(store.database, synchronous=store.synchronous, busy_timeout=store.busy_timeout)
     metrics = Metrics()
     queue = SessionQueue(SqliteSessionStore(database, host.lab_host), settings.queue, clock, metrics)
-    netlab = NetlabCommands(host)
-    checks = TopologyChecks(netlab, settings.labs, queue=queue, run_blocking=run_blocking)
     host_lab = HostLab(host)
+    netlab = host_lab.commands  # one, because it remembers what it has asked the host
+    checks = TopologyChecks(netlab, settings.labs, queue=queue, run_blocking=run_blocking)
     lab_store = SqliteLabStore(database, host.lab_host)
     failed_logs = FailedLogs(host.work_dir, days=host.failed_log_days, number=host.max_failed_logs)
     accesses = LabAccesses()

@@ -39,9 +39,9 @@ class HostLab:
     def __init__(self, settings: NetlabSettings) -> None:
         self._settings = settings
         self._preloaded = PreloadedNetlab(settings.netlab)
-        self._netlab = NetlabCommands(settings, self._preloaded)
-        self._cleaner = Cleaner(self._netlab, settings)
-        self.artifacts = ArtifactCollector(self._netlab, settings)
+        self.commands = NetlabCommands(settings, self._preloaded)
+        self._cleaner = Cleaner(self.commands, settings)
+        self.artifacts = ArtifactCollector(self.commands, settings)
         self._lock = HostLock(settings.lock_dir, LAB_LOCK)
         self._held: Workspace | None = None
         self._leftovers: list[str] = []
@@ -74,7 +74,7 @@ class HostLab:
             self._release(workspace)
             raise
         try:
-            return self._netlab.up(workspace, interrupt)
+            return self.commands.up(workspace, interrupt)
         except BaseException as error:
             in_the_way = self._cleaner.instance_in_the_way(error)
             self.tear_down()
@@ -114,7 +114,7 @@ class HostLab:
 
     def runs(self) -> bool:
         """Whether every node of the lab is running, according to netlab and its provider."""
-        return self._held is not None and self._netlab.runs(self._held)
+        return self._held is not None and self.commands.runs(self._held)
 
     def tear_down(self) -> list[str]:
         """Tear the lab down and verify it. Returns what is left after the retries.
@@ -166,7 +166,7 @@ class HostLab:
 
         For a process without a lab: a teardown needs these commands.
         """
-        self._netlab.cancel_queries()
+        self.commands.cancel_queries()
 
 
 def _holder(lock_file: str) -> str:

@@ -15,7 +15,6 @@ from neops_remote_lab.core.identity import sha256_of
 from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.lab import DeviceInfoDto, LabStatusDto
-from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay, failure
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Observed, Operation, Step, Wanted, next_step
@@ -308,7 +307,7 @@ class LabManager:
         lab = self._lab
         if lab is None or lab.state is not LiveLabState.RUNNING:
             raise RuntimeError("no lab is running")
-        netlab = NetlabCommands(self._settings)
+        netlab = self._host_lab.commands
         nodes = find_nodes(lab.workspace.base, netlab.docker)
         if device not in nodes:
             raise LookupError(f"the lab has no device {device!r} in a container: it has {', '.join(nodes) or 'none'}")
