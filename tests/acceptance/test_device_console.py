@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
-from tests.acceptance.test_device_exec import container_file, marked
+from tests.acceptance.test_device_exec import container_file, marked, session_with_lab
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 from tests.websocket import open_websocket
@@ -30,12 +30,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 @pytest.fixture
 def session(server: LabServer) -> Iterator[str]:
-    """The active session, with a lab of two routers."""
-    session = server.join()
-    assert server.acquire(session, topology_text(2)).status_code == 200
-    yield session
-    httpx.delete(f"{server.url}/session/{session}")
-    wait_until(server.is_clean, 20, "the lab is not torn down")
+    with session_with_lab(server) as session:
+        yield session
     assert marked(server) == []
 
 

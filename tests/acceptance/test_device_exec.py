@@ -6,6 +6,7 @@ import base64
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
         yield running
 
 
-@pytest.fixture
-def session(server: LabServer) -> Iterator[str]:
-    """The active session, with a lab of two routers."""
+@contextmanager
+def session_with_lab(server: LabServer) -> Iterator[str]:
+    """The active session, with a lab of two routers, until that is torn down."""
     session = server.join()
     assert server.acquire(session, topology_text(2)).status_code == 200
     yield session
     httpx.delete(f"{server.url}/session/{session}")
     wait_until(server.is_clean, 20, "the lab is not torn down")
+
+
+@pytest.fixture
+def session(server: LabServer) -> Iterator[str]:
+    with session_with_lab(server) as session:
+        yield session
 
 
 def execute(server: LabServer, session: str, node: str = "r1", **body: Any) -> httpx.Response:

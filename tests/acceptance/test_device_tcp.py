@@ -84,22 +84,28 @@ def closed(connection: ClientConnection, timeout: float = 10) -> tuple[int, str]
     return connection.close_code, connection.close_reason or ""
 
 
+def echo(connection: ClientConnection, sent: bytes, piece_bytes: int) -> bytes:
+    """What comes back from a port that echoes, while it is still being sent to."""
+
+    def send() -> None:
+        for start in range(0, len(sent), piece_bytes):
+            connection.send(sent[start : start + piece_bytes])
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    received = b""
+    while len(received) < len(sent):
+        piece = connection.recv(10)
+        assert isinstance(piece, bytes)
+        received += piece
+    sender.join()
+    return received
+
+
 def test_bytes_go_both_ways_as_they_are(server: LabServer, session: str) -> None:
     sent = os.urandom(5_000_000)
     with open_connection(server, session) as connection:
-
-        def send() -> None:
-            for start in range(0, len(sent), 100_000):
-                connection.send(sent[start : start + 100_000])
-
-        sender = threading.Thread(target=send)
-        sender.start()
-        received = b""
-        while len(received) < len(sent):
-            piece = connection.recv(10)
-            assert isinstance(piece, bytes)
-            received += piece
-        sender.join()
+        received = echo(connection, sent, 100_000)
     assert hashlib.sha256(received).digest() == hashlib.sha256(sent).digest()
 
 

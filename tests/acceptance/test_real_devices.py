@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import httpx
 import pytest
 
 from tests.acceptance.test_device_console import ending, open_console, read_until
-from tests.acceptance.test_device_tcp import CUT_WITHIN, closed, open_connection, refusal
+from tests.acceptance.test_device_tcp import CUT_WITHIN, closed, echo, open_connection, refusal
 from tests.acceptance.test_real_netlab import PAIR, ROUTERS, on_lab_host
 from tests.device_network import NOTHING, SERVICES, SOURCE
 from tests.fakes import wait_until
@@ -145,19 +144,7 @@ def services(container: str) -> Iterator[None]:
 def test_a_port_of_a_router_is_reached(lab_host: LabServer, session: str) -> None:
     sent = os.urandom(3_000_000)
     with services(container_of(lab_host, session, "r2")), open_connection(lab_host, session, "r2") as connection:
-
-        def send() -> None:
-            for start in range(0, len(sent), 65536):
-                connection.send(sent[start : start + 65536])
-
-        sender = threading.Thread(target=send)
-        sender.start()
-        received = b""
-        while len(received) < len(sent):
-            piece = connection.recv(10)
-            assert isinstance(piece, bytes)
-            received += piece
-        sender.join()
+        received = echo(connection, sent, 65536)
         assert received == sent
     assert refusal(lab_host, session, "r2", NOTHING) == (502, f"r2, TCP port {NOTHING}: connection refused")
 
