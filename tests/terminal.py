@@ -82,8 +82,18 @@ class Terminal:
 
     def wait_for(self, text: str, timeout: float = 30) -> str:
         """Wait until a text is on the screen; the first line that has it."""
-        wait_until(lambda: self.with_text(text), timeout, f"{text!r} is not shown")
-        return self.with_text(text)[0]
+        return self.wait_for_lines(text, timeout)[0]
+
+    def wait_for_lines(self, text: str, timeout: float = 30) -> list[str]:
+        """Wait until a text is on the screen; the lines that had it then, since a changing line comes and goes."""
+        found: list[str] = []
+
+        def shown() -> bool:
+            found[:] = self.with_text(text)
+            return bool(found)
+
+        wait_until(shown, timeout, f"{text!r} is not shown")
+        return found
 
     def press(self, keys: bytes) -> None:
         """Type something."""

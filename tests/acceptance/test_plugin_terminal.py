@@ -174,8 +174,7 @@ def test_the_changing_line_is_not_in_the_way_of_what_pytest_writes(
 ) -> None:
     with on_terminal(with_plain_tests, *WORKERS, *arguments) as terminal:
         with other_session(lab_server):
-            terminal.wait_for("]: position 1 in the queue", 60)
-            assert len(terminal.with_text("position 1")) == 1
+            assert len(terminal.wait_for_lines("]: position 1 in the queue", 60)) == 1
         assert terminal.finish() == 0
         assert not terminal.with_text("position 1")
         assert terminal.with_text("32 passed")
