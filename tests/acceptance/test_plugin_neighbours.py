@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from tests.plugin import ups
+from tests.plugin import other_session, queue, ups
 from tests.server import LabServer
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -27,6 +27,7 @@ SUITE = """
     def test_fresh(fresh): assert fresh
     def test_shared_2(router): assert router
 """
+BOTH = pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "1"]], ids=["alone", "xdist"])
 ASYNCIO = ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function")
 
 
@@ -195,6 +196,132 @@ def test_gets_along_with_all_of_them_at_once(online: pytest.Pytester, lab_server
     result = online.runpytest_subprocess(*options, "--reruns", "1", "--timeout", "60", *ASYNCIO)
     result.assert_outcomes(passed=4)
     assert ups(lab_server) == 2
+
+
+def test_gets_along_with_each_of_them_in_the_workers_of_a_run(online: pytest.Pytester) -> None:
+    # The suite of pytest-order would fail in a random order, and flaky disables the reruns of pytest-rerunfailures.
+    names = NEIGHBOURS.keys() - {"randomly", "flaky"}
+    for name in names:
+        online.makepyfile(**{f"test_{name.replace('-', '_')}": NEIGHBOURS[name].suite})
+        if NEIGHBOURS[name].features:
+            online.makefile(".feature", **NEIGHBOURS[name].features)
+    plugins = [word for name in names for word in NEIGHBOURS[name].options[:2]]
+    settings = ["--reruns", "2", "--timeout", "60", *ASYNCIO]
+    result = online.runpytest_subprocess(*plugins, *settings, "-p", "xdist", "-n", "2", "--dist", "loadfile")
+    deselected = 1  # by the options of pytest-lazy-fixtures
+    passed = sum(NEIGHBOURS[name].passed for name in names) + deselected
+    assert result.parseoutcomes().get("passed") == passed, result.stdout.str()
+    assert result.ret == pytest.ExitCode.OK
+
+
+# Tests that other plugins repeat or end
+
+
+@BOTH
+def test_a_rerun_gets_a_fresh_lab_and_a_failed_lab_is_started_again(
+    online: pytest.Pytester, lab_server: LabServer, options: list[str]
+) -> None:
+    lab_server.fake.control(fail="config", fail_times=1)
+    online.makepyfile(
+        """
+        tries = []
+        def test_fresh(fresh):
+            tries.append(1)
+            assert len(tries) == 2
+        def test_shared(shared): pass
+        """
+    )
+    result = online.runpytest_subprocess("-p", "pytest_rerunfailures", "--reruns", "2", *options)
+    result.assert_outcomes(passed=2)
+    assert ups(lab_server) == 4
+
+
+@BOTH
+def test_a_test_that_exceeds_its_timeout_releases_its_lab(
+    online: pytest.Pytester, lab_server: LabServer, options: list[str]
+) -> None:
+    online.makepyfile(
+        """
+        import pytest, threading
+
+        @pytest.mark.timeout(1, func_only=True)
+        @pytest.mark.parametrize("lab", ["shared", "fresh"])
+        def test_slow(request, lab):
+            request.getfixturevalue(lab)
+            threading.Event().wait(60)
+
+        def test_shared(shared): assert shared
+        def test_fresh(fresh): assert fresh
+        """
+    )
+    result = online.runpytest_subprocess("-p", "pytest_timeout", *options)
+    result.assert_outcomes(failed=2, passed=2)
+    assert ups(lab_server) == 3
+
+
+@BOTH
+@pytest.mark.parametrize("limit", [1, 3])  # while the topologies are checked, and after that
+def test_a_timeout_in_the_queue_leaves_the_queue(
+    online: pytest.Pytester, lab_server: LabServer, options: list[str], limit: int
+) -> None:
+    lab_server.fake.control(create_seconds=2)
+    online.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.timeout({limit})
+        def test_impatient(shared): pass
+        def test_patient(shared): pass
+        def test_plain(): pass
+        """
+    )
+    with other_session(lab_server):
+        result = online.runpytest_subprocess("-p", "pytest_timeout", *options)
+        assert [session["client"] for session in queue(lab_server)] == ["ann@office"]
+    result.assert_outcomes(passed=1, errors=2)
+    reason = f"remote lab: the wait for the lab host was interrupted: Timeout (>{limit}.0s) from pytest-timeout."
+    assert result.outlines.count(reason) == 2
+
+
+# The debugger
+
+
+@pytest.mark.parametrize("lab", ["shared", "fresh"])
+def test_the_debugger_can_use_the_lab(online: pytest.Pytester, lab_server: LabServer, lab: str) -> None:
+    online.makepyfile(
+        f"""
+        import pytest
+        @pytest.fixture
+        def run({lab}, remote_lab_client): return remote_lab_client.exec
+        def test_1(run): assert run("r1", "echo good").stdout == b"bad"
+        def test_2({lab}): assert {lab}
+        """
+    )
+    commands = b"print(run('r1', 'echo through the debugger').stdout)\ncontinue\n"
+    output = debug(online, commands)
+    assert r"b'through the debugger\n'" in output
+    assert "1 failed, 1 passed" in output
+    assert ups(lab_server) == (1 if lab == "shared" else 2)
+
+
+def test_quitting_the_debugger_ends_the_session(online: pytest.Pytester) -> None:
+    online.makepyfile("def test_1(shared): assert False\ndef test_2(shared): pass")
+    assert "1 failed" in debug(online, b"quit\n")
+
+
+def test_the_debugger_shows_why_a_lab_failed(online: pytest.Pytester) -> None:
+    online.makepyfile("def test_1(broken): pass\ndef test_2(shared): pass")
+    output = debug(online, b"continue\n")
+    assert "no_such_attribute" in output.partition("(Pdb)")[0]
+    assert "1 passed, 1 error" in output
+
+
+def debug(project: pytest.Pytester, commands: bytes) -> str:
+    """The output of a run with `--pdb`, whose debugger gets these commands."""
+    command = [sys.executable, "-m", "pytest", "--pdb"]
+    process = project.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output: bytes = process.communicate(commands, timeout=60)[0]
+    return output.decode()
 
 
 @pytest.fixture(scope="session")

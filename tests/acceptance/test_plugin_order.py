@@ -90,6 +90,17 @@ def test_what_others_choose_is_put_in_order_and_nothing_is_lost(
     assert ran(caching, *options) == expected
 
 
+def test_the_workers_of_a_run_select_tests_by_earlier_failures_too(caching: pytest.Pytester) -> None:
+    workers = ("-p", "xdist", "-n", "1")
+    for name in ("shared_2", "fresh_1", "plain_2"):
+        caching.path.joinpath(f"fail_{name}").touch()
+    assert ran(caching, *workers) == ALL
+    assert ran(caching, *workers, "--lf") == ["test_shared_2", "test_fresh_1", "test_plain_2"]
+    assert ran(caching, *workers, "--sw")[:2] == ALL[:2]
+    caching.path.joinpath("fail_shared_2").unlink()
+    assert ran(caching, *workers, "--sw")[:2] == ALL[1:3]
+
+
 # Labs that nobody can know of
 
 

@@ -151,6 +151,8 @@ class LabSession:
                 return work()
             except (httpx.HTTPError, TimeoutError) as error:
                 self._failure = str(error)
+            except pytest.fail.Exception as error:  # pytest-timeout raises it while the session waits
+                self._failure = f"the wait for the lab host was interrupted: {error}"
             except SessionEnded as error:
                 leave_run(self._session, str(error))
             finally:
