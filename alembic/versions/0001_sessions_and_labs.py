@@ -42,7 +42,7 @@ VIEWS = {
                session.client,
                (SELECT count(*) FROM lab_reference r WHERE r.lab_id = lab.lab_id AND r.released_at IS NULL)
                    AS references_held,
-               json_array_length(lab.devices) AS devices, lab.work_dir, lab.host, lab.slot, lab.lab_id
+               json_array_length(lab.devices) AS devices, lab.work_dir, lab.host, lab.slot, lab.lab_number, lab.lab_id
         FROM lab LEFT JOIN session ON session.session_id = lab.session_id
         WHERE lab.state <> 'ended' ORDER BY lab.host, lab.slot
     """,
@@ -108,14 +108,17 @@ TRIGGERS = (
     BEGIN
         UPDATE session
         SET activated_at = coalesce(activated_at, {NOW}),
-            slot = coalesce(slot, 1),
-            host = coalesce(host, (
-                SELECT name FROM lab_host WHERE queue = NEW.queue ORDER BY EXISTS (
-                    SELECT 1 FROM session AS busy WHERE busy.host = name AND busy.slot = 1 AND busy.state = 'active'
-                ), name LIMIT 1
-            ))
+            (host, slot) = (
+                SELECT slot.host, slot.slot FROM slot JOIN lab_host ON lab_host.name = slot.host
+                WHERE slot.host = coalesce(NEW.host, slot.host) AND slot.slot = coalesce(NEW.slot, slot.slot)
+                AND (lab_host.queue = NEW.queue OR NEW.host IS NOT NULL)
+                ORDER BY EXISTS (
+                    SELECT 1 FROM session AS busy
+                    WHERE busy.host = slot.host AND busy.slot = slot.slot AND busy.state = 'active'
+                ), NOT slot.is_open, slot.slot, slot.host LIMIT 1
+            )
         WHERE number = NEW.number AND (activated_at IS NULL OR host IS NULL OR slot IS NULL);
-        SELECT RAISE(ABORT, 'constraint failed: no host serves the queue of this session')
+        SELECT RAISE(ABORT, 'constraint failed: no host serves the queue of this session, or it has no such slot')
         FROM session WHERE number = NEW.number AND host IS NULL;
         INSERT INTO event (at, what, session_id, host, slot)
         SELECT activated_at, 'session_granted', session_id, host, slot FROM session WHERE number = NEW.number;
@@ -248,6 +251,15 @@ def upgrade() -> None:
         _one_of("lab_host", "quarantined_by", "server", "operator"),
         *_is_a_time("lab_host", "quarantined_at"),
     )
+    op.create_table(
+        "slot",
+        sa.Column("host", sa.Text, nullable=False),
+        sa.Column("slot", sa.Integer, nullable=False),
+        sa.Column("is_open", sa.Boolean, nullable=False),
+        sa.PrimaryKeyConstraint("host", "slot", name="pk_slot"),
+        sa.ForeignKeyConstraint(["host"], ["lab_host.name"], name="fk_slot_host"),
+        sa.CheckConstraint("slot > 0", name=op.f("ck_slot_slot")),
+    )
     _create_session()
     _create_lab()
     op.create_table(
@@ -314,6 +326,7 @@ def _create_lab() -> None:
         sa.Column("lab_id", sa.Text, nullable=False),
         sa.Column("host", sa.Text, nullable=False),
         sa.Column("slot", sa.Integer, nullable=False),
+        sa.Column("lab_number", sa.Integer),
         sa.Column("session_id", sa.Text, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("topology", sa.Text, nullable=False),
@@ -328,6 +341,7 @@ def _create_lab() -> None:
         sa.Column("outcome_detail", sa.Text),
         sa.PrimaryKeyConstraint("number", name="pk_lab"),
         sa.UniqueConstraint("lab_id", name="uq_lab_lab_id"),
+        sa.CheckConstraint("lab_number BETWEEN 1 AND 200", name=op.f("ck_lab_lab_number")),
         _one_of("lab", "state", "starting", "running", "stopping", "ended"),
         _one_of("lab", "outcome_code", *OUTCOMES),
         *_is_a_time("lab", "started_at", "running_at", "ended_at"),
@@ -335,6 +349,7 @@ def _create_lab() -> None:
     )
     live, ended = sa.text("state IN ('starting', 'running', 'stopping')"), sa.text("state = 'ended'")
     op.create_index("uq_lab_live_slot", "lab", ["host", "slot"], unique=True, sqlite_where=live)
+    op.create_index("uq_lab_live_number", "lab", ["host", "lab_number"], unique=True, sqlite_where=live)
     op.create_index("ix_lab_session_id", "lab", ["session_id"])
     op.create_index("ix_lab_ended_at", "lab", ["ended_at"], sqlite_where=ended)
     op.create_table(
@@ -359,5 +374,5 @@ def _create_lab() -> None:
 def downgrade() -> None:
     for name in VIEWS:
         op.execute(f"DROP VIEW {name}")
-    for table in ("event", "lab_reference", "lab", "session", "lab_host", "queue"):
+    for table in ("event", "lab_reference", "lab", "session", "slot", "lab_host", "queue"):
         op.drop_table(table)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from neops_remote_lab.core.codes import EndCode, QuarantineSource
-from neops_remote_lab.store.protocol import SessionStore
+from neops_remote_lab.core.codes import EndCode, OutcomeCode, QuarantineSource
+from neops_remote_lab.store.protocol import DatabaseError, LabStore, SessionStore
+from neops_remote_lab.store.rows import Session
 from tests.conformance.conftest import Opener
-from tests.stores import NOON, Stores, joining
+from tests.stores import NOON, Stores, joining, lab
 
 
 async def states(sessions: SessionStore) -> list[tuple[str, str]]:
     return [(session.session_id, session.state) for session in await sessions.live_sessions()]
+
+
+def ids(sessions: Iterable[Session]) -> list[str]:
+    return [session.session_id for session in sessions]
 
 
 # The host
@@ -120,10 +126,78 @@ async def test_hosts_of_one_queue_take_turns_at_its_head(stores: Stores, session
     await other.register_host("boot-1")
     for name in ("ann", "bob", "cem"):
         await sessions.join(joining(name), promote=False)
-    promoted = [await one.promote(NOON) for one in (sessions, other, sessions, other)]
-    assert [session.session_id if session else None for session in promoted] == ["ann", "bob", None, None]
+    promoted = [ids(await one.promote(NOON)) for one in (sessions, other, sessions, other)]
+    assert promoted == [["ann"], ["bob"], [], []]
     assert await states(sessions) == [("ann", "active"), ("cem", "waiting")]
     assert await states(other) == [("bob", "active"), ("cem", "waiting")]
+
+
+# Slots
+
+
+async def slots(sessions: SessionStore) -> dict[str, int | None]:
+    """The slot of each live session."""
+    return {session.session_id: session.slot for session in await sessions.live_sessions()}
+
+
+async def test_as_many_sessions_are_active_as_the_host_has_slots(sessions: SessionStore) -> None:
+    await sessions.register_host("boot-1", 3)
+    joined = [await sessions.join(joining(name), promote=True) for name in ("ann", "bob", "cem", "dan")]
+    assert [session.slot for session in joined] == [1, 2, 3, None]
+    assert [session.host for session in joined] == ["lab-7", "lab-7", "lab-7", None]
+    assert await sessions.live_sessions() == joined
+
+
+async def test_several_free_slots_go_to_the_first_in_the_queue(sessions: SessionStore) -> None:
+    for name in ("ann", "bob", "cem", "dan"):
+        await sessions.join(joining(name), promote=False)
+    await sessions.register_host("boot-1", 3)
+    promoted = await sessions.promote(NOON)
+    assert [(session.session_id, session.slot) for session in promoted] == [("ann", 1), ("bob", 2), ("cem", 3)]
+    assert await sessions.promote(NOON) == ()
+
+
+async def test_those_who_end_together_make_room_for_as_many(sessions: SessionStore) -> None:
+    await sessions.register_host("boot-1", 3)
+    for name in ("ann", "bob", "cem", "dan", "eve", "fay"):
+        await sessions.join(joining(name), promote=True)
+    ending = await sessions.end(["cem", "ann", "fay"], EndCode.CLIENT, "done", NOON)
+    assert [(session.session_id, session.slot) for session in ending.promoted] == [("dan", 1), ("eve", 3)]
+    assert await slots(sessions) == {"dan": 1, "bob": 2, "eve": 3}
+
+
+async def test_sessions_keep_their_slots_when_the_host_offers_fewer(stores: Stores, sessions: SessionStore) -> None:
+    await sessions.register_host("boot-1", 3)
+    for name in ("ann", "bob", "cem", "dan", "eve"):
+        await sessions.join(joining(name), promote=True)
+    await sessions.register_host("boot-2", 1)
+    assert await sessions.occupied_slots() == [1, 2, 3]
+    assert (await sessions.end(["cem", "bob"], EndCode.CLIENT, "done", NOON)).promoted == ()
+    assert ids((await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)).promoted) == ["dan"]
+    assert await sessions.occupied_slots() == [1]
+    await sessions.register_host("boot-3", 2)
+    assert ids(await sessions.promote(NOON)) == ["eve"]
+
+
+async def test_a_slot_is_occupied_while_its_lab_is_live(stores: Stores, sessions: SessionStore) -> None:
+    third: LabStore = stores.labs(slot=3)
+    await third.starting(lab("a"), NOON)
+    await stores.labs("lab-8", 2).starting(lab("b"), NOON)
+    assert await sessions.occupied_slots() == [3]
+    await third.ended("a", OutcomeCode.RELEASED, "released", NOON)
+    assert await sessions.occupied_slots() == []
+
+
+async def test_two_live_labs_of_a_host_never_have_the_same_number(stores: Stores, sessions: SessionStore) -> None:
+    await stores.labs(slot=1).starting(replace(lab("a"), lab_number=7), NOON)
+    with pytest.raises(DatabaseError):
+        await stores.labs(slot=2).starting(replace(lab("b"), lab_number=7), NOON)
+    await stores.labs("lab-8").starting(replace(lab("c"), lab_number=7), NOON)
+    await stores.labs(slot=1).ended("a", OutcomeCode.RELEASED, "released", NOON)
+    await stores.labs(slot=2).starting(replace(lab("d"), lab_number=7), NOON)
+    live = await stores.labs(slot=2).live_lab()
+    assert live
+    assert live.lab_number == 7
 
 
 # Ending
@@ -134,8 +208,8 @@ async def test_an_end_makes_the_next_active_in_the_same_transaction(sessions: Se
         await sessions.join(joining(name), promote=True)
     ending = await sessions.end(["ann"], EndCode.CLIENT, "done", NOON + timedelta(minutes=1))
     assert ending.ended == ("ann",)
-    assert ending.promoted
-    assert (ending.promoted.session_id, ending.promoted.activated_at) == ("bob", NOON + timedelta(minutes=1))
+    [promoted] = ending.promoted
+    assert (promoted.session_id, promoted.activated_at) == ("bob", NOON + timedelta(minutes=1))
     assert await states(sessions) == [("bob", "active"), ("cem", "waiting")]
     assert await sessions.ended("ann") == (EndCode.CLIENT, "done")
 
@@ -145,8 +219,7 @@ async def test_several_who_end_together_make_room_for_one(sessions: SessionStore
         await sessions.join(joining(name), promote=True)
     ending = await sessions.end(["bob", "ann", "nobody"], EndCode.STALE, "timeout", NOON)
     assert ending.ended == ("bob", "ann")
-    assert ending.promoted
-    assert ending.promoted.session_id == "cem"
+    assert ids(ending.promoted) == ["cem"]
     assert await sessions.ended("bob") == (EndCode.STALE, "timeout")
     assert await sessions.ended("cem") is None
     assert await sessions.ended("nobody") is None
@@ -166,13 +239,11 @@ async def test_nobody_is_made_active_on_a_quarantined_host(sessions: SessionStor
     quarantine = (QuarantineSource.SERVER, "a container is left")
     assert await sessions.set_quarantine("a container is left", NOON) == quarantine
     assert (await sessions.join(joining("ann"), promote=True)).state == "waiting"
-    assert await sessions.promote(NOON) is None
+    assert await sessions.promote(NOON) == ()
     assert await sessions.quarantine() == quarantine
     assert await sessions.set_quarantine(None, NOON) is None
     assert await sessions.quarantine() is None
-    promoted = await sessions.promote(NOON)
-    assert promoted
-    assert promoted.session_id == "ann"
+    assert ids(await sessions.promote(NOON)) == ["ann"]
 
 
 async def test_a_quarantine_holds_for_one_host_alone(stores: Stores, sessions: SessionStore) -> None:
@@ -181,9 +252,7 @@ async def test_a_quarantine_holds_for_one_host_alone(stores: Stores, sessions: S
     await sessions.set_quarantine("a container is left", NOON)
     await sessions.join(joining("ann"), promote=True)
     assert await other.quarantine() is None
-    promoted = await other.promote(NOON)
-    assert promoted
-    assert promoted.session_id == "ann"
+    assert ids(await other.promote(NOON)) == ["ann"]
 
 
 # History

@@ -35,6 +35,7 @@ CONDITIONS = {
     "uq_session_live_key": "idempotency_key IS NOT NULL AND state IN ('waiting', 'active')",
     "ix_session_ended_at": "state = 'ended'",
     "uq_lab_live_slot": "state IN ('starting', 'running', 'stopping')",
+    "uq_lab_live_number": "state IN ('starting', 'running', 'stopping')",
     "ix_lab_ended_at": "state = 'ended'",
     "uq_lab_reference_key": "idempotency_key IS NOT NULL AND released_at IS NULL",
 }

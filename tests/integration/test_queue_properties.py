@@ -42,40 +42,42 @@ class HandClock(Clock):
 
 
 class Model:
-    """The queue as one would explain it: a list, whose head is active unless the host is quarantined."""
+    """The queue as one would explain it: a list, whose head becomes active in a free slot of the host."""
 
-    def __init__(self) -> None:
-        self.active: str | None = None
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.active: dict[int, str] = {}
         self.waiting: list[str] = []
         self.seen: dict[str, float] = {}
         self.quarantined = False
 
     def promote(self, now: float) -> None:
-        if self.active is None and self.waiting and not self.quarantined:
-            self.active = self.waiting.pop(0)
-            self.seen[self.active] = now
+        for slot in range(1, self.slots + 1):
+            if slot not in self.active and self.waiting and not self.quarantined:
+                self.active[slot] = self.waiting.pop(0)
+                self.seen[self.active[slot]] = now
 
     def leave(self, session_id: str, now: float) -> None:
         self.waiting = [name for name in self.waiting if name != session_id]
-        self.active = None if self.active == session_id else self.active
+        self.active = {slot: name for slot, name in self.active.items() if name != session_id}
         self.promote(now)
 
     @property
     def order(self) -> list[str]:
-        return ([self.active] if self.active else []) + self.waiting
+        return [self.active[slot] for slot in sorted(self.active)] + self.waiting
 
 
 class QueueMachine(RuleBasedStateMachine):
     """Does to both what can be done, and compares."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(slots=st.integers(1, 3))
+    def begin(self, slots: int) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "queue.sqlite3"
         self.url = f"sqlite+aiosqlite:///{self.path}"
         migrate(self.url)
         self.loop = asyncio.new_event_loop()
-        self.clock, self.model = HandClock(), Model()
+        self.clock, self.model = HandClock(), Model(slots)
         self.ended: set[str] = set()
         self.open()
 
@@ -86,7 +88,10 @@ class QueueMachine(RuleBasedStateMachine):
         limits = {"waiting_timeout": TIMEOUT, "active_timeout": TIMEOUT}
         self.database = SqliteDatabase(self.url, synchronous="NORMAL")
         self.queue = SessionQueue(
-            SqliteSessionStore(self.database, HOST), QueueSettings.model_validate(limits), self.clock
+            SqliteSessionStore(self.database, HOST),
+            QueueSettings.model_validate(limits),
+            self.clock,
+            slots=self.model.slots,
         )
         self.do(self.queue.register_host("boot"))
         self.do(self.queue.load())
@@ -155,19 +160,21 @@ class QueueMachine(RuleBasedStateMachine):
         assert set(self.do(self.queue.expire())) == stale
         # All at once: none of them becomes active on the way.
         self.model.waiting = [name for name in self.model.waiting if name not in stale]
-        for session_id in stale:
-            self.gone(session_id)
+        self.model.active = {slot: name for slot, name in self.model.active.items() if name not in stale}
+        self.ended |= stale
         self.model.promote(self.clock.seconds)
 
     @rule(hours=st.integers(-30, 30))
     def the_wall_clock_jumps(self, hours: int) -> None:
         self.clock.wrong = timedelta(hours=hours)
 
-    @rule()
-    def restart(self) -> None:
+    @rule(slots=st.integers(1, 3))
+    def restart(self, slots: int) -> None:
         self.do(self.database.close())
         self.clock.seconds += 100_000
+        self.model.slots = slots
         self.open()
+        self.model.promote(self.clock.seconds)
         self.model.seen = dict.fromkeys(self.model.order, self.clock.seconds)
 
     # The operator
@@ -181,10 +188,10 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.active)
     @rule()
-    def operator_removes_the_active_one(self) -> None:
-        assert self.model.active
+    def operator_removes_the_active_ones(self) -> None:
         self.sql("DELETE FROM session WHERE state = 'active'")
-        self.model.leave(self.model.active, self.clock.seconds)
+        self.model.active = {}
+        self.model.promote(self.clock.seconds)
 
     @precondition(lambda self: self.model.waiting)
     @rule(index=st.integers(0, 9), to_front=st.booleans())
@@ -208,9 +215,9 @@ class QueueMachine(RuleBasedStateMachine):
     def both_agree(self) -> None:
         assert [session.session_id for session in self.queue] == self.model.order
         assert len(self.queue) == len(self.model.order)
-        active = self.queue.active
-        assert (active.session_id if active else None) == self.model.active
-        for position, session_id in enumerate(self.model.order, start=0 if self.model.active else 1):
+        assert {session.slot: session.session_id for session in self.queue.active} == self.model.active
+        positions = [0] * len(self.model.active) + list(range(1, len(self.model.waiting) + 1))
+        for position, session_id in zip(positions, self.model.order, strict=True):
             place = self.queue.place(session_id)
             assert place is not None
             assert place.position == position
@@ -221,7 +228,7 @@ class QueueMachine(RuleBasedStateMachine):
             waiting = [name for (name,) in connection.execute("SELECT session_id FROM waiting ORDER BY place")]
             active = [name for (name,) in connection.execute("SELECT session_id FROM active")]
         assert active + waiting == self.model.order
-        assert active == ([self.model.active] if self.model.active else [])
+        assert len(active) == len(self.model.active)
 
     def teardown(self) -> None:
         if hasattr(self, "database"):

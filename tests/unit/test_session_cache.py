@@ -19,8 +19,8 @@ def waiting(number: int, name: str = "") -> Session:
     return Session(number, number, name or f"s{number}", SessionState.WAITING, None, None, JOINED, None)
 
 
-def active(number: int) -> Session:
-    return replace(waiting(number), state=SessionState.ACTIVE, activated_at=JOINED)
+def active(number: int, slot: int = 1) -> Session:
+    return replace(waiting(number), state=SessionState.ACTIVE, activated_at=JOINED, host="lab-7", slot=slot)
 
 
 def queue(*sessions: Session, now: float = 0) -> SessionCache:
@@ -48,8 +48,16 @@ def stale(cache: SessionCache, now: float, waiting_timeout: float = 10, active_t
 def test_the_active_session_is_at_0_and_those_who_wait_follow_in_the_order_they_joined() -> None:
     cache = queue(active(3), waiting(7), waiting(8), waiting(12))
     assert positions(cache) == {"s3": 0, "s7": 1, "s8": 2, "s12": 3}
-    assert cache.active == active(3)
+    assert cache.active == [active(3)]
     assert (len(cache), cache.waiting) == (4, 3)
+
+
+def test_several_active_sessions_are_in_the_order_of_their_slots_and_all_at_0() -> None:
+    cache = queue(active(3, slot=2), active(5, slot=1), waiting(7), waiting(8))
+    assert positions(cache) == {"s5": 0, "s3": 0, "s7": 1, "s8": 2}
+    assert (len(cache), cache.waiting, cache.occupied) == (4, 2, 2)
+    cache.drop("s5")
+    assert positions(cache) == {"s3": 0, "s7": 1, "s8": 2}
 
 
 def test_the_number_decides_and_not_the_order_in_which_sessions_become_known() -> None:
@@ -65,7 +73,7 @@ def test_who_leaves_from_the_middle_moves_up_only_those_behind() -> None:
 def test_a_promoted_session_leaves_the_waiting_line() -> None:
     cache = queue(active(1), waiting(2), waiting(3))
     cache.drop("s1")
-    assert cache.active is None
+    assert cache.active == []
     cache.put(active(2), 5)
     assert positions(cache) == {"s2": 0, "s3": 1}
     assert cache.waiting == 1
@@ -101,6 +109,12 @@ def test_waiting_and_active_sessions_have_time_outs_of_their_own() -> None:
     cache = queue(active(1), waiting(2), now=0)
     assert stale(cache, 30, waiting_timeout=10, active_timeout=100) == ["s2"]
     assert stale(cache, 30, waiting_timeout=100, active_timeout=10) == ["s1"]
+
+
+def test_each_active_session_has_its_own_timeout() -> None:
+    cache = queue(active(1), active(2, slot=2), active(3, slot=3), now=0)
+    cache.renew("s2", 8)
+    assert stale(cache, 12) == ["s1", "s3"]
 
 
 def test_a_session_with_an_open_call_is_never_stale() -> None:
@@ -162,7 +176,7 @@ def test_a_reload_tells_who_has_vanished() -> None:
     difference = cache.reload([waiting(2), waiting(3)], now=1)
     assert difference.vanished == {"s1"}
     assert difference.changed == frozenset()
-    assert cache.active is None
+    assert cache.active == []
     assert positions(cache) == {"s2": 1, "s3": 2}
 
 
@@ -207,13 +221,13 @@ def test_a_call_that_is_open_during_a_reload_stays_open() -> None:
 
 def test_the_hold_is_counted_from_the_promotion() -> None:
     cache = queue(active(1), now=100)
-    assert cache.held_for(130) == 30
+    assert cache.held_for(130) == {"s1": 30}
     cache.drop("s1")
-    assert cache.held_for(130) == 0
+    assert cache.held_for(130) == {}
 
 
 def test_without_history_nobody_can_tell_how_long_it_takes() -> None:
-    assert HoldHistory().eta(1, 0) is None
+    assert HoldHistory().eta(1, []) is None
 
 
 @pytest.mark.parametrize(
@@ -227,13 +241,27 @@ def test_without_history_nobody_can_tell_how_long_it_takes() -> None:
     ],
 )
 def test_the_expected_wait_follows_from_the_mean_hold(position: int, held_for: float, expected: float) -> None:
-    assert HoldHistory([10, 30]).eta(position, held_for) == pytest.approx(expected)
+    assert HoldHistory([10, 30]).eta(position, [held_for]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [
+        pytest.param(1, 0, id="a slot is free"),
+        pytest.param(2, 5, id="the longest hold ends first"),
+        pytest.param(3, 20, id="the shortest hold ends last"),
+        pytest.param(4, 20, id="the free slot is used for one hold"),
+        pytest.param(5, 25, id="and so on in turns"),
+    ],
+)
+def test_the_expected_wait_follows_from_all_slots(position: int, expected: float) -> None:
+    assert HoldHistory([10, 30]).eta(position, [0, 15], slots=3) == pytest.approx(expected)
 
 
 def test_only_the_latest_holds_count() -> None:
     history = HoldHistory([1000, 1000, 10], size=2)
     history.add(20)
-    assert history.eta(1, 0) == pytest.approx(15)
+    assert history.eta(1, [0]) == pytest.approx(15)
 
 
 def test_time_in_which_nobody_could_be_heard_counts_against_nobody() -> None:

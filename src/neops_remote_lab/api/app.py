@@ -37,7 +37,7 @@ def create_app(settings: ServiceSettings, clock: Clock | None = None) -> Starlet
         maintenance = Maintenance(services)
         async with contextlib.AsyncExitStack() as ends:  # all callbacks run, even if one of them fails
             ends.push_async_callback(services.database.close)
-            ends.push_async_callback(services.labs.close, keep=settings.labs.on_exit == "keep")
+            ends.push_async_callback(services.slots.close, keep=settings.labs.on_exit == "keep")
             ends.push_async_callback(services.checks.close)
             ends.push_async_callback(maintenance.stop)
             ends.callback(services.drain)

@@ -1,5 +1,6 @@
 """Prometheus gauges that are read from the services at each scrape."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from prometheus_client.core import Metric
@@ -14,25 +15,26 @@ from neops_remote_lab.core.metrics import (
     QUARANTINED,
     SESSIONS,
 )
-from neops_remote_lab.labs.coordinator import LabCoordinator
+from neops_remote_lab.labs.slots import Slots
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.protocol import Database
 
 
 class Gauges(Collector):
-    """Reads the state of queue, lab and database."""
+    """Reads the state of queue, labs and database."""
 
-    def __init__(self, queue: SessionQueue, labs: LabCoordinator, database: Database) -> None:
+    def __init__(self, queue: SessionQueue, slots: Slots, database: Database) -> None:
         self._queue = queue
-        self._labs = labs
+        self._slots = slots
         self._database = database
 
     def collect(self) -> Iterable[Metric]:
         """All gauges with their current values."""
-        waiting, lab = self._queue.waiting, self._labs.lab
-        state = lab.state if lab else NO_LAB
+        waiting = self._queue.waiting
+        states: Counter[str] = Counter(lab.state for lab in self._slots.labs)
+        states[NO_LAB] = len(list(self._slots)) - states.total()
         yield SESSIONS.gauge({SessionState.WAITING: waiting, SessionState.ACTIVE: len(self._queue) - waiting})
-        yield LAB_STATE.gauge({each: float(each == state) for each in LAB_STATE.labels["state"]})
-        yield LAB_REFERENCES.gauge(self._labs.references)
+        yield LAB_STATE.gauge({each: float(states[each]) for each in LAB_STATE.labels["state"]})
+        yield LAB_REFERENCES.gauge(self._slots.references)
         yield QUARANTINED.gauge(float(self._queue.quarantined is not None))
         yield DATABASE_WAL.gauge(self._database.log_bytes)

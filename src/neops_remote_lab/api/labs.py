@@ -50,11 +50,12 @@ async def acquire_lab(request: Request) -> Response:
     key = idempotency_key(request)
     with services.queue.open_call(session_id):
         upload = await _upload(request, services)
+        lab = services.slots.of(session_id)
         if "respond-async" in request.headers.get("Prefer", "").lower():
-            await services.labs.acquire_in_background(session_id, upload, key)
+            await lab.acquire_in_background(session_id, upload, key)
             headers = {"Location": "/lab", "Preference-Applied": "respond-async"}
             return Response(status_code=status.HTTP_202_ACCEPTED, headers=headers)
-        return json_response(await while_connected(request, services.labs.acquire(session_id, upload, key)))
+        return json_response(await while_connected(request, lab.acquire(session_id, upload, key)))
 
 
 async def _upload(request: Request, services: Services) -> Upload:
@@ -74,13 +75,13 @@ async def get_lab(request: Request) -> Response:
     After a restart of the server, the call waits until the labs of the earlier server are adopted or removed.
     """
     services, session_id = await active_caller(request)
-    return json_response(await services.labs.status(session_id))
+    return json_response(await services.slots.of(session_id).status(session_id))
 
 
 async def list_devices(request: Request) -> Response:
     """The devices of the running lab, as read during its start; 404 without a lab."""
     services, session_id = await active_caller(request)
-    return json_response(_DEVICES.dump_json(await services.labs.devices(session_id)))
+    return json_response(_DEVICES.dump_json(await services.slots.of(session_id).devices(session_id)))
 
 
 async def get_log(request: Request) -> Response:
@@ -89,14 +90,15 @@ async def get_log(request: Request) -> Response:
     429 or 503 with `Retry-After` if there are too many readers.
     """
     services, session_id = await active_caller(request)
-    if (log := services.labs.log(session_id) or await services.labs.failed_log(session_id)) is None:
+    lab = services.slots.of(session_id)
+    if (log := lab.log(session_id) or await lab.failed_log(session_id)) is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no lab is running, and none failed, so there is no log")
     holds = _reading(services, session_id)
     if "text/event-stream" not in request.headers.get("Accept", ""):
         return HeldResponse(services.log_streams.text(log), holds, media_type="text/plain")
 
     def lives() -> bool:
-        return services.labs.log(session_id) == log and not services.queue.draining
+        return lab.log(session_id) == log and not services.queue.draining
 
     events = services.log_streams.events(log, lives)
     return HeldResponse(events, holds, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -113,7 +115,7 @@ async def get_artifacts(request: Request) -> Response:
     services, session_id = await active_caller(request)
     refuse_while_draining(services)
     with services.queue.open_call(session_id):
-        archive = await while_connected(request, services.labs.artifacts(session_id))
+        archive = await while_connected(request, services.slots.of(session_id).artifacts(session_id))
     headers = {
         "Content-Length": str(archive.seek(0, os.SEEK_END)),
         "Content-Disposition": 'attachment; filename="remote-lab-artifacts.tar.gz"',
@@ -139,7 +141,7 @@ def _sending(services: Services, session_id: str, file: IO[bytes]) -> Iterator[N
 async def release_lab(request: Request) -> Response:
     """Release the reference with the idempotency key, or the newest one. Does not wait for the teardown."""
     services, session_id = await active_caller(request)
-    await services.labs.release(session_id, idempotency_key(request))
+    await services.slots.of(session_id).release(session_id, idempotency_key(request))
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
@@ -147,7 +149,7 @@ async def destroy_lab(request: Request) -> Response:
     """Begin a teardown: 202 if it has begun, 204 if there is no lab, 409 if the lab is in use and `force` is false."""
     services, session_id = await active_caller(request)
     force = uploads.boolean("the query parameter 'force'", request.query_params.get("force", "true"))
-    begun = await services.labs.destroy(session_id, force=force)
+    begun = await services.slots.of(session_id).destroy(session_id, force=force)
     return Response(status_code=status.HTTP_202_ACCEPTED if begun else status.HTTP_204_NO_CONTENT)
 
 

@@ -35,7 +35,7 @@ class Maintenance:
         self._announcement: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Load the queue, begin to adopt the lab of an earlier server, and start the loop."""
+        """Load the queue, begin to adopt the labs of an earlier server, and start the loop."""
         services = self._services
         await services.run_blocking(ownership.claim, services.settings.netlab.work_dir)
         boot = boot_id()
@@ -43,7 +43,7 @@ class Maintenance:
         self._data_version = await services.database.data_version()
         await services.queue.load()
         rebooted = before is not None and before != boot
-        await services.labs.open(rebooted=rebooted)
+        await services.slots.open(rebooted=rebooted)
         self._announcement = asyncio.create_task(self._announce())
         self._task = asyncio.create_task(self._run())
 
@@ -57,7 +57,7 @@ class Maintenance:
             await self._services.queue.write_last_seen()
 
     async def _announce(self) -> None:
-        await self._services.labs.opened()  # do not compete with the adoption, which the first lab waits for
+        await self._services.slots.opened()  # do not compete with the adoption, which the first lab waits for
         await self._services.readiness.announce()
 
     async def _run(self) -> None:
@@ -90,7 +90,7 @@ class Maintenance:
             await services.queue.reconcile()
             self._data_version = version
         await services.queue.expire()
-        await services.queue.promote_if_idle()
+        await services.queue.promote()
         await services.reconcile()
         await self._limit_log()
         if now >= self._last_seen_due:
@@ -100,7 +100,7 @@ class Maintenance:
             self._prune_due = now + PRUNE_EVERY
             before = services.clock.now() - timedelta(days=services.settings.maintenance.history_days)
             await services.queue.prune(before)
-            await services.labs.prune(before)
+            await services.slots.prune(before)
 
     async def _limit_log(self) -> None:
         """Truncate a long write-ahead log, or warn once if another program's open transaction prevents it."""

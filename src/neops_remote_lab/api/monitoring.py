@@ -20,6 +20,7 @@ from neops_remote_lab.models import (
     DebugHealthDto,
     QueueDto,
     QueueEntryDto,
+    QueueHostDto,
     ReadyDto,
     SessionState,
 )
@@ -32,7 +33,7 @@ QUEUE_PIECE: Final = 100
 
 
 async def get_queue(request: Request) -> Response:
-    """The live sessions, the active one first, without their whole ids."""
+    """The live sessions, the active ones first, without their whole ids."""
     services = services_of(request)
     limit = min(int(seconds(request, "limit", default=QUEUE_SHOWN)), len(services.queue))
     now = services.clock.now()
@@ -42,7 +43,14 @@ async def get_queue(request: Request) -> Response:
             shown.append(_entry(services, session, now))
         if number % QUEUE_PIECE == 0:
             await asyncio.sleep(0)  # let other requests run
-    return json_response(QueueDto(length=len(services.queue), quarantined=quarantined(services), sessions=shown))
+    host = QueueHostDto(
+        name=services.settings.netlab.lab_host,
+        slots=services.queue.slots,
+        active=len(services.queue.active),
+        quarantined=quarantined(services),
+    )
+    length, reason = len(services.queue), quarantined(services)
+    return json_response(QueueDto(length=length, quarantined=reason, sessions=shown, hosts=[host]))
 
 
 def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto:
@@ -58,6 +66,8 @@ def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto
         active_seconds=max(0.0, (now - active).total_seconds()) if active else None,
         last_seen_seconds=services.queue.unseen_for(session.session_id),
         topology=topology_of(services, session),
+        host=session.host,
+        slot=session.slot,
     )
 
 
@@ -71,7 +81,7 @@ async def readyz(request: Request) -> Response:
     services = services_of(request)
     await services.database.data_version()  # raises if the database cannot be used
     missing = [*await services.readiness.problems()]
-    in_the_way = await services.run_blocking(services.labs.in_the_way)
+    in_the_way = await services.run_blocking(services.slots.in_the_way)
     if services.queue.quarantined:
         missing.append(f"the host is quarantined: {quarantined(services)}")
     if services.queue.draining:

@@ -170,7 +170,7 @@ def seconds(request: HTTPConnection, name: str, default: float = 0) -> float:
 
 
 def topology_of(services: Services, session: Session) -> str | None:
-    lab = services.labs.lab
+    lab = services.slots.of(session.session_id).lab
     return label(lab.topology) if lab and lab.session_id == session.session_id else None
 
 

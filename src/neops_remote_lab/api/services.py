@@ -13,13 +13,16 @@ from neops_remote_lab.labs.accesses import LabAccesses
 from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.labs.devices import Devices
+from neops_remote_lab.labs.quarantine import HostQuarantine
 from neops_remote_lab.labs.readiness import Readiness
 from neops_remote_lab.labs.slot import Slot
+from neops_remote_lab.labs.slots import Slots
 from neops_remote_lab.labs.topology_checks import TopologyChecks
-from neops_remote_lab.netlab.host_lab import HostLab
+from neops_remote_lab.netlab.host_labs import HostLabs
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.protocol import Database
+from neops_remote_lab.store.rows import FIRST_SLOT
 from neops_remote_lab.store.sqlite.database import SqliteDatabase
 from neops_remote_lab.store.sqlite.labs import SqliteLabStore
 from neops_remote_lab.store.sqlite.sessions import SqliteSessionStore
@@ -36,7 +39,7 @@ class Services:
     clock: Clock
     database: Database
     queue: SessionQueue
-    labs: LabCoordinator
+    slots: Slots
     accesses: LabAccesses
     devices: Devices
     checks: TopologyChecks
@@ -49,7 +52,7 @@ class Services:
 
     async def reconcile(self) -> None:
         """End labs and topology checks of sessions that have ended. Call it after a session may have ended."""
-        await self.labs.reconcile()
+        await self.slots.reconcile()
         await self.checks.reconcile()
 
     def drain(self) -> None:
@@ -57,48 +60,56 @@ class Services:
         self.queue.drain()
         self.readiness.stop()
         self.checks.drain()
-        self.labs.drain()
+        self.slots.drain()
         self.accesses.drain()
 
 
 def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     """Create the services. Call it inside the event loop."""
     store, host = settings.store, settings.netlab
-    run_blocking = in_threads(settings.labs.lab_threads)  # not the framework's threads, which netlab could exhaust
+    # Not the framework's threads, which netlab could exhaust.
+    run_blocking = in_threads(settings.labs.lab_threads)
     database = SqliteDatabase(store.database, synchronous=store.synchronous, busy_timeout=store.busy_timeout)
     metrics = Metrics()
-    queue = SessionQueue(SqliteSessionStore(database, host.lab_host), settings.queue, clock, metrics)
-    host_lab = HostLab(host)
-    netlab = host_lab.commands  # one, because it remembers what it has asked the host
+    queue = SessionQueue(SqliteSessionStore(database, host.lab_host), settings.queue, clock, metrics, slots=FIRST_SLOT)
+    host_labs = HostLabs(host)
+    netlab = host_labs.commands
     checks = TopologyChecks(netlab, settings.labs, queue=queue, run_blocking=run_blocking)
-    lab_store = SqliteLabStore(database, host.lab_host)
     failed_logs = FailedLogs(host.work_dir, days=host.failed_log_days, number=host.max_failed_logs)
     accesses = LabAccesses()
-    artifacts = Artifacts(host_lab.artifacts, clock, run_blocking)
-    slot = Slot(
-        store=lab_store,
-        host_lab=host_lab,
-        queue=queue,
-        checks=checks,
-        accesses=accesses,
-        failed_logs=failed_logs,
-        artifacts=artifacts,
-        settings=settings.labs,
-        clock=clock,
-        metrics=metrics,
-        run_blocking=run_blocking,
-    )
-    labs = LabCoordinator(
-        store=lab_store,
-        slot=slot,
-        host_lab=host_lab,
-        queue=queue,
-        failed_logs=failed_logs,
-        artifacts=artifacts,
-        run_blocking=run_blocking,
-    )
+    artifacts = Artifacts(host_labs.artifacts, clock, run_blocking)
+    quarantine = HostQuarantine(queue)
+
+    def coordinator(number: int) -> LabCoordinator:
+        store, host_lab = SqliteLabStore(database, host.lab_host, number), host_labs.of_slot(number)
+        slot = Slot(
+            store=store,
+            number=number,
+            host_lab=host_lab,
+            queue=queue,
+            checks=checks,
+            accesses=accesses,
+            failed_logs=failed_logs,
+            artifacts=artifacts,
+            quarantine=quarantine,
+            settings=settings.labs,
+            clock=clock,
+            metrics=metrics,
+            run_blocking=run_blocking,
+        )
+        return LabCoordinator(
+            store=store,
+            slot=slot,
+            host_lab=host_lab,
+            queue=queue,
+            failed_logs=failed_logs,
+            artifacts=artifacts,
+            run_blocking=run_blocking,
+        )
+
+    slots = Slots(coordinator, queue, host_labs, run_blocking)
     devices = Devices(
-        labs=labs,
+        slots=slots,
         accesses=accesses,
         netlab=netlab,
         settings=settings.devices,
@@ -106,7 +117,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         kill_grace=host.kill_grace,
         run_blocking=run_blocking,
     )
-    metrics.registry.register(Gauges(queue, labs, database))
+    metrics.registry.register(Gauges(queue, slots, database))
     streams = LogStreams(settings.http, in_threads(LOG_THREADS))
     readiness = Readiness(host, netlab, clock, run_blocking, repeat_for=settings.labs.ready_cache)
     return Services(
@@ -114,7 +125,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         clock,
         database,
         queue,
-        labs,
+        slots,
         accesses,
         devices,
         checks,

@@ -65,6 +65,8 @@ async def get_session(request: Request) -> Response:
         position=place.position,
         eta_seconds=place.eta_seconds if place.position else None,
         waiting_for=_waiting_for(services, place),
+        host=place.session.host,
+        slot=place.session.slot,
     )
     headers = {"Retry-After": str(services.settings.http.retry_after)} if services.queue.draining else None
     return json_response(answer, headers=headers)
@@ -80,12 +82,16 @@ async def end_session(request: Request) -> Response:
 
 
 async def get_active_session(request: Request) -> Response:
-    """The active session; 404 if there is none. This call renews no session."""
+    """The caller's session if it is active, otherwise the one that joined first; 404 if no session is active.
+
+    This call renews no session.
+    """
     active = services_of(request).queue.active
-    if active is None:
+    if not active:
         raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no session is active")
-    own = request.headers.get("X-Session-ID") == active.session_id
-    shown = active.session_id if own else active.session_id[:SHOWN_ID]
+    own = request.headers.get("X-Session-ID")
+    session = min(active, key=lambda each: (each.session_id != own, each.number))
+    shown = session.session_id if session.session_id == own else session.session_id[:SHOWN_ID]
     return json_response(ActiveSessionResponseDto(session_id=shown, status=SessionState.ACTIVE, position=0))
 
 
@@ -98,16 +104,19 @@ async def heartbeat(request: Request) -> Response:
 
 
 def _waiting_for(services: Services, place: Place) -> str | None:
-    """A sentence for a waiting session: who is active, with which topology, since when."""
+    """A sentence for a waiting session: who is active, with which topology, since when. Who began first is named."""
     if place.position == 0:
         return None
     if services.queue.quarantined:
         return f"the lab host is quarantined: {quarantined(services)}"
-    if (active := services.queue.active) is None:
-        return "no session is active; the next one becomes active in a moment"
+    sessions = services.queue.active
+    if len(sessions) < services.queue.slots:
+        return "a slot is free; the next session becomes active in a moment"
+    active = min(sessions, key=lambda session: (session.activated_at or session.created_at, session.number))
     who = label(active.client) or f"session {one_line(active.session_id[:SHOWN_ID])}"
     what = f" for {label(active.purpose)}" if active.purpose else ""
     topology = topology_of(services, active)
     with_ = f" with {topology}" if topology else " without a lab yet"
     since = f" since {active.activated_at:%Y-%m-%d %H:%M:%S} UTC" if active.activated_at else ""
-    return f"{who} holds the lab{what}{with_}{since}"
+    others = f"; other active sessions: {len(sessions) - 1}" if len(sessions) > 1 else ""
+    return f"{who} holds {'a' if others else 'the'} lab{what}{with_}{since}{others}"

@@ -1,4 +1,4 @@
-"""`neops-remote-lab queue`: show the active session and the waiting ones."""
+"""`neops-remote-lab queue`: show the active sessions and the waiting ones."""
 
 import argparse
 import json
@@ -23,6 +23,8 @@ TIMEOUT: Final = 10.0
 WATCH_INTERVAL: Final = 2.0
 """Seconds between two requests with --watch."""
 HEADINGS: Final = ("position", "session", "state", "since", "last seen", "client", "purpose", "topology")
+SLOT_HEADINGS: Final = ("host", "slot")
+"""Shown only if several sessions can be active at once."""
 _CLEAR_SCREEN: Final = "\x1b[H\x1b[J"
 
 
@@ -31,7 +33,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "queue",
         help="show who holds the lab, and who waits",
-        description="Shows the active session, which holds the lab, and the waiting ones.",
+        description="Shows the active sessions, which hold the labs, and the waiting ones.",
         epilog=CREDENTIALS,
     )
     parser.add_argument("--watch", action="store_true", help=f"repeat every {WATCH_INTERVAL:g} s, until Ctrl-C")
@@ -70,8 +72,9 @@ def text(queue: QueueDto) -> str:
     else:
         note = "" if queue.sessions else "nobody waits, and nobody holds the lab\n"
     hidden = queue.length - len(queue.sessions)
-    rows = table(HEADINGS, map(_row, queue.sessions)) if queue.sessions else ""
-    return note + rows + (f"… and {hidden} more\n" if hidden else "")
+    places = SLOT_HEADINGS if sum(host.slots for host in queue.hosts) > 1 else ()
+    rows = table(HEADINGS + places, (_row(entry) + _place(entry)[: len(places)] for entry in queue.sessions))
+    return note + (rows if queue.sessions else "") + (f"… and {hidden} more\n" if hidden else "")
 
 
 def _watch(server: ServerConnection, shown: Callable[[QueueDto], str], before: str) -> None:
@@ -111,3 +114,7 @@ def _row(entry: QueueEntryDto) -> tuple[str, ...]:
     times = (f"{since:.0f} s", f"{entry.last_seen_seconds:.0f} s ago")
     labels = (entry.client or "-", entry.purpose or "-", entry.topology or "-")
     return (str(entry.position), entry.session_id, entry.status, *times, *labels)
+
+
+def _place(entry: QueueEntryDto) -> tuple[str, ...]:
+    return one_line(entry.host or "-"), "-" if entry.slot is None else str(entry.slot)

@@ -57,9 +57,7 @@ LAB_START: Final = Family(
 )
 LAB_TEARDOWN: Final = Family("histogram", "lab_teardown_seconds", "From the start of a teardown to its proof")
 SESSIONS: Final = Family("gauge", "sessions", "Live sessions", {"state": SessionState})
-LAB_STATE: Final = Family(
-    "gauge", "lab_state", "1 for the state that the lab is in", {"state": (NO_LAB, *LiveLabState)}
-)
+LAB_STATE: Final = Family("gauge", "lab_state", "Slots by the state of their lab", {"state": (NO_LAB, *LiveLabState)})
 LAB_REFERENCES: Final = Family("gauge", "lab_references", "Acquires not yet released")
 QUARANTINED: Final = Family("gauge", "quarantined", "1 while no session is admitted")
 DATABASE_WAL: Final = Family("gauge", "database_wal_bytes", "Write-ahead log of the database")

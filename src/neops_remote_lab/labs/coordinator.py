@@ -5,7 +5,7 @@ No request changes a lab itself, so a client that disconnects interrupts nothing
 
 import asyncio
 import subprocess
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -29,7 +29,7 @@ from neops_remote_lab.store.rows import EndedLab, Lab
 
 
 class LabCoordinator:
-    """The lab of this host, on behalf of the active session."""
+    """The lab of one slot, on behalf of the session that is active in it."""
 
     def __init__(
         self,
@@ -265,14 +265,22 @@ class LabCoordinator:
 
     # Between requests
 
-    async def open(self, *, rebooted: bool) -> None:
-        """Begin to adopt or remove the labs of an earlier server. Calls on the lab wait for the end of that."""
+    async def load(self, *, rebooted: bool) -> None:
+        """Read the state that an earlier server recorded. See `Slot.load`."""
         await self._slot.load(rebooted=rebooted)
+
+    def open(self, adopted: asyncio.Barrier, directories: Sequence[Path] = ()) -> None:
+        """Begin to adopt or remove the lab of an earlier server. Calls on the lab wait for the end of that.
+
+        Args:
+            adopted: passed by all slots of the host when their labs are adopted, before leftovers are removed.
+            directories: lab directories that an earlier server may have left behind.
+        """
         # A second callback: the slot's own must clear the operation first, or waiting calls would find it running.
-        self._slot.open().task.add_done_callback(lambda _: self._recovered.set())
+        self._slot.open(adopted, directories).task.add_done_callback(lambda _: self._recovered.set())
 
     async def opened(self) -> None:
-        """Wait until the labs of an earlier server are adopted or removed."""
+        """Wait until the lab of an earlier server is adopted or removed."""
         await self._recovered.wait()
 
     async def reconcile(self) -> None:
@@ -284,8 +292,6 @@ class LabCoordinator:
         """Interrupt everything that calls wait for, because the server is shutting down."""
         self._slot.interrupt_start(OutcomeCode.SERVER_ENDED)
         self._artifacts.interrupt(Reason.SERVER_ENDS)
-        if self._slot.lab is None:  # else netlab is asked at the teardown
-            self._host_lab.cancel_queries()
 
     async def close(self, *, keep: bool) -> None:
         """End running operations, then tear the lab down or, with `keep`, leave it running for the next server."""

@@ -15,9 +15,9 @@ from neops_remote_lab.core.codes import LiveLabState
 from neops_remote_lab.core.threads import RunBlocking, in_threads
 from neops_remote_lab.labs.accesses import Cut, LabAccess, LabAccesses
 from neops_remote_lab.labs.channels import TcpChannel, TerminalChannel
-from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
 from neops_remote_lab.labs.settings import DeviceSettings
+from neops_remote_lab.labs.slots import Slots
 from neops_remote_lab.netlab import leftovers
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.node_commands import Completed, NodeCommands, NoShell
@@ -38,7 +38,7 @@ class Devices:
     def __init__(
         self,
         *,
-        labs: LabCoordinator,
+        slots: Slots,
         accesses: LabAccesses,
         netlab: NetlabCommands,
         settings: DeviceSettings,
@@ -46,7 +46,7 @@ class Devices:
         kill_grace: float,
         run_blocking: RunBlocking,
     ) -> None:
-        self._labs = labs
+        self._slots = slots
         self._accesses = accesses
         self._netlab = netlab
         self._settings = settings
@@ -60,12 +60,12 @@ class Devices:
         self._run_terminal = in_threads(TERMINAL_THREADS)
         self._threads = asyncio.Semaphore(settings.exec_threads)
         self._proving = asyncio.Lock()
-        self._proven: tuple[str, dict[str, Node]] = ("", {})
+        self._proven: dict[str, dict[str, Node]] = {}
 
     @contextmanager
     def access(self, session_id: str) -> Iterator[LabAccess]:
         """A context for one access to the session's running lab. Raises Refused if the lab has ended meanwhile."""
-        lab = self._labs.lab
+        lab = self._slots.of(session_id).lab
         if lab is None or lab.session_id != session_id or lab.state is not LiveLabState.RUNNING:
             raise Refused(*_CUT[Cut.LAB_ENDED])
         with self._accesses.open(session_id, lab.lab_id) as access:
@@ -197,7 +197,9 @@ class Devices:
         return TerminalChannel(terminal, self._terminals, self._run_terminal)
 
     async def _raw(self, session_id: str, name: str) -> dict[str, Any]:
-        return next(device.raw for device in await self._labs.devices(session_id) if device.name == name)
+        return next(
+            device.raw for device in await self._slots.of(session_id).devices(session_id) if device.name == name
+        )
 
     @contextmanager
     def connection(self, session_id: str) -> Iterator[None]:
@@ -213,27 +215,30 @@ class Devices:
         Raises:
             Refused: there is no lab or no such node, or the node is not a container.
         """
-        devices = await self._labs.devices(session_id)
+        devices = await self._slots.of(session_id).devices(session_id)
         if name not in {device.name for device in devices}:
             raise Refused(Reason.NO_DEVICE, "the lab has no such node: GET /lab/devices names them")
-        nodes = await self._prove(name)
+        nodes = await self._prove(session_id, name)
         if name not in nodes:
             detail = f"{name} is not a Docker container, so there is no proof that it belongs to this lab"
             raise Refused(Reason.UNSUPPORTED, detail)
         return nodes[name]
 
-    async def _prove(self, name: str) -> dict[str, Node]:
+    async def _prove(self, session_id: str, name: str) -> dict[str, Node]:
         """The nodes that Docker knows, cached for the life of the lab. Docker is asked again for an unknown node."""
         async with self._proving:
-            if (lab := self._labs.lab) is None:
+            lab = self._slots.of(session_id).lab
+            if lab is None or lab.session_id != session_id:
                 raise Refused(*_CUT[Cut.LAB_ENDED])
-            lab_id, nodes = self._proven
-            if lab_id != lab.lab_id or name not in nodes:
+            nodes = self._proven.get(lab.lab_id)
+            if nodes is None or name not in nodes:
                 try:
                     nodes = await self._run_blocking(self._ask_docker, Path(lab.work_dir))
                 except (subprocess.SubprocessError, OSError, ValueError) as error:
                     raise refusal_of(error, "Docker could not list the nodes of the lab") from error
-                self._proven = lab.lab_id, nodes
+                live = {lab.lab_id for lab in self._slots.labs}
+                self._proven = {lab_id: known for lab_id, known in self._proven.items() if lab_id in live}
+                self._proven[lab.lab_id] = nodes
             return nodes
 
     def _ask_docker(self, base: Path) -> dict[str, Node]:

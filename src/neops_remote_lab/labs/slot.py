@@ -8,13 +8,13 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.codes import LiveLabState, OutcomeCode, QuarantineSource, StartOutcome
+from neops_remote_lab.core.codes import LiveLabState, OutcomeCode, StartOutcome
 from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
@@ -22,6 +22,7 @@ from neops_remote_lab.labs.accesses import LabAccesses
 from neops_remote_lab.labs.acquires import Acquire
 from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.outcomes import SENTENCES, end_of_start, start_outcome, start_refusal
+from neops_remote_lab.labs.quarantine import HostQuarantine
 from neops_remote_lab.labs.records import identity_of_lab, starting_lab, workspace_of
 from neops_remote_lab.labs.refusals import Refused
 from neops_remote_lab.labs.settings import LabSettings
@@ -66,6 +67,8 @@ class Slot:
         accesses: LabAccesses,
         failed_logs: FailedLogs,
         artifacts: Artifacts,
+        quarantine: HostQuarantine,
+        number: int,
         settings: LabSettings,
         clock: Clock,
         metrics: Metrics,
@@ -78,6 +81,8 @@ class Slot:
         self._accesses = accesses
         self._failed_logs = failed_logs
         self._artifacts = artifacts
+        self._quarantine = quarantine
+        self._number = number
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
@@ -305,14 +310,13 @@ class Slot:
             await self._report_leftovers(f"{', '.join(leftovers)} of an earlier lab")
             return
         self._left_directories = []
-        if self._queue.quarantined_by is QuarantineSource.SERVER:
-            self._leftovers_since = self._clock.monotonic()  # so that a failure of the database is retried
-            await self._queue.quarantine(None)
+        self._leftovers_since = self._clock.monotonic()  # so that a failure of the database is retried
+        await self._quarantine.clear(self._number)
         self._leftovers_since = None
 
     async def _report_leftovers(self, what: str) -> None:
         self._leftovers_since = self._clock.monotonic()
-        await self._queue.quarantine(f"left behind: {what} could not be removed")
+        await self._quarantine.report(self._number, what)
 
     # Adopting
 
@@ -324,16 +328,20 @@ class Slot:
         """
         self._rebooted = rebooted
         self._lab = await self._store.live_lab()
-        self._left_directories = await self._run_blocking(self._host_lab.directories)
+        self._quarantine.expect(self._number)
 
-    def open(self) -> Running:
-        """Begin to adopt or remove the labs of an earlier server."""
-        return self._begin(Operation.ADOPT, self._open())
+    def open(self, adopted: asyncio.Barrier, directories: Sequence[Path]) -> Running:
+        """Begin to adopt or remove the lab of an earlier server. See `LabCoordinator.open`."""
+        self._left_directories = list(directories)
+        return self._begin(Operation.ADOPT, self._open(adopted))
 
-    async def _open(self) -> None:
+    async def _open(self, adopted: asyncio.Barrier) -> None:
         await self._run_blocking(self._host_lab.preload)
-        if self._lab:
-            await self._adopt()
+        try:
+            if self._lab:
+                await self._adopt()
+        finally:
+            await adopted.wait()  # a sweep could take a lab that is not adopted yet for leftovers
         self._rebooted = False
         if not self.has_leftovers:
             await self._sweep()

@@ -4,7 +4,7 @@ from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.models.device import ConsoleControlDto, ExecRequestDto, ExecResponseDto
 from neops_remote_lab.models.health import DebugHealthDto, ErrorDto, ReadyDto
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto, LabState, LabStatusDto, TopologyCheckDto
-from neops_remote_lab.models.queue import QueueDto, QueueEntryDto
+from neops_remote_lab.models.queue import QueueDto, QueueEntryDto, QueueHostDto
 from neops_remote_lab.models.session import (
     ActiveSessionResponseDto,
     CreateSessionRequestDto,
@@ -28,6 +28,7 @@ __all__ = [
     "LabStatusDto",
     "QueueDto",
     "QueueEntryDto",
+    "QueueHostDto",
     "ReadyDto",
     "SessionInfoDto",
     "SessionState",

@@ -17,13 +17,27 @@ class QueueEntryDto(BaseModel):
     active_seconds: float | None = Field(default=None, ge=0, description="seconds since it became active; null before")
     last_seen_seconds: float = Field(ge=0, description="seconds since its last call")
     topology: str | None = Field(default=None, description="file name of the topology of its lab; null without one")
+    host: str | None = Field(default=None, description="lab host of an active session; null while it waits")
+    slot: int | None = Field(default=None, description="slot of an active session on its host; null while it waits")
+
+
+class QueueHostDto(BaseModel):
+    """A lab host that serves the queue."""
+
+    name: str
+    slots: int = Field(ge=0, description="number of sessions that can be active at once")
+    active: int = Field(ge=0, description="number of active sessions")
+    quarantined: str | None = Field(
+        default=None, description="why no session is admitted; null if the host is not quarantined"
+    )
 
 
 class QueueDto(BaseModel):
-    """The active session and the waiting ones, in order."""
+    """The active sessions and the waiting ones, in order."""
 
     length: int = Field(ge=0, description="number of live sessions, including those that are not listed")
     quarantined: str | None = Field(
         default=None, description="why no session is admitted; null if the host is not quarantined"
     )
-    sessions: list[QueueEntryDto] = Field(description="the active session, then the waiting ones, in order")
+    sessions: list[QueueEntryDto] = Field(description="the active sessions, then the waiting ones, in order")
+    hosts: list[QueueHostDto] = Field(default=[], description="the lab hosts that serve the queue")

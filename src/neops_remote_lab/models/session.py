@@ -49,6 +49,8 @@ class SessionStatusResponseDto(BaseModel):
         default=None, description="estimated wait in seconds, from this host's history; null without history"
     )
     waiting_for: str | None = Field(default=None, description="who is active, with which topology, and since when")
+    host: str | None = Field(default=None, description="lab host of an active session; null while it waits")
+    slot: int | None = Field(default=None, description="slot of an active session on its host; null while it waits")
 
 
 class ActiveSessionResponseDto(BaseModel):

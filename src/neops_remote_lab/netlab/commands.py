@@ -49,15 +49,23 @@ class Prepared(NamedTuple):
 class NetlabCommands:
     """Runs netlab in the work directory of a lab. All methods block."""
 
-    def __init__(self, settings: NetlabSettings, preloaded: PreloadedNetlab | None = None) -> None:
-        """`preloaded`, if given, provides the netlab process that starts labs."""
+    def __init__(self, settings: NetlabSettings) -> None:
         self._settings = settings
-        self._preloaded = preloaded
+        self._preloaded = PreloadedNetlab(settings.netlab)
         self._status_file: Path | None = None
         self._is_docker = False
         self._arguments = up_arguments.split(settings.netlab_up_args)
         self._classifier = RejectionClassifier(self._create_good)
         self._ended = threading.Event()
+
+    def preload(self) -> None:
+        """Begin to load the netlab process that will start the next lab. Returns before it is loaded."""
+        if self._settings.preload:
+            self._preloaded.load()
+
+    def stop_preloading(self) -> None:
+        """End the preloaded netlab; later calls of `preload` do nothing."""
+        self._preloaded.close()
 
     def cancel_queries(self) -> None:
         """Abort current and future netlab commands that only query the host. Never blocks."""

@@ -21,7 +21,6 @@ from neops_remote_lab.netlab.artifacts import ArtifactCollector
 from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay
-from neops_remote_lab.netlab.process import PreloadedNetlab
 from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
 
@@ -36,10 +35,10 @@ class HostLab:
     lab.
     """
 
-    def __init__(self, settings: NetlabSettings) -> None:
+    def __init__(self, settings: NetlabSettings, commands: NetlabCommands | None = None) -> None:
+        """`commands` are given if several objects share them, because they remember what they have asked the host."""
         self._settings = settings
-        self._preloaded = PreloadedNetlab(settings.netlab)
-        self.commands = NetlabCommands(settings, self._preloaded)
+        self.commands = commands or NetlabCommands(settings)
         self._cleaner = Cleaner(self.commands, settings)
         self.artifacts = ArtifactCollector(self.commands, settings)
         self._lock = HostLock(settings.lock_dir, LAB_LOCK)
@@ -154,12 +153,11 @@ class HostLab:
 
     def preload(self) -> None:
         """Begin to load the netlab process that will start the next lab. Returns before it is loaded."""
-        if self._settings.preload:
-            self._preloaded.load()
+        self.commands.preload()
 
     def stop_preloading(self) -> None:
         """End the preloaded netlab; later calls of `preload` do nothing."""
-        self._preloaded.close()
+        self.commands.stop_preloading()
 
     def cancel_queries(self) -> None:
         """Abort current and future netlab commands that only query the host. Never blocks.

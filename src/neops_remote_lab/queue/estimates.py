@@ -16,13 +16,20 @@ class HoldHistory:
         """Add the latest hold, in seconds."""
         self._holds.append(seconds)
 
-    def eta(self, position: int, held_for: float) -> float | None:
+    def eta(self, position: int, held_for: Iterable[float], slots: int = 1) -> float | None:
         """Estimated seconds until a position becomes active, assuming average holds; None without history.
 
         Args:
-            held_for: seconds for which the active session has been active.
+            held_for: seconds for which each active session has been active.
+            slots: number of sessions that can be active at once.
         """
         if not self._holds:
             return None
+        if not position:
+            return 0.0
         mean = fmean(self._holds)
-        return max(0.0, mean - held_for) + (position - 1) * mean if position else 0.0
+        left = sorted(max(0.0, mean - seconds) for seconds in held_for)
+        free_in = [0.0] * (slots - len(left)) + left
+        # Slots become free in turns, because none stays occupied for more than one mean.
+        turns, turn = divmod(position - 1, len(free_in))
+        return free_in[turn] + turns * mean

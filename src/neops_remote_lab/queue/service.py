@@ -6,7 +6,7 @@ The store is authoritative and is written first. The session cache mirrors it, s
 import logging
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -47,10 +47,22 @@ class SessionQueue:
     """The queue of one lab host."""
 
     def __init__(
-        self, store: SessionStore, settings: QueueSettings, clock: Clock, metrics: Metrics | None = None
+        self,
+        store: SessionStore,
+        settings: QueueSettings,
+        clock: Clock,
+        metrics: Metrics | None = None,
+        *,
+        slots: int = 1,
     ) -> None:
-        """Create an empty queue; `load` fills it. `metrics` defaults to a registry that is not exported."""
+        """Create an empty queue; `load` fills it.
+
+        Args:
+            metrics: defaults to a registry that is not exported.
+            slots: the number of slots of this host.
+        """
         self._store = store
+        self._slots = slots
         self._settings = settings
         self._clock = clock
         self._metrics = metrics or Metrics()
@@ -69,12 +81,25 @@ class SessionQueue:
 
     async def register_host(self, boot_id: str) -> str | None:
         """Record that this host serves the queue. Returns the boot id recorded before; None for a new host."""
-        return await self._store.register_host(boot_id)
+        return await self._store.register_host(boot_id, self._slots)
+
+    async def occupied_slots(self) -> list[int]:
+        """The slots of this host that have an active session or a live lab, according to the database."""
+        return await self._store.occupied_slots()
 
     @property
-    def active(self) -> Session | None:
-        """The active session; None if there is none."""
+    def slots(self) -> int:
+        """The number of sessions that can be active at once on this host."""
+        return self._slots
+
+    @property
+    def active(self) -> list[Session]:
+        """The active sessions, by slot."""
         return self._cache.active
+
+    @property
+    def _has_free_slot(self) -> bool:
+        return self._cache.occupied < self._slots
 
     @property
     def quarantined(self) -> str | None:
@@ -100,7 +125,7 @@ class SessionQueue:
     async def join(self, *, client: str | None, purpose: str | None, key: str | None) -> Place:
         """Append a session, durably. With the idempotency key of a live session, return that session instead."""
         joining = Joining(secrets.token_hex(16), client, purpose, key, self._clock.now())
-        session = await self._store.join(joining, promote=self.active is None)
+        session = await self._store.join(joining, promote=self._has_free_slot)
         if session.session_id in self._cache:
             self._cache.renew(session.session_id, self._clock.monotonic())
         else:
@@ -108,12 +133,12 @@ class SessionQueue:
             self._put(session)
             position, who = self._cache.position(session), one_line(session.client or "without a label")
             logger.info("session %.8s joined: position %d, client %s", session.session_id, position, who)
-        await self.promote_if_idle()  # the active session may have ended during the write
+        await self.promote()  # an active session may have ended during the write
         return self._place(self._cache.get(session.session_id) or session)
 
-    async def promote_if_idle(self) -> None:
-        """Make the head of the queue active if no session is."""
-        if self.active is None and self.waiting and not self.quarantined:
+    async def promote(self) -> None:
+        """Make waiting sessions active if this host has free slots."""
+        if self._has_free_slot and self.waiting and not self.quarantined:
             self._promoted(await self._store.promote(self._clock.now()))
 
     def place(self, session_id: str) -> Place | None:
@@ -123,12 +148,20 @@ class SessionQueue:
 
     def _place(self, session: Session) -> Place:
         position = self._cache.position(session)
-        eta = None if self.quarantined else self._holds.eta(position, self._cache.held_for(self._clock.monotonic()))
+        eta = None
+        if not self.quarantined:
+            held_for = self._cache.held_for(self._clock.monotonic()).values()
+            eta = self._holds.eta(position, held_for, self._slots)
         return Place(session, position, eta)
 
     def is_active(self, session_id: str) -> bool:
-        """Whether a session is the active one."""
-        return self.active is not None and self.active.session_id == session_id
+        """Whether a session is active."""
+        return self.slot_of(session_id) is not None
+
+    def slot_of(self, session_id: str) -> int | None:
+        """The slot of an active session on this host; None if the session is not active."""
+        session = self._cache.get(session_id)
+        return session.slot if session and session.state is SessionState.ACTIVE else None
 
     def renew_all(self) -> None:
         """Restart the timeouts of all sessions."""
@@ -182,7 +215,7 @@ class SessionQueue:
         self._polls.answer_all()
 
     async def end(self, session_id: str) -> bool:
-        """End a session and promote the next one, durably. Returns False if the session is not live."""
+        """End a session and promote the next ones, durably. Returns False if the session is not live."""
         if session_id not in self._cache:
             return False
         return session_id in await self._end([session_id], EndCode.CLIENT)
@@ -196,7 +229,7 @@ class SessionQueue:
         return ending.ended
 
     def _forget(self, session_id: str, code: EndCode, detail: str) -> None:
-        held = self._cache.held_for(self._clock.monotonic()) if self.is_active(session_id) else None
+        held = self._cache.held_for(self._clock.monotonic()).get(session_id)
         if held is not None:
             self._holds.add(held)
         self._metrics.ended(code, held)
@@ -210,10 +243,11 @@ class SessionQueue:
         active = "was not active" if held is None else f"active for {held:.1f} s"
         logger.info("session %.8s ended: %s, %s", session_id, one_line(detail), active)
 
-    def _promoted(self, session: Session | None) -> None:
-        if session:
+    def _promoted(self, sessions: Sequence[Session]) -> None:
+        for session in sessions:
             self._put(session)
-            self._polls.answer([session.session_id])
+        if sessions:
+            self._polls.answer([session.session_id for session in sessions])
             self._polls.moved()
 
     def _put(self, session: Session) -> None:
@@ -229,30 +263,33 @@ class SessionQueue:
         logger.info("session %.8s is active: waited %.1f s, client %s", session.session_id, waited.total_seconds(), who)
 
     async def expire(self) -> tuple[str, ...]:
-        """End stale sessions, and an active one that exceeds the maximum hold. Returns their ids."""
+        """End stale sessions, and active ones that exceed the maximum hold. Returns their ids."""
         now = self._clock.monotonic()
         limits = self._settings
         stale = self._cache.stale(now, waiting_timeout=limits.waiting_timeout, active_timeout=limits.active_timeout)
         ended: tuple[str, ...] = ()
         if stale:
             ended += await self._end(stale, EndCode.STALE)
-        if limits.max_hold and (active := self.active) and self._cache.held_for(now) > limits.max_hold:
-            ended += await self._end([active.session_id], EndCode.MAX_HOLD)
+        held_for = self._cache.held_for(now).items()
+        over = [session_id for session_id, held in held_for if limits.max_hold and held > limits.max_hold]
+        if over:
+            ended += await self._end(over, EndCode.MAX_HOLD)
         return ended
 
     async def reconcile(self) -> None:
         """Apply changes that an operator made in the database, as if they had been made through the API."""
         self._note_quarantine(await self._store.quarantine())
         truth = await self._store.live_sessions()
-        before = self.active
+        before = {session.session_id for session in self.active}
         difference = self._cache.reload(truth, self._clock.monotonic())
         self._polls.answer(difference.vanished | difference.changed)
         self._polls.moved()
         for session_id in difference.vanished:
             self._metrics.ended(EndCode.OPERATOR, None)
             self._log_end(session_id, _ENDED[EndCode.OPERATOR], None)
-        if (active := self.active) and (before is None or before.session_id != active.session_id):
-            self._became_active(active)
+        for session in self.active:
+            if session.session_id not in before:
+                self._became_active(session)
         self._promoted(await self._store.promote(self._clock.now()))
 
     async def quarantine(self, reason: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The live sessions in memory, without I/O: positions, the active session, stale sessions.
+"""The live sessions in memory, without I/O: positions, active sessions, stale sessions.
 
 Times are in monotonic seconds and are passed in.
 """
@@ -7,8 +7,9 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
+from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.store.rows import Session
 
 _Place: TypeAlias = tuple[int, int, str]
@@ -35,8 +36,7 @@ class SessionCache:
         self._waiting: list[_Place] = []
         self._last_seen: OrderedDict[str, float] = OrderedDict()  # the least recently seen first
         self._open_calls: Counter[str] = Counter()
-        self._active: Session | None = None
-        self._active_since = 0.0
+        self._active: dict[str, _Active] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -45,16 +45,20 @@ class SessionCache:
         return session_id in self._sessions
 
     def __iter__(self) -> Iterator[Session]:
-        """Iterate over the active session, then the waiting ones, in order."""
-        if self._active:
-            yield self._active
+        """Iterate over the active sessions by host and slot, then the waiting ones, in order."""
+        yield from self.active
         for *_, session_id in self._waiting:
             yield self._sessions[session_id]
 
     @property
-    def active(self) -> Session | None:
-        """The active session; None if there is none."""
-        return self._active
+    def active(self) -> list[Session]:
+        """The active sessions, by host and slot."""
+        return sorted((each.session for each in self._active.values()), key=_seat)
+
+    @property
+    def occupied(self) -> int:
+        """The number of active sessions."""
+        return len(self._active)
 
     @property
     def waiting(self) -> int:
@@ -71,16 +75,17 @@ class SessionCache:
 
     def position(self, session: Session) -> int:
         """The position of a session: 0 is active, 1 is next, and so on."""
-        if session.state == "active":
+        if session.state is SessionState.ACTIVE:
             return 0
         return bisect_left(self._waiting, _place(session)) + 1
 
     def put(self, session: Session, now: float) -> None:
         """Add or replace a session, which counts as seen at `now`."""
+        before = self._active.get(session.session_id)
         self.drop(session.session_id, keep_calls=True)
         self._sessions[session.session_id] = session
-        if session.state == "active":
-            self._active, self._active_since = session, now
+        if session.state is SessionState.ACTIVE:
+            self._active[session.session_id] = _Active(session, before.since if before else now)
         else:
             place = _place(session)
             self._waiting.insert(bisect_left(self._waiting, place), place)
@@ -95,9 +100,7 @@ class SessionCache:
         session = self._sessions.pop(session_id, None)
         if session is None:
             return
-        if session is self._active:
-            self._active = None
-        else:
+        if self._active.pop(session_id, None) is None:
             del self._waiting[bisect_left(self._waiting, _place(session))]
         del self._last_seen[session_id]
         if not keep_calls:
@@ -146,10 +149,8 @@ class SessionCache:
         return 0.0 if session_id in self._open_calls else max(0.0, now - self._last_seen[session_id])
 
     def stale(self, now: float, *, waiting_timeout: float, active_timeout: float) -> list[str]:
-        """The ids of stale sessions: the active one first, then the least recently seen. Timeouts are in seconds."""
-        gone = []
-        if (active := self._active) and self.unseen_for(active.session_id, now) > active_timeout:
-            gone.append(active.session_id)
+        """The ids of stale sessions: the active ones first, then the least recently seen. Timeouts are in seconds."""
+        gone = [session_id for session_id in self._active if self.unseen_for(session_id, now) > active_timeout]
         while self._last_seen:
             session_id, seen = next(iter(self._last_seen.items()))
             if session_id not in self._open_calls or now - seen <= waiting_timeout:
@@ -158,13 +159,22 @@ class SessionCache:
         for session_id, seen in self._last_seen.items():
             if now - seen <= waiting_timeout:
                 break
-            if session_id not in self._open_calls and self._sessions[session_id] is not self._active:
+            if session_id not in self._open_calls and session_id not in self._active:
                 gone.append(session_id)
         return gone
 
-    def held_for(self, now: float) -> float:
-        """Seconds since the active session became active, or since this server loaded it."""
-        return now - self._active_since if self._active else 0.0
+    def held_for(self, now: float) -> dict[str, float]:
+        """Seconds since each active session became active, or since this server loaded it, by session id."""
+        return {session_id: now - each.since for session_id, each in self._active.items()}
+
+
+class _Active(NamedTuple):
+    session: Session
+    since: float
+
+
+def _seat(session: Session) -> tuple[str, int]:
+    return session.host or "", session.slot or 0
 
 
 def _place(session: Session) -> _Place:

@@ -7,8 +7,8 @@ from typing import TypeAlias
 from neops_remote_lab.store.rows import Joining, Session
 
 Append: TypeAlias = Callable[[Sequence[Joining], bool], Awaitable[Sequence[Session]]]
-"""Appends sessions in one transaction, and makes the head of the queue active if the flag is set. Returns the sessions
-in the order of the joins."""
+"""Appends sessions in one transaction, and makes waiting sessions active if the flag is set. Returns the sessions in
+the order of the joins."""
 
 
 class JoinGroups:

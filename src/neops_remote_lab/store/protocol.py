@@ -48,11 +48,17 @@ class Database(Protocol):
 class SessionStore(Protocol):
     """The sessions of one queue, and the lab host that serves it."""
 
-    async def register_host(self, boot_id: str) -> str | None:
-        """Record that this host serves the queue. Returns the boot id recorded before; None for a new host."""
+    async def register_host(self, boot_id: str, slots: int = 1) -> str | None:
+        """Record that this host serves the queue with a number of slots. Slots beyond that number are closed.
+
+        Returns the boot id recorded before; None for a new host.
+        """
+
+    async def occupied_slots(self) -> list[int]:
+        """The slots of this host that have an active session or a live lab, in order."""
 
     async def live_sessions(self) -> list[Session]:
-        """The active session of this host, then the waiting ones, in FIFO order."""
+        """The active sessions of this host by slot, then the waiting ones in FIFO order."""
 
     async def join(self, joining: Joining, *, promote: bool) -> Session:
         """Append a session. If a live session of the queue has the same key, return that session instead.
@@ -61,16 +67,16 @@ class SessionStore(Protocol):
 
         Args:
             joining: the new session.
-            promote: also make the head of the queue active, as `promote` does.
+            promote: also make waiting sessions active, as `promote` does.
         """
 
     async def end(self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime) -> Ending:
-        """End live sessions and make the head of the queue active, in one transaction."""
+        """End live sessions and make waiting ones active, as `promote` does, in one transaction."""
 
-    async def promote(self, now: datetime) -> Session | None:
-        """Make the head of the queue active, unless a session is active or the host is quarantined.
+    async def promote(self, now: datetime) -> tuple[Session, ...]:
+        """Make as many sessions active, from the head of the queue, as this host has free and open slots.
 
-        Returns the session that became active, if any.
+        On a quarantined host no session becomes active. Returns the sessions that became active, in FIFO order.
         """
 
     async def ended(self, session_id: str) -> EndedSession | None:

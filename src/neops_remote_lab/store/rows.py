@@ -10,6 +10,8 @@ DEFAULT_QUEUE: Final = "default"
 """The queue that hosts serve and sessions join by default."""
 FIRST_SLOT: Final = 1
 """The number of a host's first slot. A slot has at most one active session and one live lab."""
+LAST_LAB_NUMBER: Final = 200
+"""The largest lab number, which is also the third octet of the lab's management network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,10 @@ class Session:
     purpose: str | None
     created_at: datetime
     activated_at: datetime | None
+    host: str | None = None
+    """The lab host of an active session."""
+    slot: int | None = None
+    """The slot of an active session on its host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,8 @@ class Lab:
     extra_sha256: str | None
     work_dir: str
     devices: list[dict[str, Any]] | None
+    lab_number: int | None = None
+    """The lab's number on its host, 1 to 200, unique among the live labs; None on a host with one slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +62,10 @@ class Joining:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The result of ending sessions: the ids of those ended, and the session that became active."""
+    """The result of ending sessions: the ids of those ended, and the sessions that became active."""
 
     ended: tuple[str, ...]
-    promoted: Session | None
+    promoted: tuple[Session, ...]
 
 
 class KeyedReference(NamedTuple):

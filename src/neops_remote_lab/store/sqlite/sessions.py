@@ -12,14 +12,14 @@ from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neops_remote_lab.core.codes import ENDED, EndCode, QuarantineSource, SessionState
+from neops_remote_lab.core.codes import ENDED, EndCode, LiveLabState, QuarantineSource, SessionState
 from neops_remote_lab.store.group_commit import JoinGroups
 from neops_remote_lab.store.protocol import SessionStore
-from neops_remote_lab.store.rows import DEFAULT_QUEUE, FIRST_SLOT, EndedSession, Ending, Joining, Quarantine, Session
+from neops_remote_lab.store.rows import DEFAULT_QUEUE, EndedSession, Ending, Joining, Quarantine, Session
 from neops_remote_lab.store.sqlite.database import SqliteDatabase
-from neops_remote_lab.store.sqlite.tables import EVENT, LAB_HOST, QUEUE, SESSION, read, written
+from neops_remote_lab.store.sqlite.tables import EVENT, LAB, LAB_HOST, QUEUE, SESSION, SLOT, read, written
 
-_COLUMNS: Final = "number, rank, session_id, state, client, purpose, created_at, activated_at"
+_COLUMNS: Final = "number, rank, session_id, state, client, purpose, created_at, activated_at, host, slot"
 
 _JOIN: Final = f"""
     INSERT INTO session (
@@ -34,12 +34,21 @@ _JOIN: Final = f"""
     RETURNING {_COLUMNS}, idempotency_key
 """
 _PROMOTE: Final = f"""
-    UPDATE session SET state = 'active', host = :host, slot = :slot, activated_at = :now
-    WHERE number = (
-        SELECT number FROM session WHERE queue = :queue AND state = 'waiting' ORDER BY rank, number LIMIT 1
+    WITH free AS (
+        SELECT slot.slot, row_number() OVER (ORDER BY slot.slot) AS place
+        FROM slot JOIN lab_host ON lab_host.name = slot.host AND quarantine_reason IS NULL
+        WHERE slot.host = :host AND is_open AND NOT EXISTS (
+            SELECT 1 FROM session AS busy
+            WHERE busy.host = slot.host AND busy.slot = slot.slot AND busy.state = 'active'
+        )
+    ), head AS (
+        SELECT number AS next, row_number() OVER (ORDER BY rank, number) AS place FROM (
+            SELECT number, rank FROM session WHERE queue = :queue AND state = 'waiting'
+            ORDER BY rank, number LIMIT (SELECT count(*) FROM free)
+        )
     )
-    AND NOT EXISTS (SELECT 1 FROM session WHERE host = :host AND slot = :slot AND state = 'active')
-    AND NOT EXISTS (SELECT 1 FROM lab_host WHERE name = :host AND quarantine_reason IS NOT NULL)
+    UPDATE session SET state = 'active', host = :host, slot = free.slot, activated_at = :now
+    FROM head JOIN free USING (place) WHERE number = next
     RETURNING {_COLUMNS}
 """
 _END: Final = """
@@ -49,7 +58,8 @@ _END: Final = """
 """
 _LIVE: Final = f"""
     SELECT {_COLUMNS} FROM session
-    WHERE host = :host AND state = 'active' OR queue = :queue AND state = 'waiting' ORDER BY state, rank, number
+    WHERE host = :host AND state = 'active' OR queue = :queue AND state = 'waiting'
+    ORDER BY state, CASE state WHEN 'active' THEN slot END, rank, number
 """
 _RECORD_LAST_SEEN = (
     update(SESSION).where(SESSION.c.session_id == bindparam("seen")).values(last_seen_at=bindparam("seen_at"))
@@ -65,8 +75,10 @@ class SqliteSessionStore(SessionStore):
         self._queue = queue
         self._groups = JoinGroups(self._append)
 
-    async def register_host(self, boot_id: str) -> str | None:
+    async def register_host(self, boot_id: str, slots: int = 1) -> str | None:
         row = {"queue": self._queue, "boot_id": boot_id}
+        offered = [{"host": self._host, "slot": slot, "is_open": True} for slot in range(1, slots + 1)]
+        beyond = update(SLOT).where(SLOT.c.host == self._host, SLOT.c.slot > slots).values(is_open=False)
 
         async def work(connection: AsyncConnection) -> str | None:
             known = await connection.execute(select(LAB_HOST.c.boot_id).where(LAB_HOST.c.name == self._host))
@@ -75,9 +87,24 @@ class SqliteSessionStore(SessionStore):
             await connection.execute(queue.on_conflict_do_nothing())
             host = sqlite_insert(LAB_HOST).values(name=self._host, **row)
             await connection.execute(host.on_conflict_do_update(index_elements=["name"], set_=row))
+            slot = sqlite_insert(SLOT)
+            await connection.execute(
+                slot.on_conflict_do_update(index_elements=["host", "slot"], set_={"is_open": True}), offered
+            )
+            await connection.execute(beyond)
             return before
 
         return await self._database.write(work)
+
+    async def occupied_slots(self) -> list[int]:
+        active = select(SESSION.c.slot).where(SESSION.c.host == self._host, SESSION.c.state == SessionState.ACTIVE)
+        live = select(LAB.c.slot).where(LAB.c.host == self._host, LAB.c.state.in_(LiveLabState))
+
+        async def work(connection: AsyncConnection) -> list[int]:
+            rows = await connection.execute(active.union(live).order_by("slot"))
+            return [slot for (slot,) in rows if slot is not None]
+
+        return await self._database.read(work)
 
     async def live_sessions(self) -> list[Session]:
         [rows] = await self._database.run((_LIVE, {"host": self._host, "queue": self._queue}))
@@ -101,14 +128,14 @@ class SqliteSessionStore(SessionStore):
         end = {"ending": json.dumps(asked), "code": code, "detail": detail, "now": written(now)}
         ended, promoted = await self._database.run((_END, end), self._promotion(now))
         done = {session_id for (session_id,) in ended}
-        return Ending(tuple(name for name in asked if name in done), _first(promoted))
+        return Ending(tuple(name for name in asked if name in done), _in_order(promoted))
 
-    async def promote(self, now: datetime) -> Session | None:
+    async def promote(self, now: datetime) -> tuple[Session, ...]:
         [promoted] = await self._database.run(self._promotion(now))
-        return _first(promoted)
+        return _in_order(promoted)
 
     def _promotion(self, now: datetime) -> tuple[str, dict[str, Any]]:
-        return _PROMOTE, {"queue": self._queue, "host": self._host, "slot": FIRST_SLOT, "now": written(now)}
+        return _PROMOTE, {"queue": self._queue, "host": self._host, "now": written(now)}
 
     async def ended(self, session_id: str) -> EndedSession | None:
         columns = (SESSION.c.end_code, SESSION.c.end_detail)
@@ -176,10 +203,11 @@ class SqliteSessionStore(SessionStore):
 
 
 def _session(row: Sequence[Any]) -> Session:
-    number, rank, session_id, state, client, purpose, created_at, activated_at = row
+    number, rank, session_id, state, client, purpose, created_at, activated_at, host, slot = row
     since = read(activated_at) if activated_at else None
-    return Session(number, rank, session_id, SessionState(state), client, purpose, read(created_at), since)
+    return Session(number, rank, session_id, SessionState(state), client, purpose, read(created_at), since, host, slot)
 
 
-def _first(rows: Sequence[Sequence[Any]]) -> Session | None:
-    return _session(rows[0]) if rows else None
+def _in_order(promoted: Sequence[Sequence[Any]]) -> tuple[Session, ...]:
+    """The sessions that became active, in FIFO order: RETURNING has no order."""
+    return tuple(sorted(map(_session, promoted), key=lambda session: (session.rank, session.number)))

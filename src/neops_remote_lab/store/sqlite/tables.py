@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -109,6 +110,15 @@ LAB_HOST = Table(
     *_readable("quarantined_at"),
 )
 
+SLOT = Table(
+    "slot",
+    METADATA,
+    Column("host", Text, ForeignKey("lab_host.name"), primary_key=True),
+    Column("slot", Integer, primary_key=True),
+    Column("is_open", Boolean, nullable=False),
+    CheckConstraint("slot > 0", "slot"),
+)
+
 SESSION = Table(
     "session",
     METADATA,
@@ -160,6 +170,7 @@ LAB = Table(
     Column("lab_id", Text, nullable=False, unique=True),
     Column("host", Text, nullable=False),
     Column("slot", Integer, nullable=False),
+    Column("lab_number", Integer),
     Column("session_id", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("topology", Text, nullable=False),
@@ -172,12 +183,14 @@ LAB = Table(
     _time("ended_at"),
     Column("outcome_code", Text),
     Column("outcome_detail", Text),
+    CheckConstraint("lab_number BETWEEN 1 AND 200", "lab_number"),
     _one_of("state", *LiveLabState, ENDED),
     _one_of("outcome_code", *OutcomeCode),
     *_readable("started_at", "running_at", "ended_at"),
     sqlite_autoincrement=True,
 )
 Index("uq_lab_live_slot", LAB.c.host, LAB.c.slot, unique=True, sqlite_where=LAB.c.state.in_(LiveLabState))
+Index("uq_lab_live_number", LAB.c.host, LAB.c.lab_number, unique=True, sqlite_where=LAB.c.state.in_(LiveLabState))
 Index("ix_lab_session_id", LAB.c.session_id)
 Index("ix_lab_ended_at", LAB.c.ended_at, sqlite_where=LAB.c.state == ENDED)
 
