@@ -1,7 +1,7 @@
 # `make demo` shows the main job, `make check` is what CI runs. Needs Python 3.11+ only: the first target builds .venv.
 
 PYTHON ?= python3
-EXTRAS ?= netlab,fast
+EXTRAS ?= netlab,fast,postgresql
 AUDIT  ?= optional
 PYTEST_ARGS ?=
 WORKERS ?= auto

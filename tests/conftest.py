@@ -9,6 +9,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from tests.fork_server import ForkServer
+from tests.postgresql import Cluster, problem, running_cluster
 from tests.server import LabServer, running_server
 
 REAL_NETLAB = (
@@ -48,6 +49,15 @@ def fork_server() -> Iterator[None]:
     ForkServer.current = ForkServer()
     yield
     ForkServer.current.close()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL server, started for the first test that wants one."""
+    if reason := problem():
+        pytest.skip(reason)
+    with running_cluster() as started:
+        yield started
 
 
 @pytest.fixture

@@ -1,0 +1,169 @@
+"""A PostgreSQL server for tests, from the programs that a package of the system installs, and its databases."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.fakes import wait_until
+
+PACKAGED: Final = Path("/usr/lib/postgresql")
+"""Where Debian keeps the programs of each version of PostgreSQL."""
+UNPRIVILEGED: Final = "nobody"
+"""Who runs the server if root runs the tests: it refuses to run as root."""
+SUPERUSER: Final = "postgres"
+AUTHENTICATED: Final = "authenticated"
+"""A user of the database who must give a password, unlike all others."""
+SETTINGS: Final = {
+    "listen_addresses": "",  # a socket in a directory of our own: no port, and no other user
+    "fsync": "off",  # the commits survive the end of the server, and no test ends the machine
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "shared_buffers": "16MB",
+    "max_connections": "60",
+}
+AUTHENTICATION: Final = f"""
+local all {AUTHENTICATED} scram-sha-256
+local all all trust
+"""
+
+
+@functools.cache
+def programs() -> Path | None:
+    """The directory of PostgreSQL's programs; None where they are not installed."""
+    versions = [path for path in PACKAGED.glob("*/bin") if (path / "initdb").exists()]
+    if versions:
+        return max(versions, key=lambda path: int(path.parent.name))
+    found = shutil.which("initdb")
+    return Path(found).resolve().parent if found else None
+
+
+def problem() -> str:
+    """Why there can be no PostgreSQL for tests, as a reason to skip them; empty if there can be one."""
+    if programs() is None:
+        return "PostgreSQL is not installed on this machine"
+    if importlib.util.find_spec("psycopg") is None:
+        return "psycopg is not installed: install neops-remote-lab[postgresql]"
+    return ""
+
+
+@dataclass
+class Cluster:
+    """One PostgreSQL server: its files and its process."""
+
+    directory: Path
+    password: str = field(default_factory=lambda: secrets.token_urlsafe() + "/@:%")
+    """That of the user who must give one."""
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
+
+    def url(self, name: str, user: str = SUPERUSER) -> str:
+        """The URL of a database, as `--database` takes it."""
+        return f"postgresql+psycopg://{user}@/{name}?host={self.directory}"
+
+    def initialize(self) -> None:
+        """Create the files of the server."""
+        self._run(
+            "initdb", "--pgdata", self.data, "--username", SUPERUSER, "--encoding=UTF8", "--no-sync", "--auth=trust"
+        )
+        self.data.joinpath("pg_hba.conf").write_text(AUTHENTICATION, encoding="utf-8")
+
+    def start(self) -> None:
+        """Start the server, and wait until it serves."""
+        settings = {**SETTINGS, "unix_socket_directories": self.directory}
+        words = [f"--{name}={value}" for name, value in settings.items()]
+        # A test run that is killed takes its server along, where the system can arrange that.
+        guard = ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") else []
+        command = [*guard, str(_program("postgres")), "-D", str(self.data), *words]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **_identity())
+        wait_until(self.serves, 30, f"PostgreSQL does not start: {self.log}")
+
+    def serves(self) -> bool:
+        """Whether the server accepts connections."""
+        if self.process is None or self.process.poll() is not None:
+            raise AssertionError(f"PostgreSQL ended: {self.log.read_text()[-4000:]}")
+        ask = [str(_program("pg_isready")), "--quiet", "--host", str(self.directory)]
+        return subprocess.run(ask, check=False).returncode == 0
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop the server: with SIGINT connections are ended first, with SIGQUIT it stops as in a crash."""
+        if self.process:
+            self.process.send_signal(how)
+            self.process.wait(30)
+
+    def create_database(self, template: str = "template0") -> str:
+        """Create a database as a copy of another one. Returns its name."""
+        name = f"test_{next(self.numbers)}"
+        self.run_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database, and end the connections to it."""
+        self.run_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def run_sql(self, statement: str, name: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run one statement in a database, outside a transaction. Returns its rows."""
+        import psycopg
+
+        with psycopg.connect(host=str(self.directory), dbname=name, user=SUPERUSER, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def _run(self, name: str, *words: object) -> None:
+        command = [str(_program(name)), *map(str, words)]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, **_identity())
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """A new server, which is removed afterwards."""
+    made = Path(tempfile.mkdtemp(prefix="neops-remote-lab-postgresql-"))  # short: it is a part of a socket's name
+    cluster = Cluster(made)
+    try:
+        if os.geteuid() == 0:
+            user = pwd.getpwnam(UNPRIVILEGED)
+            os.chown(made, user.pw_uid, user.pw_gid)
+        cluster.initialize()
+        cluster.start()
+        cluster.run_sql(f"CREATE USER {AUTHENTICATED} SUPERUSER PASSWORD '{cluster.password}'")
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(made)
+
+
+def _program(name: str) -> Path:
+    directory = programs()
+    assert directory
+    return directory / name
+
+
+def _identity() -> dict[str, Any]:
+    """Options of `subprocess` for a process that must not be root's."""
+    if os.geteuid() != 0:
+        return {}
+    user = pwd.getpwnam(UNPRIVILEGED)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
