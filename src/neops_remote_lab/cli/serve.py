@@ -1,6 +1,7 @@
 """`neops-remote-lab serve`: run the server of this host."""
 
 import argparse
+import gc
 from typing import Final
 
 from neops_remote_lab import __version__
@@ -38,6 +39,9 @@ def run(options: argparse.Namespace) -> None:
         chosen = settings.read_settings(Settings, vars(options))
     except ValueError as error:
         options.parser.error(str(error))
+    gc.disable()  # modules are never freed, so that looking for garbage among them only delays the start
     from neops_remote_lab.cli import server  # slow, and not needed by other commands
 
+    gc.freeze()
+    gc.enable()
     server.run(chosen.server, chosen.service)
