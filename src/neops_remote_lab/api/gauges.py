@@ -14,6 +14,7 @@ from neops_remote_lab.core.metrics import (
     NO_LAB,
     QUARANTINED,
     SESSIONS,
+    SLOT_ACTIVE,
 )
 from neops_remote_lab.labs.slots import Slots
 from neops_remote_lab.queue.service import SessionQueue
@@ -23,10 +24,11 @@ from neops_remote_lab.store.protocol import Database
 class Gauges(Collector):
     """Reads the state of queue, labs and database."""
 
-    def __init__(self, queue: SessionQueue, slots: Slots, database: Database) -> None:
+    def __init__(self, queue: SessionQueue, slots: Slots, database: Database, lab_host: str) -> None:
         self._queue = queue
         self._slots = slots
         self._database = database
+        self._lab_host = lab_host
 
     def collect(self) -> Iterable[Metric]:
         """All gauges with their current values."""
@@ -34,6 +36,9 @@ class Gauges(Collector):
         states: Counter[str] = Counter(lab.state for lab in self._slots.labs)
         states[NO_LAB] = len(list(self._slots)) - states.total()
         yield SESSIONS.gauge({SessionState.WAITING: waiting, SessionState.ACTIVE: len(self._queue) - waiting})
+        active = {session.slot for session in self._queue.active}
+        slots = range(1, self._queue.slots + 1)
+        yield SLOT_ACTIVE.gauges(((self._lab_host, str(slot)), float(slot in active)) for slot in slots)
         yield LAB_STATE.gauge({each: float(states[each]) for each in LAB_STATE.labels["state"]})
         yield LAB_REFERENCES.gauge(self._slots.references)
         yield QUARANTINED.gauge(float(self._queue.quarantined is not None))

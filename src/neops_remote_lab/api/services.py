@@ -117,7 +117,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         kill_grace=host.kill_grace,
         run_blocking=run_blocking,
     )
-    metrics.registry.register(Gauges(queue, slots, database))
+    metrics.registry.register(Gauges(queue, slots, database, host.lab_host))
     streams = LogStreams(settings.http, in_threads(LOG_THREADS))
     readiness = Readiness(host, netlab, clock, run_blocking, repeat_for=settings.labs.ready_cache)
     return Services(

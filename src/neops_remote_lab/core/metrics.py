@@ -1,6 +1,6 @@
 """What a monitoring system may want to know, in Prometheus' terms: which metrics there are, and the counting."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -42,9 +42,13 @@ class Family:
         """What is true at this moment: one value, or one for each value of the label."""
         if not isinstance(values, Mapping):
             return GaugeMetricFamily(PREFIX + self.name, self.help, value=values)
+        return self.gauges(((label,), value) for label, value in values.items())
+
+    def gauges(self, values: Iterable[tuple[Sequence[str], float]]) -> GaugeMetricFamily:
+        """As `gauge`, with the values of all labels for each value."""
         gauge = GaugeMetricFamily(PREFIX + self.name, self.help, labels=[*self.labels])
-        for label, value in values.items():
-            gauge.add_metric([label], value)
+        for labels, value in values:
+            gauge.add_metric(labels, value)
         return gauge
 
 
@@ -58,13 +62,16 @@ LAB_START: Final = Family(
 LAB_TEARDOWN: Final = Family("histogram", "lab_teardown_seconds", "From the start of a teardown to its proof")
 SESSIONS: Final = Family("gauge", "sessions", "Live sessions", {"state": SessionState})
 LAB_STATE: Final = Family("gauge", "lab_state", "Slots by the state of their lab", {"state": (NO_LAB, *LiveLabState)})
+SLOT_ACTIVE: Final = Family(
+    "gauge", "slot_active", "1 while a session is active in the slot", {"host": ("--lab-host",), "slot": ("1", "…")}
+)
 LAB_REFERENCES: Final = Family("gauge", "lab_references", "Acquires not yet released")
 QUARANTINED: Final = Family("gauge", "quarantined", "1 while no session is admitted")
 DATABASE_WAL: Final = Family("gauge", "database_wal_bytes", "Write-ahead log of the database")
 
 FAMILIES: Final = (
     *(SESSIONS, SESSIONS_JOINED, SESSIONS_ENDED, QUEUE_WAIT, HOLD),
-    *(LAB_STATE, LAB_REFERENCES, LAB_START, LAB_TEARDOWN),
+    *(SLOT_ACTIVE, LAB_STATE, LAB_REFERENCES, LAB_START, LAB_TEARDOWN),
     *(QUARANTINED, DATABASE_WAL),
 )
 """All metrics, for the documentation."""
