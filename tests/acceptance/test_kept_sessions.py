@@ -139,6 +139,31 @@ def test_a_topology_that_is_rejected_while_its_session_waits_leaves_the_queue(
     assert queue(lab_server)["length"] == 1
 
 
+def test_a_terminal_shows_the_wait_and_the_phases_of_the_start_in_one_line(shell: Shell, lab_server: LabServer) -> None:
+    shell.environment |= {"CI": "", "BUILD_NUMBER": "", "TERM": "xterm"}
+    lab_server.fake.control(start_seconds=2, config_seconds=2)
+    ahead = lab_server.join(client="ann@office")
+    with shell.terminal("up", shell.topology()) as terminal:
+        terminal.wait_for("neops-remote-lab [1 s]: position 1 in the queue, ")
+        with lab_server.client() as client:
+            client.delete(f"/session/{ahead}")
+        terminal.wait_for("s]: ospf.yml: starting clab nodes")
+        terminal.wait_for("s]: ospf.yml: deploying initial device configurations")
+        assert terminal.finish() == 0
+    status, _, rest = terminal.shown.rpartition("\r\x1b[K")
+    assert "deploying" in status
+    assert rest.startswith("node")
+    shell.do("down")
+
+
+def test_a_log_has_a_line_for_each_phase_of_the_start(shell: Shell, lab_server: LabServer) -> None:
+    lab_server.fake.control(start_seconds=2)
+    lines = shell.run("up", shell.topology()).stderr.splitlines()
+    assert lines.count("neops-remote-lab: ospf.yml: starting clab nodes") == 1
+    assert not [line for line in lines if "\x1b" in line]
+    shell.do("down")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_the_queue(shell: Shell, lab_server: LabServer, number: signal.Signals) -> None:
     lab_server.join(client="ann@office")

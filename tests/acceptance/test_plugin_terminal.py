@@ -14,7 +14,7 @@ from tests.terminal import CTRL_C, Terminal
 
 WORKERS = ["-p", "xdist", "-n", "2", "--dist", "loadfile"]
 OFTEN = """
-from neops_remote_lab.testing import progress
+from neops_remote_lab.client import progress
 progress.REPEAT_AFTER = 1
 """
 

@@ -228,7 +228,7 @@ def test_the_environment_is_read_in_one_place_a_program() -> None:
     # and the fakes, a loaded netlab and a keeper of a session are programs of their own
     ours = {name for name in readers if not name.startswith("testing.")}
     readers_of_the_server = {"cli.settings", "core.settings", "netlab.process", "netlab.preload"}
-    assert ours == readers_of_the_server | {"client.access", "client.keeper", "client.programs"}
+    assert ours == readers_of_the_server | {"client.access", "client.keeper", "client.programs", "client.progress"}
 
 
 LONGEST_MODULE = 400

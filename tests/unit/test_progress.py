@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
+from neops_remote_lab.client.progress import REPEAT_AFTER, SHORT, Board, ShownProgress
 from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.models.session import SessionStatusResponseDto
-from neops_remote_lab.testing.progress import REPEAT_AFTER, SHORT, Board, RelayedProgress, ShownProgress
-from neops_remote_lab.testing.screen import Screen
+from neops_remote_lab.testing.progress import RelayedProgress, repeat
 
 
 class WrittenScreen:
@@ -39,7 +39,7 @@ class Run:
     def __init__(self, *, is_interactive: bool = False) -> None:
         self.screen = WrittenScreen(is_interactive=is_interactive)
         self.seconds = 1000.0
-        self.board = Board(cast("Screen", self.screen), lambda: self.seconds)
+        self.board = Board(self.screen, lambda: self.seconds)
 
     def progress(self, source: str = "") -> ShownProgress:
         return ShownProgress(self.board, source)
@@ -157,7 +157,7 @@ def test_what_a_worker_sends_is_shown(log: Run) -> None:
     with worker.starting("ring"):
         worker.phase("starting clab nodes")
     for call in sent:
-        shown.take(call)
+        repeat(call, shown)
     assert log.screen.lines == [
         "remote lab: a note",
         "remote lab: position 1 in the queue, about 30 s, ann holds it",

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
-from neops_remote_lab.cli.command import ExitStatus, refuse, say
+from neops_remote_lab.cli.command import ExitStatus, refuse
 from neops_remote_lab.cli.lab_sessions import read_settings
+from neops_remote_lab.cli.progress import progress_on_standard_error
 from neops_remote_lab.cli.settings import ClientSettings, server_url
-from neops_remote_lab.cli.waiting import WaitingLine
 from neops_remote_lab.client.exceptions import InvalidSetting
 from neops_remote_lab.client.lab_client import RemoteLabClient
+from neops_remote_lab.client.progress import Progress
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.models.lab import DeviceInfoDto
 
@@ -50,7 +51,23 @@ class LabOrder:
         return cls(options.url or server_url(), topology, read_settings().model_copy(update=chosen))
 
 
-def queue_for(order: LabOrder, purpose: str, on_lost: Callable[[str], None] | None = None) -> RemoteLabClient:
+@dataclass(frozen=True)
+class Opening:
+    """A session that has become active, and the progress of its command."""
+
+    client: RemoteLabClient
+    order: LabOrder
+    progress: Progress
+
+    def bring_up(self) -> list[DeviceInfoDto]:
+        """Start the lab and return its devices. Raises as `RemoteLabClient.acquire`."""
+        topology = self.order.topology
+        self.progress.note(f"starting the lab of {topology.name}")
+        with self.progress.starting(topology.name):
+            return self.client.acquire(topology.path, extra_files=topology.extra_files)
+
+
+def queue_for(order: LabOrder, purpose: str, on_lost: Callable[[str], None] | None = None) -> Opening:
     """Wait in the queue until the session is active, and show the progress on standard error.
 
     Exits if netlab rejects the topology, which may be known before the session is active.
@@ -59,7 +76,7 @@ def queue_for(order: LabOrder, purpose: str, on_lost: Callable[[str], None] | No
         InvalidSetting: the address or the credentials are wrong.
         The other exceptions of `RemoteLabClient`.
     """
-    line, settings = WaitingLine(), order.settings
+    progress, settings = progress_on_standard_error(), order.settings
     try:
         client = RemoteLabClient(
             order.url,
@@ -68,21 +85,15 @@ def queue_for(order: LabOrder, purpose: str, on_lost: Callable[[str], None] | No
             settings.acquisition_timeout,
             purpose=purpose,
             topologies=[order.topology],
-            on_status=line.show,
+            on_status=progress.queued,
             on_lost=on_lost,
-            on_phase=say,
+            on_phase=progress.phase,
             unreachable_timeout=settings.unreachable_timeout,
-            on_trouble=say,
+            on_trouble=progress.note,
         )
     finally:
-        line.end()
+        progress.idle()
     if client.rejected:
         client.close()
         refuse(f"{order.topology.name}: {next(iter(client.rejected.values()))}", ExitStatus.NO_LAB)
-    return client
-
-
-def bring_up(client: RemoteLabClient, order: LabOrder) -> list[DeviceInfoDto]:
-    """Start the lab and return its devices. Raises as `RemoteLabClient.acquire`."""
-    say(f"starting the lab of {order.topology.name}")
-    return client.acquire(order.topology.path, extra_files=order.topology.extra_files)
+    return Opening(client, order, progress)

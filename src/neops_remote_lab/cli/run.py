@@ -20,7 +20,7 @@ from neops_remote_lab.cli.command import (
 )
 from neops_remote_lab.cli.foreground import Foreground, require_program
 from neops_remote_lab.cli.lab_sessions import explained
-from neops_remote_lab.cli.opening import LabOrder, bring_up, queue_for
+from neops_remote_lab.cli.opening import LabOrder, queue_for
 from neops_remote_lab.client import inventories
 from neops_remote_lab.client.exceptions import SessionEnded
 from neops_remote_lab.client.reachable import reachable
@@ -69,8 +69,9 @@ def run(options: argparse.Namespace) -> None:
 def _run(order: LabOrder, command: Sequence[str]) -> int:
     purpose = one_line(f"{PROGRAM} run {shlex.join(command)}", LABEL_LENGTH)
     foreground = Foreground(command)
-    with queue_for(order, purpose, on_lost=lambda _: foreground.end()) as client:
-        devices = bring_up(client, order)
+    opening = queue_for(order, purpose, on_lost=lambda _: foreground.end())
+    with opening.client as client:
+        devices = opening.bring_up()
         with ExitStack() as stack:
             if order.settings.access == "forward":
                 devices = stack.enter_context(reachable(devices, client.forward))

@@ -19,7 +19,7 @@ from neops_remote_lab.cli.command import (
 )
 from neops_remote_lab.cli.devices import summary
 from neops_remote_lab.cli.lab_sessions import connection, explained, session_name, shown
-from neops_remote_lab.cli.opening import LabOrder, bring_up, queue_for
+from neops_remote_lab.cli.opening import LabOrder, queue_for
 from neops_remote_lab.client import keeper
 from neops_remote_lab.client.connection import GONE, headers_of
 from neops_remote_lab.client.state import KeptSession, StateDirectory
@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> None:
         except Timeout:
             refuse(f"another `{PROGRAM} up` is at work on this session: choose another name with --session")
         _require_none(state, order, name)  # another `up` may have finished meanwhile
-        client = queue_for(order, f"{PROGRAM} up")
+        opening = queue_for(order, f"{PROGRAM} up")
+        client = opening.client
         kept = KeptSession(
             url=url,
             name=name,
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
         )
         try:
             state.save(kept)  # before the start, so that `log` can show its progress
-            devices = bring_up(client, order)
+            devices = opening.bring_up()
             lock.release()  # the background process acquires it
             keeper.start(kept, order.url)
         except BaseException:

@@ -11,12 +11,12 @@ import pytest
 
 from neops_remote_lab.client.connection import RESTARTING
 from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
+from neops_remote_lab.client.progress import Progress
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.testing.failures import LabFailed
 from neops_remote_lab.testing.interrupt import leave_run
 from neops_remote_lab.testing.labs import LabSpec, definition_behind, is_set_up_for, item_of, labs_of
 from neops_remote_lab.testing.local_labs import Fault, LocalLabFailed
-from neops_remote_lab.testing.progress import Progress
 from neops_remote_lab.testing.session import LabClient
 from neops_remote_lab.testing.sources import Sources
 from neops_remote_lab.testing.workers import KeptLab, LabsOfOneProcess

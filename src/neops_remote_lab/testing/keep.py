@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from neops_remote_lab.client.lab_client import RemoteLabClient
+from neops_remote_lab.client.progress import Progress
 from neops_remote_lab.client.state import DEFAULT_NAME, KeptSession, ProcessRecord, StateDirectory
 from neops_remote_lab.client.waiting import duration
 from neops_remote_lab.core.codes import SessionState
@@ -23,7 +24,6 @@ from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.testing import options
 from neops_remote_lab.testing.labs import LabSpec
 from neops_remote_lab.testing.neighbours import stop_timer
-from neops_remote_lab.testing.progress import Progress
 from neops_remote_lab.testing.session import LabClient
 
 LOOK_EVERY: Final = 1.0

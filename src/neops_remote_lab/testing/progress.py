@@ -1,71 +1,13 @@
-"""Shows what a run is waiting for: its turn in the queue, or the start of a lab."""
+"""Passes the progress of pytest-xdist workers on to the controller."""
 
 from __future__ import annotations
 
-import threading
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
-from neops_remote_lab.client.waiting import duration, sentence
+from neops_remote_lab.client.progress import Progress
 from neops_remote_lab.models.session import SessionStatusResponseDto
-from neops_remote_lab.testing.screen import Screen
-
-REFRESH_INTERVAL: Final = 1.0
-"""Seconds between two updates of the status line."""
-REPEAT_AFTER: Final = 60.0
-"""Seconds after which a log repeats a line."""
-SHORT: Final = 1.0
-"""Seconds that the start of a lab may take without being shown."""
-
-
-class Progress(ABC):
-    """The progress of one process of a run. Thread-safe."""
-
-    @abstractmethod
-    def note(self, text: str) -> None:
-        """Show a permanent line. It may contain untrusted text."""
-
-    @abstractmethod
-    def queued(self, status: SessionStatusResponseDto) -> None:
-        """Show the position in the queue."""
-
-    @abstractmethod
-    def start(self, lab: str) -> None:
-        """Show that the process waits for a lab."""
-
-    @abstractmethod
-    def phase(self, phase: str) -> None:
-        """Show the phase of the start of that lab."""
-
-    @abstractmethod
-    def keep(self, lab: str, seconds: float) -> None:
-        """Show that a lab is kept for the user, for so many seconds at most."""
-
-    @abstractmethod
-    def idle(self) -> None:
-        """Show that the process is no longer waiting."""
-
-    @contextmanager
-    def starting(self, lab: str) -> Iterator[None]:
-        """A context in which the process waits for a lab."""
-        self.start(lab)
-        try:
-            yield
-        finally:
-            self.idle()
-
-    @contextmanager
-    def keeping(self, lab: str, seconds: float) -> Iterator[None]:
-        """A context in which a lab is kept for the user."""
-        self.keep(lab, seconds)
-        try:
-            yield
-        finally:
-            self.idle()
 
 
 class RelayedProgress(Progress):
@@ -102,176 +44,14 @@ class RelayedProgress(Progress):
             self._send((name, argument))
 
 
-class ShownProgress(Progress):
-    """The progress of a process, shown on a board together with that of other processes.
-
-    Args:
-        board: the board.
-        source: name of the process.
-    """
-
-    def __init__(self, board: Board, source: str = "") -> None:
-        self._board = board
-        self._source = source
-        self._queued_at: float | None = None
-        self._lab = ""
-        self._starts = 0
-
-    def note(self, text: str) -> None:
-        self._board.note(self._source, text)
-
-    def queued(self, status: SessionStatusResponseDto) -> None:
-        if status.position == 0:
-            self.idle()
-        else:
-            self._queued_at = self._queued_at or self._board.now()
-            log_key = ("queue", status.position)
-            self._board.wait(self._source, log_key, lambda since: sentence(status, since), began=self._queued_at)
-
-    def start(self, lab: str) -> None:
-        self._lab, self._starts = lab, self._starts + 1
-        self._board.wait(self._source, None, lambda _: f"{lab}: waiting for the lab", short=SHORT)
-
-    def phase(self, phase: str) -> None:
-        lab = self._lab
-        self._board.wait(self._source, (lab, self._starts, phase), lambda _: f"{lab}: {phase}", short=SHORT)
-
-    def keep(self, lab: str, seconds: float) -> None:
-        def describe(since: float) -> str:
-            return f"{lab} is kept for {duration(max(seconds - since, 0))} more: `neops-remote-lab down` lets it go"
-
-        self._board.wait(self._source, None, describe)
-
-    def idle(self) -> None:
-        self._board.end(self._source)
-
-    def take(self, call: tuple[str, Any]) -> None:
-        """Repeat a call that a `RelayedProgress` has sent."""
-        match call:
-            case "queued", status:
-                self.queued(SessionStatusResponseDto.model_validate(status))
-            case "idle", _:
-                self.idle()
-            case "keep", (lab, seconds):
-                self.keep(lab, seconds)
-            case ("note" | "start" | "phase") as name, argument:
-                getattr(self, name)(argument)
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Something that a process waits for.
-
-    Attributes:
-        began: start of the wait, in seconds on the board's clock.
-        changed: time of the last change, on the same clock.
-        log_key: a log gets a line when this differs from the key of its last line; None: no line.
-        describe: returns the text for a number of seconds since the last change.
-        short: seconds after the start in which an interactive terminal shows nothing.
-    """
-
-    began: float
-    changed: float
-    log_key: object
-    describe: Callable[[float], str]
-    short: float
-
-
-class Board:
-    """Shows the latest wait of the processes of a run on one screen.
-
-    An interactive terminal gets a status line, which is updated each second; a log gets a line for each change and
-    each minute.
-
-    Args:
-        screen: the terminal.
-        now: a monotonic clock, in seconds.
-
-    Attributes:
-        screen: the terminal.
-        now: the clock.
-    """
-
-    def __init__(self, screen: Screen, now: Callable[[], float] = time.monotonic) -> None:
-        self.screen = screen
-        self.now = now
-        self._waits: dict[str, Wait] = {}
-        self._logged: object = None
-        self._logged_at = 0.0
-        self._notes: dict[str, str] = {}
-        self._refresher: threading.Thread | None = None
-        self._wake = threading.Event()
-        self._closed = False
-
-    def note(self, source: str, text: str) -> None:
-        """Write a line, unless another process has written the same one: all processes share one session."""
-        known = text.partition("; giving up in")[0]
-        with self.screen.lock:
-            if self._notes.setdefault(known, source) == source and not self._closed:
-                self.screen.write_line(f"remote lab: {text}")
-
-    def wait(
-        self,
-        source: str,
-        log_key: object,
-        describe: Callable[[float], str],
-        *,
-        began: float | None = None,
-        short: float = 0,
-    ) -> None:
-        """Show a new wait of a process, or a change of its wait. For the arguments, see `Wait`."""
-        with self.screen.lock:
-            if self._closed:
-                return
-            now, known = self.now(), self._waits.pop(source, None)
-            if not self._waits and known is None:
-                self._logged_at = now
-            began = began or (known.began if known else now)
-            self._waits[source] = Wait(began, now, log_key, describe, short)
-            self.show()
-            if self._refresher is None:
-                self._refresher = threading.Thread(target=self._refresh, name="remote-lab-progress", daemon=True)
-                with suppress(RuntimeError):  # no thread can be started during interpreter shutdown
-                    self._refresher.start()
-
-    def end(self, source: str) -> None:
-        """Show that a process is no longer waiting."""
-        with self.screen.lock:
-            self._waits.pop(source, None)
-            if not self._waits:
-                self.screen.clear()
-                self._wake.set()
-
-    def close(self) -> None:
-        """Stop writing."""
-        with self.screen.lock:
-            self._closed = True
-            for source in list(self._waits):
-                self.end(source)
-
-    def show(self) -> None:
-        """Show the latest wait, if it is due."""
-        with self.screen.lock:
-            if not self._waits:
-                return
-            wait, now = list(self._waits.values())[-1], self.now()
-            took, text = now - wait.began, wait.describe(now - wait.changed)
-            if self.screen.is_interactive:
-                if took >= wait.short:
-                    self.screen.show(f"remote lab [{duration(took)}]: {text}")
-            elif wait.log_key is not None and wait.log_key != self._logged:
-                self.screen.write_line(f"remote lab: {text}")
-                self._logged, self._logged_at = wait.log_key, now
-            elif now - self._logged_at >= REPEAT_AFTER:
-                self.screen.write_line(f"remote lab [{duration(took)}]: {text}")
-                self._logged_at = now
-
-    def _refresh(self) -> None:
-        while True:
-            self._wake.wait(REFRESH_INTERVAL)
-            with self.screen.lock:
-                self._wake.clear()
-                if not self._waits:
-                    self._refresher = None
-                    return
-                self.show()
+def repeat(call: tuple[str, Any], progress: Progress) -> None:
+    """Repeat a call that a `RelayedProgress` has sent."""
+    match call:
+        case "queued", status:
+            progress.queued(SessionStatusResponseDto.model_validate(status))
+        case "idle", _:
+            progress.idle()
+        case "keep", (lab, seconds):
+            progress.keep(lab, seconds)
+        case ("note" | "start" | "phase") as name, argument:
+            getattr(progress, name)(argument)

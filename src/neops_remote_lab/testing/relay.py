@@ -13,7 +13,8 @@ import pytest
 if TYPE_CHECKING:  # xdist is optional, and pydantic is slow to import
     from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
-    from neops_remote_lab.testing.progress import Board, Progress, ShownProgress
+    from neops_remote_lab.client.progress import Board, Progress, ShownProgress
+    from neops_remote_lab.testing.screen import PytestScreen
 
 PLUGIN: Final = "remote-lab-relay"
 """Name of the registered `Relay`."""
@@ -24,14 +25,15 @@ _END: Final = ("idle", None)
 
 def progress_of(config: pytest.Config) -> Progress:
     """Where this process reports its progress."""
-    from neops_remote_lab.testing.progress import Board, RelayedProgress, ShownProgress  # noqa: PLC0415 - slow
-    from neops_remote_lab.testing.screen import Screen  # noqa: PLC0415
+    from neops_remote_lab.client.progress import Board, ShownProgress  # noqa: PLC0415 - slow
+    from neops_remote_lab.testing.progress import RelayedProgress  # noqa: PLC0415
+    from neops_remote_lab.testing.screen import PytestScreen  # noqa: PLC0415
 
     workerinput: dict[str, Any] = getattr(config, "workerinput", {})
     if CHANNEL in workerinput:
         return RelayedProgress(workerinput[CHANNEL].send)
     controller = config.pluginmanager.get_plugin(PLUGIN)
-    return controller.progress_of("controller") if controller else ShownProgress(Board(Screen(config)))
+    return controller.progress_of("controller") if controller else ShownProgress(Board(PytestScreen(config)))
 
 
 class Relay:
@@ -44,6 +46,7 @@ class Relay:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._lock = threading.Lock()
+        self._screen: PytestScreen | None = None
         self._board: Board | None = None
         self._progress: dict[str, ShownProgress] = {}
 
@@ -55,23 +58,26 @@ class Relay:
 
     def _take(self, worker: str, call: tuple[str, Any]) -> None:
         """Show the progress of a worker. Called in the thread that receives it."""
+        from neops_remote_lab.testing.progress import repeat  # noqa: PLC0415 - slow
+
         if worker in self._progress or call != _END:
-            self.progress_of(worker).take(call)
+            repeat(call, self.progress_of(worker))
 
     def progress_of(self, process: str) -> ShownProgress:
         """Where the progress of a process is reported. Created on first use."""
-        from neops_remote_lab.testing.progress import Board, ShownProgress  # noqa: PLC0415 - slow
-        from neops_remote_lab.testing.screen import Screen  # noqa: PLC0415
+        from neops_remote_lab.client.progress import Board, ShownProgress  # noqa: PLC0415 - slow
+        from neops_remote_lab.testing.screen import PytestScreen  # noqa: PLC0415
 
         with self._lock:
             if self._board is None:
-                self._board = Board(Screen(self._config))
+                self._screen = PytestScreen(self._config)
+                self._board = Board(self._screen)
             return self._progress.setdefault(process, ShownProgress(self._board, process))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self) -> Generator[None, object, object]:
         """Reserve the terminal while pytest's reporter writes, in this hook and the ones below."""
-        with self._board.screen.reserved_for_pytest() if self._board else nullcontext():
+        with self._screen.reserved_for_pytest() if self._screen else nullcontext():
             return (yield)
 
     pytest_runtest_logstart = pytest_runtest_logfinish = pytest_testnodedown = pytest_runtest_logreport

@@ -28,9 +28,9 @@ from neops_remote_lab.testing.neighbours import is_to_be_repeated
 from neops_remote_lab.testing.sources import Sources
 
 if TYPE_CHECKING:  # a run may declare labs but select none of their tests; httpx and pydantic are slow to import
+    from neops_remote_lab.client.progress import Progress
     from neops_remote_lab.testing.holder import LabHolder
     from neops_remote_lab.testing.keep import LabKeeper
-    from neops_remote_lab.testing.progress import Progress
     from neops_remote_lab.testing.session import LabClient, LabSession
     from neops_remote_lab.testing.workers import LabsOfOneProcess
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 
+from neops_remote_lab.client.progress import can_rewrite_lines
 from neops_remote_lab.core.text import fit, printable_lines
 from neops_remote_lab.testing import xdist
 
@@ -19,15 +20,8 @@ QUIET_PERIOD: Final = 2.0
 """Seconds after pytest's last output until the status line is shown."""
 
 
-class Screen:
-    """Pytest's terminal. It can be written to while pytest captures the output of tests. Thread-safe.
-
-    An interactive terminal has a status line, which is rewritten in place and removed before other output. Logs and
-    CI systems get only permanent lines.
-
-    Attributes:
-        lock: held during each write; callers may hold it around several writes.
-    """
+class PytestScreen:
+    """Pytest's terminal, a `Screen`. It can be written to while pytest captures the output of tests."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -41,8 +35,7 @@ class Screen:
     def is_interactive(self) -> bool:
         """Whether the terminal can show a status line."""
         reporter = self._reporter()
-        in_ci = os.environ.get("CI") or os.environ.get("BUILD_NUMBER")  # as pytest does
-        return reporter is not None and bool(reporter.isatty) and not in_ci and os.environ.get("TERM") != "dumb"
+        return reporter is not None and bool(reporter.isatty) and can_rewrite_lines()
 
     def write_line(self, text: str) -> None:
         """Write permanent lines."""

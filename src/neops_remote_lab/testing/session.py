@@ -14,13 +14,13 @@ from neops_remote_lab.client.access import Credentials
 from neops_remote_lab.client.connection import ServerConnection
 from neops_remote_lab.client.exceptions import InvalidSetting, SessionEnded
 from neops_remote_lab.client.lab_client import RemoteLabClient
+from neops_remote_lab.client.progress import Progress
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.testing import xdist
 from neops_remote_lab.testing.failures import LabFailed
 from neops_remote_lab.testing.interrupt import LostSession, leave_run
 from neops_remote_lab.testing.local_client import LocalLabClient
 from neops_remote_lab.testing.local_labs import local_labs
-from neops_remote_lab.testing.progress import Progress
 from neops_remote_lab.testing.settings import LabHostSettings
 from neops_remote_lab.testing.sources import Sources
 
