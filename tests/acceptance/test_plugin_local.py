@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from neops_remote_lab.core.host_locks import HostLock
-from neops_remote_lab.netlab.host_lab import LAB_LOCK
+from neops_remote_lab.netlab.lab_lock import LAB_LOCK
 from tests.fakes import FakeNetlab, install_fake_netlab, wait_until
 from tests.plugin import BLOCK, CONFTEST, finish, start
 from tests.server import labs_in

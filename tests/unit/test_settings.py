@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(tmp_path: Path) -> N
         "database": "sqlite+aiosqlite:///x", "synchronous": "EXTRA", "lab_host": "rack-7", "work_dir": tmp_path,
         "lock_dir": tmp_path, "on_exit": "keep", "netlab": "/opt/netlab",
         "netlab_up_args": ("--no-config", "-s", "message=a b"), "docker": "podman", "containers": "no",
-        "preload": False,
+        "preload": False, "lab_network": IPv4Network("172.30.0.0/16"),
         "http_parser": "h11", "host_root": tmp_path, "log_format": "json", "umask": "027",
     }  # fmt: skip
     for name in NAMES.keys() - values.keys():
@@ -162,6 +163,10 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(tmp_path: Path) -> N
         ("lab_threads", "1"),
         ("max_topology_bytes", "1.5"),
         ("debug", "perhaps"),
+        ("slots", "0"),
+        ("slots", "101"),
+        ("lab_network", "10.0.0.0/8"),
+        ("lab_network", "10.199.1.0/16"),
     ],
 )
 def test_a_wrong_value_is_refused_and_the_message_names_where_it_came_from(name: str, value: str) -> None:

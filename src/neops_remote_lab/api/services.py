@@ -81,7 +81,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     quarantine = HostQuarantine(queue)
 
     def coordinator(number: int) -> LabCoordinator:
-        store, host_lab = SqliteLabStore(database, host.lab_host, number), host_labs.of_slot(number)
+        store, host_lab = SqliteLabStore(database, host.lab_host, number), host_labs.new()
         slot = Slot(
             store=store,
             number=number,

@@ -3,45 +3,37 @@
 It neither counts references nor decides what to do: `lab_life` decides.
 """
 
-import json
-import os
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
-from filelock import Timeout
-
-from neops_remote_lab.core.host_locks import HostLock, read_note
-from neops_remote_lab.core.text import one_line
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.netlab import ownership
 from neops_remote_lab.netlab.artifacts import ArtifactCollector
 from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay
+from neops_remote_lab.netlab.lab_lock import LabLock
 from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
 
-LAB_LOCK: Final = "lab"
-"""Name of the host lock that is held from before a lab's start until nothing is left of it."""
-
 
 class HostLab:
-    """The lab of this host. A file lock that is held for the lab's whole life ensures one lab across all processes.
+    """One lab of this host. A file lock that is held for the lab's whole life keeps other processes from starting one.
 
     Methods block unless they say otherwise. They may be called from any thread, but only one at a time may change the
     lab.
     """
 
-    def __init__(self, settings: NetlabSettings, commands: NetlabCommands | None = None) -> None:
-        """`commands` are given if several objects share them, because they remember what they have asked the host."""
+    def __init__(
+        self, settings: NetlabSettings, commands: NetlabCommands | None = None, lock: LabLock | None = None
+    ) -> None:
+        """`commands` and `lock` are given if the process has several labs: `HostLabs` creates them."""
         self._settings = settings
         self.commands = commands or NetlabCommands(settings)
         self._cleaner = Cleaner(self.commands, settings)
         self.artifacts = ArtifactCollector(self.commands, settings)
-        self._lock = HostLock(settings.lock_dir, LAB_LOCK)
+        self._lock = lock or LabLock(settings.lock_dir)
         self._held: Workspace | None = None
         self._leftovers: list[str] = []
 
@@ -87,18 +79,12 @@ class HostLab:
         Raises:
             LabInTheWay: another process holds the lock.
         """
-        try:
-            self._lock.acquire()
-        except Timeout as busy:
-            raise LabInTheWay(_holder(busy.lock_file)) from None
-        with suppress(OSError):  # the note is only for messages
-            self._lock.write_note(json.dumps(ownership.origin() | {"pid": os.getpid()}))
+        self._lock.acquire()
         self._held = workspace
 
     def _release(self, workspace: Workspace) -> None:
         if self._held is workspace:  # otherwise another thread has released it
             self._held = None
-            self._lock.remove_note()
             self._lock.release()
 
     def adopt(self, workspace: Workspace) -> None:
@@ -165,13 +151,3 @@ class HostLab:
         For a process without a lab: a teardown needs these commands.
         """
         self.commands.cancel_queries()
-
-
-def _holder(lock_file: str) -> str:
-    """A message that names the process which holds the lock of this host's lab."""
-    try:
-        note = json.loads(read_note(lock_file) or "")
-        holder = "pid {pid} of user {user}, since {created}".format(**note)
-    except (ValueError, LookupError, TypeError):
-        holder = "unknown, because its note cannot be read"
-    return f"another process of this host holds its lab: {one_line(holder)}"

@@ -6,11 +6,12 @@ from neops_remote_lab.netlab import ownership
 from neops_remote_lab.netlab.artifacts import ArtifactCollector
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.host_lab import HostLab
+from neops_remote_lab.netlab.lab_lock import LabLock
 from neops_remote_lab.netlab.settings import NetlabSettings
 
 
 class HostLabs:
-    """Creates the lab of each slot.
+    """Creates the labs of this process.
 
     Attributes:
         commands: the commands of netlab and Docker, shared by all labs, with one preloaded netlab.
@@ -21,10 +22,11 @@ class HostLabs:
         self._settings = settings
         self.commands = NetlabCommands(settings)
         self.artifacts = ArtifactCollector(self.commands, settings)
+        self._lock = LabLock(settings.lock_dir)
 
-    def of_slot(self, slot: int) -> HostLab:  # noqa: ARG002 - there is one slot
-        """The lab of a slot."""
-        return HostLab(self._settings, self.commands)
+    def new(self) -> HostLab:
+        """The lab of one more slot."""
+        return HostLab(self._settings, self.commands, self._lock)
 
     def directories(self) -> list[Path]:
         """The lab directories that exist below the work directory."""

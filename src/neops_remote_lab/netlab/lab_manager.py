@@ -59,7 +59,8 @@ class LabManager:
             settings: default to those of the environment.
             suffixes: accepted suffixes of a topology's file name.
         """
-        self._settings = settings or read_settings(NetlabSettings)
+        # It has one lab, whatever the settings say about a server on this host.
+        self._settings = (settings or read_settings(NetlabSettings)).model_copy(update={"slots": 1})
         self._suffixes = suffixes
         self._host_lab = HostLab(self._settings)
         self._guard = threading.Lock()

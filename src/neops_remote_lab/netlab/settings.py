@@ -4,6 +4,7 @@ import shlex
 import socket
 import stat
 import tempfile
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -14,6 +15,9 @@ from neops_remote_lab.core.settings import ComputedDefault, PositiveSeconds, Sec
 from neops_remote_lab.netlab import up_arguments
 
 RUN_LOCK: Final = Path("/run/lock")
+MAX_SLOTS: Final = 100
+"""netlab's multilab plugin has 200 lab numbers. Prepared labs of waiting sessions need numbers too."""
+LAB_NETWORK_BITS: Final = 16
 
 
 def shared_lock_dir() -> Path:
@@ -35,6 +39,15 @@ Arguments = Annotated[
     BeforeValidator(lambda value: shlex.split(value) if isinstance(value, str) else value),
     AfterValidator(_known_to_netlab_up),
 ]
+
+
+def _with_room_for_labs(network: IPv4Network) -> IPv4Network:
+    if network.prefixlen != LAB_NETWORK_BITS:
+        raise ValueError(f"it must be a /{LAB_NETWORK_BITS}: the lab with number n gets the n-th /24 of it")
+    return network
+
+
+LabNetwork = Annotated[IPv4Network, AfterValidator(_with_room_for_labs)]
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
@@ -43,6 +56,12 @@ class NetlabSettings(SettingsGroup, title="Lab host"):
 
     lab_host: Annotated[str, ComputedDefault("the machine's host name")] = Field(
         default_factory=socket.gethostname, description="this host's name in the database"
+    )
+    slots: int = Field(default=1, ge=1, le=MAX_SLOTS, description="maximum number of labs that run at the same time")
+    lab_network: LabNetwork = Field(
+        default=IPv4Network("10.199.0.0/16"),
+        description="network of the labs' management addresses, used only with more than one slot: "
+        "a /16 that nothing else on the host uses",
     )
     work_dir: Annotated[AbsolutePath, ComputedDefault("`labs` in the state directory")] = Field(
         default_factory=lambda: state_dir() / "labs",

@@ -1,0 +1,60 @@
+"""Checks that nothing else on this host uses the addresses of the labs: Docker accepts them all the same."""
+
+import socket
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psutil
+
+from neops_remote_lab.netlab.settings import NetlabSettings
+from neops_remote_lab.netlab.workspace import is_lab_name
+
+ROUTES: Final = Path("/proc/net/route")
+_DESTINATION: Final = 1
+_MASK: Final = 7
+
+
+class Network(NamedTuple):
+    """A network that the host reaches through one of its interfaces."""
+
+    interface: str
+    network: IPv4Network
+
+
+def problem(settings: NetlabSettings) -> str | None:
+    """Why the setting `lab_network` cannot be used on this host. None if it can, or if no lab needs it.
+
+    Networks of our labs, which an earlier server may have left running, do not count.
+    """
+    if settings.slots == 1:
+        return None
+    others = (found for found in in_use(settings.lab_network) if not is_lab_name(found.interface))
+    if (met := next(others, None)) is None:
+        return None
+    return (
+        f"the network {settings.lab_network}, from which labs get their management addresses, overlaps with "
+        f"{met.network} on the interface {met.interface} of this host. Name another /16 with --lab-network"
+    )
+
+
+def in_use(network: IPv4Network) -> Iterator[Network]:
+    """The host's networks that overlap with a network."""
+    return (found for found in (*_addresses(), *_routes()) if found.network.overlaps(network))
+
+
+def _addresses() -> Iterator[Network]:
+    for interface, addresses in psutil.net_if_addrs().items():
+        for address in addresses:
+            if address.family == socket.AF_INET:
+                yield Network(interface, IPv4Network((address.address, address.netmask or "255.255.255.255"), False))
+
+
+def _routes() -> Iterator[Network]:
+    """The routes of the main table, except default routes."""
+    for line in ROUTES.read_text().splitlines()[1:] if ROUTES.exists() else ():
+        fields = line.split()
+        address, mask = (socket.ntohl(int(fields[field], 16)) for field in (_DESTINATION, _MASK))
+        if mask:
+            yield Network(fields[0], IPv4Network((address, str(IPv4Address(mask)))))
