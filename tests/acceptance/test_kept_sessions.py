@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -16,10 +17,11 @@ import pytest
 import yaml
 
 from neops_remote_lab.client.state import ProcessRecord
+from tests.acceptance.test_log_stream import append
 from tests.chaos.shell import in_background, phase, queue, sql
 from tests.commands import Shell
 from tests.fakes import wait_until
-from tests.server import LabServer
+from tests.server import LabServer, running_server
 
 
 @pytest.fixture
@@ -293,6 +295,41 @@ def test_the_log_is_shown_and_followed(up: Shell) -> None:
         assert follower.wait(20) == 0
         assert follower.stderr
         assert "the lab is gone" in follower.stderr.read()
+
+
+@pytest.mark.parametrize("restart", ["kill", "stop"])
+def test_the_log_is_followed_across_a_restart_without_repeated_or_lost_lines(tmp_path: Path, restart: str) -> None:
+    with running_server(tmp_path, on_exit="keep") as server:
+        shell = Shell(server.url, tmp_path / "user")
+        shell.do("up", shell.topology())
+        (log,) = server.work_dir.glob("*/netlab.log")
+        with shell.running("log", "--follow") as follower:
+            assert follower.stdout
+            printed = iter(follower.stdout.readline, "")
+            seen = [next(line for line in printed if "OK: Lab devices configured" in line)]
+            getattr(server, restart)()
+            append(log, b"while the server is down\n")
+            server.start()
+            append(log, b"after the restart\n")
+            seen += itertools.takewhile(lambda line: line != "after the restart\n", printed)
+            assert seen[1:] == ["while the server is down\n"]
+            shell.do("down")
+            assert follower.wait(20) == 0
+            assert follower.stderr
+            assert "the lab is gone" in follower.stderr.read()
+
+
+def test_a_log_is_no_longer_followed_when_the_server_stays_away(up: Shell, lab_server: LabServer) -> None:
+    up.environment["REMOTE_LAB_UNREACHABLE_TIMEOUT"] = "1"
+    with up.running("log", "--follow") as follower:
+        assert follower.stdout
+        next(line for line in follower.stdout if "OK: Lab devices configured" in line)
+        lab_server.kill()
+        assert follower.wait(20) == 125
+        assert follower.stderr
+        assert "no answer from" in follower.stderr.read()
+    lab_server.start()
+    up.do("down")
 
 
 def test_the_log_shows_how_a_lab_comes_up(shell: Shell, lab_server: LabServer) -> None:

@@ -67,6 +67,28 @@ def until(lines: Iterator[str], wanted: str) -> list[str]:
     raise AssertionError(f"the stream ended without {wanted!r}: {seen[-5:]}")
 
 
+def read(server: LabServer, session: str, last_id: str, wanted: str) -> tuple[list[str], list[str]]:
+    """The lines and the ids of a stream after an event, up to a line."""
+    headers = STREAM | {"Last-Event-ID": last_id}
+    with server.client(session) as client, client.stream("GET", "/lab/log", headers=headers) as stream:
+        seen = until(stream.iter_lines(), f"data: {wanted}")
+    lines = [line.removeprefix("data: ") for line in seen if line.startswith("data: ")]
+    return lines, [line.removeprefix("id: ") for line in seen if line.startswith("id: ")]
+
+
+def test_a_stream_continues_after_the_last_event_even_of_a_restarted_server(lab_server: LabServer) -> None:
+    session, log = with_lab(lab_server)
+    append(log, b"one\nTraceback (most recent call last):\n  hidden\ntwo\nthree\n")
+    lines, ids = read(lab_server, session, "", "three")
+    assert len(set(ids)) == len(lines)
+    assert read(lab_server, session, ids[-3], "three") == (["two", "three"], ids[-2:])
+    lab_server.kill()
+    lab_server.start()
+    append(log, b"four\n")
+    assert read(lab_server, session, ids[-3], "four")[0] == ["two", "three", "four"]
+    assert read(lab_server, session, f"another-{ids[-1].rpartition('-')[2]}", "four")[0] == [*lines, "four"]
+
+
 def test_a_line_of_netlab_forges_no_event(lab_server: LabServer) -> None:
     ends = ["\r", "\r\r", "\x0b", "\x0c", "\x85", "\u2028", "\x00"]
     session, log = with_lab(lab_server)

@@ -31,11 +31,11 @@ def test_a_phase_is_told_in_the_words_of_netlab(line: str, phase: str | None) ->
 
 
 def test_events_are_read_whatever_the_pieces_they_come_in() -> None:
-    text = b"data: one\ndata: two\n\n: still here\n\ndata: a\x0bb\xe2\x80\xa8\n\nevent: end\ndata: too slow\n\n"
+    text = b"id: 1\ndata: one\ndata: two\n\n: still here\n\ndata: a\x0bb\xe2\x80\xa8\n\nevent: end\ndata: too slow\n\n"
     for size in (1, 7, len(text)):
         pieces = (text[start : start + size] for start in range(0, len(text), size))
         read = list(events_of(httpx.Response(200, content=pieces)))
-        assert read == [("message", "one\ntwo"), ("message", "a\x0bb\u2028"), ("end", "too slow")]
+        assert read == [("message", "one\ntwo", "1"), ("message", "a\x0bb\u2028", ""), ("end", "too slow", "")]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from neops_remote_lab.api import uploads
-from neops_remote_lab.api.log_stream import HeldResponse
+from neops_remote_lab.api.log_stream import SHUTTING_DOWN, HeldResponse
 from neops_remote_lab.api.requests import (
     active_caller,
     idempotency_key,
@@ -87,7 +87,8 @@ async def list_devices(request: Request) -> Response:
 async def get_log(request: Request) -> Response:
     """The log of the lab, or of the latest lab if that failed: as text, or as server-sent events until the lab ends.
 
-    429 or 503 with `Retry-After` if there are too many readers.
+    With `Last-Event-ID`, events have ids, and the stream continues after that event. 429 or 503 with `Retry-After` if
+    there are too many readers.
     """
     services, session_id = await active_caller(request)
     lab = services.slots.of(session_id)
@@ -97,10 +98,12 @@ async def get_log(request: Request) -> Response:
     if "text/event-stream" not in request.headers.get("Accept", ""):
         return HeldResponse(services.log_streams.text(log), holds, media_type="text/plain")
 
-    def lives() -> bool:
-        return lab.log(session_id) == log and not services.queue.draining
+    def ending() -> str | None:
+        if services.queue.draining:
+            return SHUTTING_DOWN
+        return None if lab.log(session_id) == log else ""
 
-    events = services.log_streams.events(log, lives)
+    events = services.log_streams.events(log, ending, request.headers.get("Last-Event-ID"))
     return HeldResponse(events, holds, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 

@@ -5,11 +5,15 @@ window, so a slow reader costs no more than a connection. A stream that falls be
 """
 
 import asyncio
+import io
+import re
+from array import array
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette import status
 from starlette.exceptions import HTTPException
@@ -19,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from neops_remote_lab.api.settings import HttpSettings
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.netlab.output import PIECE_BYTES, Lines
+from neops_remote_lab.netlab.workspace import LOG_NAME
 
 LOOK_BACK_BYTES: Final = 64 * 1024
 """Bytes read before the first byte that is sent, to find out whether it is inside a traceback."""
@@ -27,6 +32,22 @@ LOOK_EVERY: Final = 0.25
 KEEP_ALIVE_EVERY: Final = 15.0
 """Seconds without output after which a comment is sent, so that proxies do not close the connection."""
 FELL_BEHIND: Final = "this reader is too slow: lines were printed that it has not taken. Open the stream again"
+SHUTTING_DOWN: Final = "the server is shutting down. Open the stream again"
+Ending = Callable[[], str | None]
+"""Returns None while more output may follow; otherwise why the stream ends, or an empty text if the lab has ended."""
+_EVENT_ID: Final = re.compile(r"(?P<log>[\w.-]+)-(?P<position>\d{1,18})", re.ASCII)
+
+
+class Line(NamedTuple):
+    """A line of a log.
+
+    Attributes:
+        position: where it begins in the file. It identifies the line.
+        parts: its visible parts.
+    """
+
+    position: int
+    parts: list[str]
 
 
 class LogReader:
@@ -36,10 +57,11 @@ class LogReader:
         self._log = log
         self._most = most
         self._position: int | None = None
+        self._line_position = 0
         self._lines = Lines()
 
-    def read(self, until: int | None = None, *, last: bool = False) -> tuple[int, list[list[str]]]:
-        """Read the next piece. Returns the number of bytes, and the completed lines as lists of visible parts.
+    def read(self, until: int | None = None, *, last: bool = False) -> tuple[int, list[Line]]:
+        """Read the next piece. Returns the number of bytes, and the completed lines.
 
         Args:
             until: position in the file at which to stop.
@@ -52,7 +74,16 @@ class LogReader:
             file.seek(self._position or 0)
             data = file.read(PIECE_BYTES if until is None else max(0, min(PIECE_BYTES, until - file.tell())))
             self._position = file.tell()
-        return len(data), self._lines.feed(data, last=last and not data)
+        return len(data), list(self._completed(data, last=last and not data))
+
+    def _completed(self, data: bytes, *, last: bool) -> Iterator[Line]:
+        position = (self._position or 0) - len(data)
+        for piece in io.BytesIO(data) if data else [b""]:
+            for parts in self._lines.feed(piece, last=last):
+                yield Line(self._line_position, parts)
+            position += len(piece)
+            if piece.endswith(b"\n"):
+                self._line_position = position
 
     def _begin(self, size: int) -> None:
         self._position = start = max(0, size - self._most)
@@ -65,32 +96,59 @@ class LogReader:
                 # Skip the line that begins before `start`, or more than `most` bytes would be shown.
                 self._lines.feed(file.readline(LOOK_BACK_BYTES))
                 self._position = file.tell()
+        self._line_position = self._position
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive events of a log.
+
+    Attributes:
+        events: the events as they are sent.
+        positions: for each event, the position of its line in the log.
+    """
+
+    events: bytes
+    positions: "array[int]"  # subscriptable from Python 3.12 on
+
+    def after(self, position: int, log: str) -> bytes:
+        """The events of later lines, with ids."""
+        texts = self.events.split(b"\n\n")
+        found = ((at, text) for at, text in zip(self.positions, texts, strict=False) if at > position)
+        return b"".join(b"id: %s-%d\n%s\n\n" % (log.encode(), at, text) for at, text in found)
 
 
 class LogFeed:
     """The events of one log, shared by its readers."""
 
-    def __init__(self, log: Path, backlog: int, run_blocking: RunBlocking, lives: Callable[[], bool]) -> None:
-        """`backlog` is the size of the window in bytes; `lives` says whether more output may follow."""
+    def __init__(self, log: Path, backlog: int, run_blocking: RunBlocking, ending: Ending) -> None:
+        """`backlog` is the size of the window in bytes."""
         self._reader = LogReader(log, backlog)
         self._backlog = backlog
         self._run_blocking = run_blocking
-        self._lives = lives
-        self._batches: dict[int, bytes] = {}
+        self._ending = ending
+        self._batches: dict[int, Batch] = {}
         self._first = self._next = self._size = 0
         self._reading: asyncio.Task[None] | None = None
-        self._ended = False
+        self._ended: str | None = None
         self.readers = 0
 
-    async def events(self) -> AsyncGenerator[bytes]:
-        """Server-sent events: a `message` for each past and future line, and `end` when the lab has ended."""
+    async def events(self, after: int | None, log: str) -> AsyncGenerator[bytes]:
+        """Server-sent events: a `message` for each past and future line, and `end` when the lab has ended.
+
+        Args:
+            after: send only lines that begin after this position, and send ids; None: send all lines without ids.
+            log: the name of the log in ids.
+        """
         place = self._first
         while place >= self._first:
             if place < self._next:
-                yield self._batches[place]
+                batch = self._batches[place]
                 place += 1
-            elif self._ended:
-                yield _end("")
+                if events := batch.events if after is None else batch.after(after, log):
+                    yield events
+            elif self._ended is not None:
+                yield _end(self._ended)
                 return
             elif not await self._grows():
                 yield b": still here\n\n"
@@ -110,27 +168,28 @@ class LogFeed:
     async def _read(self) -> None:
         """Read until there is a new batch, the log has ended, or there are no readers."""
         while self.readers:
-            lives = self._lives()  # before reading, so that output up to the end is not missed
-            count, events = await self._run_blocking(self._read_events, not lives)
-            if events:
-                self._append(events)
-            if not count and not lives:
-                self._ended = True
-            if events or self._ended:
+            ending = self._ending()  # before reading, so that output up to the end is not missed
+            count, batch = await self._run_blocking(self._read_events, ending is not None)
+            if batch:
+                self._append(batch)
+            if not count:
+                self._ended = ending
+            if batch or self._ended is not None:
                 return
             if not count:
                 await asyncio.sleep(LOOK_EVERY)
 
-    def _read_events(self, last: bool) -> tuple[int, bytes]:
+    def _read_events(self, last: bool) -> tuple[int, Batch | None]:
         count, lines = self._reader.read(last=last)
-        return count, "".join("".join(f"data: {part}\n" for part in line) + "\n" for line in lines).encode()
+        text = "".join("".join(f"data: {part}\n" for part in line.parts) + "\n" for line in lines)
+        return count, Batch(text.encode(), array("q", [line.position for line in lines])) if lines else None
 
-    def _append(self, events: bytes) -> None:
-        self._batches[self._next] = events
+    def _append(self, batch: Batch) -> None:
+        self._batches[self._next] = batch
         self._next += 1
-        self._size += len(events)
+        self._size += len(batch.events)
         while self._size > self._backlog and self._first < self._next - 1:
-            self._size -= len(self._batches.pop(self._first))
+            self._size -= len(self._batches.pop(self._first).events)
             self._first += 1
 
 
@@ -167,18 +226,27 @@ class LogStreams:
         count = 1
         while count:
             count, lines = await self._run_blocking(_read_until, reader, size)
-            yield "".join(f"{part}\n" for line in lines for part in line).encode()
+            yield "".join(f"{part}\n" for line in lines for part in line.parts).encode()
 
-    async def events(self, log: Path, lives: Callable[[], bool]) -> AsyncGenerator[bytes]:
-        """Past and future output as server-sent events."""
+    async def events(self, log: Path, ending: Ending, last_id: str | None = None) -> AsyncGenerator[bytes]:
+        """Past and future output as server-sent events.
+
+        Args:
+            log: the log.
+            ending: whether and why the stream ends.
+            last_id: the id of the last event that the client has received; of another log or empty: it has received
+                none. Without it, the events have no ids.
+        """
+        name = log.parent.name if log.name == LOG_NAME else log.stem  # the id of the lab, wherever its log is kept
+        after = None if last_id is None else _position_in(name, last_id)
         feed = self._feeds.get(log)
         if feed is None:
-            feed = LogFeed(log, self._settings.log_backlog_bytes, self._run_blocking, lives)
+            feed = LogFeed(log, self._settings.log_backlog_bytes, self._run_blocking, ending)
             self._feeds[log] = feed
         feed.readers += 1
         try:
-            async for batch in feed.events():
-                yield batch
+            async for events in feed.events(after, name):
+                yield events
         finally:
             feed.readers -= 1
             if not feed.readers:
@@ -208,7 +276,13 @@ def _size(log: Path) -> int:
     return 0
 
 
-def _read_until(reader: LogReader, position: int) -> tuple[int, list[list[str]]]:
+def _position_in(log: str, last_id: str) -> int:
+    """The position in an event's id; -1 if the event is not from this log."""
+    found = _EVENT_ID.fullmatch(last_id)
+    return int(found["position"]) if found and found["log"] == log else -1
+
+
+def _read_until(reader: LogReader, position: int) -> tuple[int, list[Line]]:
     return reader.read(position, last=True)
 
 

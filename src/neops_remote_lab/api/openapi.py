@@ -48,6 +48,9 @@ def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any
 
 
 SESSION_HEADER: Final = _header("X-Session-ID", "the id of the calling session", required=True, minLength=1)
+LAST_EVENT_HEADER: Final = _header(
+    "Last-Event-ID", "the last event that was received, or empty: events get ids, and the stream continues after it"
+)
 KEY_HEADER: Final = _key_header("a repeated call with the same key has no further effect")
 DEVICE_NAME: Final = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 SESSION_ID: Final = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -213,7 +216,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         _NOT_ACTIVE
         | _HEADER_MISSING
         | {429: "too many readers of this log", 503: "too many readers of logs, or the database cannot be used"},
-        (SESSION_HEADER,),
+        (SESSION_HEADER, LAST_EVENT_HEADER),
     ),
     Operation(
         "get",

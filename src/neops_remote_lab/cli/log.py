@@ -11,10 +11,8 @@ from neops_remote_lab.cli.command import (
     ended_by_signals,
     say,
 )
-from neops_remote_lab.cli.lab_sessions import CurrentSession, current_session, explained
-from neops_remote_lab.client.answers import raise_for_error
-from neops_remote_lab.client.connection import headers_of
-from neops_remote_lab.client.events import ACCEPT, END, events_of
+from neops_remote_lab.cli.lab_sessions import current_session, explained
+from neops_remote_lab.client.lab_log import LabLog
 from neops_remote_lab.core.text import printable_lines
 
 
@@ -35,21 +33,11 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Print the log. The exit status is 125 if there is no lab."""
-    with ended_by_signals(), explained(options, ExitStatus.NO_LAB), current_session(options) as session:
-        if options.follow:
-            _follow(session)
-        else:
-            sys.stdout.write(printable_lines(session.ask("GET", "/lab/log").text))
-
-
-def _follow(session: CurrentSession) -> None:
-    """Print each line as it arrives."""
-    headers = headers_of(session.session.session_id) | ACCEPT
-    with session.server.stream("/lab/log", headers=headers) as answer:
-        raise_for_error(answer)
-        for event, data in events_of(answer):
-            if event == END:
-                say(data or "the lab is gone")
-                return
-            sys.stdout.write(f"{printable_lines(data)}\n")
-            sys.stdout.flush()
+    with ended_by_signals(), explained(options, ExitStatus.NO_LAB), current_session(options) as current:
+        if not options.follow:
+            sys.stdout.write(printable_lines(current.ask("GET", "/lab/log").text))
+            return
+        with current.forgotten_when_over():
+            for line in LabLog(current.server, current.session, say).follow():
+                sys.stdout.write(f"{printable_lines(line)}\n")
+                sys.stdout.flush()

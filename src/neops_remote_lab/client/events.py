@@ -1,7 +1,7 @@
 """Parses server-sent events of `GET /lab/log`."""
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import httpx
 
@@ -11,18 +11,35 @@ END: Final = "end"
 """The type of the last event. Its data says why the stream ends, or is empty."""
 
 
-def events_of(answer: httpx.Response) -> Iterator[tuple[str, str]]:
-    """Type and data of each event of a streaming response. Comments are skipped."""
-    event, data = "message", list[str]()
+class Event(NamedTuple):
+    """A server-sent event.
+
+    Attributes:
+        kind: its type.
+        data: its data.
+        id: its id; empty if it has none.
+    """
+
+    kind: str
+    data: str
+    id: str = ""
+
+
+def events_of(answer: httpx.Response) -> Iterator[Event]:
+    """The events of a streaming response. Comments are skipped."""
+    kind, data, event_id = "message", list[str](), ""
     for line in _lines(answer.iter_bytes()):
         name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
         if name == "event":
-            event = value.removeprefix(" ")
+            kind = value
+        elif name == "id":
+            event_id = value
         elif name == "data":
-            data.append(value.removeprefix(" "))
-        elif not line and (data or event != "message"):
-            yield event, "\n".join(data)
-            event, data = "message", []
+            data.append(value)
+        elif not line and (data or kind != "message"):
+            yield Event(kind, "\n".join(data), event_id)
+            kind, data, event_id = "message", [], ""
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[str]:

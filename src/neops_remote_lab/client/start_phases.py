@@ -97,10 +97,10 @@ class StartPhases:
             with self._lock:
                 self._open = answer
             try:
-                for event, line in events_of(answer):
-                    if done.is_set() or event == END:
+                for event in events_of(answer):
+                    if done.is_set() or event.kind == END:
                         return
-                    if (phase := phase_of(line)) is not None:
+                    if (phase := phase_of(event.data)) is not None:
                         self._say(phase, done)
             finally:
                 with self._lock:
