@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from neops_remote_lab.core.codes import LiveLabState
-from neops_remote_lab.store.protocol import Database, LabStore, SessionStore
+from neops_remote_lab.store.protocol import Database, LabStore, MemoryStore, SessionStore
 from neops_remote_lab.store.rows import DEFAULT_QUEUE, FIRST_SLOT, Joining, Lab
 from neops_remote_lab.store.sqlite.database import SqliteDatabase
 from neops_remote_lab.store.sqlite.labs import SqliteLabStore
+from neops_remote_lab.store.sqlite.memory import SqliteMemoryStore
 from neops_remote_lab.store.sqlite.migrate import migrate
 from neops_remote_lab.store.sqlite.sessions import SqliteSessionStore
 
@@ -41,6 +42,7 @@ class Stores:
     database: Database
     sessions: Sessions
     labs: Labs
+    memory: Callable[[], MemoryStore]
 
 
 @asynccontextmanager
@@ -56,7 +58,7 @@ async def sqlite(directory: Path) -> AsyncIterator[Stores]:
     def labs(host: str = HOST, slot: int = FIRST_SLOT) -> LabStore:
         return SqliteLabStore(database, host, slot)
 
-    yield Stores(database, sessions, labs)
+    yield Stores(database, sessions, labs, lambda: SqliteMemoryStore(database))
     await database.close()
 
 

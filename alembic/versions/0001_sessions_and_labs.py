@@ -263,6 +263,17 @@ def upgrade() -> None:
     _create_session()
     _create_lab()
     op.create_table(
+        "node_memory",
+        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("image", sa.Text, nullable=False),
+        sa.Column("bytes", sa.BigInteger, nullable=False),
+        sa.Column("measured_at", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("number", name="pk_node_memory"),
+        *_is_a_time("node_memory", "measured_at"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_node_memory_image", "node_memory", ["image"])
+    op.create_table(
         "event",
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("at", TIME, nullable=False),
@@ -334,6 +345,7 @@ def _create_lab() -> None:
         sa.Column("extra_sha256", sa.Text),
         sa.Column("work_dir", sa.Text, nullable=False),
         sa.Column("devices", sa.JSON),
+        sa.Column("memory_bytes", sa.BigInteger),
         sa.Column("started_at", TIME, nullable=False),
         sa.Column("running_at", TIME),
         sa.Column("ended_at", TIME),
@@ -374,5 +386,5 @@ def _create_lab() -> None:
 def downgrade() -> None:
     for name in VIEWS:
         op.execute(f"DROP VIEW {name}")
-    for table in ("event", "lab_reference", "lab", "session", "slot", "lab_host", "queue"):
+    for table in ("event", "node_memory", "lab_reference", "lab", "session", "slot", "lab_host", "queue"):
         op.drop_table(table)

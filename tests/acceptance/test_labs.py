@@ -143,6 +143,7 @@ def test_the_status_of_a_lab_tells_its_name_state_references_and_digest(server: 
         "netlab_status": "started",
         "state": "running",
         "topology_sha256": hashlib.sha256(ROUTERS.encode()).hexdigest(),
+        "waiting_for": None,
         "error": None,
     }
 

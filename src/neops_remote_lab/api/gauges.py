@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from neops_remote_lab.core.codes import SessionState
+from neops_remote_lab.core.codes import SessionState, StartObstacle
 from neops_remote_lab.core.metrics import (
     DATABASE_WAL,
     LAB_REFERENCES,
@@ -15,7 +15,9 @@ from neops_remote_lab.core.metrics import (
     QUARANTINED,
     SESSIONS,
     SLOT_ACTIVE,
+    STARTS_WAITING,
 )
+from neops_remote_lab.labs.admission import Admission
 from neops_remote_lab.labs.slots import Slots
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.protocol import Database
@@ -24,9 +26,12 @@ from neops_remote_lab.store.protocol import Database
 class Gauges(Collector):
     """Reads the state of queue, labs and database."""
 
-    def __init__(self, queue: SessionQueue, slots: Slots, database: Database, lab_host: str) -> None:
+    def __init__(
+        self, queue: SessionQueue, slots: Slots, admission: Admission, database: Database, lab_host: str
+    ) -> None:
         self._queue = queue
         self._slots = slots
+        self._admission = admission
         self._database = database
         self._lab_host = lab_host
 
@@ -41,5 +46,7 @@ class Gauges(Collector):
         yield SLOT_ACTIVE.gauges(((self._lab_host, str(slot)), float(slot in active)) for slot in slots)
         yield LAB_STATE.gauge({each: float(states[each]) for each in LAB_STATE.labels["state"]})
         yield LAB_REFERENCES.gauge(self._slots.references)
+        waits = Counter(obstacle.code for obstacle in self._admission.waiting)
+        yield STARTS_WAITING.gauge({code: float(waits[code]) for code in StartObstacle})
         yield QUARANTINED.gauge(float(self._queue.quarantined is not None))
         yield DATABASE_WAL.gauge(self._database.log_bytes)

@@ -33,6 +33,7 @@ class Maintenance:
         self._log_is_long = False
         self._task: asyncio.Task[None] | None = None
         self._announcement: asyncio.Task[None] | None = None
+        self._measurement: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load the queue, begin to adopt the labs of an earlier server, and start the loop."""
@@ -46,10 +47,11 @@ class Maintenance:
         await services.slots.open(rebooted=rebooted)
         self._announcement = asyncio.create_task(self._announce())
         self._task = asyncio.create_task(self._run())
+        self._measurement = asyncio.create_task(services.admission.measure_repeatedly())
 
     async def stop(self) -> None:
         """End the loop and write pending last-seen times."""
-        for task in filter(None, (self._task, self._announcement)):
+        for task in filter(None, (self._task, self._announcement, self._measurement)):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -101,6 +103,7 @@ class Maintenance:
             before = services.clock.now() - timedelta(days=services.settings.maintenance.history_days)
             await services.queue.prune(before)
             await services.slots.prune(before)
+            await services.admission.prune(before)
 
     async def _limit_log(self) -> None:
         """Truncate a long write-ahead log, or warn once if another program's open transaction prevents it."""

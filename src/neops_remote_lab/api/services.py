@@ -10,6 +10,7 @@ from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.threads import RunBlocking, in_threads
 from neops_remote_lab.labs.accesses import LabAccesses
+from neops_remote_lab.labs.admission import Admission
 from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.labs.devices import Devices
@@ -22,9 +23,9 @@ from neops_remote_lab.netlab.host_labs import HostLabs
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.protocol import Database
-from neops_remote_lab.store.rows import FIRST_SLOT
 from neops_remote_lab.store.sqlite.database import SqliteDatabase
 from neops_remote_lab.store.sqlite.labs import SqliteLabStore
+from neops_remote_lab.store.sqlite.memory import SqliteMemoryStore
 from neops_remote_lab.store.sqlite.sessions import SqliteSessionStore
 
 LOG_THREADS: Final = 1
@@ -40,6 +41,7 @@ class Services:
     database: Database
     queue: SessionQueue
     slots: Slots
+    admission: Admission
     accesses: LabAccesses
     devices: Devices
     checks: TopologyChecks
@@ -67,14 +69,23 @@ class Services:
 def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     """Create the services. Call it inside the event loop."""
     store, host = settings.store, settings.netlab
-    # Not the framework's threads, which netlab could exhaust.
-    run_blocking = in_threads(settings.labs.lab_threads)
+    # Not the framework's threads, which netlab could exhaust. An operation of one slot must not wait for another's.
+    run_blocking = in_threads(max(settings.labs.lab_threads, 2 * host.slots))
     database = SqliteDatabase(store.database, synchronous=store.synchronous, busy_timeout=store.busy_timeout)
     metrics = Metrics()
-    queue = SessionQueue(SqliteSessionStore(database, host.lab_host), settings.queue, clock, metrics, slots=FIRST_SLOT)
+    queue = SessionQueue(SqliteSessionStore(database, host.lab_host), settings.queue, clock, metrics, slots=host.slots)
     host_labs = HostLabs(host)
     netlab = host_labs.commands
-    checks = TopologyChecks(netlab, settings.labs, queue=queue, run_blocking=run_blocking)
+    admission = Admission(
+        SqliteMemoryStore(database),
+        netlab,
+        queue,
+        settings.labs,
+        work_dir=host.work_dir,
+        clock=clock,
+        run_blocking=run_blocking,
+    )
+    checks = TopologyChecks(netlab, settings.labs, admission=admission, queue=queue, run_blocking=run_blocking)
     failed_logs = FailedLogs(host.work_dir, days=host.failed_log_days, number=host.max_failed_logs)
     accesses = LabAccesses()
     artifacts = Artifacts(host_labs.artifacts, clock, run_blocking)
@@ -91,6 +102,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
             accesses=accesses,
             failed_logs=failed_logs,
             artifacts=artifacts,
+            admission=admission,
             quarantine=quarantine,
             settings=settings.labs,
             clock=clock,
@@ -117,7 +129,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         kill_grace=host.kill_grace,
         run_blocking=run_blocking,
     )
-    metrics.registry.register(Gauges(queue, slots, database, host.lab_host))
+    metrics.registry.register(Gauges(queue, slots, admission, database, host.lab_host))
     streams = LogStreams(settings.http, in_threads(LOG_THREADS))
     readiness = Readiness(host, netlab, clock, run_blocking, repeat_for=settings.labs.ready_cache)
     return Services(
@@ -126,6 +138,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         database,
         queue,
         slots,
+        admission,
         accesses,
         devices,
         checks,

@@ -110,6 +110,8 @@ def _waiting_for(services: Services, place: Place) -> str | None:
     if services.queue.quarantined:
         return f"the lab host is quarantined: {quarantined(services)}"
     sessions = services.queue.active
+    if services.queue.grants_held:
+        return "no session becomes active while a lab waits for memory of the lab host"
     if len(sessions) < services.queue.slots:
         return "a slot is free; the next session becomes active in a moment"
     active = min(sessions, key=lambda session: (session.activated_at or session.created_at, session.number))

@@ -86,6 +86,15 @@ class StartOutcome(StrEnum):
     """Anything else."""
 
 
+class StartObstacle(StrEnum):
+    """What a start waits for on a host with several slots."""
+
+    MEMORY = "memory"
+    """Free memory."""
+    STARTS = "starts"
+    """The end of other starts."""
+
+
 class EventKind(StrEnum):
     """The kind of an entry in the event table."""
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 
-from neops_remote_lab.core.codes import EndCode, LiveLabState, SessionState, StartOutcome
+from neops_remote_lab.core.codes import EndCode, LiveLabState, SessionState, StartObstacle, StartOutcome
 
 PREFIX: Final = "neops_remote_lab_"
 NO_LAB: Final = "none"
@@ -66,12 +66,15 @@ SLOT_ACTIVE: Final = Family(
     "gauge", "slot_active", "1 while a session is active in the slot", {"host": ("--lab-host",), "slot": ("1", "…")}
 )
 LAB_REFERENCES: Final = Family("gauge", "lab_references", "Acquires not yet released")
+STARTS_WAITING: Final = Family(
+    "gauge", "starts_waiting", "Starts that wait, by what they wait for", {"reason": StartObstacle}
+)
 QUARANTINED: Final = Family("gauge", "quarantined", "1 while no session is admitted")
 DATABASE_WAL: Final = Family("gauge", "database_wal_bytes", "Write-ahead log of the database")
 
 FAMILIES: Final = (
     *(SESSIONS, SESSIONS_JOINED, SESSIONS_ENDED, QUEUE_WAIT, HOLD),
-    *(SLOT_ACTIVE, LAB_STATE, LAB_REFERENCES, LAB_START, LAB_TEARDOWN),
+    *(SLOT_ACTIVE, LAB_STATE, LAB_REFERENCES, STARTS_WAITING, LAB_START, LAB_TEARDOWN),
     *(QUARANTINED, DATABASE_WAL),
 )
 """All metrics, for the documentation."""

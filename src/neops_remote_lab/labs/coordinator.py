@@ -173,6 +173,7 @@ class LabCoordinator:
             devices=self._slot.devices,
             state=lab.state.value,
             topology_sha256=lab.topology_sha256,
+            waiting_for=self._slot.waiting_for,
         )
         native: str | None = await self._run_blocking(self._host_lab.netlab_status)
         return found.model_copy(update={"netlab_status": native})

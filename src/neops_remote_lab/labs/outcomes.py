@@ -20,7 +20,11 @@ _STOPPED: Final = {
     OutcomeCode.DESTROYED: Reason.DESTROYED,
     OutcomeCode.SERVER_ENDED: Reason.SERVER_ENDS,
 }
-_FAILURES: Final = {Reason.REJECTED: OutcomeCode.REJECTED, Reason.BUSY: OutcomeCode.IN_THE_WAY}
+_FAILURES: Final = {
+    Reason.REJECTED: OutcomeCode.REJECTED,
+    Reason.TOO_LARGE: OutcomeCode.REJECTED,
+    Reason.BUSY: OutcomeCode.IN_THE_WAY,
+}
 
 
 def start_refusal(error: Exception, stopped_for: OutcomeCode | None) -> Refused:
@@ -47,4 +51,5 @@ def start_outcome(error: Exception, refused: Refused) -> StartOutcome:
     """The metrics label of a failed start."""
     if isinstance(error, InterruptedError):
         return StartOutcome.STOPPED
-    return StartOutcome.REJECTED if refused.reason is Reason.REJECTED else StartOutcome.FAILED
+    rejected = _FAILURES.get(refused.reason) is OutcomeCode.REJECTED
+    return StartOutcome.REJECTED if rejected else StartOutcome.FAILED

@@ -44,6 +44,8 @@ class Reason(StrEnum):
     """The session is active now: a check would only delay its lab."""
     REJECTED = "rejected"
     """netlab rejects the topology."""
+    TOO_LARGE = "too_large"
+    """The lab needs more memory than the lab host has."""
     HOST_IS_FULL = "host_is_full"
     """The lab host is out of disk space or memory."""
     FAILED = "failed"

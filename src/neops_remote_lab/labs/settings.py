@@ -1,10 +1,11 @@
 """Settings of the server for labs."""
 
-from typing import Literal
+import os
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from neops_remote_lab.core.settings import PositiveSeconds, Seconds, SettingsGroup
+from neops_remote_lab.core.settings import ComputedDefault, PositiveSeconds, Seconds, SettingsGroup
 
 
 class LabSettings(SettingsGroup, title="Labs"):
@@ -18,6 +19,22 @@ class LabSettings(SettingsGroup, title="Labs"):
         default=60, description="seconds between two sweeps of a quarantined host"
     )
     ready_cache: Seconds = Field(default=5, description="seconds for which GET /readyz caches the state of the host")
+    lab_starts: Annotated[int, ComputedDefault("the number of processors")] = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="maximum number of labs that start at a time, on a host with several slots",
+    )
+    node_memory: int = Field(
+        default=512 << 20,
+        ge=0,
+        description="memory that a node is expected to use if nothing is known about its image, in bytes",
+    )
+    memory_reserve: int = Field(
+        default=512 << 20, ge=0, description="memory of the host that is not used for labs, in bytes"
+    )
+    memory_interval: PositiveSeconds = Field(
+        default=30, description="seconds between two measurements of the memory of labs, on a host with several slots"
+    )
     lab_threads: int = Field(default=8, ge=2, description="threads for netlab, files and locks")
 
 

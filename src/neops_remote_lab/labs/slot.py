@@ -20,6 +20,7 @@ from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.accesses import LabAccesses
 from neops_remote_lab.labs.acquires import Acquire
+from neops_remote_lab.labs.admission import Admission
 from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.outcomes import SENTENCES, end_of_start, start_outcome, start_refusal
 from neops_remote_lab.labs.quarantine import HostQuarantine
@@ -67,6 +68,7 @@ class Slot:
         accesses: LabAccesses,
         failed_logs: FailedLogs,
         artifacts: Artifacts,
+        admission: Admission,
         quarantine: HostQuarantine,
         number: int,
         settings: LabSettings,
@@ -81,6 +83,7 @@ class Slot:
         self._accesses = accesses
         self._failed_logs = failed_logs
         self._artifacts = artifacts
+        self._admission = admission
         self._quarantine = quarantine
         self._number = number
         self._settings = settings
@@ -126,6 +129,12 @@ class Slot:
     def is_starting(self) -> bool:
         """Whether a lab is being started."""
         return self._running is not None and self._running.operation is Operation.START
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What the start in progress waits for, as a message; None if it does not wait."""
+        obstacle = self._admission.obstacle(self._lab.lab_id) if self._lab else None
+        return obstacle.detail if obstacle else None
 
     @property
     def has_leftovers(self) -> bool:
@@ -204,6 +213,7 @@ class Slot:
         try:
             await self._store.starting(lab, self._clock.now())
             acquire.begun.set()
+            await self._admission.admit(lab, workspace, acquire.interrupt)
             devices = await self._run_blocking(self._start_blocking, workspace, acquire.interrupt)
             raw = [device.model_dump() for device in devices]
             await self._store.running(lab.lab_id, raw, self._clock.now())
@@ -220,6 +230,7 @@ class Slot:
             outcome = start_outcome(error, refused)
             await self._fail(lab, error, refused)
         finally:
+            self._admission.started(lab.lab_id)
             seconds = self._clock.monotonic() - began
             self._metrics.lab_started(seconds, outcome)
             logger.info("lab %s of session %.8s: %s after %.1f s", lab.lab_id, lab.session_id, outcome, seconds)
@@ -300,6 +311,7 @@ class Slot:
         if held and held.lab_id == lab_id:
             await self._report_leftovers(f"{', '.join(self._host_lab.leftovers)} of lab {lab_id}")
             return False
+        await self._admission.ended(lab_id)
         await self._store.ended(lab_id, code, detail, self._clock.now())
         self._lab, self._references, self._devices = None, 0, []
         return True
@@ -355,6 +367,7 @@ class Slot:
         in_session = self._queue.is_active(lab.session_id)
         may_run = lab.state is LiveLabState.RUNNING and in_session and not self._rebooted
         if may_run and await self._run_blocking(self._host_lab.runs):
+            await self._admission.adopt(lab, devices)
             self._references, self._devices = references, devices
             logger.info("lab %s is adopted, with %d references", lab.lab_id, references)
             return

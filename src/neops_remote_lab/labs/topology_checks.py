@@ -9,6 +9,7 @@ from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.acquires import Upload
+from neops_remote_lab.labs.admission import Admission
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
 from neops_remote_lab.labs.settings import LabSettings
 from neops_remote_lab.models import TopologyCheckDto
@@ -38,11 +39,13 @@ class TopologyChecks:
         netlab: NetlabCommands,
         settings: LabSettings,
         *,
+        admission: Admission,
         queue: SessionQueue,
         run_blocking: RunBlocking,
     ) -> None:
         self._netlab = netlab
         self._settings = settings
+        self._admission = admission
         self._run_blocking = run_blocking
         self._queue = queue
         self._turn = asyncio.Lock()
@@ -94,7 +97,7 @@ class TopologyChecks:
         if isinstance(error, InterruptedError):
             return Refused(Reason.SESSION_ENDED, "the check was stopped, because its session has ended")
         refused = refusal_of(error, "netlab could not check the topology")
-        if refused.reason is not Reason.REJECTED:
+        if refused.reason not in {Reason.REJECTED, Reason.TOO_LARGE}:
             logger.warning("checking a topology failed: %s", one_line(str(refused)))
         return refused
 
@@ -109,6 +112,7 @@ class TopologyChecks:
             raise InterruptedError
         check.begun = True
         found: Prepared = await self._run_blocking(self._netlab.create, check.workspace, check.interrupt)
+        await self._admission.require_possible(check.workspace.identity, found.devices)
         return found
 
     def _is_live(self, session_id: str) -> bool:

@@ -42,6 +42,9 @@ class LabStatusDto(BaseModel):
     netlab_status: str | None = Field(default=None, description="the lab's state as netlab reports it")
     state: LabState = "none"
     topology_sha256: str | None = Field(default=None, description="digest of the topology file's bytes")
+    waiting_for: str | None = Field(
+        default=None, description="what a starting lab waits for, for example memory; null if it does not wait"
+    )
     error: str | None = Field(default=None, description="why the session's last lab failed or was lost")
 
 

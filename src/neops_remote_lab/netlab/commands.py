@@ -94,6 +94,15 @@ class NetlabCommands:
         workspace.devices.write_bytes(_DEVICES.dump_json(devices))
         return Prepared(devices, links)
 
+    def prepare(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
+        """The devices of a lab that is about to start: those of a prepared lab, otherwise it is prepared now.
+
+        Raises the exceptions of `create`.
+        """
+        if workspace.devices.exists():
+            return _DEVICES.validate_json(workspace.devices.read_bytes())
+        return self.create(workspace, interrupt).devices
+
     def _create(self, directory: Path, what: list[str], log: Path, lab_id: str, interrupt: threading.Event) -> None:
         run_netlab(
             ["create", *what],

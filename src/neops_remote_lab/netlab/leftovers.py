@@ -40,6 +40,7 @@ class Container(NamedTuple):
     networks: tuple[str, ...] = ()
     node: str = ""
     """netlab's name of the node that it is."""
+    image: str = ""
 
     def is_below(self, directory: Path) -> bool:
         """Whether the container belongs to a lab whose files are below a directory."""
@@ -79,6 +80,7 @@ def _container(row: dict[str, Any]) -> Container:
         labels.get("containerlab", ""),
         tuple(row.get("Networks", "").split(",")),
         labels.get("clab-node-name", row["Names"]),
+        row.get("Image", ""),
     )
 
 

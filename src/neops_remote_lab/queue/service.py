@@ -71,6 +71,7 @@ class SessionQueue:
         self._polls = LongPolls(self._cache)
         self._unwritten: dict[str, datetime] = {}
         self._draining = False
+        self._grants_held = False
         self._quarantine: Quarantine | None = None
 
     async def load(self) -> None:
@@ -98,8 +99,17 @@ class SessionQueue:
         return self._cache.active
 
     @property
-    def _has_free_slot(self) -> bool:
-        return self._cache.occupied < self._slots
+    def _may_grant(self) -> bool:
+        return self._cache.occupied < self._slots and not self._grants_held
+
+    def hold_grants(self, *, on: bool) -> None:
+        """Make no further session active, while a lab waits for memory of this host. `promote` resumes the grants."""
+        self._grants_held = on
+
+    @property
+    def grants_held(self) -> bool:
+        """Whether no session becomes active, because a lab waits for memory of this host."""
+        return self._grants_held
 
     @property
     def quarantined(self) -> str | None:
@@ -125,7 +135,7 @@ class SessionQueue:
     async def join(self, *, client: str | None, purpose: str | None, key: str | None) -> Place:
         """Append a session, durably. With the idempotency key of a live session, return that session instead."""
         joining = Joining(secrets.token_hex(16), client, purpose, key, self._clock.now())
-        session = await self._store.join(joining, promote=self._has_free_slot)
+        session = await self._store.join(joining, promote=self._may_grant)
         if session.session_id in self._cache:
             self._cache.renew(session.session_id, self._clock.monotonic())
         else:
@@ -138,7 +148,7 @@ class SessionQueue:
 
     async def promote(self) -> None:
         """Make waiting sessions active if this host has free slots."""
-        if self._has_free_slot and self.waiting and not self.quarantined:
+        if self._may_grant and self.waiting and not self.quarantined:
             self._promoted(await self._store.promote(self._clock.now()))
 
     def place(self, session_id: str) -> Place | None:
@@ -222,7 +232,7 @@ class SessionQueue:
 
     async def _end(self, session_ids: list[str], code: EndCode) -> tuple[str, ...]:
         detail = _ENDED[code].format(max_hold=self._settings.max_hold)
-        ending = await self._store.end(session_ids, code, detail, self._clock.now())
+        ending = await self._store.end(session_ids, code, detail, self._clock.now(), promote=not self._grants_held)
         for session_id in session_ids:
             self._forget(session_id, code, detail)
         self._promoted(ending.promoted)
@@ -290,13 +300,13 @@ class SessionQueue:
         for session in self.active:
             if session.session_id not in before:
                 self._became_active(session)
-        self._promoted(await self._store.promote(self._clock.now()))
+        await self.promote()
 
     async def quarantine(self, reason: str | None) -> None:
         """Quarantine the host for a reason; None lifts the quarantine. One set by an operator is not changed."""
         if reason != self.quarantined:
             self._note_quarantine(await self._store.set_quarantine(reason, self._clock.now()))
-        self._promoted(await self._store.promote(self._clock.now()))
+        await self.promote()
 
     def _note_quarantine(self, quarantine: Quarantine | None) -> None:
         if quarantine != self._quarantine:

@@ -4,11 +4,12 @@ Each call is one transaction, which is durable when the call returns. Cancelling
 call raises `DatabaseError` if the database cannot be used. `tests/conformance` tests what every implementation must do.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
 from neops_remote_lab.core.codes import EndCode, OutcomeCode
+from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.store.rows import (
     EndedLab,
     EndedSession,
@@ -70,8 +71,10 @@ class SessionStore(Protocol):
             promote: also make waiting sessions active, as `promote` does.
         """
 
-    async def end(self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime) -> Ending:
-        """End live sessions and make waiting ones active, as `promote` does, in one transaction."""
+    async def end(
+        self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, promote: bool = True
+    ) -> Ending:
+        """End live sessions and, with `promote`, make waiting ones active, in one transaction."""
 
     async def promote(self, now: datetime) -> tuple[Session, ...]:
         """Make as many sessions active, from the head of the queue, as this host has free and open slots.
@@ -142,3 +145,24 @@ class LabStore(Protocol):
 
     async def prune(self, before: datetime) -> int:
         """Delete labs that ended before a time, with their references. Returns the number of labs."""
+
+
+class MemoryStore(Protocol):
+    """How much memory labs used."""
+
+    async def record(self, lab_id: str, used: int, nodes: Sequence[tuple[str, int]], now: datetime) -> None:
+        """Record the highest memory of a lab.
+
+        Args:
+            used: of all nodes together, in bytes.
+            nodes: the image of each node, and its highest memory in bytes.
+        """
+
+    async def of_topology(self, identity: Identity) -> int | None:
+        """The highest memory of earlier labs of a topology, in bytes; None if there is none."""
+
+    async def of_images(self, images: Iterable[str]) -> dict[str, int]:
+        """The 95th percentile of the memory of the latest nodes, in bytes, by image. Unknown images are left out."""
+
+    async def prune(self, before: datetime) -> None:
+        """Delete the measurements of nodes before a time."""

@@ -1,6 +1,6 @@
 """A stand-in for the ``docker`` program over the containers and networks of the fake netlab, in Docker's words.
 
-It knows ``ps``, ``rm``, ``inspect``, ``logs``, ``exec``, ``network ls|inspect|rm``, ``version`` and ``--version``. See
+It knows ``ps``, ``rm``, ``inspect``, ``logs``, ``exec``, ``network ls|inspect|rm``, ``stats`` and the versions. See
 `fake_netlab` for the files that it works on and for its knobs.
 
 ``exec`` runs real programs of this machine, and before them those in the directory ``programs`` beside the containers.
@@ -563,6 +563,22 @@ def remove_network(wanted: str) -> bool:
     return True
 
 
+def run_stats(args: list[str]) -> None:
+    options, wanted = parse(args, "-a --all --no-stream --no-trunc", "--format")
+    form = "".join(given(options, "--format")[-1:]) or refuse("only --format is supported")
+    for name in wanted:
+        if (container := find(containers(), name)) is None:
+            refuse(f"Error response from daemon: No such container: {name}")
+        running = container.get("state", "running") == "running"
+        used = knob("container_memory") or "28.5MiB" if running else "0B"
+        row = {
+            "ID": container["full_id"],
+            "Name": container["name"],
+            "MemUsage": f"{used} / {'7.6GiB' if running else '0B'}",
+        }
+        say(render(row, form))
+
+
 def run_version(args: list[str]) -> None:
     options, _ = parse(args, "", "-f --format")
     side = {"Version": VERSION, "ApiVersion": "1.41", "Os": "linux", "Arch": "amd64"}
@@ -581,6 +597,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "logs": run_logs,
     "exec": run_exec,
     "network": run_network,
+    "stats": run_stats,
     "version": run_version,
 }
 

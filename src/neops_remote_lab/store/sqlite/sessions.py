@@ -123,12 +123,17 @@ class SqliteSessionStore(SessionStore):
         sessions = [found[one.key or one.session_id] for one in group]
         return [active.get(session.number, session) for session in sessions]
 
-    async def end(self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime) -> Ending:
+    async def end(
+        self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, promote: bool = True
+    ) -> Ending:
         asked = list(session_ids)
         end = {"ending": json.dumps(asked), "code": code, "detail": detail, "now": written(now)}
-        ended, promoted = await self._database.run((_END, end), self._promotion(now))
+        promotion = [self._promotion(now)] if promote else []
+        ended, *granted = await self._database.run((_END, end), *promotion)
         done = {session_id for (session_id,) in ended}
-        return Ending(tuple(name for name in asked if name in done), _in_order(promoted))
+        return Ending(
+            tuple(name for name in asked if name in done), _in_order([row for rows in granted for row in rows])
+        )
 
     async def promote(self, now: datetime) -> tuple[Session, ...]:
         [promoted] = await self._database.run(self._promotion(now))

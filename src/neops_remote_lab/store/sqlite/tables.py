@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -178,6 +179,7 @@ LAB = Table(
     Column("extra_sha256", Text),
     Column("work_dir", Text, nullable=False),
     Column("devices", JSON),
+    Column("memory_bytes", BigInteger),
     _time("started_at", nullable=False),
     _time("running_at"),
     _time("ended_at"),
@@ -214,6 +216,18 @@ Index(
     sqlite_where=LAB_REFERENCE.c.idempotency_key.is_not(None) & LAB_REFERENCE.c.released_at.is_(None),
 )
 Index("ix_lab_reference_lab_id", LAB_REFERENCE.c.lab_id)
+
+NODE_MEMORY = Table(
+    "node_memory",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("image", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    _time("measured_at", nullable=False),
+    *_readable("measured_at"),
+    sqlite_autoincrement=True,
+)
+Index("ix_node_memory_image", NODE_MEMORY.c.image)
 
 EVENT = Table(
     "event",
