@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-NEEDED = ("py.typed", "store/sqlite/alembic/env.py", "api/static/swagger-ui/LICENSE", "testing/plugin.py")
+NEEDED = ("py.typed", "store/sql/alembic/env.py", "api/static/swagger-ui/LICENSE", "testing/plugin.py")
 PACKAGE = "neops_remote_lab/"
 
 

@@ -27,7 +27,7 @@ from tests.server import START_TIMEOUT, LabServer, RealNetlab, free_port
 from bench import host
 from bench.measure import BenchError, require
 from bench.peer import Peer
-from neops_remote_lab.store.sqlite.migrate import migrate
+from neops_remote_lab.store.sql.migrate import migrate
 
 T = TypeVar("T")
 

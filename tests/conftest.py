@@ -11,6 +11,7 @@ from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 from tests.fork_server import ForkServer
 from tests.postgresql import Cluster, problem, running_cluster
 from tests.server import LabServer, running_server
+from tests.stores import sqlite_url
 
 REAL_NETLAB = (
     "tests/acceptance/test_real_netlab.py",
@@ -58,6 +59,17 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(reason)
     with running_cluster() as started:
         yield started
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without a session, as `--database` names it: each test runs once for each kind of database."""
+    if request.param == "sqlite":
+        yield sqlite_url(tmp_path / "lab.sqlite3")
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    with cluster.database() as url:
+        yield url
 
 
 @pytest.fixture

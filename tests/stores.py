@@ -1,69 +1,48 @@
-"""Stores for tests: one opener for each database, and rows to put into them."""
+"""Stores for tests, and rows to put into them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from neops_remote_lab.core.codes import LiveLabState
-from neops_remote_lab.store.protocol import Database, LabStore, MemoryStore, SessionStore
+from neops_remote_lab.store.opening import Stores
+from neops_remote_lab.store.protocol import LabStore, SessionStore
 from neops_remote_lab.store.rows import DEFAULT_QUEUE, FIRST_SLOT, Joining, Lab
-from neops_remote_lab.store.sqlite.database import SqliteDatabase
-from neops_remote_lab.store.sqlite.labs import SqliteLabStore
-from neops_remote_lab.store.sqlite.memory import SqliteMemoryStore
-from neops_remote_lab.store.sqlite.migrate import migrate
-from neops_remote_lab.store.sqlite.sessions import SqliteSessionStore
+from neops_remote_lab.store.settings import StoreSettings
+from neops_remote_lab.store.sql import urls
+from neops_remote_lab.store.sql.migrate import migrate
 
 HOST: Final = "lab-7"
 NOON: Final = datetime(2026, 5, 1, 12, tzinfo=UTC)
 BUSY_TIMEOUT: Final = 0.2
 
 
-class Sessions(Protocol):
-    """Makes the store of a host's sessions."""
+class OpenStores(Stores):
+    """Stores of the host that tests are about, unless they name another."""
 
-    def __call__(self, host: str = HOST, queue: str = DEFAULT_QUEUE) -> SessionStore: ...
+    def sessions(self, host: str = HOST, queue: str = DEFAULT_QUEUE) -> SessionStore:
+        return super().sessions(host, queue)
 
-
-class Labs(Protocol):
-    """Makes the store of the labs of a slot."""
-
-    def __call__(self, host: str = HOST, slot: int = FIRST_SLOT) -> LabStore: ...
+    def labs(self, host: str = HOST, slot: int = FIRST_SLOT) -> LabStore:
+        return super().labs(host, slot)
 
 
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """One connection to a database, and what can be made of it."""
-
-    database: Database
-    sessions: Sessions
-    labs: Labs
-    memory: Callable[[], MemoryStore]
+def sqlite_url(file: Path) -> str:
+    """The URL of a SQLite file, as `--database` takes it."""
+    return f"{urls.SQLITE}:///{file}"
 
 
 @asynccontextmanager
-async def sqlite(directory: Path) -> AsyncIterator[Stores]:
-    """The SQLite database in a directory, made where there is none."""
-    url = f"sqlite+aiosqlite:///{directory / 'lab.sqlite3'}"
-    migrate(url)
-    database = SqliteDatabase(url, busy_timeout=BUSY_TIMEOUT)
-
-    def sessions(host: str = HOST, queue: str = DEFAULT_QUEUE) -> SessionStore:
-        return SqliteSessionStore(database, host, queue)
-
-    def labs(host: str = HOST, slot: int = FIRST_SLOT) -> LabStore:
-        return SqliteLabStore(database, host, slot)
-
-    yield Stores(database, sessions, labs, lambda: SqliteMemoryStore(database))
-    await database.close()
-
-
-OPENERS: Final[Mapping[str, Callable[[Path], AbstractAsyncContextManager[Stores]]]] = {"sqlite": sqlite}
-"""By the name of the database. Another one passes `tests/conformance` once it is added here."""
+async def opened(database: str) -> AsyncIterator[OpenStores]:
+    """A database, named as `--database` does, with the schema of this version."""
+    migrate(database)
+    stores = OpenStores(StoreSettings(database=database, busy_timeout=BUSY_TIMEOUT))
+    yield stores
+    await stores.database.close()
 
 
 def joining(name: str, key: str | None = None, now: datetime = NOON) -> Joining:

@@ -1,17 +1,24 @@
 """Create queues, hosts, sessions, labs, references and events, with views for operators."""
 
+import re
+from pathlib import Path
+
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0001"
 down_revision = None
 
-TIME = sa.DateTime()
-# Compares whole seconds, because SQLite's rounding of fractions could refuse a valid time.
-IS_A_TIME = (
-    "{0} IS NULL OR (substr(datetime(substr({0}, 1, 19), '+0 days'), 1, length(substr({0}, 1, 19)))"
-    " IS replace(substr({0}, 1, 19), 'T', ' ') AND substr({0}, 20) NOT GLOB '*[^0-9.+:]*')"
-)
+TIME = sa.DateTime().with_variant(sa.DateTime(timezone=True), "postgresql")
+NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+IS_A_TIME = {
+    # Compares whole seconds, because SQLite's rounding of fractions could refuse a valid time.
+    "sqlite": (
+        "{0} IS NULL OR (substr(datetime(substr({0}, 1, 19), '+0 days'), 1, length(substr({0}, 1, 19)))"
+        " IS replace(substr({0}, 1, 19), 'T', ' ') AND substr({0}, 20) NOT GLOB '*[^0-9.+:]*')"
+    ),
+    "postgresql": "{0} BETWEEN '0001-01-02' AND '9999-12-30'",
+}
 
 NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'"
 
@@ -25,67 +32,86 @@ EVENTS = (
     *("quarantine_set", "quarantine_lifted"),
 )
 
-VIEWS = {
-    "waiting": """
-        SELECT row_number() OVER (PARTITION BY queue ORDER BY rank, number) AS place,
-               substr(session_id, 1, 8) AS session, client, purpose, datetime(created_at) AS waits_since,
-               datetime(last_seen_at) AS last_seen, queue, rank, session_id
-        FROM session WHERE state = 'waiting' ORDER BY queue, rank, number
-    """,
-    "active": """
-        SELECT substr(session_id, 1, 8) AS session, client, purpose, datetime(activated_at) AS active_since,
-               datetime(last_seen_at) AS last_seen, host, slot, session_id
-        FROM session WHERE state = 'active' ORDER BY host, slot
-    """,
-    "current_lab": """
-        SELECT lab.topology, lab.state, datetime(lab.started_at) AS since, substr(lab.session_id, 1, 8) AS session,
-               session.client,
-               (SELECT count(*) FROM lab_reference r WHERE r.lab_id = lab.lab_id AND r.released_at IS NULL)
-                   AS references_held,
-               json_array_length(lab.devices) AS devices, lab.work_dir, lab.host, lab.slot, lab.lab_number, lab.lab_id
-        FROM lab LEFT JOIN session ON session.session_id = lab.session_id
-        WHERE lab.state <> 'ended' ORDER BY lab.host, lab.slot
-    """,
-    "held_references": """
-        SELECT lab.topology, substr(r.session_id, 1, 8) AS session, session.client,
-               datetime(r.acquired_at) AS held_since, lab.host, lab.slot, r.number
-        FROM lab_reference r JOIN lab ON lab.lab_id = r.lab_id
-        LEFT JOIN session ON session.session_id = r.session_id
-        WHERE r.released_at IS NULL ORDER BY r.number
-    """,
-    "session_history": """
-        SELECT substr(session_id, 1, 8) AS session, client, purpose, datetime(created_at) AS joined,
-               datetime(activated_at) AS became_active, datetime(ended_at) AS ended, end_code,
-               end_detail AS end_reason,
-               CAST(round((julianday(coalesce(activated_at, ended_at)) - julianday(created_at)) * 86400) AS INTEGER)
-                   AS waited_seconds,
-               CAST(round((julianday(ended_at) - julianday(activated_at)) * 86400) AS INTEGER) AS held_seconds,
-               queue, host, slot, session_id
-        FROM session WHERE state = 'ended' ORDER BY ended_at DESC
-    """,
-    "lab_history": """
-        SELECT topology, datetime(started_at) AS started, datetime(ended_at) AS ended, outcome_code,
-               outcome_detail AS outcome,
-               CAST(round((julianday(running_at) - julianday(started_at)) * 86400) AS INTEGER) AS start_seconds,
-               substr(session_id, 1, 8) AS session, host, slot, lab_id
-        FROM lab WHERE state = 'ended' ORDER BY ended_at DESC
-    """,
-    "recent_events": """
-        SELECT datetime(event.at) AS time, event.what, substr(event.session_id, 1, 8) AS session, session.client,
-               lab.topology, event.code, event.detail, event.host, event.slot, event.session_id, event.lab_id,
-               event.number
-        FROM event LEFT JOIN session ON session.session_id = event.session_id
-        LEFT JOIN lab ON lab.lab_id = event.lab_id ORDER BY event.number DESC
-    """,
-    "quarantine": """
-        SELECT name AS host, datetime(quarantined_at) AS since, quarantined_by, quarantine_reason AS reason
-        FROM lab_host WHERE quarantine_reason IS NOT NULL
-    """,
+SHOWN = {
+    "sqlite": "datetime({0})",
+    "postgresql": "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')",
 }
+"""A time in UTC as people read it."""
+SECONDS = {
+    "sqlite": "CAST(round((julianday({1}) - julianday({0})) * 86400) AS INTEGER)",
+    "postgresql": "CAST(round(extract(epoch FROM {1} - {0})) AS INTEGER)",
+}
+"""The whole seconds between two times."""
+
+
+def views(dialect: str) -> dict[str, str]:
+    """The queries of the views."""
+    time, seconds = SHOWN[dialect].format, SECONDS[dialect].format
+    return {
+        "waiting": f"""
+            SELECT row_number() OVER (PARTITION BY queue ORDER BY rank, number) AS place,
+                   substr(session_id, 1, 8) AS session, client, purpose, {time("created_at")} AS waits_since,
+                   {time("last_seen_at")} AS last_seen, queue, rank, session_id
+            FROM session WHERE state = 'waiting' ORDER BY queue, rank, number
+        """,
+        "active": f"""
+            SELECT substr(session_id, 1, 8) AS session, client, purpose, {time("activated_at")} AS active_since,
+                   {time("last_seen_at")} AS last_seen, host, slot, session_id
+            FROM session WHERE state = 'active' ORDER BY host, slot
+        """,
+        "current_lab": f"""
+            SELECT lab.topology, lab.state, {time("lab.started_at")} AS since, substr(lab.session_id, 1, 8) AS session,
+                   session.client,
+                   (SELECT count(*) FROM lab_reference r WHERE r.lab_id = lab.lab_id AND r.released_at IS NULL)
+                       AS references_held,
+                   coalesce(json_array_length(lab.devices), 0) AS devices, lab.work_dir, lab.host, lab.slot,
+                   lab.lab_number, lab.lab_id
+            FROM lab LEFT JOIN session ON session.session_id = lab.session_id
+            WHERE lab.state <> 'ended' ORDER BY lab.host, lab.slot
+        """,
+        "held_references": f"""
+            SELECT lab.topology, substr(r.session_id, 1, 8) AS session, session.client,
+                   {time("r.acquired_at")} AS held_since, lab.host, lab.slot, r.number
+            FROM lab_reference r JOIN lab ON lab.lab_id = r.lab_id
+            LEFT JOIN session ON session.session_id = r.session_id
+            WHERE r.released_at IS NULL ORDER BY r.number
+        """,
+        "session_history": f"""
+            SELECT substr(session_id, 1, 8) AS session, client, purpose, {time("created_at")} AS joined,
+                   {time("activated_at")} AS became_active, {time("ended_at")} AS ended, end_code,
+                   end_detail AS end_reason,
+                   {seconds("created_at", "coalesce(activated_at, ended_at)")} AS waited_seconds,
+                   {seconds("activated_at", "ended_at")} AS held_seconds,
+                   queue, host, slot, session_id
+            FROM session WHERE state = 'ended' ORDER BY ended_at DESC
+        """,
+        "lab_history": f"""
+            SELECT topology, {time("started_at")} AS started, {time("ended_at")} AS ended, outcome_code,
+                   outcome_detail AS outcome,
+                   {seconds("started_at", "running_at")} AS start_seconds,
+                   substr(session_id, 1, 8) AS session, host, slot, lab_id
+            FROM lab WHERE state = 'ended' ORDER BY ended_at DESC
+        """,
+        "recent_events": f"""
+            SELECT {time("event.at")} AS time, event.what, substr(event.session_id, 1, 8) AS session, session.client,
+                   lab.topology, event.code, event.detail, event.host, event.slot, event.session_id, event.lab_id,
+                   event.number
+            FROM event LEFT JOIN session ON session.session_id = event.session_id
+            LEFT JOIN lab ON lab.lab_id = event.lab_id ORDER BY event.number DESC
+        """,
+        "quarantine": f"""
+            SELECT name AS host, {time("quarantined_at")} AS since, quarantined_by, quarantine_reason AS reason
+            FROM lab_host WHERE quarantine_reason IS NOT NULL
+        """,
+    }
+
+
+POSTGRESQL_TRIGGERS = Path(__file__).with_name("0001_postgresql.sql")
+"""The same triggers as those of SQLite below, and the notifications of changes."""
 
 # The triggers write the events, keep the queue's counter ahead of every rank, and complete the columns that an operator
 # omits when changing a state or a quarantine with SQL.
-TRIGGERS = (
+SQLITE_TRIGGERS = (
     """
     CREATE TRIGGER session_joined AFTER INSERT ON session
     BEGIN
@@ -222,7 +248,8 @@ TRIGGERS = (
 
 
 def _is_a_time(table: str, *columns: str) -> list[sa.CheckConstraint]:
-    return [sa.CheckConstraint(IS_A_TIME.format(name), name=op.f(f"ck_{table}_{name}_is_a_time")) for name in columns]
+    condition = IS_A_TIME[op.get_bind().dialect.name]
+    return [sa.CheckConstraint(condition.format(name), name=op.f(f"ck_{table}_{name}_is_a_time")) for name in columns]
 
 
 def _one_of(table: str, column: str, *codes: str) -> sa.CheckConstraint:
@@ -230,11 +257,19 @@ def _one_of(table: str, column: str, *codes: str) -> sa.CheckConstraint:
     return sa.CheckConstraint(f"{column} IN ({values})", name=op.f(f"ck_{table}_{column}"))
 
 
+def _number() -> sa.Column[int]:
+    return sa.Column("number", NUMBER, nullable=False)
+
+
+def _where(condition: str) -> dict[str, sa.TextClause]:
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
+
+
 def upgrade() -> None:
     queue = op.create_table(
         "queue",
         sa.Column("name", sa.Text, nullable=False),
-        sa.Column("last_rank", sa.Integer, nullable=False),
+        sa.Column("last_rank", NUMBER, nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_queue"),
     )
     op.bulk_insert(queue, [{"name": "default", "last_rank": 0}])
@@ -264,7 +299,7 @@ def upgrade() -> None:
     _create_lab()
     op.create_table(
         "node_memory",
-        sa.Column("number", sa.Integer, nullable=False),
+        _number(),
         sa.Column("image", sa.Text, nullable=False),
         sa.Column("bytes", sa.BigInteger, nullable=False),
         sa.Column("measured_at", TIME, nullable=False),
@@ -275,7 +310,7 @@ def upgrade() -> None:
     op.create_index("ix_node_memory_image", "node_memory", ["image"])
     op.create_table(
         "event",
-        sa.Column("number", sa.Integer, nullable=False),
+        _number(),
         sa.Column("at", TIME, nullable=False),
         sa.Column("what", sa.Text, nullable=False),
         sa.Column("session_id", sa.Text),
@@ -288,19 +323,20 @@ def upgrade() -> None:
         _one_of("event", "what", *EVENTS),
         sqlite_autoincrement=True,
     )
-    for name, query in VIEWS.items():
+    dialect = op.get_bind().dialect.name
+    for name, query in views(dialect).items():
         op.execute(f"CREATE VIEW {name} AS {query}")
-    for trigger in TRIGGERS:
-        op.execute(trigger)
+    for statement in SQLITE_TRIGGERS if dialect == "sqlite" else [POSTGRESQL_TRIGGERS.read_text(encoding="utf-8")]:
+        op.get_bind().exec_driver_sql(statement)
 
 
 def _create_session() -> None:
     op.create_table(
         "session",
-        sa.Column("number", sa.Integer, nullable=False),
+        _number(),
         sa.Column("session_id", sa.Text, nullable=False),
         sa.Column("queue", sa.Text, nullable=False),
-        sa.Column("rank", sa.Integer, nullable=False),
+        sa.Column("rank", NUMBER, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("host", sa.Text),
         sa.Column("slot", sa.Integer),
@@ -322,18 +358,18 @@ def _create_session() -> None:
         *_is_a_time("session", "created_at", "activated_at", "last_seen_at", "ended_at"),
         sqlite_autoincrement=True,
     )
-    active, waiting, ended = (sa.text(f"state = '{state}'") for state in ("active", "waiting", "ended"))
-    keyed = sa.text("idempotency_key IS NOT NULL AND state IN ('waiting', 'active')")
-    op.create_index("uq_session_active_slot", "session", ["host", "slot"], unique=True, sqlite_where=active)
-    op.create_index("ix_session_waiting", "session", ["queue", "rank"], sqlite_where=waiting)
-    op.create_index("uq_session_live_key", "session", ["queue", "idempotency_key"], unique=True, sqlite_where=keyed)
-    op.create_index("ix_session_ended_at", "session", ["ended_at"], sqlite_where=ended)
+    active, waiting, ended = (_where(f"state = '{state}'") for state in ("active", "waiting", "ended"))
+    keyed = _where("idempotency_key IS NOT NULL AND state IN ('waiting', 'active')")
+    op.create_index("uq_session_active_slot", "session", ["host", "slot"], unique=True, **active)
+    op.create_index("ix_session_waiting", "session", ["queue", "rank"], **waiting)
+    op.create_index("uq_session_live_key", "session", ["queue", "idempotency_key"], unique=True, **keyed)
+    op.create_index("ix_session_ended_at", "session", ["ended_at"], **ended)
 
 
 def _create_lab() -> None:
     op.create_table(
         "lab",
-        sa.Column("number", sa.Integer, nullable=False),
+        _number(),
         sa.Column("lab_id", sa.Text, nullable=False),
         sa.Column("host", sa.Text, nullable=False),
         sa.Column("slot", sa.Integer, nullable=False),
@@ -359,14 +395,14 @@ def _create_lab() -> None:
         *_is_a_time("lab", "started_at", "running_at", "ended_at"),
         sqlite_autoincrement=True,
     )
-    live, ended = sa.text("state IN ('starting', 'running', 'stopping')"), sa.text("state = 'ended'")
-    op.create_index("uq_lab_live_slot", "lab", ["host", "slot"], unique=True, sqlite_where=live)
-    op.create_index("uq_lab_live_number", "lab", ["host", "lab_number"], unique=True, sqlite_where=live)
+    live, ended = _where("state IN ('starting', 'running', 'stopping')"), _where("state = 'ended'")
+    op.create_index("uq_lab_live_slot", "lab", ["host", "slot"], unique=True, **live)
+    op.create_index("uq_lab_live_number", "lab", ["host", "lab_number"], unique=True, **live)
     op.create_index("ix_lab_session_id", "lab", ["session_id"])
-    op.create_index("ix_lab_ended_at", "lab", ["ended_at"], sqlite_where=ended)
+    op.create_index("ix_lab_ended_at", "lab", ["ended_at"], **ended)
     op.create_table(
         "lab_reference",
-        sa.Column("number", sa.Integer, nullable=False),
+        _number(),
         sa.Column("lab_id", sa.Text, nullable=False),
         sa.Column("session_id", sa.Text, nullable=False),
         sa.Column("idempotency_key", sa.Text),
@@ -377,14 +413,18 @@ def _create_lab() -> None:
         *_is_a_time("lab_reference", "acquired_at", "released_at"),
         sqlite_autoincrement=True,
     )
-    keyed = sa.text("idempotency_key IS NOT NULL AND released_at IS NULL")
+    keyed = _where("idempotency_key IS NOT NULL AND released_at IS NULL")
     columns = ["session_id", "idempotency_key"]
-    op.create_index("uq_lab_reference_key", "lab_reference", columns, unique=True, sqlite_where=keyed)
+    op.create_index("uq_lab_reference_key", "lab_reference", columns, unique=True, **keyed)
     op.create_index("ix_lab_reference_lab_id", "lab_reference", ["lab_id"])
 
 
 def downgrade() -> None:
-    for name in VIEWS:
+    dialect = op.get_bind().dialect.name
+    for name in views(dialect):
         op.execute(f"DROP VIEW {name}")
     for table in ("event", "node_memory", "lab_reference", "lab", "session", "slot", "lab_host", "queue"):
         op.drop_table(table)
+    if dialect == "postgresql":  # SQLite's triggers have no functions
+        for function in re.findall(r"CREATE FUNCTION (\w+)", POSTGRESQL_TRIGGERS.read_text(encoding="utf-8")):
+            op.execute(f"DROP FUNCTION {function}")

@@ -21,7 +21,7 @@ from neops_remote_lab.api.app import create_app
 from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.settings import read_settings
-from neops_remote_lab.store.sqlite.migrate import migrate
+from neops_remote_lab.store.sql.migrate import migrate
 from tests.chaos.shell import ask, fake, in_background, is_active, is_running, lab, locked, queue, sql, wait_for_event
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, running_server

@@ -39,7 +39,7 @@ HELD_CALLS = 250
 KILLED_MIGRATION = """
 import os, signal, sys
 import alembic.op
-from neops_remote_lab.store.sqlite.migrate import migrate
+from neops_remote_lab.store.sql.migrate import migrate
 
 real, left = alembic.op.create_index, int(sys.argv[2])
 

@@ -2,36 +2,35 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from neops_remote_lab.store.protocol import LabStore, SessionStore
-from tests.stores import OPENERS, Stores
+from tests.stores import OpenStores, opened
 
-Opener = Callable[[], AbstractAsyncContextManager[Stores]]
+Opener = Callable[[], AbstractAsyncContextManager[OpenStores]]
 
 
-@pytest.fixture(params=OPENERS)
-def open_stores(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+@pytest.fixture
+def open_stores(database: str) -> Opener:
     """Opens one and the same database, as often as a test likes."""
-    return lambda: OPENERS[request.param](tmp_path)
+    return lambda: opened(database)
 
 
 @pytest_asyncio.fixture
-async def stores(open_stores: Opener) -> AsyncIterator[Stores]:
-    async with open_stores() as opened:
-        yield opened
+async def stores(open_stores: Opener) -> AsyncIterator[OpenStores]:
+    async with open_stores() as opened_stores:
+        yield opened_stores
 
 
 @pytest_asyncio.fixture
-async def sessions(stores: Stores) -> SessionStore:
+async def sessions(stores: OpenStores) -> SessionStore:
     store = stores.sessions()
     await store.register_host("boot-1")
     return store
 
 
 @pytest.fixture
-def labs(stores: Stores) -> LabStore:
+def labs(stores: OpenStores) -> LabStore:
     return stores.labs()

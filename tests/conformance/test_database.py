@@ -9,11 +9,11 @@ from contextlib import suppress
 from neops_remote_lab.core.codes import EndCode
 from neops_remote_lab.store.protocol import SessionStore
 from tests.conformance.conftest import Opener
-from tests.stores import NOON, Stores, joining
+from tests.stores import NOON, OpenStores, joining
 
 
 async def test_what_another_program_writes_is_noticed_and_what_we_write_is_not(
-    open_stores: Opener, stores: Stores, sessions: SessionStore
+    open_stores: Opener, stores: OpenStores, sessions: SessionStore
 ) -> None:
     before = await stores.database.data_version()
     await sessions.join(joining("ann"), promote=True)
@@ -24,7 +24,7 @@ async def test_what_another_program_writes_is_noticed_and_what_we_write_is_not(
     assert await sessions.live_sessions() == []
 
 
-async def test_a_cancelled_caller_leaves_the_database_usable(stores: Stores, sessions: SessionStore) -> None:
+async def test_a_cancelled_caller_leaves_the_database_usable(stores: OpenStores, sessions: SessionStore) -> None:
     await sessions.join(joining("ann"), promote=True)
     calls: list[Callable[[], Awaitable[object]]] = [
         sessions.live_sessions,
@@ -45,7 +45,7 @@ async def test_a_cancelled_caller_leaves_the_database_usable(stores: Stores, ses
     await sessions.join(joining("bob"), promote=True)
 
 
-async def test_the_log_is_measured_and_cut_off(stores: Stores, sessions: SessionStore) -> None:
+async def test_the_log_is_measured_and_cut_off(stores: OpenStores, sessions: SessionStore) -> None:
     for number in range(20):
         await sessions.join(joining(f"s{number}"), promote=False)
     before = await stores.database.measure_log()

@@ -11,7 +11,7 @@ import pytest
 from neops_remote_lab.core.codes import LiveLabState, OutcomeCode
 from neops_remote_lab.store.protocol import DatabaseError, LabStore
 from tests.conformance.conftest import Opener
-from tests.stores import NOON, Stores, lab
+from tests.stores import NOON, OpenStores, lab
 
 
 async def live_state(labs: LabStore) -> LiveLabState | None:
@@ -47,7 +47,7 @@ async def test_a_second_lab_of_a_slot_is_refused_before_anything_is_written(labs
     assert await labs.live_lab() == lab("two")
 
 
-async def test_each_slot_of_each_host_has_its_own_lab(stores: Stores) -> None:
+async def test_each_slot_of_each_host_has_its_own_lab(stores: OpenStores) -> None:
     places = [stores.labs(), stores.labs(slot=2), stores.labs("lab-8")]
     for number, place in enumerate(places):
         await place.starting(lab(f"lab-{number}"), NOON)

@@ -7,12 +7,12 @@ from datetime import timedelta
 
 from neops_remote_lab.core.codes import OutcomeCode
 from neops_remote_lab.core.identity import Identity
-from tests.stores import NOON, Stores, lab
+from tests.stores import NOON, OpenStores, lab
 
 MIB = 1 << 20
 
 
-async def test_the_highest_memory_of_a_topology_is_remembered(stores: Stores) -> None:
+async def test_the_highest_memory_of_a_topology_is_remembered(stores: OpenStores) -> None:
     labs, memory = stores.labs(), stores.memory()
     topology, other = Identity("a" * 64, None), Identity("a" * 64, "b" * 64)
     assert await memory.of_topology(topology) is None
@@ -27,7 +27,7 @@ async def test_the_highest_memory_of_a_topology_is_remembered(stores: Stores) ->
     assert await memory.of_topology(other) == 5 << 40
 
 
-async def test_an_image_needs_what_nearly_all_of_its_nodes_used(stores: Stores) -> None:
+async def test_an_image_needs_what_nearly_all_of_its_nodes_used(stores: OpenStores) -> None:
     memory = stores.memory()
     await memory.record("a", MIB, [("frr", size * MIB) for size in range(1, 101)], NOON)
     await memory.record("a", MIB, [("linux", 7 * MIB), ("linux", 9 * MIB), ("bird", 3 * MIB)], NOON)
@@ -35,14 +35,14 @@ async def test_an_image_needs_what_nearly_all_of_its_nodes_used(stores: Stores) 
     assert await memory.of_images(set()) == {}
 
 
-async def test_only_the_latest_nodes_of_an_image_count(stores: Stores) -> None:
+async def test_only_the_latest_nodes_of_an_image_count(stores: OpenStores) -> None:
     memory = stores.memory()
     await memory.record("old", MIB, [("frr", 9000 * MIB)] * 300, NOON)
     await memory.record("new", MIB, [("frr", 30 * MIB)] * 200, NOON)
     assert await memory.of_images({"frr"}) == {"frr": 30 * MIB}
 
 
-async def test_old_measurements_are_forgotten(stores: Stores) -> None:
+async def test_old_measurements_are_forgotten(stores: OpenStores) -> None:
     memory = stores.memory()
     await memory.record("old", MIB, [("frr", 1), ("linux", 1)], NOON)
     await memory.record("new", MIB, [("linux", 2)], NOON + timedelta(days=2))

@@ -13,7 +13,7 @@ from neops_remote_lab.core.codes import EndCode, OutcomeCode, QuarantineSource
 from neops_remote_lab.store.protocol import DatabaseError, LabStore, SessionStore
 from neops_remote_lab.store.rows import Session
 from tests.conformance.conftest import Opener
-from tests.stores import NOON, Stores, joining, lab
+from tests.stores import NOON, OpenStores, joining, lab
 
 
 async def states(sessions: SessionStore) -> list[tuple[str, str]]:
@@ -27,7 +27,7 @@ def ids(sessions: Iterable[Session]) -> list[str]:
 # The host
 
 
-async def test_a_host_remembers_the_boot_that_it_served_in(stores: Stores) -> None:
+async def test_a_host_remembers_the_boot_that_it_served_in(stores: OpenStores) -> None:
     sessions = stores.sessions()
     assert await sessions.register_host("boot-1") is None
     assert await sessions.register_host("boot-2") == "boot-1"
@@ -112,7 +112,7 @@ async def test_a_cancelled_join_is_written_all_the_same(sessions: SessionStore) 
 # Several queues and hosts
 
 
-async def test_a_host_serves_its_own_queue(stores: Stores, sessions: SessionStore) -> None:
+async def test_a_host_serves_its_own_queue(stores: OpenStores, sessions: SessionStore) -> None:
     other = stores.sessions("lab-8", "big labs")
     await other.register_host("boot-1")
     await sessions.join(joining("ann", "k"), promote=True)
@@ -121,7 +121,7 @@ async def test_a_host_serves_its_own_queue(stores: Stores, sessions: SessionStor
     assert await states(sessions) == [("ann", "active")]
 
 
-async def test_hosts_of_one_queue_take_turns_at_its_head(stores: Stores, sessions: SessionStore) -> None:
+async def test_hosts_of_one_queue_take_turns_at_its_head(stores: OpenStores, sessions: SessionStore) -> None:
     other = stores.sessions("lab-8")
     await other.register_host("boot-1")
     for name in ("ann", "bob", "cem"):
@@ -166,7 +166,7 @@ async def test_those_who_end_together_make_room_for_as_many(sessions: SessionSto
     assert await slots(sessions) == {"dan": 1, "bob": 2, "eve": 3}
 
 
-async def test_sessions_keep_their_slots_when_the_host_offers_fewer(stores: Stores, sessions: SessionStore) -> None:
+async def test_sessions_keep_their_slots_when_the_host_offers_fewer(stores: OpenStores, sessions: SessionStore) -> None:
     await sessions.register_host("boot-1", 3)
     for name in ("ann", "bob", "cem", "dan", "eve"):
         await sessions.join(joining(name), promote=True)
@@ -179,7 +179,7 @@ async def test_sessions_keep_their_slots_when_the_host_offers_fewer(stores: Stor
     assert ids(await sessions.promote(NOON)) == ["eve"]
 
 
-async def test_a_slot_is_occupied_while_its_lab_is_live(stores: Stores, sessions: SessionStore) -> None:
+async def test_a_slot_is_occupied_while_its_lab_is_live(stores: OpenStores, sessions: SessionStore) -> None:
     third: LabStore = stores.labs(slot=3)
     await third.starting(lab("a"), NOON)
     await stores.labs("lab-8", 2).starting(lab("b"), NOON)
@@ -188,7 +188,7 @@ async def test_a_slot_is_occupied_while_its_lab_is_live(stores: Stores, sessions
     assert await sessions.occupied_slots() == []
 
 
-async def test_two_live_labs_of_a_host_never_have_the_same_number(stores: Stores, sessions: SessionStore) -> None:
+async def test_two_live_labs_of_a_host_never_have_the_same_number(stores: OpenStores, sessions: SessionStore) -> None:
     await stores.labs(slot=1).starting(replace(lab("a"), lab_number=7), NOON)
     with pytest.raises(DatabaseError):
         await stores.labs(slot=2).starting(replace(lab("b"), lab_number=7), NOON)
@@ -246,7 +246,7 @@ async def test_nobody_is_made_active_on_a_quarantined_host(sessions: SessionStor
     assert ids(await sessions.promote(NOON)) == ["ann"]
 
 
-async def test_a_quarantine_holds_for_one_host_alone(stores: Stores, sessions: SessionStore) -> None:
+async def test_a_quarantine_holds_for_one_host_alone(stores: OpenStores, sessions: SessionStore) -> None:
     other = stores.sessions("lab-8")
     await other.register_host("boot-1")
     await sessions.set_quarantine("a container is left", NOON)

@@ -22,8 +22,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import Engine
 
-from neops_remote_lab.store.sqlite.migrate import HEAD, migrate
-from neops_remote_lab.store.sqlite.tables import METADATA
+from neops_remote_lab.store.protocol import DatabaseError
+from neops_remote_lab.store.sql.migrate import HEAD, migrate
+from neops_remote_lab.store.sql.tables import METADATA
 from tests.chaos.shell import sql
 
 PROJECT = Path(__file__).parents[2]
@@ -164,7 +165,7 @@ def test_the_database_of_another_program_is_refused_with_a_sentence(file: Path) 
 def test_a_file_that_is_no_database_is_refused(file: Path) -> None:
     file.parent.mkdir()
     file.write_text("dear diary, " * 1000)
-    with pytest.raises(sqlite3.DatabaseError):
+    with pytest.raises(DatabaseError):
         migrate(url(file))
     assert file.read_text().startswith("dear diary")
 
@@ -185,14 +186,14 @@ def test_the_wheel_brings_its_migrations_and_can_use_them(tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(site)
-    packed = "neops_remote_lab/store/sqlite/alembic"
+    packed = "neops_remote_lab/store/sql/alembic"
     for version in (SCRIPTS / "versions").glob("*.py"):
         assert f"{packed}/versions/{version.name}" in names
     assert {f"{packed}/env.py", "neops_remote_lab/py.typed", "neops_remote_lab/api/static/docs.html"} <= names
     assert not [name for name in names if name.startswith(("tests/", "alembic/"))]
 
     database = tmp_path / "installed.sqlite3"
-    script = f"from neops_remote_lab.store.sqlite.migrate import migrate; migrate({url(database)!r})"
+    script = f"from neops_remote_lab.store.sql.migrate import migrate; migrate({url(database)!r})"
     environment = {"PYTHONPATH": str(site), "PATH": ""}
     subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, timeout=60, check=True)
     assert sql(database, "SELECT version_num FROM alembic_version") == [(HEAD,)]

@@ -18,9 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.queue.settings import QueueSettings
-from neops_remote_lab.store.sqlite.database import SqliteDatabase
-from neops_remote_lab.store.sqlite.migrate import migrate
-from neops_remote_lab.store.sqlite.sessions import SqliteSessionStore
+from neops_remote_lab.store.opening import Stores
+from neops_remote_lab.store.settings import StoreSettings
+from neops_remote_lab.store.sql.migrate import migrate
 
 T = TypeVar("T")
 TIMEOUT = 100.0
@@ -86,9 +86,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         limits = {"waiting_timeout": TIMEOUT, "active_timeout": TIMEOUT}
-        self.database = SqliteDatabase(self.url, synchronous="NORMAL")
+        self.stores = Stores(StoreSettings(database=self.url, synchronous="NORMAL"))
         self.queue = SessionQueue(
-            SqliteSessionStore(self.database, HOST),
+            self.stores.sessions(HOST),
             QueueSettings.model_validate(limits),
             self.clock,
             slots=self.model.slots,
@@ -170,7 +170,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(slots=st.integers(1, 3))
     def restart(self, slots: int) -> None:
-        self.do(self.database.close())
+        self.do(self.stores.database.close())
         self.clock.seconds += 100_000
         self.model.slots = slots
         self.open()
@@ -231,8 +231,8 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(active) == len(self.model.active)
 
     def teardown(self) -> None:
-        if hasattr(self, "database"):
-            self.do(self.database.close())
+        if hasattr(self, "stores"):
+            self.do(self.stores.database.close())
             self.loop.close()
             self.folder.cleanup()
 

@@ -15,11 +15,12 @@ import pytest_asyncio
 
 from neops_remote_lab.core.codes import EndCode, OutcomeCode, QuarantineSource
 from neops_remote_lab.store.protocol import DatabaseError, LabStore, SessionStore
-from neops_remote_lab.store.sqlite.database import SqliteDatabase
-from neops_remote_lab.store.sqlite.sessions import _END, _JOIN, _LIVE, _PROMOTE
-from neops_remote_lab.store.sqlite.tables import METADATA
+from neops_remote_lab.store.sql import urls
+from neops_remote_lab.store.sql.sessions import LIVE, PROMOTE, end_statement, join_statement
+from neops_remote_lab.store.sql.tables import METADATA
+from neops_remote_lab.store.sqlite.database import DIALECT, SqliteDatabase
 from tests.chaos.shell import locked, sql
-from tests.stores import HOST, NOON, Stores, joining, lab, sqlite
+from tests.stores import HOST, NOON, OpenStores, joining, lab, opened, sqlite_url
 
 ADD_SESSION = (
     "INSERT INTO session (session_id, host, state, created_at, last_seen_at, queue, rank, slot) "
@@ -32,26 +33,26 @@ ADD_LAB = (
 
 
 @pytest_asyncio.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    async with sqlite(tmp_path) as opened:
-        yield opened
+async def stores(tmp_path: Path) -> AsyncIterator[OpenStores]:
+    async with opened(sqlite_url(tmp_path / "lab.sqlite3")) as stores:
+        yield stores
 
 
 @pytest.fixture
-def path(stores: Stores, tmp_path: Path) -> Path:
+def path(stores: OpenStores, tmp_path: Path) -> Path:
     """The database file."""
     return tmp_path / "lab.sqlite3"
 
 
 @pytest_asyncio.fixture
-async def sessions(stores: Stores) -> SessionStore:
+async def sessions(stores: OpenStores) -> SessionStore:
     store = stores.sessions()
     await store.register_host("boot-1")
     return store
 
 
 @pytest.fixture
-def labs(stores: Stores) -> LabStore:
+def labs(stores: OpenStores) -> LabStore:
     return stores.labs()
 
 
@@ -154,7 +155,7 @@ async def test_a_session_ended_by_hand_gets_its_time_and_reason(path: Path, sess
 
 
 async def test_a_session_made_active_by_hand_gets_the_free_host_of_its_queue(
-    path: Path, stores: Stores, sessions: SessionStore
+    path: Path, stores: OpenStores, sessions: SessionStore
 ) -> None:
     await stores.sessions("lab-6").register_host("boot-1")
     for name in ("ann", "bob", "cem"):
@@ -354,7 +355,11 @@ async def test_a_database_that_somebody_has_locked_fails_the_write_and_is_fine_a
     assert (await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)).promoted
 
 
-@pytest.mark.parametrize("statement", [_PROMOTE, _END, _LIVE, _JOIN], ids=["promote", "end", "live", "join"])
+@pytest.mark.parametrize(
+    "statement",
+    [PROMOTE, end_statement(DIALECT), LIVE, join_statement(DIALECT)],
+    ids=["promote", "end", "live", "join"],
+)
 def test_what_runs_often_finds_its_rows_by_an_index(path: Path, statement: str) -> None:
     names = ("queue", "host", "slot", "now", "code", "detail")
     parameters = {**dict.fromkeys(names, "x"), "ending": "[]", "joining": "[]"}
@@ -366,7 +371,7 @@ def test_what_runs_often_finds_its_rows_by_an_index(path: Path, statement: str) 
 
 @pytest.mark.parametrize(("level", "number"), [("FULL", 2), ("NORMAL", 1), ("EXTRA", 3)])
 async def test_the_connection_is_set_up_for_durability(path: Path, level: str, number: int) -> None:
-    database = SqliteDatabase(f"sqlite+aiosqlite:///{path}", synchronous=level)
+    database = SqliteDatabase(urls.parse(str(path)), synchronous=level)
 
     async def ask(name: str) -> Any:
         return await database.read(lambda connection: _pragma(connection, name))

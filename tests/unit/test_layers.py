@@ -123,12 +123,13 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_the_queue_and_the_labs_know_no_particular_database() -> None:
-    users = {name for name, path in modules().items() for other in loaded(path) if other.startswith("store.sqlite")}
-    outside = {name for name in users if not name.startswith("store.sqlite")}
-    assert {name.split(".")[0] for name in outside} == {"api", "cli"}, "they ask store.protocol"
-    drivers = {"sqlite3", "sqlalchemy", "aiosqlite"}
+    particular = ("store.sql", "store.postgresql")
+    users = {name for name, path in modules().items() for other in loaded(path) if other.startswith(particular)}
+    outside = {name for name in users if not name.startswith(particular)}
+    assert {name for name in outside if not name.startswith("cli.")} == {"store.opening"}, "others ask store.protocol"
+    drivers = {"sqlite3", "sqlalchemy", "aiosqlite", "psycopg"}
     callers = {name for name, path in modules().items() if drivers & libraries_of(path)}
-    assert {name.rpartition(".")[0] for name in callers} == {"cli", "store.sqlite"}
+    assert {name.rpartition(".")[0] for name in callers} == {"store.sql", "store.sqlite", "store.postgresql"}
 
 
 def libraries_of(path: Path) -> set[str]:

@@ -22,11 +22,8 @@ from neops_remote_lab.labs.topology_checks import TopologyChecks
 from neops_remote_lab.netlab.host_labs import HostLabs
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.queue.service import SessionQueue
+from neops_remote_lab.store.opening import Stores
 from neops_remote_lab.store.protocol import Database
-from neops_remote_lab.store.sqlite.database import SqliteDatabase
-from neops_remote_lab.store.sqlite.labs import SqliteLabStore
-from neops_remote_lab.store.sqlite.memory import SqliteMemoryStore
-from neops_remote_lab.store.sqlite.sessions import SqliteSessionStore
 
 LOG_THREADS: Final = 1
 """Number of threads that read logs: one, so that many readers do not slow down netlab or the event loop."""
@@ -68,16 +65,15 @@ class Services:
 
 def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     """Create the services. Call it inside the event loop."""
-    store, host = settings.store, settings.netlab
+    stores, host = Stores(settings.store), settings.netlab
     # Not the framework's threads, which netlab could exhaust. An operation of one slot must not wait for another's.
     run_blocking = in_threads(max(settings.labs.lab_threads, 2 * host.slots))
-    database = SqliteDatabase(store.database, synchronous=store.synchronous, busy_timeout=store.busy_timeout)
     metrics = Metrics()
-    queue = SessionQueue(SqliteSessionStore(database, host.lab_host), settings.queue, clock, metrics, slots=host.slots)
+    queue = SessionQueue(stores.sessions(host.lab_host), settings.queue, clock, metrics, slots=host.slots)
     host_labs = HostLabs(host)
     netlab = host_labs.commands
     admission = Admission(
-        SqliteMemoryStore(database),
+        stores.memory(),
         netlab,
         queue,
         settings.labs,
@@ -92,7 +88,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     quarantine = HostQuarantine(queue)
 
     def coordinator(number: int) -> LabCoordinator:
-        store, host_lab = SqliteLabStore(database, host.lab_host, number), host_labs.new()
+        store, host_lab = stores.labs(host.lab_host, number), host_labs.new()
         slot = Slot(
             store=store,
             number=number,
@@ -129,13 +125,13 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         kill_grace=host.kill_grace,
         run_blocking=run_blocking,
     )
-    metrics.registry.register(Gauges(queue, slots, admission, database, host.lab_host))
+    metrics.registry.register(Gauges(queue, slots, admission, stores.database, host.lab_host))
     streams = LogStreams(settings.http, in_threads(LOG_THREADS))
     readiness = Readiness(host, netlab, clock, run_blocking, repeat_for=settings.labs.ready_cache)
     return Services(
         settings,
         clock,
-        database,
+        stores.database,
         queue,
         slots,
         admission,

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import socket
-import sqlite3
 import sys
 import threading
 from collections.abc import Mapping
@@ -37,8 +36,9 @@ from neops_remote_lab.core.home import NO_HOME
 from neops_remote_lab.core.host_locks import HostLock, read_note
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.netlab import ownership
-from neops_remote_lab.store.sqlite.database import database_file
-from neops_remote_lab.store.sqlite.migrate import migrate
+from neops_remote_lab.store.protocol import DatabaseError
+from neops_remote_lab.store.sql import urls
+from neops_remote_lab.store.sql.migrate import migrate
 
 logger = logging.getLogger(__name__)
 
@@ -211,24 +211,27 @@ def serve(settings: ServerSettings, service: ServiceSettings) -> None:
     log_format.configure(level, settings.log_format)
     logging.getLogger("uvicorn.access").addFilter(log_format.ShortIds())
     logging.getLogger(websocket_protocol.LOGGER).setLevel(logging.INFO if settings.debug else logging.WARNING)
+    try:
+        database = urls.parse(service.store.database)
+    except ValueError as error:
+        refuse(str(error))
     logger.info(
         "neops-remote-lab %s, pid %d: %s:%d, database %s, work directory %s, lock directory %s",
         *(__version__, os.getpid(), settings.host, settings.port),
-        *(service.store.database, service.netlab.work_dir, service.netlab.lock_dir),
+        *(urls.shown(database), service.netlab.work_dir, service.netlab.lock_dir),
     )
     umask = int(settings.umask, 8)
     try:
         file_modes.limit_directory(service.netlab.work_dir, umask)
-        database = database_file(service.store.database)
-        file_modes.make_database(database)
+        if file := urls.sqlite_file(database):
+            file_modes.make_database(file)
         migrate(service.store.database)
-        file_modes.limit_database(database, umask)
-    except (RuntimeError, ValueError) as error:
+        if file:
+            file_modes.limit_database(file, umask)
+    except RuntimeError as error:
         refuse(str(error))
-    except (sqlite3.Error, OSError) as error:
-        refuse(
-            f"the database {service.store.database} cannot be used: {error}. Mend it, or name another with --database"
-        )
+    except (DatabaseError, OSError) as error:
+        refuse(f"the database {urls.shown(database)} cannot be used: {error}. Mend it, or name another with --database")
     server = Server(_uvicorn_config(settings, service, level), settings.exit_timeout)
     gc.collect()
     gc.freeze()  # exclude long-lived objects from collections, which stall the event loop

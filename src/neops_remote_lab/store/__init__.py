@@ -1,1 +1,1 @@
-"""The database: store protocol and SQLite implementation. No other package executes SQL."""
+"""The database: store protocol and its implementations. No other package executes SQL."""

@@ -1,1 +1,1 @@
-"""The SQLite implementation of the store."""
+"""The SQLite implementation of the database."""

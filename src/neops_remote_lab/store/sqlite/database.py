@@ -4,18 +4,33 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import aiosqlite
 from sqlalchemy import StaticPool, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from neops_remote_lab.store.protocol import Database, DatabaseError
+from neops_remote_lab.store.sql import urls
+from neops_remote_lab.store.sql.database import SqlDatabase, Statement
+from neops_remote_lab.store.sql.dialect import Dialect
+from neops_remote_lab.store.sql.tables import written
 
 T = TypeVar("T")
+
+DIALECT: Final = Dialect(
+    insert=insert,
+    joining="""
+        SELECT key AS position, json_extract(value, '$[0]') AS session_id, json_extract(value, '$[1]') AS client,
+               json_extract(value, '$[2]') AS purpose, json_extract(value, '$[3]') AS idempotency_key,
+               json_extract(value, '$[4]') AS at
+        FROM json_each(:joining)
+    """,
+    ending="SELECT value FROM json_each(:ending)",
+)
 
 _WRITES: Final = {"remote_lab_writes": True}
 """Execution options of a unit of work that writes."""
@@ -34,21 +49,20 @@ class _Connections:
     driver: aiosqlite.Connection
 
 
-class SqliteDatabase(Database):
+class SqliteDatabase(SqlDatabase[_Connections]):
     """The single writer of the database.
 
     One connection serves everything, so `PRAGMA data_version` changes exactly when another program has written.
     """
 
-    def __init__(self, url: str, *, synchronous: str = "FULL", busy_timeout: float = 5) -> None:
+    dialect: ClassVar[Dialect] = DIALECT
+
+    def __init__(self, url: URL, *, synchronous: str = "FULL", busy_timeout: float = 5) -> None:
         """Connect at the first use. `busy_timeout` is in seconds."""
-        self._engine = _create_engine(url, synchronous, busy_timeout)
+        super().__init__(_create_engine(url, synchronous, busy_timeout), sqlite3.Error)
         self._busy_timeout = busy_timeout
         self._log_bytes = 0
-        self._log = Path(f"{database_file(url)}-wal")
-        self._open: _Connections | None = None
-        self._lock = asyncio.Lock()
-        self._running: set[asyncio.Task[Any]] = set()
+        self._log = Path(f"{urls.sqlite_file(url)}-wal")
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in one `BEGIN IMMEDIATE` transaction, which is durable when this returns."""
@@ -59,23 +73,15 @@ class SqliteDatabase(Database):
 
         return await self._shielded(transaction)
 
-    async def run(self, *statements: tuple[str, dict[str, Any]], shielded: bool = True) -> list[list[Any]]:
-        """Run SQL statements with their parameters in one durable transaction. Returns the rows of each statement.
-
-        For the hot path: a single statement takes one call of the driver's thread, where `write` takes seven.
-
-        Args:
-            shielded: protect the transaction from cancellation of the caller. False saves a task if the caller cannot
-                be cancelled.
-        """
-
+    async def run(self, *statements: Statement, queue: str | None = None, shielded: bool = True) -> list[list[Any]]:  # noqa: ARG002 - one transaction at a time writes
+        # A single statement takes one call of the driver's thread, where `write` takes seven.
         async def execute(connections: _Connections) -> list[list[Any]]:
             driver = connections.driver
             if len(statements) == 1:  # SQLite runs it in a transaction of its own
-                return [list(await driver.execute_fetchall(*statements[0]))]
+                return [await _rows(driver, *statements[0])]
             await driver.execute_fetchall("BEGIN IMMEDIATE")
             try:
-                rows = [list(await driver.execute_fetchall(*statement)) for statement in statements]
+                rows = [await _rows(driver, *statement) for statement in statements]
                 await driver.commit()
             except BaseException:
                 await driver.rollback()
@@ -120,39 +126,22 @@ class SqliteDatabase(Database):
 
         return await self._shielded(checkpoint)
 
-    async def close(self) -> None:
-        await asyncio.gather(*self._running, return_exceptions=True)
-        async with self._lock:
-            if self._open:
-                await self._open.writer.close()
-                await self._open.reader.close()
-        await self._engine.dispose()
+    async def _connect(self) -> _Connections:
+        reader = await self._engine.connect()
+        writer = await self._engine.execution_options(**_WRITES).connect()
+        driver = (await reader.get_raw_connection()).driver_connection
+        if not isinstance(driver, aiosqlite.Connection):
+            raise TypeError(f"the driver is {type(driver).__name__}, not aiosqlite")
+        return _Connections(reader, writer, driver)
 
-    async def _shielded(self, work: Callable[[_Connections], Awaitable[T]]) -> T:
-        """Run work to its end even if the caller is cancelled, so that no transaction stays open."""
-        task = asyncio.create_task(self._locked(work))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+    async def _disconnect(self, connection: _Connections) -> None:
+        await connection.writer.close()
+        await connection.reader.close()
 
-    async def _locked(self, work: Callable[[_Connections], Awaitable[T]]) -> T:
-        async with self._lock:
-            try:
-                return await work(await self._connections())
-            except DBAPIError as error:
-                raise DatabaseError(str(error.orig)) from error
-            except sqlite3.Error as error:
-                raise DatabaseError(str(error)) from error
 
-    async def _connections(self) -> _Connections:
-        if self._open is None:
-            reader = await self._engine.connect()
-            writer = await self._engine.execution_options(**_WRITES).connect()
-            driver = (await reader.get_raw_connection()).driver_connection
-            if not isinstance(driver, aiosqlite.Connection):
-                raise TypeError(f"the driver is {type(driver).__name__}, not aiosqlite")
-            self._open = _Connections(reader, writer, driver)
-        return self._open
+async def _rows(driver: aiosqlite.Connection, statement: str, values: dict[str, Any]) -> list[Any]:
+    texts = {name: written(value) if isinstance(value, datetime) else value for name, value in values.items()}
+    return list(await driver.execute_fetchall(statement, texts))
 
 
 def _size(path: Path) -> int:
@@ -162,26 +151,8 @@ def _size(path: Path) -> int:
         return 0
 
 
-def database_url(text: str) -> URL:
-    """Parse the URL of a database. Raises ValueError if it is not an aiosqlite URL with a file."""
-    try:
-        url = make_url(text)
-    except ArgumentError:
-        raise ValueError(
-            f"--database must be a URL like sqlite+aiosqlite:////directory/file.sqlite3, not {text}"
-        ) from None
-    if url.drivername != "sqlite+aiosqlite" or not url.database:
-        raise ValueError(f"--database must begin with sqlite+aiosqlite:// and name a file, not {text}")
-    return url
-
-
-def database_file(text: str) -> Path:
-    """The file of a database URL. Raises as `database_url`."""
-    return Path(database_url(text).database or "")
-
-
-def _create_engine(url: str, synchronous: str, busy_timeout: float) -> AsyncEngine:
-    engine = create_async_engine(database_url(url), poolclass=StaticPool, connect_args={"timeout": busy_timeout})
+def _create_engine(url: URL, synchronous: str, busy_timeout: float) -> AsyncEngine:
+    engine = create_async_engine(url, poolclass=StaticPool, connect_args={"timeout": busy_timeout})
 
     # The driver's implicit transactions are deferred: a read followed by a write could then fail immediately with
     # SQLITE_BUSY_SNAPSHOT, regardless of the busy timeout.

@@ -2,25 +2,25 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.store.protocol import MemoryStore
-from neops_remote_lab.store.sqlite.database import SqliteDatabase
-from neops_remote_lab.store.sqlite.tables import LAB, NODE_MEMORY
+from neops_remote_lab.store.sql.database import SqlDatabase
+from neops_remote_lab.store.sql.tables import LAB, NODE_MEMORY
 
 LATEST: Final = 200
 """Number of measurements per image that an estimate is made from."""
 PERCENTILE: Final = 0.95
 
 
-class SqliteMemoryStore(MemoryStore):
+class SqlMemoryStore(MemoryStore):
     """How much memory labs used."""
 
-    def __init__(self, database: SqliteDatabase) -> None:
+    def __init__(self, database: SqlDatabase[Any]) -> None:
         self._database = database
 
     async def record(self, lab_id: str, used: int, nodes: Sequence[tuple[str, int]], now: datetime) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     DateTime,
     Dialect,
     ForeignKey,
@@ -22,7 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
 )
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from neops_remote_lab.core.codes import (
     ENDED,
@@ -46,34 +47,52 @@ METADATA = MetaData(
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A time in UTC, stored as text that SQLite's date functions understand."""
+    """A time in UTC. SQLite stores it as text that its date functions understand, PostgreSQL as `timestamptz`."""
 
     impl = DateTime
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Convert an aware time to naive UTC for the database."""
-        return value.astimezone(UTC).replace(tzinfo=None) if value else None
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """With a time zone where the database has them."""
+        return dialect.type_descriptor(DateTime(timezone=dialect.name != "sqlite"))
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Convert naive UTC from the database to an aware time."""
-        return value.replace(tzinfo=UTC) if value else None
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert an aware time to UTC."""
+        if value is None:
+            return None
+        return value.astimezone(UTC).replace(tzinfo=None if dialect.name == "sqlite" else UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Convert a time of the database to an aware one in UTC."""
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def written(time: datetime) -> str:
-    """A time as the database stores it."""
+    """A time as SQLite stores it."""
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
-def read(text: str) -> datetime:
-    """Parse a time from the database."""
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+def read(time: str | datetime) -> datetime:
+    """A time as the driver of the database returns it: text in UTC, or an aware time."""
+    return datetime.fromisoformat(time).replace(tzinfo=UTC) if isinstance(time, str) else time.astimezone(UTC)
 
 
-_IS_A_TIME = (
-    "{0} IS NULL OR (substr(datetime(substr({0}, 1, 19), '+0 days'), 1, length(substr({0}, 1, 19)))"
-    " IS replace(substr({0}, 1, 19), 'T', ' ') AND substr({0}, 20) NOT GLOB '*[^0-9.+:]*')"
-)
+_IS_A_TIME = {
+    "sqlite": (
+        "{0} IS NULL OR (substr(datetime(substr({0}, 1, 19), '+0 days'), 1, length(substr({0}, 1, 19)))"
+        " IS replace(substr({0}, 1, 19), 'T', ' ') AND substr({0}, 20) NOT GLOB '*[^0-9.+:]*')"
+    ),
+    "postgresql": "{0} BETWEEN '0001-01-02' AND '9999-12-30'",
+}
+"""What Python can read as a time, by the name of the database."""
+_NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _number() -> Column[int]:
+    """A number that is never given twice."""
+    return Column("number", _NUMBER, primary_key=True)
 
 
 def _time(name: str, *, nullable: bool = True) -> Column[datetime]:
@@ -82,14 +101,23 @@ def _time(name: str, *, nullable: bool = True) -> Column[datetime]:
 
 def _readable(*columns: str) -> list[CheckConstraint]:
     """Constraints that refuse malformed times on writing, so that reading cannot fail."""
-    return [CheckConstraint(_IS_A_TIME.format(name), f"{name}_is_a_time") for name in columns]
+    return [
+        CheckConstraint(condition.format(name), f"{name}_is_a_time").ddl_if(dialect=dialect)
+        for name in columns
+        for dialect, condition in _IS_A_TIME.items()
+    ]
+
+
+def _where(condition: ColumnElement[bool]) -> dict[str, Any]:
+    """Limits an index to some rows."""
+    return {"sqlite_where": condition, "postgresql_where": condition}
 
 
 QUEUE = Table(
     "queue",
     METADATA,
     Column("name", Text, primary_key=True),
-    Column("last_rank", Integer, nullable=False),
+    Column("last_rank", _NUMBER, nullable=False),
 )
 
 
@@ -123,10 +151,10 @@ SLOT = Table(
 SESSION = Table(
     "session",
     METADATA,
-    Column("number", Integer, primary_key=True),
+    _number(),
     Column("session_id", Text, nullable=False, unique=True),
     Column("queue", Text, ForeignKey("queue.name"), nullable=False),
-    Column("rank", Integer, nullable=False),
+    Column("rank", _NUMBER, nullable=False),
     Column("state", Text, nullable=False),
     Column("host", Text),
     Column("slot", Integer),
@@ -149,25 +177,25 @@ Index(
     "uq_session_active_slot",
     *(SESSION.c.host, SESSION.c.slot),
     unique=True,
-    sqlite_where=SESSION.c.state == SessionState.ACTIVE,
+    **_where(SESSION.c.state == SessionState.ACTIVE),
 )
 Index(
     "ix_session_waiting",
     *(SESSION.c.queue, SESSION.c.rank),
-    sqlite_where=SESSION.c.state == SessionState.WAITING,
+    **_where(SESSION.c.state == SessionState.WAITING),
 )
 Index(
     "uq_session_live_key",
     *(SESSION.c.queue, SESSION.c.idempotency_key),
     unique=True,
-    sqlite_where=SESSION.c.idempotency_key.is_not(None) & SESSION.c.state.in_(SessionState),
+    **_where(SESSION.c.idempotency_key.is_not(None) & SESSION.c.state.in_(SessionState)),
 )
-Index("ix_session_ended_at", SESSION.c.ended_at, sqlite_where=SESSION.c.state == ENDED)
+Index("ix_session_ended_at", SESSION.c.ended_at, **_where(SESSION.c.state == ENDED))
 
 LAB = Table(
     "lab",
     METADATA,
-    Column("number", Integer, primary_key=True),
+    _number(),
     Column("lab_id", Text, nullable=False, unique=True),
     Column("host", Text, nullable=False),
     Column("slot", Integer, nullable=False),
@@ -178,7 +206,7 @@ LAB = Table(
     Column("topology_sha256", Text, nullable=False),
     Column("extra_sha256", Text),
     Column("work_dir", Text, nullable=False),
-    Column("devices", JSON),
+    Column("devices", JSON(none_as_null=True)),
     Column("memory_bytes", BigInteger),
     _time("started_at", nullable=False),
     _time("running_at"),
@@ -191,15 +219,15 @@ LAB = Table(
     *_readable("started_at", "running_at", "ended_at"),
     sqlite_autoincrement=True,
 )
-Index("uq_lab_live_slot", LAB.c.host, LAB.c.slot, unique=True, sqlite_where=LAB.c.state.in_(LiveLabState))
-Index("uq_lab_live_number", LAB.c.host, LAB.c.lab_number, unique=True, sqlite_where=LAB.c.state.in_(LiveLabState))
+Index("uq_lab_live_slot", LAB.c.host, LAB.c.slot, unique=True, **_where(LAB.c.state.in_(LiveLabState)))
+Index("uq_lab_live_number", LAB.c.host, LAB.c.lab_number, unique=True, **_where(LAB.c.state.in_(LiveLabState)))
 Index("ix_lab_session_id", LAB.c.session_id)
-Index("ix_lab_ended_at", LAB.c.ended_at, sqlite_where=LAB.c.state == ENDED)
+Index("ix_lab_ended_at", LAB.c.ended_at, **_where(LAB.c.state == ENDED))
 
 LAB_REFERENCE = Table(
     "lab_reference",
     METADATA,
-    Column("number", Integer, primary_key=True),
+    _number(),
     Column("lab_id", Text, ForeignKey("lab.lab_id", ondelete="CASCADE"), nullable=False),
     Column("session_id", Text, nullable=False),
     Column("idempotency_key", Text),
@@ -213,14 +241,14 @@ Index(
     LAB_REFERENCE.c.session_id,
     LAB_REFERENCE.c.idempotency_key,
     unique=True,
-    sqlite_where=LAB_REFERENCE.c.idempotency_key.is_not(None) & LAB_REFERENCE.c.released_at.is_(None),
+    **_where(LAB_REFERENCE.c.idempotency_key.is_not(None) & LAB_REFERENCE.c.released_at.is_(None)),
 )
 Index("ix_lab_reference_lab_id", LAB_REFERENCE.c.lab_id)
 
 NODE_MEMORY = Table(
     "node_memory",
     METADATA,
-    Column("number", Integer, primary_key=True),
+    _number(),
     Column("image", Text, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     _time("measured_at", nullable=False),
@@ -232,7 +260,7 @@ Index("ix_node_memory_image", NODE_MEMORY.c.image)
 EVENT = Table(
     "event",
     METADATA,
-    Column("number", Integer, primary_key=True),
+    _number(),
     _time("at", nullable=False),
     Column("what", Text, nullable=False),
     Column("session_id", Text),

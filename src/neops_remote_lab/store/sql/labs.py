@@ -10,17 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neops_remote_lab.core.codes import ENDED, LiveLabState, OutcomeCode
 from neops_remote_lab.store.protocol import LabStore
 from neops_remote_lab.store.rows import FIRST_SLOT, EndedLab, KeyedReference, Lab
-from neops_remote_lab.store.sqlite.database import SqliteDatabase
-from neops_remote_lab.store.sqlite.tables import LAB, LAB_REFERENCE
+from neops_remote_lab.store.sql.database import SqlDatabase
+from neops_remote_lab.store.sql.tables import LAB, LAB_REFERENCE
 
 _COLUMNS = tuple(LAB.c[field.name] for field in fields(Lab))
 _HELD = LAB_REFERENCE.c.released_at.is_(None)
 
 
-class SqliteLabStore(LabStore):
+class SqlLabStore(LabStore):
     """The labs of one slot of a host. At most one is live."""
 
-    def __init__(self, database: SqliteDatabase, host: str, slot: int = FIRST_SLOT) -> None:
+    def __init__(self, database: SqlDatabase[Any], host: str, slot: int = FIRST_SLOT) -> None:
         self._database = database
         self._host = host
         self._slot = slot

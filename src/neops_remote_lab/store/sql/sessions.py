@@ -9,31 +9,32 @@ from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import bindparam, delete, func, select, update
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.core.codes import ENDED, EndCode, LiveLabState, QuarantineSource, SessionState
 from neops_remote_lab.store.group_commit import JoinGroups
 from neops_remote_lab.store.protocol import SessionStore
 from neops_remote_lab.store.rows import DEFAULT_QUEUE, EndedSession, Ending, Joining, Quarantine, Session
-from neops_remote_lab.store.sqlite.database import SqliteDatabase
-from neops_remote_lab.store.sqlite.tables import EVENT, LAB, LAB_HOST, QUEUE, SESSION, SLOT, read, written
+from neops_remote_lab.store.sql.database import SqlDatabase, Statement
+from neops_remote_lab.store.sql.dialect import Dialect
+from neops_remote_lab.store.sql.tables import EVENT, LAB, LAB_HOST, QUEUE, SESSION, SLOT, read, written
 
-_COLUMNS: Final = "number, rank, session_id, state, client, purpose, created_at, activated_at, host, slot"
-
+_COLUMNS: Final = (
+    "session.number, session.rank, session.session_id, session.state, session.client, session.purpose, "
+    "session.created_at, session.activated_at, session.host, session.slot"
+)
 _JOIN: Final = f"""
     INSERT INTO session (
         queue, rank, session_id, state, client, purpose, idempotency_key, created_at, last_seen_at
     )
-    SELECT :queue, (SELECT last_rank FROM queue WHERE name = :queue) + 1 + key,
-           json_extract(value, '$[0]'), 'waiting', json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-           json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[4]')
-    FROM json_each(:joining) WHERE true
+    SELECT :queue, (SELECT last_rank FROM queue WHERE name = :queue) + 1 + position, session_id, 'waiting', client,
+           purpose, idempotency_key, at, at
+    FROM ({{joining}}) AS joining WHERE true ORDER BY position
     ON CONFLICT (queue, idempotency_key) WHERE idempotency_key IS NOT NULL AND state IN ('waiting', 'active')
     DO UPDATE SET last_seen_at = excluded.last_seen_at
-    RETURNING {_COLUMNS}, idempotency_key
+    RETURNING {_COLUMNS}, session.idempotency_key
 """
-_PROMOTE: Final = f"""
+PROMOTE: Final = f"""
     WITH free AS (
         SELECT slot.slot, row_number() OVER (ORDER BY slot.slot) AS place
         FROM slot JOIN lab_host ON lab_host.name = slot.host AND quarantine_reason IS NULL
@@ -45,7 +46,7 @@ _PROMOTE: Final = f"""
         SELECT number AS next, row_number() OVER (ORDER BY rank, number) AS place FROM (
             SELECT number, rank FROM session WHERE queue = :queue AND state = 'waiting'
             ORDER BY rank, number LIMIT (SELECT count(*) FROM free)
-        )
+        ) AS first
     )
     UPDATE session SET state = 'active', host = :host, slot = free.slot, activated_at = :now
     FROM head JOIN free USING (place) WHERE number = next
@@ -53,10 +54,10 @@ _PROMOTE: Final = f"""
 """
 _END: Final = """
     UPDATE session SET state = 'ended', ended_at = :now, end_code = :code, end_detail = :detail
-    WHERE session_id IN (SELECT value FROM json_each(:ending)) AND state IN ('waiting', 'active')
+    WHERE session_id IN ({ending}) AND state IN ('waiting', 'active')
     RETURNING session_id
 """
-_LIVE: Final = f"""
+LIVE: Final = f"""
     SELECT {_COLUMNS} FROM session
     WHERE host = :host AND state = 'active' OR queue = :queue AND state = 'waiting'
     ORDER BY state, CASE state WHEN 'active' THEN slot END, rank, number
@@ -66,14 +67,16 @@ _RECORD_LAST_SEEN = (
 )
 
 
-class SqliteSessionStore(SessionStore):
+class SqlSessionStore(SessionStore):
     """The sessions of one queue, and the lab host that serves it."""
 
-    def __init__(self, database: SqliteDatabase, host: str, queue: str = DEFAULT_QUEUE) -> None:
+    def __init__(self, database: SqlDatabase[Any], host: str, queue: str = DEFAULT_QUEUE) -> None:
         self._database = database
         self._host = host
         self._queue = queue
         self._groups = JoinGroups(self._append)
+        self._join = join_statement(database.dialect)
+        self._end = end_statement(database.dialect)
 
     async def register_host(self, boot_id: str, slots: int = 1) -> str | None:
         row = {"queue": self._queue, "boot_id": boot_id}
@@ -83,11 +86,11 @@ class SqliteSessionStore(SessionStore):
         async def work(connection: AsyncConnection) -> str | None:
             known = await connection.execute(select(LAB_HOST.c.boot_id).where(LAB_HOST.c.name == self._host))
             before = known.scalar_one_or_none()
-            queue = sqlite_insert(QUEUE).values(name=self._queue, last_rank=0)
+            queue = self._database.dialect.insert(QUEUE).values(name=self._queue, last_rank=0)
             await connection.execute(queue.on_conflict_do_nothing())
-            host = sqlite_insert(LAB_HOST).values(name=self._host, **row)
+            host = self._database.dialect.insert(LAB_HOST).values(name=self._host, **row)
             await connection.execute(host.on_conflict_do_update(index_elements=["name"], set_=row))
-            slot = sqlite_insert(SLOT)
+            slot = self._database.dialect.insert(SLOT)
             await connection.execute(
                 slot.on_conflict_do_update(index_elements=["host", "slot"], set_={"is_open": True}), offered
             )
@@ -107,17 +110,19 @@ class SqliteSessionStore(SessionStore):
         return await self._database.read(work)
 
     async def live_sessions(self) -> list[Session]:
-        [rows] = await self._database.run((_LIVE, {"host": self._host, "queue": self._queue}))
+        [rows] = await self._database.run((LIVE, {"host": self._host, "queue": self._queue}))
         return [_session(row) for row in rows]
 
     async def join(self, joining: Joining, *, promote: bool) -> Session:
         return await self._groups.join(joining, promote=promote)
 
     async def _append(self, group: Sequence[Joining], promote: bool) -> list[Session]:
-        rows = [(one.session_id, one.client, one.purpose, one.key, written(one.now)) for one in group]
-        join = (_JOIN, {"queue": self._queue, "joining": json.dumps(rows)})
+        first = {one.key or one.session_id: one for one in reversed(group)}  # the first join with each key
+        new = [one for one in group if first[one.key or one.session_id] is one]
+        rows = [(one.session_id, one.client, one.purpose, one.key, written(one.now)) for one in new]
+        join = (self._join, {"queue": self._queue, "joining": json.dumps(rows)})
         promotion = [self._promotion(group[-1].now)] if promote else []
-        added, *promoted = await self._database.run(join, *promotion, shielded=False)
+        added, *promoted = await self._database.run(join, *promotion, queue=self._queue, shielded=False)
         found = {row[-1] or row[2]: _session(row[:-1]) for row in added}
         active = {session.number: session for rows in promoted for session in map(_session, rows)}
         sessions = [found[one.key or one.session_id] for one in group]
@@ -127,20 +132,20 @@ class SqliteSessionStore(SessionStore):
         self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, promote: bool = True
     ) -> Ending:
         asked = list(session_ids)
-        end = {"ending": json.dumps(asked), "code": code, "detail": detail, "now": written(now)}
+        end = {"ending": json.dumps(asked), "code": code, "detail": detail, "now": now}
         promotion = [self._promotion(now)] if promote else []
-        ended, *granted = await self._database.run((_END, end), *promotion)
+        ended, *granted = await self._database.run((self._end, end), *promotion, queue=self._queue)
         done = {session_id for (session_id,) in ended}
         return Ending(
             tuple(name for name in asked if name in done), _in_order([row for rows in granted for row in rows])
         )
 
     async def promote(self, now: datetime) -> tuple[Session, ...]:
-        [promoted] = await self._database.run(self._promotion(now))
+        [promoted] = await self._database.run(self._promotion(now), queue=self._queue)
         return _in_order(promoted)
 
-    def _promotion(self, now: datetime) -> tuple[str, dict[str, Any]]:
-        return _PROMOTE, {"queue": self._queue, "host": self._host, "now": written(now)}
+    def _promotion(self, now: datetime) -> Statement:
+        return PROMOTE, {"queue": self._queue, "host": self._host, "now": now}
 
     async def ended(self, session_id: str) -> EndedSession | None:
         columns = (SESSION.c.end_code, SESSION.c.end_detail)
@@ -154,12 +159,14 @@ class SqliteSessionStore(SessionStore):
         return await self._database.read(work)
 
     async def latest_holds(self, count: int = 20) -> list[float]:
-        held = (func.julianday(SESSION.c.ended_at) - func.julianday(SESSION.c.activated_at)) * 86400
-        query = select(held).where(SESSION.c.host == self._host, SESSION.c.activated_at.is_not(None))
-        query = query.where(SESSION.c.state == ENDED, held >= 0).order_by(SESSION.c.ended_at.desc()).limit(count)
+        query = select(SESSION.c.activated_at, SESSION.c.ended_at).where(SESSION.c.host == self._host)
+        # A clock that was set back can make the end earlier.
+        query = query.where(SESSION.c.state == ENDED, SESSION.c.ended_at >= SESSION.c.activated_at)
+        query = query.order_by(SESSION.c.ended_at.desc()).limit(count)
 
         async def work(connection: AsyncConnection) -> list[float]:
-            return [float(seconds) for (seconds,) in await connection.execute(query)][::-1]
+            rows = await connection.execute(query)
+            return [(ended_at - activated_at).total_seconds() for activated_at, ended_at in rows][::-1]
 
         return await self._database.read(work)
 
@@ -205,6 +212,16 @@ class SqliteSessionStore(SessionStore):
             return (await connection.execute(old)).rowcount
 
         return await self._database.write(work)
+
+
+def join_statement(dialect: Dialect) -> str:
+    """The statement that appends sessions, or returns those that have the same keys already."""
+    return _JOIN.format(joining=dialect.joining)
+
+
+def end_statement(dialect: Dialect) -> str:
+    """The statement that ends live sessions."""
+    return _END.format(ending=dialect.ending)
 
 
 def _session(row: Sequence[Any]) -> Session:

@@ -1,0 +1,169 @@
+"""The PostgreSQL database: one connection, which also listens for changes that other programs make."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, TypeVar
+
+import psycopg
+from psycopg.errors import DeadlockDetected, LockNotAvailable
+from sqlalchemy import NullPool, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from neops_remote_lab.store.protocol import DatabaseError
+from neops_remote_lab.store.sql.database import SqlDatabase, Statement
+from neops_remote_lab.store.sql.dialect import Dialect
+
+T = TypeVar("T")
+
+DIALECT: Final = Dialect(
+    insert=insert,
+    joining="""
+        SELECT ordinality - 1 AS position, value ->> 0 AS session_id, value ->> 1 AS client, value ->> 2 AS purpose,
+               value ->> 3 AS idempotency_key, CAST(value ->> 4 AS timestamp) AT TIME ZONE 'UTC' AS at
+        FROM json_array_elements(:joining) WITH ORDINALITY
+    """,
+    ending="SELECT json_array_elements_text(:ending)",
+)
+
+CHANNEL: Final = "neops_remote_lab"
+"""On which triggers of the schema notify of changes."""
+DEADLOCK_TRIES: Final = 3
+"""How often a transaction is tried that PostgreSQL rolls back because it and an operator's wait for each other."""
+_LOCK_QUEUE: Final = "SELECT FROM queue WHERE name = :queue FOR NO KEY UPDATE"
+
+
+class Deadlock(DatabaseError):
+    """The transaction was rolled back, because it and another one waited for each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Connections:
+    """Two views of the same connection, which begins no transaction by itself."""
+
+    sql: AsyncConnection
+    driver: psycopg.AsyncConnection[Any]
+
+
+class PostgresqlDatabase(SqlDatabase[_Connections]):
+    """The connection of one server to the database."""
+
+    dialect: ClassVar[Dialect] = DIALECT
+
+    def __init__(self, url: URL, *, synchronous: str = "FULL", busy_timeout: float = 5) -> None:
+        """Connect at the first use, and again after a connection was lost.
+
+        Args:
+            url: the database.
+            synchronous: with NORMAL, a commit does not wait for the disk of the database.
+            busy_timeout: seconds to wait for a lock, and for a lost server.
+        """
+        super().__init__(_create_engine(url, max(2, int(busy_timeout))), psycopg.Error)
+        self._settings = {"timezone": "UTC", "lock_timeout": f"{int(busy_timeout * 1000)}ms"}
+        if synchronous == "NORMAL":
+            self._settings["synchronous_commit"] = "off"
+        self._statements: dict[str, bytes] = {}  # with the placeholders of the driver
+        self._changes = 0
+
+    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async def transaction(connections: _Connections) -> T:
+            try:
+                async with connections.driver.transaction():
+                    return await work(connections.sql)
+            finally:
+                await connections.sql.rollback()
+
+        return await self._shielded(transaction)
+
+    async def run(self, *statements: Statement, queue: str | None = None, shielded: bool = True) -> list[list[Any]]:
+        lock = [(_LOCK_QUEUE, {"queue": queue})] if queue is not None else []
+
+        async def execute(connections: _Connections) -> list[list[Any]]:
+            driver = connections.driver
+            if len(statements) == 1 and not lock:
+                return [await self._rows(driver, *statements[0])]
+            async with driver.transaction():
+                rows = [await self._rows(driver, *statement) for statement in (*lock, *statements)]
+            return rows[len(lock) :]
+
+        return await (self._shielded(execute) if shielded else self._locked(execute))
+
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async def ask(connections: _Connections) -> T:
+            try:
+                return await work(connections.sql)
+            finally:
+                await connections.sql.rollback()
+
+        return await self._shielded(ask)
+
+    @property
+    def log_bytes(self) -> int:
+        return 0  # PostgreSQL limits its log by itself
+
+    async def data_version(self) -> int:
+        await self.run(("SELECT", {}))  # receives the notifications that have been sent
+        return self._changes
+
+    async def measure_log(self) -> int:
+        return 0
+
+    async def shrink_log(self) -> bool:
+        return True
+
+    async def _connect(self) -> _Connections:
+        sql = await self._engine.connect()
+        driver = (await sql.get_raw_connection()).driver_connection
+        if not isinstance(driver, psycopg.AsyncConnection):
+            raise TypeError(f"the driver is {type(driver).__name__}, not psycopg")
+        [(pid,)] = await self._rows(driver, "SELECT pg_backend_pid()", {})
+        if pid != driver.info.backend_pid:
+            await sql.close()
+            raise DatabaseError(
+                "a connection pooler answers in the place of PostgreSQL, and poolers drop notifications of changes: "
+                "name PostgreSQL itself with --database"
+            )
+        for name, value in self._settings.items():
+            await self._rows(driver, "SELECT set_config(:name, :value, false)", {"name": name, "value": value})
+        driver.add_notify_handler(lambda notify: self._changed(by_us=notify.pid == pid))
+        await driver.execute(f"LISTEN {CHANNEL}")
+        self._changed(by_us=False)  # perhaps: until now, nothing has listened
+        return _Connections(sql, driver)
+
+    async def _rows(self, driver: psycopg.AsyncConnection[Any], statement: str, values: dict[str, Any]) -> list[Any]:
+        if statement not in self._statements:
+            self._statements[statement] = str(text(statement).compile(dialect=self._engine.dialect)).encode()
+        cursor = await driver.execute(self._statements[statement], values)
+        return await cursor.fetchall() if cursor.description else []
+
+    def _changed(self, *, by_us: bool) -> None:
+        self._changes += not by_us
+
+    async def _disconnect(self, connection: _Connections) -> None:
+        await connection.sql.invalidate()
+        await connection.sql.close()
+
+    def _is_lost(self, connection: _Connections) -> bool:
+        return connection.driver.closed
+
+    def _explained(self, error: BaseException) -> DatabaseError:
+        if isinstance(error, LockNotAvailable):
+            return DatabaseError("database is locked: another program does not end its transaction")
+        message, *_ = str(error).splitlines() or [type(error).__name__]
+        return (Deadlock if isinstance(error, DeadlockDetected) else DatabaseError)(message)
+
+    async def _locked(self, work: Callable[[_Connections], Awaitable[T]]) -> T:
+        for _ in range(DEADLOCK_TRIES - 1):
+            with suppress(Deadlock):
+                return await super()._locked(work)
+        return await super()._locked(work)
+
+
+def _create_engine(url: URL, seconds: int) -> AsyncEngine:
+    """Connections that notice within so many seconds that the server is lost, unless the URL says something else."""
+    limits = {"connect_timeout": seconds, "tcp_user_timeout": seconds * 1000, "keepalives_idle": seconds}
+    options = {"fallback_application_name": "neops-remote-lab", **limits}
+    arguments = {name: value for name, value in options.items() if name not in url.query}
+    return create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=arguments)

@@ -1,0 +1,1 @@
+"""What the databases share: tables, statements and migrations, with SQLAlchemy."""
