@@ -23,7 +23,7 @@ IS_A_TIME = {
 NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'"
 
 OUTCOMES = (
-    *("released", "destroyed", "session_ended", "replaced", "server_ended"),
+    *("released", "destroyed", "session_ended", "replaced", "reclaimed", "server_ended"),
     *("lost", "rejected", "in_the_way", "failed"),
 )
 EVENTS = (

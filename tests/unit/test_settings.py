@@ -135,15 +135,15 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(tmp_path: Path) -> N
         "database": "sqlite+aiosqlite:///x", "synchronous": "EXTRA", "lab_host": "rack-7", "work_dir": tmp_path,
         "lock_dir": tmp_path, "on_exit": "keep", "netlab": "/opt/netlab",
         "netlab_up_args": ("--no-config", "-s", "message=a b"), "docker": "podman", "containers": "no",
-        "preload": False, "lab_network": IPv4Network("172.30.0.0/16"),
+        "preload": False, "prestart": True, "lab_network": IPv4Network("172.30.0.0/16"),
         "http_parser": "h11", "host_root": tmp_path, "log_format": "json", "umask": "027",
     }  # fmt: skip
     for name in NAMES.keys() - values.keys():
         values[name] = 3_000_000 if name in {"max_create_bytes", "wal_limit"} else 7
     texts = {name: str(value) for name, value in values.items()} | {"netlab_up_args": "--no-config -s 'message=a b'"}
     by_variable = read_settings(Settings, {}, {variable(name): text for name, text in texts.items()})
-    words = [f"{flag(name)}={text}" for name, text in texts.items() if name not in {"debug", "preload"}]
-    by_flag = read_settings(Settings, vars(parser().parse_args([*words, "--debug", "--no-preload"])), {})
+    words = [f"{flag(name)}={text}" for name, text in texts.items() if name not in {"debug", "preload", "prestart"}]
+    by_flag = read_settings(Settings, vars(parser().parse_args([*words, "--debug", "--no-preload", "--prestart"])), {})
     assert flat(by_flag) == flat(by_variable) == values
 
 

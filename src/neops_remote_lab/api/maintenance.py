@@ -33,7 +33,7 @@ class Maintenance:
         self._log_is_long = False
         self._task: asyncio.Task[None] | None = None
         self._announcement: asyncio.Task[None] | None = None
-        self._measurement: asyncio.Task[None] | None = None
+        self._others: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Load the queue, begin to adopt the labs of an earlier server, and start the loop."""
@@ -47,11 +47,13 @@ class Maintenance:
         await services.slots.open(rebooted=rebooted)
         self._announcement = asyncio.create_task(self._announce())
         self._task = asyncio.create_task(self._run())
-        self._measurement = asyncio.create_task(services.admission.measure_repeatedly())
+        self._others = [asyncio.create_task(services.admission.measure_repeatedly())]
+        if services.prestarts:
+            self._others.append(asyncio.create_task(services.prestarts.run()))
 
     async def stop(self) -> None:
         """End the loop and write pending last-seen times."""
-        for task in filter(None, (self._task, self._announcement, self._measurement)):
+        for task in filter(None, (self._task, self._announcement, *self._others)):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task

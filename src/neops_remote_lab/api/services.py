@@ -14,6 +14,7 @@ from neops_remote_lab.labs.admission import Admission
 from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.coordinator import LabCoordinator
 from neops_remote_lab.labs.devices import Devices
+from neops_remote_lab.labs.prestarts import Prestarts
 from neops_remote_lab.labs.quarantine import HostQuarantine
 from neops_remote_lab.labs.readiness import Readiness
 from neops_remote_lab.labs.slot import Slot
@@ -39,6 +40,7 @@ class Services:
     queue: SessionQueue
     slots: Slots
     admission: Admission
+    prestarts: Prestarts | None
     accesses: LabAccesses
     devices: Devices
     checks: TopologyChecks
@@ -77,6 +79,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         netlab,
         queue,
         settings.labs,
+        limits=host.several_labs,
         work_dir=host.work_dir,
         clock=clock,
         run_blocking=run_blocking,
@@ -92,6 +95,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         slot = Slot(
             store=store,
             number=number,
+            prestart=host.prestart,
             host_lab=host_lab,
             queue=queue,
             checks=checks,
@@ -115,7 +119,8 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
             run_blocking=run_blocking,
         )
 
-    slots = Slots(coordinator, queue, host_labs, run_blocking)
+    slots = Slots(coordinator, queue, host_labs, run_blocking, spare=int(host.prestart))
+    prestarts = Prestarts(slots, checks, queue, admission) if host.prestart else None
     devices = Devices(
         slots=slots,
         accesses=accesses,
@@ -135,6 +140,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         queue,
         slots,
         admission,
+        prestarts,
         accesses,
         devices,
         checks,

@@ -55,6 +55,8 @@ class OutcomeCode(StrEnum):
     """Its session ended."""
     REPLACED = "replaced"
     """Its session started another topology."""
+    RECLAIMED = "reclaimed"
+    """It was started in advance, and its memory was needed for another lab."""
     SERVER_ENDED = "server_ended"
     """The server ended and tore the lab down."""
     LOST = "lost"
@@ -68,9 +70,12 @@ class OutcomeCode(StrEnum):
 
 
 EXPECTED: Final = frozenset(
-    {OutcomeCode.RELEASED, OutcomeCode.DESTROYED, OutcomeCode.SESSION_ENDED, OutcomeCode.REPLACED}
+    {
+        *(OutcomeCode.RELEASED, OutcomeCode.DESTROYED, OutcomeCode.SESSION_ENDED, OutcomeCode.REPLACED),
+        OutcomeCode.RECLAIMED,
+    }
 )
-"""The outcomes that the session itself caused; all others are problems."""
+"""The outcomes that are no problem for the session."""
 
 
 class StartOutcome(StrEnum):

@@ -23,6 +23,8 @@ class Acquire:
     session_id: str
     upload: Upload
     key: str | None
+    in_advance: bool = False
+    """The lab starts while its session waits, and only if it can start at once."""
     present: int = 0
     """Number of requests that wait for the answer. If it is 0, the acquire adds no reference."""
     interrupt: threading.Event = field(default_factory=threading.Event)

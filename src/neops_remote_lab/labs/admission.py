@@ -22,6 +22,7 @@ from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import StartObstacle
 from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.core.threads import RunBlocking
+from neops_remote_lab.labs.acquires import Acquire
 from neops_remote_lab.labs.refusals import Reason, Refused
 from neops_remote_lab.labs.settings import LabSettings
 from neops_remote_lab.models import DeviceInfoDto
@@ -79,6 +80,7 @@ class _Waiting:
 
     lab_id: str
     need: int
+    in_advance: bool = False
     obstacle: Obstacle | None = None
 
 
@@ -92,15 +94,18 @@ class Admission:
         queue: SessionQueue,
         settings: LabSettings,
         *,
+        limits: bool,
         work_dir: Path,
         clock: Clock,
         run_blocking: RunBlocking,
     ) -> None:
+        """`limits` says whether starts are limited at all."""
         self._store = store
         self._netlab = netlab
         self._queue = queue
         self._settings = settings
         self._work_dir = work_dir
+        self._limits = limits
         self._clock = clock
         self._run_blocking = run_blocking
         self._admitted: dict[str, _Admitted] = {}
@@ -110,7 +115,12 @@ class Admission:
     @property
     def limits(self) -> bool:
         """Whether starts are limited at all."""
-        return self._queue.slots > 1
+        return self._limits
+
+    @property
+    def memory_is_short(self) -> bool:
+        """Whether a start waits for memory."""
+        return any(obstacle.code is StartObstacle.MEMORY for obstacle in self.waiting)
 
     @property
     def waiting(self) -> list[Obstacle]:
@@ -144,32 +154,33 @@ class Admission:
         by_image = await self._store.of_images(set(images))
         return sum(by_image.get(image, self._settings.node_memory) for image in images) + START_BYTES
 
-    async def admit(self, lab: Lab, workspace: Workspace, interrupt: threading.Event) -> None:
+    async def admit(self, lab: Lab, workspace: Workspace, acquire: Acquire) -> None:
         """Wait until a lab may start. The caller calls `started` after its start, and `ended` after its end.
 
         If this fails, the workspace is removed, because nothing was started in it.
 
-        Args:
-            interrupt: once set, ends the wait with InterruptedError.
-
         Raises:
-            Refused: the lab can never start on this host.
+            Refused: the lab can never start on this host, or a lab in advance would have to wait.
+            InterruptedError: the acquire was interrupted.
             The exceptions of `NetlabCommands.create`.
         """
         if not self.limits:
             return
         try:
-            devices = await self._run_blocking(self._netlab.prepare, workspace, interrupt)
-            await self._wait(lab, await self.require_possible(workspace.identity, devices), interrupt)
+            devices = await self._run_blocking(self._netlab.prepare, workspace, acquire.interrupt)
+            need = await self.require_possible(workspace.identity, devices)
+            waiting = _Waiting(lab.lab_id, need, acquire.in_advance)
+            await self._wait(lab, waiting, acquire.interrupt)
         except BaseException:
             await self._run_blocking(remove_workspace, workspace.base)
             raise
 
-    async def _wait(self, lab: Lab, need: int, interrupt: threading.Event) -> None:
-        waiting = _Waiting(lab.lab_id, need)
+    async def _wait(self, lab: Lab, waiting: _Waiting, interrupt: threading.Event) -> None:
         self._waiting.append(waiting)
         try:
             while obstacle := self._obstacle_to(waiting):
+                if waiting.in_advance:
+                    raise Refused(Reason.BUSY, f"the lab does not start in advance: {obstacle.detail}")
                 if waiting.obstacle is None:
                     logger.info("lab %s does not start yet: %s", lab.lab_id, obstacle.detail)
                 waiting.obstacle = obstacle
@@ -195,7 +206,8 @@ class Admission:
         free = psutil.virtual_memory().available - promised - self._settings.memory_reserve
         if free >= waiting.need or not self._admitted:  # without another lab there is nothing to wait for
             return None
-        self._queue.hold_grants(on=True)  # or smaller labs could take the memory again and again
+        if not waiting.in_advance:
+            self._queue.hold_grants(on=True)  # or smaller labs could take the memory again and again
         missing = f"it needs about {_shown(waiting.need)} of memory, and {_shown(max(0, free))} are free"
         return Obstacle(StartObstacle.MEMORY, missing)
 

@@ -19,10 +19,10 @@ from neops_remote_lab.labs.slot import Slot
 from neops_remote_lab.models import AcquireResponseDto, DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab.failures import failure
 from neops_remote_lab.netlab.host_lab import HostLab
-from neops_remote_lab.netlab.lab_life import Step
+from neops_remote_lab.netlab.lab_life import Decision, Step
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.netlab.output import scrub
-from neops_remote_lab.netlab.workspace import LOG_NAME, remove_workspace
+from neops_remote_lab.netlab.workspace import LOG_NAME, Workspace, remove_workspace
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.protocol import LabStore
 from neops_remote_lab.store.rows import EndedLab, Lab
@@ -60,9 +60,19 @@ class LabCoordinator:
         return self._slot.lab
 
     @property
+    def session_id(self) -> str | None:
+        """The session of the live lab, or of the lab that is about to start."""
+        return self._slot.session_id
+
+    @property
     def references(self) -> int:
         """The number of acquires that are not yet released."""
         return self._slot.references
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is neither a lab nor an operation on one."""
+        return self._slot.lab is None and self._slot.running is None and not self._slot.has_leftovers
 
     # Acquiring
 
@@ -157,6 +167,24 @@ class LabCoordinator:
         lab = self._slot.lab
         detail = f"the lab is busy with {lab.topology if lab else 'another one'}: release it, or try again later"
         raise Refused(Reason.BUSY, detail)
+
+    # Starting in advance
+
+    async def start_in_advance(self, session_id: str, workspace: Workspace) -> None:
+        """Begin to start the lab of a waiting session, without a reference, if this slot is idle."""
+        acquire = Acquire(session_id, Upload(workspace, reuse=True), key=None, in_advance=True)
+        async with self._decisions:
+            if self.is_idle and self._queue.is_live(session_id):
+                self._slot.carry_out(Decision(Step.START), acquire)
+                return
+        await self._discard(acquire.upload)
+
+    async def reclaim(self) -> None:
+        """Begin to tear down a lab that was started in advance, because its memory is needed."""
+        async with self._decisions:
+            session_id = self._slot.session_id
+            if session_id and not self._queue.is_active(session_id) and not self._slot.references:
+                self._slot.stop(OutcomeCode.RECLAIMED)
 
     # Looking
 

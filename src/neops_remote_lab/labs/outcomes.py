@@ -11,6 +11,7 @@ SENTENCES: Final = {
     OutcomeCode.DESTROYED: "destroyed by its session",
     OutcomeCode.SESSION_ENDED: "its session ended",
     OutcomeCode.REPLACED: "replaced by another topology",
+    OutcomeCode.RECLAIMED: "its memory was needed for another lab before its session became active",
     OutcomeCode.SERVER_ENDED: "the server ended",
     OutcomeCode.LOST: "lost: it could be removed only later",
 }

@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -26,6 +26,7 @@ from neops_remote_lab.labs.outcomes import SENTENCES, end_of_start, start_outcom
 from neops_remote_lab.labs.quarantine import HostQuarantine
 from neops_remote_lab.labs.records import identity_of_lab, starting_lab, workspace_of
 from neops_remote_lab.labs.refusals import Refused
+from neops_remote_lab.labs.running import Running
 from neops_remote_lab.labs.settings import LabSettings
 from neops_remote_lab.labs.topology_checks import TopologyChecks
 from neops_remote_lab.models import DeviceInfoDto
@@ -41,18 +42,6 @@ logger = logging.getLogger(__name__)
 
 LOGGED_REASON: Final = 500
 """Maximum length of the reason of a failed start in the log; the answer has all of it."""
-
-
-@dataclass(eq=False)
-class Running:
-    """The operation in progress."""
-
-    operation: Operation
-    task: asyncio.Task[None]
-    acquire: Acquire | None = None
-    """The acquire for which a lab is started."""
-    stopped_for: OutcomeCode | None = None
-    """Why the start was interrupted."""
 
 
 class Slot:
@@ -71,6 +60,7 @@ class Slot:
         admission: Admission,
         quarantine: HostQuarantine,
         number: int,
+        prestart: bool,
         settings: LabSettings,
         clock: Clock,
         metrics: Metrics,
@@ -86,6 +76,7 @@ class Slot:
         self._admission = admission
         self._quarantine = quarantine
         self._number = number
+        self._prestart = prestart
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
@@ -160,12 +151,20 @@ class Slot:
             state=lab.state if lab else None,
             identity=starts_for.upload.workspace.identity if starts_for else identity_of_lab(lab) if lab else None,
             references=self._references,
-            in_session=self.session_id is not None and self._queue.is_active(self.session_id),
+            in_session=self._in_session(),
             held=lab is not None and held is not None and held.lab_id == lab.lab_id,
             operation=running.operation if running else None,
             awaited=starts_for is not None and starts_for.present > 0,
             leftovers_for=leftovers_for,
         )
+
+    def _in_session(self) -> bool:
+        """Whether the session of the lab is active or, for a lab started in advance, still waits."""
+        session_id = self.session_id
+        if session_id is None:
+            return False
+        in_advance = self._prestart and not self._references
+        return self._queue.is_active(session_id) or (in_advance and self._queue.is_live(session_id))
 
     def carry_out(self, decision: Decision, acquire: Acquire | None = None) -> Running | None:
         """Begin what was decided. Returns the operation in progress, or None if there is none."""
@@ -213,7 +212,7 @@ class Slot:
         try:
             await self._store.starting(lab, self._clock.now())
             acquire.begun.set()
-            await self._admission.admit(lab, workspace, acquire.interrupt)
+            await self._admission.admit(lab, workspace, acquire)
             devices = await self._run_blocking(self._start_blocking, workspace, acquire.interrupt)
             raw = [device.model_dump() for device in devices]
             await self._store.running(lab.lab_id, raw, self._clock.now())
@@ -364,11 +363,12 @@ class Slot:
         devices = [DeviceInfoDto.model_validate(device) for device in lab.devices or []]
         references = await self._store.held_references(lab.lab_id)
         await self._run_blocking(self._host_lab.adopt, workspace_of(lab))
-        in_session = self._queue.is_active(lab.session_id)
+        self._references = references
+        in_session = self._in_session()
         may_run = lab.state is LiveLabState.RUNNING and in_session and not self._rebooted
         if may_run and await self._run_blocking(self._host_lab.runs):
             await self._admission.adopt(lab, devices)
-            self._references, self._devices = references, devices
+            self._devices = devices
             logger.info("lab %s is adopted, with %d references", lab.lab_id, references)
             return
         self._lab = replace(lab, state=LiveLabState.STOPPING)

@@ -13,7 +13,11 @@ from neops_remote_lab.store.rows import FIRST_SLOT, Lab
 
 
 class Slots:
-    """One coordinator per slot, and what concerns all labs of the host."""
+    """One coordinator per slot, and what concerns all labs of the host.
+
+    A host that starts labs in advance has one more coordinator than slots. A session uses the coordinator that has its
+    lab, whatever the number of its slot.
+    """
 
     def __init__(
         self,
@@ -21,25 +25,56 @@ class Slots:
         queue: SessionQueue,
         host_labs: HostLabs,
         run_blocking: RunBlocking,
+        *,
+        spare: int = 0,
     ) -> None:
-        """Create the slots that the queue uses.
+        """Create the coordinators.
 
         Args:
-            create: creates the coordinator of a slot.
+            create: creates the coordinator with a number.
+            spare: number of coordinators besides those of the slots.
         """
         self._create = create
         self._queue = queue
         self._host_labs = host_labs
         self._run_blocking = run_blocking
-        self._coordinators = {slot: create(slot) for slot in range(FIRST_SLOT, FIRST_SLOT + queue.slots)}
+        self._coordinators = {number: create(number) for number in range(FIRST_SLOT, FIRST_SLOT + queue.slots + spare)}
+        self._used: dict[str, int] = {}
+        """The coordinator of each session that has used one, by session id."""
 
     def __iter__(self) -> Iterator[LabCoordinator]:
         return iter(self._coordinators.values())
 
     def of(self, session_id: str) -> LabCoordinator:
-        """The coordinator of a session's slot. For a session that is not active, it is one without a lab of it."""
-        slot = self._queue.slot_of(session_id) or FIRST_SLOT
-        return self._coordinators.get(slot, self._coordinators[FIRST_SLOT])
+        """The coordinator of a session. For a session that is not active, it is one without a lab of it."""
+        number = self._used.get(session_id) or self._with_lab(session_id)
+        if number is None and self._queue.is_active(session_id):
+            number = self._free(self._queue.slot_of(session_id))
+        if number is None:
+            return self._coordinators[FIRST_SLOT]
+        self._used[session_id] = number
+        return self._coordinators[number]
+
+    def _with_lab(self, session_id: str) -> int | None:
+        return next((number for number, each in self._coordinators.items() if each.session_id == session_id), None)
+
+    def _free(self, preferred: int | None) -> int | None:
+        """A coordinator that no live session uses."""
+        taken = {number for session_id, number in self._used.items() if self._queue.is_live(session_id)}
+        for number, each in self._coordinators.items():
+            if each.session_id and self._queue.is_live(each.session_id):
+                taken.add(number)
+        free = self._coordinators.keys() - taken
+        return preferred if preferred in free else min(free, default=None)
+
+    @property
+    def spare(self) -> LabCoordinator | None:
+        """An idle coordinator besides those that the active sessions may need; None if there is none."""
+        reserved = self._queue.slots - len({self._used.get(session.session_id) for session in self._queue.active})
+        idle = [
+            number for number, each in self._coordinators.items() if each.is_idle and number not in self._used.values()
+        ]
+        return self._coordinators[idle[-1]] if len(idle) > reserved else None
 
     @property
     def labs(self) -> list[Lab]:
@@ -81,6 +116,9 @@ class Slots:
 
     async def reconcile(self) -> None:
         """Carry out pending maintenance: end labs whose sessions have ended, and retry failed operations."""
+        self._used = {
+            session_id: number for session_id, number in self._used.items() if self._queue.is_live(session_id)
+        }
         for each in self:
             await each.reconcile()
 

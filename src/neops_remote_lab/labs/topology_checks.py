@@ -130,6 +130,13 @@ class TopologyChecks:
                 detail = "the session is active now: POST /lab checks the topology too"
                 check.outcome.set_exception(Refused(Reason.TURN_HAS_COME, detail))
 
+    def first_prepared(self, session_id: str) -> Identity | None:
+        """The topology that a session sent first for checking, if it is prepared for a start; otherwise None."""
+        check = next(iter(self._checks.get(session_id, {}).values()), None)
+        if check is None or check.taken or not check.outcome.done() or check.outcome.exception():
+            return None
+        return check.workspace.identity if check.workspace.snapshot.exists() else None
+
     async def take(self, session_id: str, identity: Identity) -> Workspace | None:
         """Hand the prepared workspace of a topology over to the caller; None if there is none.
 

@@ -63,6 +63,11 @@ class NetlabSettings(SettingsGroup, title="Lab host"):
         description="network of the labs' management addresses, used only with more than one slot: "
         "a /16 that nothing else on the host uses",
     )
+    prestart: bool = Field(
+        default=False,
+        description="start the lab of the next session while it waits, if it has sent a topology for checking and the "
+        "memory is free",
+    )
     work_dir: Annotated[AbsolutePath, ComputedDefault("`labs` in the state directory")] = Field(
         default_factory=lambda: state_dir() / "labs",
         description="directory in which each lab gets a work directory",
@@ -130,3 +135,8 @@ class NetlabSettings(SettingsGroup, title="Lab host"):
     acquire_poll: PositiveSeconds = Field(
         default=1, description="seconds between two attempts of a blocking local acquire"
     )
+
+    @property
+    def several_labs(self) -> bool:
+        """Whether several labs can run on this host at the same time, so that they must be isolated."""
+        return self.slots > 1 or self.prestart

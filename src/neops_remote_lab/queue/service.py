@@ -173,6 +173,15 @@ class SessionQueue:
         session = self._cache.get(session_id)
         return session.slot if session and session.state is SessionState.ACTIVE else None
 
+    def is_live(self, session_id: str) -> bool:
+        """Whether a session is waiting or active."""
+        return session_id in self._cache
+
+    @property
+    def next_waiting(self) -> str | None:
+        """The id of the waiting session that becomes active next; None if none waits."""
+        return next(iter(self._cache.nearest(1)), None)
+
     def renew_all(self) -> None:
         """Restart the timeouts of all sessions."""
         self._cache.renew_all(self._clock.monotonic())
