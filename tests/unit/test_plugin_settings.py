@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from neops_remote_lab.client.connection import UNREACHABLE_TIMEOUT
 from neops_remote_lab.testing.options import SETTINGS
 from neops_remote_lab.testing.settings import LabHostSettings
 from neops_remote_lab.testing.sources import READERS, Sources
@@ -17,10 +16,6 @@ def test_credentials_of_different_sources_do_not_mix() -> None:
     chosen = LabHostSettings.read(sources).credentials
     assert (chosen.client_cert, chosen.client_key) == ("flag.pem", None)
     assert (chosen.token, chosen.ca_file) == ("env", "ini.pem")
-
-
-def test_the_table_has_the_defaults_of_the_client() -> None:
-    assert float(SETTINGS["unreachable_timeout"][1] or 0) == UNREACHABLE_TIMEOUT
 
 
 def test_every_default_can_be_read() -> None:

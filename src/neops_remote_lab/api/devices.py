@@ -32,9 +32,10 @@ from neops_remote_lab.labs.accesses import LabAccess, TooMany
 from neops_remote_lab.labs.devices import Devices
 from neops_remote_lab.labs.settings import DeviceSettings
 from neops_remote_lab.models import ConsoleControlDto, ExecRequestDto
+from neops_remote_lab.models.device import MAX_SIDE
 from neops_remote_lab.netlab.node_commands import Completed
 from neops_remote_lab.netlab.nodes import Node
-from neops_remote_lab.netlab.terminals import MAX_SIDE, Size
+from neops_remote_lab.netlab.terminals import Size
 
 PIECE_LENGTH: Final = 64 * 1024
 """Characters of a command's output that are escaped at a time."""

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Final, NoReturn, TypeAlias
 
 from neops_remote_lab.core.text import printable_lines
+from neops_remote_lab.core.timeouts import ACQUISITION_TIMEOUT, SESSION_TIMEOUT
 
 PROGRAM: Final = "neops-remote-lab"
 CREDENTIALS: Final = "Credentials: a user name and a password in the address, REMOTE_LAB_TOKEN, REMOTE_LAB_CLIENT_CERT."
@@ -102,8 +103,11 @@ def add_lab_flags(parser: argparse.ArgumentParser) -> None:
         help="file, directory or pattern that the topology needs, relative to its directory; may be repeated",
     )
     add_url_flag(parser)
-    for name, what in (("session", "in the queue"), ("acquisition", "until the lab is running")):
-        text = f"seconds to wait {what} (default: 600; REMOTE_LAB_{name.upper()}_TIMEOUT)"
+    for name, what, default in (
+        ("session", "in the queue", SESSION_TIMEOUT),
+        ("acquisition", "until the lab is running", ACQUISITION_TIMEOUT),
+    ):
+        text = f"seconds to wait {what} (default: {default:g}; REMOTE_LAB_{name.upper()}_TIMEOUT)"
         parser.add_argument(f"--{name}-timeout", metavar="SECONDS", type=seconds, help=text)
 
 

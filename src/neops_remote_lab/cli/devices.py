@@ -3,12 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from neops_remote_lab.cli.command import CREDENTIALS, Commands, ExitStatus, add_session_flags
 from neops_remote_lab.cli.lab_sessions import current_session, explained
 from neops_remote_lab.cli.tables import table
 from neops_remote_lab.client import inventories
+from neops_remote_lab.client.addresses import address_of
 from neops_remote_lab.client.devices import devices_of
 from neops_remote_lab.models.lab import DeviceInfoDto
 
@@ -48,9 +48,7 @@ def summary(devices: Sequence[DeviceInfoDto]) -> str:
 
 def _row(device: DeviceInfoDto) -> tuple[str, ...]:
     raw = device.raw
-    management: dict[str, Any] = raw.get("mgmt") or {}
-    address = management.get("ipv4") or management.get("ipv6") or raw.get("ansible_host")
-    known = (raw.get("ansible_network_os"), address, raw.get("ansible_user"), raw.get("ansible_connection"))
+    known = (raw.get("ansible_network_os"), address_of(device), raw.get("ansible_user"), raw.get("ansible_connection"))
     return (device.name, *(str(value) if value else "-" for value in known))
 
 

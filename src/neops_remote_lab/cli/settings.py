@@ -8,6 +8,7 @@ from typing import Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neops_remote_lab.api.settings import ServiceSettings
+from neops_remote_lab.core import timeouts
 from neops_remote_lab.core.settings import PositiveSeconds, SettingsGroup, variable
 
 CLIENT_PREFIX: Final = "REMOTE_LAB_"
@@ -57,10 +58,10 @@ class ClientSettings(BaseModel):
     url: str | None = Field(default=None, repr=False)
     session: str | None = None
     session_id: str | None = Field(default=None, repr=False)
-    request_timeout: PositiveSeconds = 30
-    session_timeout: PositiveSeconds = 600
-    acquisition_timeout: PositiveSeconds = 600
-    unreachable_timeout: PositiveSeconds = 120
+    request_timeout: PositiveSeconds = timeouts.REQUEST_TIMEOUT
+    session_timeout: PositiveSeconds = timeouts.SESSION_TIMEOUT
+    acquisition_timeout: PositiveSeconds = timeouts.ACQUISITION_TIMEOUT
+    unreachable_timeout: PositiveSeconds = timeouts.UNREACHABLE_TIMEOUT
     access: Literal["direct", "forward"] = "direct"
 
     @classmethod

@@ -17,12 +17,11 @@ from neops_remote_lab.client.answers import CALL_PATH, detail_of, parsed, raise_
 from neops_remote_lab.client.notices import Notices
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.text import one_line
+from neops_remote_lab.core.timeouts import REQUEST_TIMEOUT, UNREACHABLE_TIMEOUT
 from neops_remote_lab.models.session import LABEL_LENGTH, CreateSessionResponseDto
 
 __tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids and credentials
 
-UNREACHABLE_TIMEOUT: Final = 120.0
-"""Seconds for which calls are retried to a server that has answered before."""
 FIRST_CONTACT_TIMEOUT: Final = 30.0
 """Seconds for which calls are retried to a server that has never answered: its address may be wrong."""
 CLOSE_TIMEOUT: Final = 5.0
@@ -99,7 +98,7 @@ class ServerConnection:
     def __init__(
         self,
         base_url: str,
-        request_timeout: float = 30,
+        request_timeout: float = REQUEST_TIMEOUT,
         *,
         credentials: Credentials | None = None,
         unreachable_timeout: float = UNREACHABLE_TIMEOUT,

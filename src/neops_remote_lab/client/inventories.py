@@ -12,13 +12,12 @@ from typing import Any, Final
 
 import yaml
 
+from neops_remote_lab.client.addresses import address_of
 from neops_remote_lab.models.lab import DeviceInfoDto
 
 NORNIR_CONFIG: Final = "nornir.yaml"
 _NOT_IN_GROUP: Final = re.compile(r"[^A-Za-z0-9_]")
 _UNKNOWN: Final = "unknown"
-_CONTAINER: Final = "docker"
-"""The connection type of nodes that Ansible reaches with `docker exec`; their address is a container name."""
 
 
 def as_json(devices: Sequence[DeviceInfoDto]) -> str:
@@ -54,7 +53,7 @@ def for_nornir(devices: Sequence[DeviceInfoDto], directory: Path) -> dict[str, s
 def _nornir_host(device: DeviceInfoDto) -> dict[str, Any]:
     raw = device.raw
     known = {
-        "hostname": address(device),
+        "hostname": address_of(device),
         "port": raw.get("ansible_port"),
         "username": raw.get("ansible_user"),
         "password": password(device),
@@ -62,15 +61,6 @@ def _nornir_host(device: DeviceInfoDto) -> dict[str, Any]:
     }
     found = {name: value for name, value in known.items() if value is not None}
     return found | {"groups": [_group(device)], "data": raw}
-
-
-def address(device: DeviceInfoDto) -> str | None:
-    """The management address or host name of a device; None if netlab has none."""
-    raw = device.raw
-    management = raw.get("mgmt") or {}
-    managed: str | None = management.get("ipv4") or management.get("ipv6")
-    host: str | None = raw.get("ansible_host")
-    return (managed or host) if raw.get("ansible_connection") == _CONTAINER else (host or managed)
 
 
 def password(device: DeviceInfoDto) -> str | None:

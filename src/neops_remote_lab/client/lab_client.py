@@ -13,7 +13,7 @@ import httpx
 from neops_remote_lab.client.access import Credentials
 from neops_remote_lab.client.answers import detail_of, parsed, raise_for_error, retry_after
 from neops_remote_lab.client.artifacts import unpack_artifacts
-from neops_remote_lab.client.connection import CLOSE_TIMEOUT, GONE, UNREACHABLE_TIMEOUT, ServerConnection
+from neops_remote_lab.client.connection import CLOSE_TIMEOUT, GONE, ServerConnection
 from neops_remote_lab.client.devices import EXEC_TIMEOUT, ExecResult, devices_of, execute, require_device
 from neops_remote_lab.client.heartbeats import HEARTBEAT_INTERVAL, Heartbeats
 from neops_remote_lab.client.queue_position import QueuePosition
@@ -24,6 +24,12 @@ from neops_remote_lab.client.uploads import upload_of
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import SessionState
 from neops_remote_lab.core.ports import require_port
+from neops_remote_lab.core.timeouts import (
+    ACQUISITION_TIMEOUT,
+    REQUEST_TIMEOUT,
+    SESSION_TIMEOUT,
+    UNREACHABLE_TIMEOUT,
+)
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.health import DebugHealthDto
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto
@@ -92,9 +98,9 @@ class RemoteLabClient:
     def __init__(
         self,
         base_url: str,
-        request_timeout: float = 30,
-        session_timeout: float = 600,
-        lab_acquisition_timeout: float = 600,
+        request_timeout: float = REQUEST_TIMEOUT,
+        session_timeout: float = SESSION_TIMEOUT,
+        lab_acquisition_timeout: float = ACQUISITION_TIMEOUT,
         *,
         client: str | None = None,
         purpose: str | None = None,

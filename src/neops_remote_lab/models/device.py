@@ -79,7 +79,9 @@ class ExecResponseDto(BaseModel):
     truncated: bool = Field(default=False, description="true if the output exceeded the server's limit")
 
 
-Side = Annotated[int, Field(ge=1, le=65535)]
+MAX_SIDE: Final = 65535
+"""Maximum number of columns or rows of a terminal."""
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 class ConsoleControlDto(BaseModel):

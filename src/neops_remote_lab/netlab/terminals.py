@@ -18,8 +18,6 @@ from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.node_commands import Announcement, NodeCommands, docker_arguments, new_mark
 from neops_remote_lab.netlab.nodes import Node
 
-MAX_SIDE: Final = 65535
-"""Maximum number of columns or rows of a terminal."""
 EXIT_TIMEOUT: Final = 1.0
 """Seconds to wait for the exit status after the program has closed its terminal."""
 PIECE_BYTES: Final = 64 * 1024

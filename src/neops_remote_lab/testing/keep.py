@@ -14,6 +14,7 @@ from typing import Final
 import httpx
 import pytest
 
+from neops_remote_lab.client.addresses import address_of
 from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.client.progress import Progress
 from neops_remote_lab.client.state import DEFAULT_NAME, KeptSession, ProcessRecord, StateDirectory
@@ -165,11 +166,8 @@ def _is_saved(saved: KeptSession) -> bool:
 def _hints(lab: LabInUse, saved: KeptSession | None) -> list[str]:
     """How to reach the lab and how to let it go, one line each."""
     if saved is None:
-        addresses = (device.raw.get("mgmt") or {} for device in lab.devices)
-        shown = (address.get("ipv4") or address.get("ipv6") for address in addresses)
-        devices = zip(lab.devices, shown, strict=True)
         return [
-            *(f"  {device.name}: {address or 'no address'}" for device, address in devices),
+            *(f"  {device.name}: {address_of(device) or 'no address'}" for device in lab.devices),
             "  Ctrl-C ends the run",
         ]
     flags = _flags(saved)

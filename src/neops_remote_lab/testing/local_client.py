@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from neops_remote_lab.client.addresses import address_of
 from neops_remote_lab.client.artifacts import unpack_artifacts
 from neops_remote_lab.client.exceptions import SessionClosed
 from neops_remote_lab.core.ports import require_port
@@ -168,11 +169,10 @@ class LocalLabClient:
         require_port(port)
         if isinstance(device, str):
             device = DevicesDto(self._devices).named(device)
-        management = device.raw.get("mgmt") or {}
-        host = management.get("ipv4") or management.get("ipv6") or device.raw.get("ansible_host")
+        host = address_of(device)
         if not host:
             raise LookupError(f"netlab has no address for {device.name}")
-        return LocalPort(str(host), port)
+        return LocalPort(host, port)
 
     def artifacts(self, directory: str | Path, *, timeout: float | None = None) -> Path:  # noqa: ARG002 - see `release`
         """Write the artifacts of the running lab, or of the last lab that failed to start, to a directory.

@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from neops_remote_lab.core import timeouts
+
 if TYPE_CHECKING:
     import pytest
 
@@ -21,10 +23,14 @@ SETTINGS: dict[str, tuple[str, str | None, str]] = {
         None,
         "address of the server, such as `http://lab-host:8000/path`, or `local`: this machine's own netlab",
     ),
-    "request_timeout": ("SECONDS", "30", "seconds to wait for the response to a short call"),
-    "session_timeout": ("SECONDS", "600", "seconds to wait in the queue"),
-    "acquisition_timeout": ("SECONDS", "600", "seconds until a lab is free and running"),
-    "unreachable_timeout": ("SECONDS", "120", "seconds for which calls to an unreachable server are retried"),
+    "request_timeout": ("SECONDS", f"{timeouts.REQUEST_TIMEOUT:g}", "seconds to wait for the response to a short call"),
+    "session_timeout": ("SECONDS", f"{timeouts.SESSION_TIMEOUT:g}", "seconds to wait in the queue"),
+    "acquisition_timeout": ("SECONDS", f"{timeouts.ACQUISITION_TIMEOUT:g}", "seconds until a lab is free and running"),
+    "unreachable_timeout": (
+        "SECONDS",
+        f"{timeouts.UNREACHABLE_TIMEOUT:g}",
+        "seconds for which calls to an unreachable server are retried",
+    ),
     "retries": ("NUMBER", "0", "how often a lab that failed to start is started again"),
     "keep_on_failure": (
         "DURATION",
