@@ -127,6 +127,9 @@ def test_what_fixtures_offer_is_the_same(project: pytest.Pytester, machine: Mach
                 with remote_lab_client.forward(device, 22) as port:
                     assert (port.host, port.port) == (address, 22)
 
+        def test_devices(lab, remote_lab_client):
+            assert remote_lab_client.devices() == lab
+
         def test_access(reached):
             assert reached[0].raw["ansible_host"] == reached[0].raw["mgmt"]["ipv4"]
             assert reached[0].raw["ansible_port"] == 22
@@ -143,10 +146,21 @@ def test_what_fixtures_offer_is_the_same(project: pytest.Pytester, machine: Mach
         """
     )
     result = project.runpytest_subprocess()
-    result.assert_outcomes(passed=4, errors=1)
+    result.assert_outcomes(passed=5, errors=1)
     result.stdout.fnmatch_lines(["remote lab broken: netlab rejects the topology: *no_such_attribute*"])
     result.stdout.no_fnmatch_line("*Traceback*")
     assert machine.ups() == 3
+
+
+def test_a_worker_that_takes_a_lab_over_reaches_its_devices_by_name(project: pytest.Pytester, machine: Machine) -> None:
+    test = """
+        def test_1(shared, remote_lab_client):
+            with remote_lab_client.forward("r1", 22) as port:
+                assert port.host == shared[0].raw["mgmt"]["ipv4"]
+        """
+    project.makepyfile(test_one=test, test_two=test)
+    project.runpytest_subprocess("-p", "xdist", "-n", "2", "--dist", "loadfile").assert_outcomes(passed=2)
+    assert machine.ups() == 1
 
 
 @ALONE_AND_XDIST
@@ -427,7 +441,7 @@ def test_the_lab_of_a_failed_test_is_kept(project: pytest.Pytester, options: lis
     result.stdout.fnmatch_lines(
         [
             "remote lab: shared is kept for 2 s:",
-            "  r1: 192.168.*",
+            "  r1: 192.168.*, or docker exec -it clab-*-r1 sh",
             "  Ctrl-C ends the run",
             "remote lab: shared is no longer kept: the time is over",
         ]

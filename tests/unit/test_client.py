@@ -20,8 +20,8 @@ from neops_remote_lab.client.connection import CLOSE_TIMEOUT, ServerConnection
 from neops_remote_lab.client.exceptions import SessionClosed, SessionEnded
 from neops_remote_lab.client.lab_client import RemoteLabClient, default_label
 from neops_remote_lab.client.queue_position import LONGEST_POLL
+from neops_remote_lab.core.client_settings import UNREACHABLE_TIMEOUT
 from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.timeouts import UNREACHABLE_TIMEOUT
 from neops_remote_lab.core.topology_files import TopologyFiles
 from neops_remote_lab.models import DeviceInfoDto
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn, TypeAlias
 
+from neops_remote_lab.core.client_settings import ACQUISITION_TIMEOUT, SESSION_TIMEOUT
 from neops_remote_lab.core.text import printable_lines
-from neops_remote_lab.core.timeouts import ACQUISITION_TIMEOUT, SESSION_TIMEOUT
 
 PROGRAM: Final = "neops-remote-lab"
 CREDENTIALS: Final = "Credentials: a user name and a password in the address, REMOTE_LAB_TOKEN, REMOTE_LAB_CLIENT_CERT."

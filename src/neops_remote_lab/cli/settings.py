@@ -8,7 +8,12 @@ from typing import Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neops_remote_lab.api.settings import ServiceSettings
-from neops_remote_lab.core import timeouts
+from neops_remote_lab.core.client_settings import (
+    ACQUISITION_TIMEOUT,
+    REQUEST_TIMEOUT,
+    SESSION_TIMEOUT,
+    UNREACHABLE_TIMEOUT,
+)
 from neops_remote_lab.core.settings import PositiveSeconds, SettingsGroup, variable
 
 CLIENT_PREFIX: Final = "REMOTE_LAB_"
@@ -58,10 +63,10 @@ class ClientSettings(BaseModel):
     url: str | None = Field(default=None, repr=False)
     session: str | None = None
     session_id: str | None = Field(default=None, repr=False)
-    request_timeout: PositiveSeconds = timeouts.REQUEST_TIMEOUT
-    session_timeout: PositiveSeconds = timeouts.SESSION_TIMEOUT
-    acquisition_timeout: PositiveSeconds = timeouts.ACQUISITION_TIMEOUT
-    unreachable_timeout: PositiveSeconds = timeouts.UNREACHABLE_TIMEOUT
+    request_timeout: PositiveSeconds = REQUEST_TIMEOUT
+    session_timeout: PositiveSeconds = SESSION_TIMEOUT
+    acquisition_timeout: PositiveSeconds = ACQUISITION_TIMEOUT
+    unreachable_timeout: PositiveSeconds = UNREACHABLE_TIMEOUT
     access: Literal["direct", "forward"] = "direct"
 
     @classmethod

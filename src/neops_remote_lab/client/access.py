@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final, Self
 import httpx
 
 from neops_remote_lab.client.exceptions import InvalidSetting
+from neops_remote_lab.core.client_settings import LOCAL
 from neops_remote_lab.core.text import hide_secrets
 
 __tracebackhide__ = True  # pytest shows the arguments of a frame; here they are credentials
@@ -231,6 +232,8 @@ def _trouble_with(text: str, schemes: tuple[str, ...]) -> str | None:
 
 
 def _trouble_with_scheme(scheme: str, separator: str, schemes: tuple[str, ...]) -> str | None:
+    if scheme == LOCAL and schemes == _HTTP:
+        return f"is {LOCAL!r}, which needs no server but works only in pytest"
     if not separator:
         return f"lacks the scheme ({schemes[0]}://)"
     if scheme.lower() not in schemes:

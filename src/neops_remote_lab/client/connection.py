@@ -15,9 +15,9 @@ from neops_remote_lab.client import failures
 from neops_remote_lab.client.access import Access, Credentials
 from neops_remote_lab.client.answers import CALL_PATH, detail_of, parsed, raise_for_error, retry_after, without_session
 from neops_remote_lab.client.notices import Notices
+from neops_remote_lab.core.client_settings import REQUEST_TIMEOUT, UNREACHABLE_TIMEOUT
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.text import one_line
-from neops_remote_lab.core.timeouts import REQUEST_TIMEOUT, UNREACHABLE_TIMEOUT
 from neops_remote_lab.models.session import LABEL_LENGTH, CreateSessionResponseDto
 
 __tracebackhide__ = True  # pytest shows the arguments of a frame; here they contain session ids and credentials

@@ -21,15 +21,15 @@ from neops_remote_lab.client.session import Session
 from neops_remote_lab.client.start_phases import StartPhases
 from neops_remote_lab.client.topology_checks import TopologyChecks
 from neops_remote_lab.client.uploads import upload_of
-from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.codes import SessionState
-from neops_remote_lab.core.ports import require_port
-from neops_remote_lab.core.timeouts import (
+from neops_remote_lab.core.client_settings import (
     ACQUISITION_TIMEOUT,
     REQUEST_TIMEOUT,
     SESSION_TIMEOUT,
     UNREACHABLE_TIMEOUT,
 )
+from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.codes import SessionState
+from neops_remote_lab.core.ports import require_port
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.health import DebugHealthDto
 from neops_remote_lab.models.lab import AcquireResponseDto, DeviceInfoDto

@@ -14,7 +14,7 @@ from typing import Final
 import httpx
 import pytest
 
-from neops_remote_lab.client.addresses import address_of
+from neops_remote_lab.client.addresses import CONTAINER_CONNECTION, address_of
 from neops_remote_lab.client.lab_client import RemoteLabClient
 from neops_remote_lab.client.progress import Progress
 from neops_remote_lab.client.state import DEFAULT_NAME, KeptSession, ProcessRecord, StateDirectory
@@ -167,7 +167,7 @@ def _hints(lab: LabInUse, saved: KeptSession | None) -> list[str]:
     """How to reach the lab and how to let it go, one line each."""
     if saved is None:
         return [
-            *(f"  {device.name}: {address_of(device) or 'no address'}" for device in lab.devices),
+            *(f"  {device.name}: {_local_hint(device)}" for device in lab.devices),
             "  Ctrl-C ends the run",
         ]
     flags = _flags(saved)
@@ -179,6 +179,14 @@ def _hints(lab: LabInUse, saved: KeptSession | None) -> list[str]:
         f"  {PROGRAM} down{flags}   lets the lab go, and the run goes on",
         "  Ctrl-C ends the run",
     ]
+
+
+def _local_hint(device: DeviceInfoDto) -> str:
+    """How to reach a device from the lab host itself."""
+    address = address_of(device) or "no address"
+    if device.raw.get("ansible_connection") != CONTAINER_CONNECTION:
+        return address
+    return f"{address}, or docker exec -it {shlex.quote(str(device.raw.get('ansible_host')))} sh"
 
 
 def _flags(saved: KeptSession) -> str:

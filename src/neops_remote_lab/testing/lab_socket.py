@@ -88,6 +88,11 @@ class LabsOfController:
         """As `LocalLabs.destroy`."""
         self._call("destroy")
 
+    def devices(self) -> list[DeviceInfoDto]:
+        """As `LocalLabs.devices`."""
+        found: list[DeviceInfoDto] = self._call("devices")
+        return found
+
     def execute(self, device: str, words: Sequence[str], stdin: bytes, timeout: float) -> Done:
         """As `LocalLabs.execute`."""
         done: Done = self._call("execute", device, words, stdin, timeout)

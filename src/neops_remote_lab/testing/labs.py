@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, get_args
 
 import pytest
 
+from neops_remote_lab.core.client_settings import LOCAL
 from neops_remote_lab.core.topology_files import TopologyFiles
-from neops_remote_lab.testing.options import LOCAL
 
 Scope = Literal["function", "class", "module", "session"]
 """Scope of a lab fixture."""

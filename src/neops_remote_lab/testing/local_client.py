@@ -56,7 +56,6 @@ class LocalLabClient:
     def __init__(self, labs: Labs) -> None:
         self._labs = labs
         self._references: list[str] = []
-        self._devices: list[DeviceInfoDto] = []
         self.session_id = f"local-{uuid.uuid4().hex[:8]}"
         self.rejected: dict[Path | TopologyFiles, str] = {}
 
@@ -91,9 +90,9 @@ class LocalLabClient:
             Exception: as `LocalLabs.acquire`.
         """
         self._require_open()
-        reference, self._devices = self._labs.acquire(TopologyFiles.of(topology, extra_files), reuse)
+        reference, devices = self._labs.acquire(TopologyFiles.of(topology, extra_files), reuse)
         self._references.append(reference)
-        return self._devices
+        return devices
 
     def release(self, *, timeout: float | None = None) -> None:  # noqa: ARG002 - for unreachable servers
         """Release the reference of the last `acquire`. The lab is torn down when no reference is left.
@@ -129,6 +128,16 @@ class LocalLabClient:
         self._references.clear()
         self._labs.destroy()
 
+    def devices(self) -> list[DeviceInfoDto]:
+        """The devices of the running lab.
+
+        Raises:
+            LocalLabFailed: no lab is running.
+            SessionClosed: the client was closed.
+        """
+        self._require_open()
+        return self._labs.devices()
+
     def exec(
         self, device: str | DeviceInfoDto, command: str | Sequence[str], *, stdin: bytes = b"", timeout: float = 60
     ) -> ExecResult:
@@ -157,18 +166,19 @@ class LocalLabClient:
         """The address of a TCP port of a device. Nothing is forwarded, because this machine has routes to its labs.
 
         Args:
-            device: the device, or its name if this client has acquired the lab.
+            device: the device or its name.
             port: the port.
 
         Raises:
             ValueError: the port is not between 1 and 65535.
             LookupError: the lab has no such device, or netlab has no address for it.
+            LocalLabFailed: no lab is running.
             SessionClosed: the client was closed.
         """
         self._require_open()
         require_port(port)
         if isinstance(device, str):
-            device = DevicesDto(self._devices).named(device)
+            device = DevicesDto(self.devices()).named(device)
         host = address_of(device)
         if not host:
             raise LookupError(f"netlab has no address for {device.name}")

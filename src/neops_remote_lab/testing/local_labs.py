@@ -70,6 +70,9 @@ class Labs(Protocol):
     def destroy(self) -> None:
         """Tear the lab down, regardless of references."""
 
+    def devices(self) -> list[DeviceInfoDto]:
+        """The devices of the running lab."""
+
     def execute(self, device: str, words: Sequence[str], stdin: bytes, timeout: float) -> Done:
         """Run a command in a device of the running lab."""
 
@@ -196,6 +199,17 @@ class LocalLabs:
             self._references.clear()
         if remaining := self._manager.tear_down():
             raise LocalLabFailed(f"the lab could not be removed: {', '.join(remaining)} is left")
+
+    def devices(self) -> list[DeviceInfoDto]:
+        """The devices of the running lab.
+
+        Raises:
+            LocalLabFailed: no lab is running.
+        """
+        status = self._manager.status()
+        if not status.running:
+            raise LocalLabFailed("no lab is running")
+        return status.devices
 
     def execute(self, device: str, words: Sequence[str], stdin: bytes, timeout: float) -> Done:
         """Run a command in a device of the running lab.

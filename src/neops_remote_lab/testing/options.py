@@ -10,25 +10,36 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from neops_remote_lab.core import timeouts
+from neops_remote_lab.core.client_settings import (
+    ACQUISITION_TIMEOUT,
+    REQUEST_TIMEOUT,
+    SESSION_TIMEOUT,
+    UNREACHABLE_TIMEOUT,
+)
 
 if TYPE_CHECKING:
     import pytest
 
-LOCAL = "local"
-"""The address that selects the netlab of this machine, without a server."""
 SETTINGS: dict[str, tuple[str, str | None, str]] = {
     "url": (
         "URL",
         None,
         "address of the server, such as `http://lab-host:8000/path`, or `local`: this machine's own netlab",
     ),
-    "request_timeout": ("SECONDS", f"{timeouts.REQUEST_TIMEOUT:g}", "seconds to wait for the response to a short call"),
-    "session_timeout": ("SECONDS", f"{timeouts.SESSION_TIMEOUT:g}", "seconds to wait in the queue"),
-    "acquisition_timeout": ("SECONDS", f"{timeouts.ACQUISITION_TIMEOUT:g}", "seconds until a lab is free and running"),
+    "request_timeout": (
+        "SECONDS",
+        f"{REQUEST_TIMEOUT:g}",
+        "seconds to wait for the response to a short call",
+    ),
+    "session_timeout": ("SECONDS", f"{SESSION_TIMEOUT:g}", "seconds to wait in the queue"),
+    "acquisition_timeout": (
+        "SECONDS",
+        f"{ACQUISITION_TIMEOUT:g}",
+        "seconds until a lab is free and running",
+    ),
     "unreachable_timeout": (
         "SECONDS",
-        f"{timeouts.UNREACHABLE_TIMEOUT:g}",
+        f"{UNREACHABLE_TIMEOUT:g}",
         "seconds for which calls to an unreachable server are retried",
     ),
     "retries": ("NUMBER", "0", "how often a lab that failed to start is started again"),

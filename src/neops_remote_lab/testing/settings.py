@@ -6,8 +6,8 @@ from typing import Self
 
 from neops_remote_lab.client.access import Access, Credentials
 from neops_remote_lab.client.exceptions import InvalidSetting
+from neops_remote_lab.core.client_settings import LOCAL
 from neops_remote_lab.testing import ci
-from neops_remote_lab.testing.options import LOCAL
 from neops_remote_lab.testing.sources import Sources
 
 

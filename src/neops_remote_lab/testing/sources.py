@@ -9,8 +9,9 @@ from typing import Any, Final, Self
 
 import pytest
 
+from neops_remote_lab.core.client_settings import LOCAL
 from neops_remote_lab.testing.labs import ACCESSES, URL_MARKER
-from neops_remote_lab.testing.options import LOCAL, SETTINGS, flag, key, variable
+from neops_remote_lab.testing.options import SETTINGS, flag, key, variable
 
 MOST_DIGITS: Final = 6
 UNITS: Final = {"s": 1, "m": 60, "h": 3600}

@@ -1,7 +1,9 @@
-"""The client's default timeouts, in seconds."""
+"""Values of client settings: the address that needs no server, and the default timeouts in seconds."""
 
 from typing import Final
 
+LOCAL: Final = "local"
+"""The address that selects the netlab of this machine for a pytest run, without a server."""
 REQUEST_TIMEOUT: Final[float] = 30
 """For the response to a short call."""
 SESSION_TIMEOUT: Final[float] = 600
