@@ -36,23 +36,23 @@ def test_a_lab_has_a_directory_which_replaces_its_older_one(tmp_path: Path) -> N
     assert (output / "lab-1/configs/r1.cfg").read_bytes() == b"new"
 
 
-@pytest.mark.parametrize(
-    "archive",
-    [
-        packed(("../lab-1/x", b"x")),
-        packed(("lab-1/../../x", b"x")),
-        packed(("/lab-1/x", b"x")),
-        packed(("lab-1", b"x")),
-        packed(("lab-1/x", b""), kind=tarfile.SYMTYPE, link="/etc/passwd"),
-        packed(("lab-1/x", b""), kind=tarfile.LNKTYPE, link="lab-1/y"),
-        packed(("lab-1/x", b""), kind=tarfile.FIFOTYPE),
-        packed(("lab-1/x", b"x"), ("lab-2/x", b"x")),
-        packed(),
-        packed(("lab-1/x", b"x" * 10_000))[:-40],
-        b"<html>log in</html>",
-        b"",
-    ],
-)
+NO_ARCHIVES = {
+    "above the directory": packed(("../lab-1/x", b"x")),
+    "above the lab's directory": packed(("lab-1/../../x", b"x")),
+    "an absolute path": packed(("/lab-1/x", b"x")),
+    "a file in place of the directory": packed(("lab-1", b"x")),
+    "a symbolic link": packed(("lab-1/x", b""), kind=tarfile.SYMTYPE, link="/etc/passwd"),
+    "a hard link": packed(("lab-1/x", b""), kind=tarfile.LNKTYPE, link="lab-1/y"),
+    "a pipe": packed(("lab-1/x", b""), kind=tarfile.FIFOTYPE),
+    "two labs": packed(("lab-1/x", b"x"), ("lab-2/x", b"x")),
+    "no files": packed(),
+    "the beginning of an archive": packed(("lab-1/x", b"x" * 10_000))[:-40],
+    "a login page": b"<html>log in</html>",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("archive", NO_ARCHIVES.values(), ids=NO_ARCHIVES)
 def test_what_is_no_archive_of_a_lab_leaves_nothing_behind(tmp_path: Path, archive: bytes) -> None:
     output = tmp_path / "output"
     with pytest.raises(ValueError, match="the artifacts "):
