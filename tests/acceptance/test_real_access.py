@@ -18,6 +18,9 @@ from tests.fakes import wait_until
 from tests.server import LabServer, RealNetlab, running_real_server
 from tests.ssh_server import ssh_server
 
+# NAPALM has no driver for FRR or Linux hosts. Its drivers for other systems use netmiko or, for HTTP APIs and NETCONF,
+# the forwarded ports that tests/unit/test_reachable.py shows.
+
 pytestmark = [
     pytest.mark.netlab,
     on_lab_host,
@@ -45,6 +48,7 @@ import time
 import asyncssh
 import netmiko
 import pytest
+import scrapli
 
 
 @pytest.fixture
@@ -75,6 +79,15 @@ def test_netmiko_shows_the_router(r1):
         connection.disconnect()
 
 
+def test_scrapli_shows_the_router(r1):
+    login = scrapli.AuthOptions(username="root", password="admin")
+    unknown_host = scrapli.TransportBinOptions(enable_strict_key=False)
+    with scrapli.Cli(
+        r1["ansible_host"], port=r1["ansible_port"], auth_options=login, transport_options=unknown_host
+    ) as connection:
+        assert "FRRouting" in connection.send_input("vtysh -c 'show version'").result
+
+
 def test_an_adjacency_comes_up(ospf, remote_lab_client):
     for _ in range(120):
         result = remote_lab_client.exec("r2", ["vtysh", "-c", "show ip ospf neighbor json"])
@@ -83,6 +96,23 @@ def test_an_adjacency_comes_up(ospf, remote_lab_client):
             return
         time.sleep(0.5)
     pytest.fail("no OSPF adjacency")
+"""
+
+NORNIR = """
+import os
+
+from nornir import InitNornir
+from nornir.core.inventory import ConnectionOptions
+from nornir_netmiko import netmiko_send_command
+
+routers = InitNornir(config_file=os.environ["REMOTE_LAB_NORNIR_CONFIG"], logging={"enabled": False}).filter(name="r1")
+routers.inventory.hosts["r1"].connection_options["netmiko"] = ConnectionOptions(platform="linux", password="admin")
+print(routers.run(netmiko_send_command, command_string="vtysh -c 'show version'")["r1"].result)
+"""
+SCRIPT = """
+until test -e ready; do sleep 0.1; done
+python3 with_nornir.py
+ansible r1 -m raw -a "vtysh -c 'show version'" -e ansible_password=admin
 """
 
 
@@ -125,31 +155,60 @@ def network_of(container: str) -> list[str]:
     return ["nsenter", "--net", "--target", pid]
 
 
-def test_a_suite_passes_without_a_route_to_the_lab(lab_host: LabServer, tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    for name, text in {"ospf.yml": ROUTERS, "conftest.py": CONFTEST, "test_ospf.py": SUITE}.items():
-        (project / name).write_text(text)
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The directory of a user with a topology."""
+    directory = tmp_path / "project"
+    directory.mkdir()
+    (directory / "ospf.yml").write_text(ROUTERS)
+    return directory
+
+
+def run_in_the_network_of_a_user(command: list[str], project: Path, lab_host: LabServer) -> str:
+    """The output of a command, which must succeed. Once r1 has an SSH server, the project has a file `ready`."""
     environment = {
         **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(Path(neops_remote_lab.__path__[0]).parent),
         "REMOTE_LAB_URL": f"http://{HOST}:{lab_host.port}",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
-    plugins = ["-p", "neops_remote_lab.testing.plugin", "-p", "pytest_asyncio.plugin", "-o", "asyncio_mode=auto"]
-    with network_of_a_user() as there:
-        command = [*there, sys.executable, "-m", "pytest", *plugins, "-p", "no:cacheprovider"]
-        with subprocess.Popen(
-            command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process:
-            try:
-                wait_until(lambda: container_of("r1"), 120, "no router comes up")
-                r1 = container_of("r1") or ""
-                with ssh_server(network_of(r1), ["docker", "exec", "-i", r1]):
-                    (project / "ready").touch()
-                    output, _ = process.communicate(timeout=150)
-            finally:
-                process.kill()
+    with (
+        network_of_a_user() as there,
+        subprocess.Popen(
+            [*there, *command],
+            cwd=project,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
+        try:
+            wait_until(lambda: container_of("r1") or process.poll() is not None, 120, "no router comes up")
+            r1 = container_of("r1") or ""
+            assert r1, process.communicate()[0]
+            with ssh_server(network_of(r1), ["docker", "exec", "-i", r1]):
+                (project / "ready").touch()
+                output, _ = process.communicate(timeout=150)
+        finally:
+            process.kill()
     assert process.returncode == 0, output
-    assert "4 passed" in output
     wait_until(lambda: not RealNetlab().containers(), 60)
+    return output
+
+
+def test_a_suite_passes_without_a_route_to_the_lab(lab_host: LabServer, project: Path) -> None:
+    (project / "conftest.py").write_text(CONFTEST)
+    (project / "test_ospf.py").write_text(SUITE)
+    plugins = ["-p", "neops_remote_lab.testing.plugin", "-p", "pytest_asyncio.plugin", "-o", "asyncio_mode=auto"]
+    command = [sys.executable, "-m", "pytest", *plugins, "-p", "no:cacheprovider"]
+    assert "5 passed" in run_in_the_network_of_a_user(command, project, lab_host)
+
+
+def test_the_inventories_of_a_command_lead_to_the_devices(lab_host: LabServer, project: Path) -> None:
+    (project / "with_nornir.py").write_text(NORNIR)
+    (project / "script.sh").write_text(SCRIPT)
+    run = ["-m", "neops_remote_lab", "run", "ospf.yml", "--access", "forward", "--", "sh", "-e", "script.sh"]
+    output = run_in_the_network_of_a_user([sys.executable, *run], project, lab_host)
+    assert output.count("FRRouting") == 2, output
