@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 from tests.fork_server import ForkServer
 from tests.postgresql import Cluster, problem, running_cluster
 from tests.server import LabServer, running_server
-from tests.stores import sqlite_url
+from tests.stores import NewDatabase, sqlite_url
 
 REAL_NETLAB = (
     "tests/acceptance/test_real_netlab.py",
@@ -61,14 +62,19 @@ def cluster() -> Iterator[Cluster]:
         yield started
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database without a session, as `--database` names it: each test runs once for each kind of database."""
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def new_database(request: pytest.FixtureRequest) -> NewDatabase:
+    """Makes databases without a session: each test that uses them runs once for each kind of database."""
     if request.param == "sqlite":
-        yield sqlite_url(tmp_path / "lab.sqlite3")
-        return
+        return lambda directory: nullcontext(sqlite_url(directory / "remote-lab.sqlite3"))
     cluster: Cluster = request.getfixturevalue("cluster")
-    with cluster.database() as url:
+    return lambda _: cluster.database()
+
+
+@pytest.fixture
+def database(new_database: NewDatabase, tmp_path: Path) -> Iterator[str]:
+    """A database without a session, as `--database` names it."""
+    with new_database(tmp_path) as url:
         yield url
 
 

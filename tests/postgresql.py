@@ -16,10 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.engine import make_url
 
 from neops_remote_lab.store.sql.migrate import migrate
 from tests.fakes import wait_until
+
+if TYPE_CHECKING:
+    import psycopg
 
 PACKAGED: Final = Path("/usr/lib/postgresql")
 """Where Debian keeps the programs of each version of PostgreSQL."""
@@ -138,18 +143,41 @@ class Cluster:
         """Remove a database, and end the connections to it."""
         self.run_sql(f"DROP DATABASE {name} WITH (FORCE)")
 
-    def run_sql(self, statement: str, name: str = "postgres") -> list[tuple[Any, ...]]:
-        """Run one statement in a database, outside a transaction. Returns its rows."""
-        import psycopg
-
-        with psycopg.connect(host=str(self.directory), dbname=name, user=SUPERUSER, autocommit=True) as connection:
-            cursor = connection.execute(statement.encode())
-            return cursor.fetchall() if cursor.description else []
+    def run_sql(self, statement: str) -> None:
+        """Run one statement that concerns the whole server."""
+        with connected(self.url("postgres")) as connection:
+            connection.execute(statement.encode())
 
     def _run(self, name: str, *words: object) -> None:
         command = [str(_program(name)), *map(str, words)]
         done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, **_identity())
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def connected(url: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """A connection of another program to a database, which commits each statement."""
+    import psycopg
+
+    conninfo = url.replace("+psycopg", "")
+    with psycopg.connect(conninfo, autocommit=True, options="-c timezone=UTC") as connection:
+        yield connection
+
+
+@contextmanager
+def dumped_and_restored(url: str, archive: Path) -> Iterator[str]:
+    """The URL of a copy of a database, by way of an archive that `pg_dump` writes. It is removed afterwards."""
+    parsed = make_url(url)
+    name = f"{parsed.database}_restored"
+    where = ["--host", str(parsed.query["host"]), "--username", str(parsed.username)]
+    for command in (
+        ["pg_dump", *where, "--format=custom", "--file", str(archive), str(parsed.database)],
+        ["createdb", *where, name],
+        ["pg_restore", *where, "--exit-on-error", "--single-transaction", "--dbname", name, str(archive)],
+    ):
+        subprocess.run([str(_program(command[0])), *command[1:]], check=True)
+    yield parsed.set(database=name).render_as_string(hide_password=False)
+    subprocess.run([str(_program("dropdb")), *where, "--force", name], check=True)
 
 
 @contextmanager

@@ -112,7 +112,13 @@ class LabServer:
 
     @property
     def database(self) -> Path:
+        """The file of the database, unless a setting names another database."""
         return self.root / "remote-lab.sqlite3"
+
+    @property
+    def database_url(self) -> str:
+        """What `--database` names."""
+        return self.settings.get("database", f"sqlite+aiosqlite:///{self.database}")
 
     @property
     def work_dir(self) -> Path:
@@ -127,7 +133,7 @@ class LabServer:
         flags = {
             "host": "127.0.0.1",
             "port": str(self.port),
-            "database": f"sqlite+aiosqlite:///{self.database}",
+            "database": self.database_url,
             "work-dir": str(self.work_dir),
             "lock-dir": str(self.root / "locks"),
             "lab-host": "test-host",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,10 @@ from neops_remote_lab.store.sql.migrate import migrate
 HOST: Final = "lab-7"
 NOON: Final = datetime(2026, 5, 1, 12, tzinfo=UTC)
 BUSY_TIMEOUT: Final = 0.2
+
+
+NewDatabase = Callable[[Path], AbstractContextManager[str]]
+"""Makes a database without a session, for which there is a directory. It is named as `--database` does."""
 
 
 class OpenStores(Stores):

@@ -37,6 +37,7 @@ SHOWN = {
     "postgresql": "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')",
 }
 """A time in UTC as people read it."""
+PRESENT = {"sqlite": "'now'", "postgresql": "clock_timestamp()"}
 SECONDS = {
     "sqlite": "CAST(round((julianday({1}) - julianday({0})) * 86400) AS INTEGER)",
     "postgresql": "CAST(round(extract(epoch FROM {1} - {0})) AS INTEGER)",
@@ -46,12 +47,13 @@ SECONDS = {
 
 def views(dialect: str) -> dict[str, str]:
     """The queries of the views."""
-    time, seconds = SHOWN[dialect].format, SECONDS[dialect].format
+    time, seconds, now = SHOWN[dialect].format, SECONDS[dialect].format, PRESENT[dialect]
     return {
         "waiting": f"""
             SELECT row_number() OVER (PARTITION BY queue ORDER BY rank, number) AS place,
                    substr(session_id, 1, 8) AS session, client, purpose, {time("created_at")} AS waits_since,
-                   {time("last_seen_at")} AS last_seen, queue, rank, session_id
+                   {time("last_seen_at")} AS last_seen, {seconds("created_at", now)} AS waited_seconds,
+                   queue, rank, session_id
             FROM session WHERE state = 'waiting' ORDER BY queue, rank, number
         """,
         "active": f"""
@@ -82,6 +84,7 @@ def views(dialect: str) -> dict[str, str]:
                    end_detail AS end_reason,
                    {seconds("created_at", "coalesce(activated_at, ended_at)")} AS waited_seconds,
                    {seconds("activated_at", "ended_at")} AS held_seconds,
+                   {seconds("ended_at", now)} / 86400 AS ended_days_ago,
                    queue, host, slot, session_id
             FROM session WHERE state = 'ended' ORDER BY ended_at DESC
         """,

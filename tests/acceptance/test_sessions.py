@@ -19,13 +19,15 @@ from neops_remote_lab.client import RemoteLabClient
 from tests.chaos.shell import sql
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, running_server
+from tests.stores import NewDatabase
 
 UNKNOWN = "0" * 32
 
 
 @pytest.fixture(scope="module")
-def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
-    with running_server(tmp_path_factory.mktemp("server")) as server:
+def long_lived(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    directory = tmp_path_factory.mktemp("server")
+    with new_database(directory) as database, running_server(directory, database=database) as server:
         yield server
 
 
@@ -51,10 +53,10 @@ def background() -> Iterator[ThreadPoolExecutor]:
 
 def end_everybody(server: LabServer) -> None:
     for (session_id,) in sql(
-        server.database, "SELECT session_id FROM session WHERE state <> 'ended' ORDER BY number DESC"
+        server.database_url, "SELECT session_id FROM session WHERE state <> 'ended' ORDER BY number DESC"
     ):
         httpx.delete(f"{server.url}/session/{session_id}")
-    wait_until(lambda: not sql(server.database, "SELECT 1 FROM lab WHERE state <> 'ended'"), 20, "a lab is left")
+    wait_until(lambda: not sql(server.database_url, "SELECT 1 FROM lab WHERE state <> 'ended'"), 20, "a lab is left")
 
 
 def get(server: LabServer, path: str, **options: Any) -> httpx.Response:
@@ -106,7 +108,7 @@ def test_the_first_to_join_is_active_and_the_others_wait_in_order(server: LabSer
 def test_a_join_is_in_the_database_before_it_is_answered(server: LabServer) -> None:
     session_id = server.join(client="ann@office")
     query = "SELECT state, client FROM session WHERE session_id = ?"
-    assert sql(server.database, query, session_id) == [("active", "ann@office")]
+    assert sql(server.database_url, query, session_id) == [("active", "ann@office")]
 
 
 def test_many_who_join_at_once_get_different_places_and_one_of_them_the_lab(
@@ -293,7 +295,7 @@ def test_a_held_call_is_answered_when_an_operator_ends_its_session_with_sql(
     server.join()
     waiter = server.join()
     call = held_call(server, background, waiter)
-    sql(server.database, "UPDATE session SET state = 'ended' WHERE session_id = ?", waiter)
+    sql(server.database_url, "UPDATE session SET state = 'ended' WHERE session_id = ?", waiter)
     answer = call.result(10)
     assert answer.status_code == 410
     assert "ended by an operator" in answer.json()["detail"]
@@ -490,12 +492,12 @@ def test_who_holds_for_too_long_is_ended_although_it_calls(tmp_path: Path) -> No
 def test_an_operator_moves_the_queue_with_sql(server: LabServer) -> None:
     holder, first, second = (server.join() for _ in range(3))
     swap = "UPDATE session SET rank = ? WHERE session_id = ?"
-    numbers = dict(sql(server.database, "SELECT session_id, number FROM session WHERE state = 'waiting'"))
+    numbers = dict(sql(server.database_url, "SELECT session_id, number FROM session WHERE state = 'waiting'"))
     for number, session_id in ((-1, first), (numbers[first], second), (numbers[second], first)):
-        sql(server.database, swap, number, session_id)
+        sql(server.database_url, swap, number, session_id)
     wait_until(lambda: server.place(second)["position"] == 1, 5)
     assert server.place(first)["position"] == 2
-    sql(server.database, "UPDATE session SET state = 'ended', end_detail = 'lunch' WHERE session_id = ?", holder)
+    sql(server.database_url, "UPDATE session SET state = 'ended', end_detail = 'lunch' WHERE session_id = ?", holder)
     wait_until(lambda: server.place(second)["position"] == 0, 5)
     assert "lunch" in get(server, f"/session/{holder}").json()["detail"]
 
@@ -505,11 +507,11 @@ def test_an_operator_moves_the_queue_with_sql(server: LabServer) -> None:
 
 def test_health_touches_nothing(server: LabServer) -> None:
     server.join()
-    before = sql(server.database, "SELECT * FROM session ORDER BY number")
+    before = sql(server.database_url, "SELECT * FROM session ORDER BY number")
     answer = get(server, "/healthz")
     assert (answer.status_code, answer.content) == (204, b"")
     assert get(server, "/debug/health").status_code == 200
-    assert sql(server.database, "SELECT * FROM session ORDER BY number") == before
+    assert sql(server.database_url, "SELECT * FROM session ORDER BY number") == before
 
 
 def test_the_numbers_of_the_server_count_sessions(server: LabServer) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
-import sqlite3
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.chaos.shell import SQL_TAKES_EFFECT, ask, fake, in_background, is_active, lab, queue, sql
+from tests.chaos.shell import SQL_TAKES_EFFECT, ask, fake, in_background, is_active, lab, queue, refused, sql
 from tests.fakes import topology_text, wait_until
+from tests.postgresql import dumped_and_restored
 from tests.server import LabServer, running_server
+from tests.stores import NewDatabase, sqlite_url
 
 COOKBOOK = Path(__file__).parents[2] / "docs" / "sql.md"
 SESSION, CLIENT = "1a2b3c4d", "ann@laptop"
@@ -43,8 +43,9 @@ def recipe(heading: str, number: int = 0, session_id: str = "") -> str:
 
 
 @pytest.fixture(scope="module")
-def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
-    with running_server(tmp_path_factory.mktemp("server"), sql_poll="0.5") as server:
+def long_lived(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    directory = tmp_path_factory.mktemp("server")
+    with new_database(directory) as database, running_server(directory, database=database, sql_poll="0.5") as server:
         yield server
 
 
@@ -52,8 +53,8 @@ def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 def server(long_lived: LabServer) -> Iterator[LabServer]:
     """A server with the poll that it has by default, and an empty queue before and after."""
     yield long_lived
-    sql(long_lived.database, "UPDATE lab_host SET quarantine_reason = NULL")
-    sql(long_lived.database, "UPDATE session SET state = 'ended' WHERE state <> 'ended'")
+    sql(long_lived.database_url, "UPDATE lab_host SET quarantine_reason = NULL")
+    sql(long_lived.database_url, "UPDATE session SET state = 'ended' WHERE state <> 'ended'")
     wait_until(lambda: queue(long_lived)["length"] == 0 and long_lived.is_clean(), 20)
 
 
@@ -65,7 +66,7 @@ def test_views_answer_who_waits_and_who_holds_what(server: LabServer) -> None:
     holder = server.join(client="bob", purpose="nightly")
     waiting = [server.join(client=CLIENT), server.join()]
     assert server.acquire(holder, TOPOLOGY).status_code == 200
-    rows = [sql(server.database, recipe("Waiting and active sessions", number)) for number in range(5)]
+    rows = [sql(server.database_url, recipe("Waiting and active sessions", number)) for number in range(5)]
     assert [(row[0], row[1], row[2]) for row in rows[0]] == [
         (1, waiting[0][:8], CLIENT),
         (2, waiting[1][:8], None),
@@ -95,7 +96,7 @@ def test_the_end_of_the_active_session_takes_effect(
     holder, waiting = server.join(client=CLIENT), server.join()
     assert server.acquire(holder, TOPOLOGY).status_code == 200
     with in_background(server.place, waiting, 30) as held:
-        sql(server.database, recipe(heading, number, holder))
+        sql(server.database_url, recipe(heading, number, holder))
         assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
     answer = httpx.get(f"{server.url}/session/{holder}")
     assert answer.status_code == status
@@ -110,7 +111,7 @@ def test_the_end_of_an_active_session_stops_the_start_of_its_lab(server: LabServ
     holder, waiting = server.join(), server.join()
     with in_background(server.acquire, holder, topology_text(nodes=2, hang="start")) as call:
         wait_until(lambda: fake(server).containers())
-        sql(server.database, recipe("End a session", 0, holder))
+        sql(server.database_url, recipe("End a session", 0, holder))
         takes_effect(lambda: is_active(server, waiting))
         assert call.result().status_code == 404
     wait_until(server.is_clean)
@@ -120,12 +121,12 @@ def test_the_end_of_one_who_waits_takes_effect(server: LabServer) -> None:
     server.join()
     first, second = server.join(), server.join()
     with in_background(httpx.get, f"{server.url}/session/{first}?wait=30", timeout=60) as held:
-        sql(server.database, recipe("End a session", 0, first))
+        sql(server.database_url, recipe("End a session", 0, first))
         answer = held.result(SQL_TAKES_EFFECT)
     assert answer.status_code == 410
     assert "operator" in answer.json()["detail"]
     assert server.place(second)["position"] == 1
-    rows = sql(server.database, "SELECT ended, end_reason FROM session_history WHERE session_id = ?", first)
+    rows = sql(server.database_url, "SELECT ended, end_reason FROM session_history WHERE session_id = ?", first)
     assert rows[0][0] is not None
     assert rows[0][1] == "ended by an operator"
 
@@ -133,7 +134,7 @@ def test_the_end_of_one_who_waits_takes_effect(server: LabServer) -> None:
 def test_everybody_of_a_client_is_ended_and_nobody_else(server: LabServer) -> None:
     others = [server.join(client="bob"), server.join()]
     theirs = [server.join(client=CLIENT) for _ in range(3)]
-    sql(server.database, recipe("End a session", 2))
+    sql(server.database_url, recipe("End a session", 2))
     takes_effect(lambda: queue(server)["length"] == len(others))
     assert all(httpx.get(f"{server.url}/session/{session_id}").status_code == 410 for session_id in theirs)
     assert [server.place(session_id)["position"] for session_id in others] == [0, 1]
@@ -142,9 +143,12 @@ def test_everybody_of_a_client_is_ended_and_nobody_else(server: LabServer) -> No
 def test_only_those_who_wait_for_long_are_ended(server: LabServer) -> None:
     holder, old, young = (server.join() for _ in range(3))
     sql(
-        server.database, "UPDATE session SET created_at = '2020-01-01 00:00:00' WHERE session_id IN (?, ?)", holder, old
+        server.database_url,
+        "UPDATE session SET created_at = '2020-01-01 00:00:00' WHERE session_id IN (?, ?)",
+        holder,
+        old,
     )
-    sql(server.database, recipe("End a session", 3))
+    sql(server.database_url, recipe("End a session", 3))
     takes_effect(lambda: httpx.get(f"{server.url}/session/{old}").status_code == 410)
     assert is_active(server, holder)
     assert server.place(young)["position"] == 1
@@ -157,9 +161,9 @@ def test_the_order_is_changed(server: LabServer) -> None:
         return sorted(waiting, key=lambda session_id: int(server.place(session_id)["position"]))
 
     first, second, third = waiting
-    sql(server.database, recipe("Change the order", 0, third))
+    sql(server.database_url, recipe("Change the order", 0, third))
     takes_effect(lambda: order() == [third, first, second])
-    sql(server.database, recipe("Change the order", 1, first))
+    sql(server.database_url, recipe("Change the order", 1, first))
     takes_effect(lambda: order() == [third, second, first])
     late = server.join()
     assert server.place(late)["position"] == 4
@@ -172,7 +176,7 @@ def test_the_order_is_changed(server: LabServer) -> None:
 
 def test_the_queue_is_stopped_and_goes_on(server: LabServer) -> None:
     holder, waiting = server.join(), server.join()
-    sql(server.database, recipe("Quarantine", 0))
+    sql(server.database_url, recipe("Quarantine", 0))
     takes_effect(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
     assert queue(server)["quarantined"] == "maintenance until noon"
     assert server.acquire(holder, TOPOLOGY).status_code == 200  # whoever is active goes on
@@ -180,7 +184,7 @@ def test_the_queue_is_stopped_and_goes_on(server: LabServer) -> None:
     wait_until(server.is_clean)
     assert "maintenance" in server.place(waiting)["waiting_for"]
     with in_background(server.place, waiting, 30) as held:
-        sql(server.database, recipe("Quarantine", 1))
+        sql(server.database_url, recipe("Quarantine", 1))
         assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
     assert httpx.get(f"{server.url}/readyz").status_code == 200
 
@@ -195,7 +199,7 @@ def test_history_and_statistics(server: LabServer) -> None:
     assert server.acquire(failing, topology_text(fail="start"), name="broken.yml").status_code == 500
     assert ask(server, failing, "DELETE", f"/session/{failing}").status_code == 204
     sessions, labs, users, days, topologies, failures = (
-        sql(server.database, recipe("History and statistics", number)) for number in range(6)
+        sql(server.database_url, recipe("History and statistics", number)) for number in range(6)
     )
     assert [row[1] for row in sessions[:4]] == ["bob", "bob", CLIENT, CLIENT]
     assert {row[6] for row in sessions[:4]} == {"ended by its client"}
@@ -209,12 +213,12 @@ def test_history_and_statistics(server: LabServer) -> None:
 def test_what_has_happened(server: LabServer) -> None:
     first, second = server.join(client=CLIENT), server.join()
     assert server.acquire(first, TOPOLOGY).status_code == 200
-    sql(server.database, recipe("Change the order", 0, second))
-    sql(server.database, recipe("End a session", 1))
+    sql(server.database_url, recipe("Change the order", 0, second))
+    sql(server.database_url, recipe("End a session", 1))
     takes_effect(lambda: is_active(server, second))
     wait_until(server.is_clean)
-    wait_until(lambda: sql(server.database, "SELECT state FROM lab ORDER BY number DESC LIMIT 1") == [("ended",)])
-    story = sql(server.database, recipe("Events", 1, first))
+    wait_until(lambda: sql(server.database_url, "SELECT state FROM lab ORDER BY number DESC LIMIT 1") == [("ended",)])
+    story = sql(server.database_url, recipe("Events", 1, first))
     assert [(what, topology, code) for _, what, topology, _, code, _ in story] == [
         ("session_joined", None, None),
         ("session_granted", None, None),
@@ -227,7 +231,7 @@ def test_what_has_happened(server: LabServer) -> None:
         ("lab_ended", "topology.yml", "session_ended"),
     ]
     assert story[5][5] == "the lab host is needed for a demo"
-    latest = sql(server.database, recipe("Events", 0))
+    latest = sql(server.database_url, recipe("Events", 0))
     assert {row[1] for row in latest} >= {"session_moved", "session_granted"}
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row[0]) for row in latest)
 
@@ -235,16 +239,22 @@ def test_what_has_happened(server: LabServer) -> None:
 @pytest.mark.parametrize("number", range(len(RECIPES["Refused changes"])))
 def test_what_breaks_a_promise_is_refused(server: LabServer, number: int) -> None:
     sessions = [server.join() for _ in range(3)]
-    with pytest.raises(sqlite3.IntegrityError, match="constraint failed"):
-        sql(server.database, recipe("Refused changes", number))
+    with refused(server.database_url):
+        sql(server.database_url, recipe("Refused changes", number))
     assert [server.place(session_id)["position"] for session_id in sessions] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("time", ["", "noon", "12:00", "2026-02-30 10:00:00", "2026-01-01 24:00:00", 2460000.5, 0])
-def test_a_time_that_cannot_be_read_is_refused(server: LabServer, time: object) -> None:
+UNREADABLE: dict[str, list[object]] = {
+    "sqlite": ["", "noon", "12:00", "2026-02-30 10:00:00", "2026-01-01 24:00:00", 2460000.5, 0],
+    "postgresql": ["", "noon", "12:00", "2026-02-30 10:00:00", 2460000.5, 0, "infinity", "44-03-15 BC", "12026-01-01"],
+}
+
+
+def test_a_time_that_cannot_be_read_is_refused(server: LabServer) -> None:
     session_id = server.join()
-    with pytest.raises(sqlite3.IntegrityError, match="constraint failed"):
-        sql(server.database, "UPDATE session SET created_at = ? WHERE session_id = ?", time, session_id)
+    for time in UNREADABLE[server.database_url.partition("+")[0]]:
+        with refused(server.database_url):
+            sql(server.database_url, "UPDATE session SET created_at = ? WHERE session_id = ?", time, session_id)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +262,7 @@ def test_a_time_that_cannot_be_read_is_refused(server: LabServer, time: object) 
 )
 def test_a_time_that_a_person_writes_is_read(server: LabServer, time: str) -> None:
     session_id = server.join()
-    sql(server.database, "UPDATE session SET created_at = ? WHERE session_id = ?", time, session_id)
+    sql(server.database_url, "UPDATE session SET created_at = ? WHERE session_id = ?", time, session_id)
     takes_effect(lambda: queue(server)["sessions"][0]["age_seconds"] > 3600)
     assert is_active(server, session_id)
 
@@ -262,20 +272,34 @@ def test_many_operators_at_once_do_no_harm(server: LabServer) -> None:
     waiting = [server.join() for _ in range(8)]
     with ThreadPoolExecutor(4) as pool:
         for session_id in waiting[:6]:
-            pool.submit(sql, server.database, recipe("End a session", 0, session_id)).result()
-            pool.submit(sql, server.database, recipe("Change the order", 0, waiting[7])).result()
+            pool.submit(sql, server.database_url, recipe("End a session", 0, session_id)).result()
+            pool.submit(sql, server.database_url, recipe("Change the order", 0, waiting[7])).result()
     takes_effect(lambda: queue(server)["length"] == 3)
     assert [server.place(name)["position"] for name in (holder, waiting[7], waiting[6])] == [0, 1, 2]
 
 
-@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the sqlite3 shell is not installed")
-def test_a_backup_of_a_running_server_is_whole(server: LabServer, tmp_path: Path) -> None:
-    session_id = server.join()
+@pytest.fixture
+def session_id(server: LabServer) -> str:
+    return server.join()
+
+
+@pytest.fixture
+def backup(server: LabServer, session_id: str, tmp_path: Path) -> Iterator[str]:
+    """A backup of the server's database, made as the pages say and restored as another database."""
+    if not server.database_url.startswith("sqlite"):
+        with dumped_and_restored(server.database_url, tmp_path / "backup") as url:
+            yield url
+        return
+    if shutil.which("sqlite3") is None:
+        pytest.skip("the sqlite3 shell is not installed")
     copy = tmp_path / "copy.sqlite3"
     subprocess.run(["sqlite3", str(server.database), f".backup '{copy}'"], check=True)
-    with closing(sqlite3.connect(copy)) as database:
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert database.execute("SELECT session_id FROM active").fetchall() == [(session_id,)]
+    assert sql(copy, "PRAGMA integrity_check") == [("ok",)]
+    yield sqlite_url(copy)
+
+
+def test_a_backup_of_a_running_server_is_whole(server: LabServer, session_id: str, backup: str) -> None:
+    assert sql(backup, "SELECT session_id FROM active") == [(session_id,)]
     assert is_active(server, session_id)
     assert lab(server, session_id)["state"] == "none"
 

@@ -5,34 +5,64 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from neops_remote_lab.netlab import preload
+from neops_remote_lab.store.sql import urls
 from tests.fakes import FakeNetlab, wait_until
+from tests.postgresql import connected
 from tests.server import LabServer
 
 SQL_TAKES_EFFECT = 2.0
 """Seconds within which the server acts on what was written into its database."""
 
 
-def sql(database: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
-    """Run one statement as the `sqlite3` shell does: at once, foreign keys off; its rows."""
-    with closing(sqlite3.connect(database, isolation_level=None, timeout=10)) as connection:
-        return connection.execute(statement, values).fetchall()
+def sql(database: Path | str, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    """Run one statement as the `sqlite3` shell or `psql` does: at once, in SQLite without foreign keys; its rows.
+
+    Args:
+        database: a SQLite file, or what `--database` names.
+        statement: SQL, with `?` for each value.
+    """
+    if isinstance(database, str) and (file := urls.sqlite_file(urls.parse(database))):
+        database = file
+    if isinstance(database, str):
+        with connected(database) as connection:
+            cursor = connection.execute(statement.replace("%", "%%").replace("?", "%s").encode(), values)
+            return cursor.fetchall() if cursor.description else []
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=10)) as file_connection:
+        return file_connection.execute(statement, values).fetchall()
+
+
+def refused(database: str) -> AbstractContextManager[Any]:
+    """The context of a statement that the database must refuse, because it violates a constraint."""
+    if database.startswith("sqlite"):
+        return pytest.raises(sqlite3.IntegrityError, match="constraint failed")
+    import psycopg
+
+    return pytest.raises((psycopg.IntegrityError, psycopg.DataError, psycopg.errors.DatatypeMismatch))
 
 
 @contextmanager
-def locked(database: Path) -> Iterator[None]:
-    """Hold the database as somebody does who forgot to commit."""
-    with closing(sqlite3.connect(database, isolation_level=None, timeout=10)) as connection:
-        connection.execute("BEGIN EXCLUSIVE")
+def locked(database: Path | str) -> Iterator[None]:
+    """Hold the database as somebody does who forgot to commit: nobody else can write."""
+    if isinstance(database, str) and (file := urls.sqlite_file(urls.parse(database))):
+        database = file
+    if isinstance(database, str):
+        with connected(database) as connection, connection.transaction():
+            connection.execute("LOCK TABLE queue, session, lab, lab_reference, lab_host, event IN EXCLUSIVE MODE")
+            yield
+        return
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=10)) as file_connection:
+        file_connection.execute("BEGIN EXCLUSIVE")
         yield
-        connection.execute("ROLLBACK")
+        file_connection.execute("ROLLBACK")
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """The PostgreSQL database: one connection, which also listens for changes that other programs make."""
 
+import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
 import psycopg
+from psycopg.abc import Buffer
 from psycopg.errors import DeadlockDetected, LockNotAvailable
+from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import NullPool, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
@@ -15,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from neops_remote_lab.store.protocol import DatabaseError
 from neops_remote_lab.store.sql.database import SqlDatabase, Statement
 from neops_remote_lab.store.sql.dialect import Dialect
+from neops_remote_lab.store.sql.tables import written
 
 T = TypeVar("T")
 
@@ -125,6 +129,10 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
                 "a connection pooler answers in the place of PostgreSQL, and poolers drop notifications of changes: "
                 "name PostgreSQL itself with --database"
             )
+        if driver.info.parameter_status("server_encoding") != "UTF8":
+            await sql.close()
+            raise DatabaseError("the database must have the encoding UTF8")
+        driver.adapters.register_dumper(str, _TextDumper)
         for name, value in self._settings.items():
             await self._rows(driver, "SELECT set_config(:name, :value, false)", {"name": name, "value": value})
         driver.add_notify_handler(lambda notify: self._changed(by_us=notify.pid == pid))
@@ -135,7 +143,8 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
     async def _rows(self, driver: psycopg.AsyncConnection[Any], statement: str, values: dict[str, Any]) -> list[Any]:
         if statement not in self._statements:
             self._statements[statement] = str(text(statement).compile(dialect=self._engine.dialect)).encode()
-        cursor = await driver.execute(self._statements[statement], values)
+        stored = {name: _json(value) if isinstance(value, list) else value for name, value in values.items()}
+        cursor = await driver.execute(self._statements[statement], stored)
         return await cursor.fetchall() if cursor.description else []
 
     def _changed(self, *, by_us: bool) -> None:
@@ -161,9 +170,32 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
         return await super()._locked(work)
 
 
+class _TextDumper(StrDumperUnknown):
+    """Replaces the one character that PostgreSQL cannot store."""
+
+    def dump(self, obj: str) -> Buffer | None:
+        return super().dump(_storable(obj))
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _json(rows: list[Any]) -> str:
+    def stored(value: Any) -> Any:
+        match value:
+            case str():
+                return _storable(value)
+            case list() | tuple():
+                return [*map(stored, value)]
+        return value
+
+    return json.dumps(stored(rows), default=written)
+
+
 def _create_engine(url: URL, seconds: int) -> AsyncEngine:
     """Connections that notice within so many seconds that the server is lost, unless the URL says something else."""
     limits = {"connect_timeout": seconds, "tcp_user_timeout": seconds * 1000, "keepalives_idle": seconds}
-    options = {"fallback_application_name": "neops-remote-lab", **limits}
+    options = {"fallback_application_name": "neops-remote-lab", "client_encoding": "utf8", **limits}
     arguments = {name: value for name, value in options.items() if name not in url.query}
     return create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=arguments)

@@ -15,7 +15,8 @@ T = TypeVar("T")
 Connection = TypeVar("Connection")
 
 Statement: TypeAlias = tuple[str, dict[str, Any]]
-"""Plain SQL with named parameters (`:name`), and their values. Times are aware datetimes."""
+"""Plain SQL with named parameters (`:name`), and their values. Times are aware datetimes, and a list becomes JSON with
+times in UTC."""
 
 
 class SqlDatabase(Database, ABC, Generic[Connection]):

@@ -3,7 +3,6 @@
 Statements of the hot path are plain SQL, which the driver executes directly. The others use SQLAlchemy.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -17,7 +16,7 @@ from neops_remote_lab.store.protocol import SessionStore
 from neops_remote_lab.store.rows import DEFAULT_QUEUE, EndedSession, Ending, Joining, Quarantine, Session
 from neops_remote_lab.store.sql.database import SqlDatabase, Statement
 from neops_remote_lab.store.sql.dialect import Dialect
-from neops_remote_lab.store.sql.tables import EVENT, LAB, LAB_HOST, QUEUE, SESSION, SLOT, read, written
+from neops_remote_lab.store.sql.tables import EVENT, LAB, LAB_HOST, QUEUE, SESSION, SLOT, read
 
 _COLUMNS: Final = (
     "session.number, session.rank, session.session_id, session.state, session.client, session.purpose, "
@@ -119,8 +118,8 @@ class SqlSessionStore(SessionStore):
     async def _append(self, group: Sequence[Joining], promote: bool) -> list[Session]:
         first = {one.key or one.session_id: one for one in reversed(group)}  # the first join with each key
         new = [one for one in group if first[one.key or one.session_id] is one]
-        rows = [(one.session_id, one.client, one.purpose, one.key, written(one.now)) for one in new]
-        join = (self._join, {"queue": self._queue, "joining": json.dumps(rows)})
+        rows = [(one.session_id, one.client, one.purpose, one.key, one.now) for one in new]
+        join = (self._join, {"queue": self._queue, "joining": rows})
         promotion = [self._promotion(group[-1].now)] if promote else []
         added, *promoted = await self._database.run(join, *promotion, queue=self._queue, shielded=False)
         found = {row[-1] or row[2]: _session(row[:-1]) for row in added}
@@ -132,7 +131,7 @@ class SqlSessionStore(SessionStore):
         self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, promote: bool = True
     ) -> Ending:
         asked = list(session_ids)
-        end = {"ending": json.dumps(asked), "code": code, "detail": detail, "now": now}
+        end = {"ending": asked, "code": code, "detail": detail, "now": now}
         promotion = [self._promotion(now)] if promote else []
         ended, *granted = await self._database.run((self._end, end), *promotion, queue=self._queue)
         done = {session_id for (session_id,) in ended}

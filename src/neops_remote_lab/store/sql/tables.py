@@ -70,7 +70,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def written(time: datetime) -> str:
-    """A time as SQLite stores it."""
+    """A time as SQLite stores it, in UTC."""
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 

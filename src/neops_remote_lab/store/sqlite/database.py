@@ -1,6 +1,7 @@
 """The database file: one connection, its PRAGMAs, and transactions that survive cancellation."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -140,8 +141,16 @@ class SqliteDatabase(SqlDatabase[_Connections]):
 
 
 async def _rows(driver: aiosqlite.Connection, statement: str, values: dict[str, Any]) -> list[Any]:
-    texts = {name: written(value) if isinstance(value, datetime) else value for name, value in values.items()}
-    return list(await driver.execute_fetchall(statement, texts))
+    return list(await driver.execute_fetchall(statement, {name: _stored(value) for name, value in values.items()}))
+
+
+def _stored(value: Any) -> Any:
+    match value:
+        case datetime():
+            return written(value)
+        case list():
+            return json.dumps(value, default=written)
+    return value
 
 
 def _size(path: Path) -> int:
