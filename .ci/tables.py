@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from neops_remote_lab.cli.settings import Settings
+from neops_remote_lab.core.codes import EndCode, EventKind, OutcomeCode, QuarantineSource
 from neops_remote_lab.core.metrics import FAMILIES, PREFIX, Family
 from neops_remote_lab.core.settings import SettingsGroup, default_text, flag, groups_of, variable
 from neops_remote_lab.testing import options
@@ -46,6 +48,28 @@ def fields(model: type[BaseModel]) -> str:
     """The fields of a response."""
     rows = [(f"`{name}`", field.description or "") for name, field in model.model_fields.items()]
     return _table(("field", "meaning"), rows) + "\n"
+
+
+def end_codes() -> str:
+    """Why sessions end."""
+    rows = [(f"`{code}`", code.message.replace("{max_hold:g}", "…")) for code in EndCode]
+    return _table(("`end_code`", "`end_detail`"), rows) + "\n"
+
+
+def events() -> str:
+    """The kinds of events, with the codes and details that they have."""
+    columns: dict[EventKind, tuple[type[StrEnum] | None, str]] = {
+        EventKind.SESSION_MOVED: (None, "the old and the new rank"),
+        EventKind.SESSION_ENDED: (EndCode, "the reason, as a message"),
+        EventKind.LAB_ENDED: (OutcomeCode, "the outcome, as a message"),
+        EventKind.QUARANTINE_SET: (QuarantineSource, "the reason; the code says who set it"),
+        EventKind.QUARANTINE_LIFTED: (QuarantineSource, "the reason; the code says who had set it"),
+    }
+    rows = []
+    for kind in EventKind:
+        codes, detail = columns.get(kind, (None, ""))
+        rows.append((f"`{kind}`", ", ".join(f"`{code}`" for code in codes or ()), detail))
+    return _table(("`what`", "`code`", "`detail`"), rows) + "\n"
 
 
 def modules() -> str:

@@ -1,10 +1,10 @@
 """Enums that programs act on: states, and why something ended. The database stores the same values.
 
-Messages for people are separate and may be reworded. The values here are part of the public interface.
+The values are part of the public interface. Messages for people are separate attributes and may be reworded.
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 
 class SessionState(StrEnum):
@@ -32,16 +32,25 @@ ENDED: Final = "ended"
 
 
 class EndCode(StrEnum):
-    """Why a session ended."""
+    """Why a session ended.
 
-    CLIENT = "client"
-    """Its client ended it."""
-    STALE = "stale"
-    """Its client was last seen longer ago than the session timeout."""
-    MAX_HOLD = "max_hold"
-    """It was active for longer than `--max-hold`."""
-    OPERATOR = "operator"
-    """An operator ended it with SQL."""
+    Attributes:
+        message: the same for people. `{max_hold}` in it stands for the setting.
+    """
+
+    message: str
+
+    CLIENT = "client", "ended by its client"
+    STALE = "stale", "timeout: no call came from its client for too long"
+    MAX_HOLD = "max_hold", "maximum hold: it held the lab for more than {max_hold:g} s"
+    OPERATOR = "operator", "ended by an operator"
+
+    def __new__(cls, value: str, message: str = "") -> Self:
+        """Create a code."""
+        code = str.__new__(cls, value)
+        code._value_ = value
+        code.message = message
+        return code
 
 
 class OutcomeCode(StrEnum):

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import EndCode, QuarantineSource, SessionState
@@ -24,14 +23,6 @@ from neops_remote_lab.store.protocol import SessionStore
 from neops_remote_lab.store.rows import EndedSession, Joining, Quarantine, Session
 
 logger = logging.getLogger(__name__)
-
-_ENDED: Final = {
-    EndCode.CLIENT: "ended by its client",
-    EndCode.STALE: "timeout: no call came from its client for too long",
-    EndCode.MAX_HOLD: "maximum hold: it held the lab for more than {max_hold:g} s",
-    EndCode.OPERATOR: "ended by an operator",
-}
-"""Messages that say why a session ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +231,7 @@ class SessionQueue:
         return session_id in await self._end([session_id], EndCode.CLIENT)
 
     async def _end(self, session_ids: list[str], code: EndCode) -> tuple[str, ...]:
-        detail = _ENDED[code].format(max_hold=self._settings.max_hold)
+        detail = code.message.format(max_hold=self._settings.max_hold)
         ending = await self._store.end(session_ids, code, detail, self._clock.now(), promote=not self._grants_held)
         for session_id in session_ids:
             self._forget(session_id, code, detail)
@@ -305,7 +296,7 @@ class SessionQueue:
         self._polls.moved()
         for session_id in difference.vanished:
             self._metrics.ended(EndCode.OPERATOR, None)
-            self._log_end(session_id, _ENDED[EndCode.OPERATOR], None)
+            self._log_end(session_id, EndCode.OPERATOR.message, None)
         for session in self.active:
             if session.session_id not in before:
                 self._became_active(session)
