@@ -4,16 +4,17 @@ import logging
 import os
 import subprocess
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from neops_remote_lab.netlab import footprint, leftovers, ownership
+from neops_remote_lab.netlab import footprint, lab_network, leftovers, ownership
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay, failure
 from neops_remote_lab.netlab.footprint import Baseline, Footprint, HostObjects
+from neops_remote_lab.netlab.isolation import STATUS_FILE
 from neops_remote_lab.netlab.leftovers import Container, Instances
 from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import Workspace, abandoned_workspace, remove_workspace
@@ -26,6 +27,8 @@ DEFAULT_NETWORK: Final = "netlab_mgmt"
 """netlab's default name of the management network."""
 INSTANCE_IN_USE: Final = ('aborting "netlab up" request', "lab instance already running in")
 """netlab's messages when its instance is already registered for another directory."""
+STARTED: Final = "started"
+"""netlab's status of an instance whose nodes are running and configured."""
 MAX_NAMED: Final = 5
 """Maximum number of containers named in a message."""
 UNKNOWN_LEFTOVERS: Final = "something unknown, because the host cannot be queried ({reason}),"
@@ -54,14 +57,22 @@ class Cleaner:
         self._netlab = netlab
         self._settings = settings
         self._host = HostObjects(settings.host_root, netlab.run)
-        self.instances = Instances(netlab.status_file)
+        self._shared_instances = Instances(netlab.status_file)
+        self._sweeping = threading.Lock()
         self._list_unread = False
         """Whether the latest sweep could not read netlab's list of instances."""
 
-    def check_before_start(self, workspace: Workspace, interrupt: threading.Event) -> None:
+    def instances_of(self, base: Path) -> Instances:
+        """netlab's list of instances that has the lab in a directory: its own, if it runs beside others."""
+        if ownership.number_of(base) is None:
+            return self._shared_instances
+        return Instances(lambda: base / STATUS_FILE)
+
+    def check_before_start(self, workspace: Workspace, held: Collection[Path], interrupt: threading.Event) -> None:
         """Refuse a start that would collide with another lab, and record what exists on the host, so that it is kept.
 
         Args:
+            held: the directories of the labs of this process.
             interrupt: once set, aborts a running netlab command with InterruptedError.
 
         Raises:
@@ -69,7 +80,7 @@ class Cleaner:
             The exceptions of `run_netlab`.
         """
         self._netlab.status_file(interrupt)  # if this fails, the host's state is unknown and no lab may start
-        if self._list_unread and (remaining := self.sweep((), workspace.base)):
+        if self._list_unread and (remaining := self.sweep((), held)):
             raise LabInTheWay(f"{', '.join(remaining)} of an earlier lab could not be removed")
         networks, containers = None, []
         if leftovers.docker_is_installed(self._settings.docker):
@@ -83,7 +94,7 @@ class Cleaner:
                 logger.info(
                     "existing containers and networks are not checked, because docker fails: %s", failure(error)
                 )
-        if reason := self._collision(workspace, containers):
+        if reason := self._collision(workspace, containers) or self._collision_of_addresses(workspace):
             raise LabInTheWay(reason)
         footprint.write_baseline(workspace.base, Baseline(networks=networks, objects=frozenset(self._host.all())))
 
@@ -97,16 +108,58 @@ class Cleaner:
             return f"{_whose(met)} uses the Docker network {network}, which this lab needs"
         return None
 
+    def _collision_of_addresses(self, workspace: Workspace) -> str | None:
+        """Why a lab that should run beside others cannot: its addresses are not free, or another must run alone."""
+        if (number := ownership.number_of(workspace.base)) is None:
+            return None
+        subnet = self._netlab.numbers.subnet(number)
+        for found in lab_network.in_use(subnet):
+            return f"the interface {found.interface} of the host uses {found.network}, which this lab needs ({subnet})"
+        return self.in_the_way()
+
+    def require_own_containers(self, workspace: Workspace) -> None:
+        """Check that all containers with the name of a lab that runs beside others are its own.
+
+        Raises:
+            LabInTheWay: containers of another lab have that name.
+            The exceptions of `run_netlab`.
+        """
+        if ownership.number_of(workspace.base) is None:
+            return
+        others = _of_others(self._all_containers(expected=True), workspace.base)
+        if met := [found for found in others if found.lab == workspace.lab_name]:
+            raise LabInTheWay(f"{_whose(met)} has the name of this lab")
+
+    def runs(self, workspace: Workspace) -> bool:
+        """Whether every node of a lab that runs beside others is running. False if that is unknown."""
+        known = footprint.read_footprint(workspace.base, workspace.directory)
+        try:
+            status = self.instances_of(workspace.base).status(workspace.directory)
+            containers = self._all_containers(expected=True)
+        except (subprocess.SubprocessError, OSError, ValueError) as error:
+            logger.warning("lab %s: its state could not be determined: %s", workspace.lab_id, failure(error))
+            return False
+        running = {found.name for found in containers if found.is_below(workspace.base) and found.is_running}
+        return known is not None and status == STARTED and known.containers <= running
+
     def in_the_way(self) -> str | None:
         """Why no lab can start on this host; None if no reason is known.
+
+        Several labs of a server may run beside one that somebody started by hand, unless containerlab needs a lock: it
+        would not be taken for that lab.
 
         Raises:
             subprocess.SubprocessError, OSError, ValueError: netlab or Docker could not be queried.
         """
         if leftovers.docker_is_installed(self._settings.docker):
             self._netlab.require_docker()
-        elsewhere = self.instances.elsewhere(self._settings.work_dir)
-        return self._foreign_instance(elsewhere[DEFAULT_INSTANCE]) if DEFAULT_INSTANCE in elsewhere else None
+        several = self._settings.several_labs
+        if several and self._netlab.provider_lock.path is None:
+            return None
+        directory = self._shared_instances.elsewhere(self._settings.work_dir).get(DEFAULT_INSTANCE)
+        if directory is None or (several and not directory.is_dir()):  # a stale entry is not in their way
+            return None
+        return self._foreign_instance(directory)
 
     def instance_in_the_way(self, error: BaseException) -> str | None:
         """Name the foreign lab that made netlab refuse a start; None if the start failed for another reason."""
@@ -114,7 +167,7 @@ class Cleaner:
             message = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
             if any(words in str(message) for words in INSTANCE_IN_USE):
                 with suppress(subprocess.SubprocessError, OSError, ValueError):
-                    elsewhere = self.instances.elsewhere(self._settings.work_dir)
+                    elsewhere = self._shared_instances.elsewhere(self._settings.work_dir)
                     directory = elsewhere.get(DEFAULT_INSTANCE) or next(iter(elsewhere.values()), None)
                     return self._foreign_instance(directory) if directory else None
         return None
@@ -170,7 +223,7 @@ class Cleaner:
 
         netlab goes by names: it destroys any lab with this lab's name, and the bridges that this lab uses.
         """
-        if not workspace.snapshot.exists() or not self.instances.below(lab.base):
+        if not workspace.snapshot.exists() or not self.instances_of(lab.base).below(lab.base):
             return False
         if (known := lab.footprint) is None:
             return True
@@ -182,7 +235,7 @@ class Cleaner:
             footprint.protect_network(workspace.directory)
         return True
 
-    def sweep(self, directories: Sequence[Path], held: Path | None) -> list[str]:
+    def sweep(self, directories: Sequence[Path], held: Collection[Path]) -> list[str]:
         """Remove the leftovers of crashes below the work directory. Returns what could not be removed.
 
         The sweep finds containers and netlab instances by itself. Directories without our record, and those of a
@@ -191,21 +244,25 @@ class Cleaner:
 
         Args:
             directories: lab directories to check.
-            held: the directory of the current lab, which is kept.
+            held: the directories of the labs of this process, which are kept.
         """
+        with self._sweeping:  # labs of the same process would hinder each other
+            return self._sweep(directories, held)
+
+    def _sweep(self, directories: Sequence[Path], held: Collection[Path]) -> list[str]:
         root = self._settings.work_dir
         stale = set(directories)
         try:
             containers = [found for found in self._all_containers(expected=False) if found.is_below(root)]
             stale |= {root / found.lab_directory(root) for found in containers}
-            stale = {base for base in stale - {held} if ownership.is_abandoned(base, self._settings.lab_host)}
+            stale = {base for base in stale.difference(held) if ownership.is_abandoned(base, self._settings.lab_host)}
             self._list_unread = not (stale or self._can_read_list())
             if not self._list_unread:
-                stale |= {root / name for name in self.instances.directories(root)}
+                stale |= {root / name for name in self._shared_instances.directories(root)}
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             return [UNKNOWN_LEFTOVERS.format(reason=failure(error))]
         remaining: list[str] = []
-        for base in sorted(stale - {held}):
+        for base in sorted(stale.difference(held)):
             if ownership.is_abandoned(base, self._settings.lab_host):
                 logger.warning("sweep: removing %s, which an earlier server left behind", base)
                 self.end_processes(base.name)
@@ -225,13 +282,18 @@ class Cleaner:
         return True
 
     def _remove_leftovers(self, lab: _Lab, *, by_force: bool) -> list[str]:
+        with self._netlab.provider_lock.held() if by_force else nullcontext():
+            return self._remove_remaining(lab, by_force=by_force)
+
+    def _remove_remaining(self, lab: _Lab, *, by_force: bool) -> list[str]:
+        instances = self.instances_of(lab.base)
         remaining = self._remove_containers(lab, by_force=by_force)
         if by_force and not remaining:
             for found in self._host.leftovers_of(lab.footprint, lab.baseline):
                 self._host.remove(found)
-            self.instances.remove(lab.base)
+            instances.remove(lab.base)
         remaining += sorted(map(str, self._host.leftovers_of(lab.footprint, lab.baseline)))
-        return remaining + [f"netlab instance {name}" for name in self.instances.below(lab.base)]
+        return remaining + [f"netlab instance {name}" for name in instances.below(lab.base)]
 
     def _remove_containers(self, lab: _Lab, *, by_force: bool) -> list[str]:
         found = self._containers_of(lab)

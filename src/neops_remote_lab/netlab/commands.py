@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import psutil
-import yaml
 from pydantic import TypeAdapter
 
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.netlab import up_arguments
 from neops_remote_lab.netlab.failures import GOOD_NAME, RejectionClassifier, failure
-from neops_remote_lab.netlab.inventory import read_devices, read_lab
+from neops_remote_lab.netlab.inventory import Inventory, read_devices, read_lab
+from neops_remote_lab.netlab.isolation import FACTS, Isolation
+from neops_remote_lab.netlab.lab_numbers import LabNumbers
 from neops_remote_lab.netlab.leftovers import NOT_DOCKER
 from neops_remote_lab.netlab.process import PreloadedNetlab, run_docker, run_netlab, start_docker
+from neops_remote_lab.netlab.provider_lock import ProviderLock
 from neops_remote_lab.netlab.settings import NetlabSettings
+from neops_remote_lab.netlab.status_file import StatusFile
 from neops_remote_lab.netlab.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -32,9 +35,6 @@ ACCEPTED: Final = "Checking virtualization provider installation"
 SNAPSHOT_WRITTEN: Final = "into netlab.snapshot.pickle"
 """netlab prints this after it wrote its snapshot completely; the devices can be read from then on."""
 _DEVICES: Final = TypeAdapter(list[DeviceInfoDto])
-STATUS_FILE_SETTING: Final = "lab_status_file"
-DEFAULT_STATUS_FILE: Final = "~/.netlab/status.yaml"
-"""netlab's built-in default, which `netlab defaults` does not report."""
 SNAPSHOT_POLL: Final = 0.02
 """Seconds between two checks whether netlab has written its snapshot."""
 
@@ -46,17 +46,35 @@ class Prepared(NamedTuple):
     links: int
 
 
+class Limits(NamedTuple):
+    """Limits of `netlab create`."""
+
+    timeout: float
+    """Seconds."""
+    memory: int | None = None
+    """Maximum address space, in bytes."""
+    niceness: int = 0
+
+
 class NetlabCommands:
-    """Runs netlab in the work directory of a lab. All methods block."""
+    """Runs netlab in the work directory of a lab. All methods block.
+
+    Attributes:
+        numbers: the numbers of the labs of this process, if they run beside each other.
+        provider_lock: the lock for changes of the provider's objects without netlab.
+        status_file: netlab's list of instances on this host.
+    """
 
     def __init__(self, settings: NetlabSettings) -> None:
         self._settings = settings
+        self.numbers = LabNumbers(settings.lock_dir, settings.work_dir, settings.lab_network)
+        self.provider_lock = ProviderLock(settings)
         self._preloaded = PreloadedNetlab(settings.netlab)
-        self._status_file: Path | None = None
         self._is_docker = False
         self._arguments = up_arguments.split(settings.netlab_up_args)
         self._classifier = RejectionClassifier(self._create_good)
         self._ended = threading.Event()
+        self.status_file = StatusFile(settings, self._classifier, self._ended)
 
     def preload(self) -> None:
         """Begin to load the netlab process that will start the next lab. Returns before it is loaded."""
@@ -75,44 +93,69 @@ class NetlabCommands:
         """Generate a lab's configuration files, at low priority and with limited memory and time. Starts nothing.
 
         Raises:
-            TopologyRejected: netlab rejects the topology; the message is netlab's.
+            TopologyRejected: netlab rejects the topology (the message is netlab's), or the lab would share something
+                with other labs of this host.
             TimeoutError, MemoryError: netlab exceeded a limit.
+            LabInTheWay: too many labs of this host are running or prepared.
             The other exceptions of `run_netlab`.
         """
-        try:
-            self._create(
-                workspace.directory, self._topology_arguments(workspace), workspace.log, workspace.lab_id, interrupt
-            )
-        except subprocess.CalledProcessError as error:
-            self._classifier.raise_cause(error, interrupt, memory=self._settings.max_create_bytes)
-        except subprocess.TimeoutExpired as error:
-            limit = f"{error.timeout:g} s, the limit that --create-timeout sets on the lab host"
-            raise TimeoutError(f"netlab took longer than {limit}, to check this topology") from None
-        niceness = self._settings.create_niceness
-        with _invalid_output_as_failure():
-            devices, links = read_lab(lambda arguments: self._inspect(workspace, arguments, interrupt, niceness))
-        workspace.devices.write_bytes(_DEVICES.dump_json(devices))
-        return Prepared(devices, links)
+        made = self._prepare(workspace, self._check_limits, interrupt, spare=self._settings.slots)
+        return Prepared(made.devices, made.links)
 
     def prepare(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
-        """The devices of a lab that is about to start: those of a prepared lab, otherwise it is prepared now.
+        """The devices of a lab that is about to start beside others. Unless it is prepared, it is prepared now.
 
-        Raises the exceptions of `create`.
+        A lab that runs alone on its host needs no preparation: `netlab up` generates its files. Raises as `create`.
         """
         if workspace.devices.exists():
             return _DEVICES.validate_json(workspace.devices.read_bytes())
-        return self.create(workspace, interrupt).devices
+        return self._prepare(workspace, Limits(self._settings.up_timeout), interrupt).devices
 
-    def _create(self, directory: Path, what: list[str], log: Path, lab_id: str, interrupt: threading.Event) -> None:
+    @property
+    def _check_limits(self) -> Limits:
+        settings = self._settings
+        return Limits(settings.create_timeout, settings.max_create_bytes, settings.create_niceness)
+
+    def _prepare(
+        self, workspace: Workspace, limits: Limits, interrupt: threading.Event, *, spare: int = 0
+    ) -> Inventory:
+        isolation = self._isolate(workspace, spare) if self._settings.several_labs else None
+        what = self._topology_arguments(workspace) + (isolation.arguments() if isolation else [])
+        try:
+            self._create(workspace.directory, what, workspace.log, workspace.lab_id, limits=limits, interrupt=interrupt)
+        except subprocess.CalledProcessError as error:
+            self._classifier.raise_cause(error, interrupt, memory=limits.memory)
+        except subprocess.TimeoutExpired as error:
+            if limits.memory is None:  # no check, but a start
+                raise
+            limit = f"{error.timeout:g} s, the limit that --create-timeout sets on the lab host"
+            raise TimeoutError(f"netlab took longer than {limit}, to check this topology") from None
+        with _invalid_output_as_failure():
+            made = read_lab(
+                lambda arguments: self._inspect(workspace, arguments, interrupt, limits.niceness),
+                FACTS if isolation else "",
+            )
+        if isolation:
+            isolation.require(workspace.directory, made.facts)
+        workspace.devices.write_bytes(_DEVICES.dump_json(made.devices))
+        return made
+
+    def _isolate(self, workspace: Workspace, spare: int) -> Isolation:
+        number = self.numbers.take(workspace.base, spare=spare)
+        return Isolation(workspace.lab_name, number, self.numbers.subnet(number), self.provider_lock.path)
+
+    def _create(
+        self, directory: Path, what: list[str], log: Path, lab_id: str, *, limits: Limits, interrupt: threading.Event
+    ) -> None:
         run_netlab(
             ["create", *what],
             directory=directory,
-            timeout=self._settings.create_timeout,
+            timeout=limits.timeout,
             command=self._settings.netlab,
             log=log,
             kill_grace=self._settings.kill_grace,
-            memory=self._settings.max_create_bytes,
-            niceness=self._settings.create_niceness,
+            memory=limits.memory,
+            niceness=limits.niceness,
             max_log_bytes=self._settings.max_log_bytes,
             lab_id=lab_id,
             interrupt=interrupt,
@@ -126,7 +169,8 @@ class NetlabCommands:
         return self._classifier.wrong_defaults(interrupt)
 
     def _create_good(self, scratch: Path, interrupt: threading.Event) -> None:
-        self._create(scratch, [GOOD_NAME, *self._arguments.topology], scratch / "netlab.log", "", interrupt)
+        what = [GOOD_NAME, *self._arguments.topology]
+        self._create(scratch, what, scratch / "netlab.log", "", limits=self._check_limits, interrupt=interrupt)
 
     def up(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         """Start a lab, from prepared files if there are any, and return its devices.
@@ -290,40 +334,6 @@ class NetlabCommands:
         if not self._is_docker and not self.docker(["--version"]).startswith("Docker"):
             raise subprocess.SubprocessError(NOT_DOCKER)
         self._is_docker = True
-
-    def status_file(self, interrupt: threading.Event | None = None) -> Path:
-        """The path of netlab's list of instances on this host. The first successful answer is cached.
-
-        Args:
-            interrupt: once set, aborts the netlab command; without one, `cancel_queries` does.
-
-        Raises:
-            subprocess.SubprocessError: netlab fails, for example because of a mistake in the host's defaults.
-            The other exceptions of `run_netlab`.
-        """
-        if self._status_file is None:
-            self._status_file = Path(self._ask_status_file(interrupt or self._ended)).expanduser()
-        return self._status_file
-
-    def _ask_status_file(self, interrupt: threading.Event) -> str:
-        try:
-            printed = run_netlab(
-                ["defaults", "--format", "yaml", STATUS_FILE_SETTING],
-                directory=Path("/"),
-                timeout=self._settings.command_timeout,
-                command=self._settings.netlab,
-                kill_grace=self._settings.kill_grace,
-                interrupt=interrupt,
-            )
-        except subprocess.CalledProcessError as error:
-            if f"{STATUS_FILE_SETTING} not found" in str(error.stderr):
-                return DEFAULT_STATUS_FILE
-            self._classifier.require_good_defaults(interrupt)
-            raise
-        try:
-            return str(yaml.safe_load(printed)[STATUS_FILE_SETTING])
-        except (yaml.YAMLError, LookupError, TypeError):
-            raise subprocess.SubprocessError("netlab does not say where it keeps its list of instances") from None
 
     def _topology_arguments(self, workspace: Workspace) -> list[str]:
         """The topology, the operator's arguments for it, and a lab name that overrides any other."""

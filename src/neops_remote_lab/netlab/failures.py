@@ -33,6 +33,10 @@ class TopologyRejected(ValueError):
     """netlab rejects the topology; the message is netlab's."""
 
 
+class SharesHost(TopologyRejected):
+    """The topology would share something with other labs of this host; the message names its keys."""
+
+
 class LabInTheWay(BlockingIOError):
     """A lab of another process or user prevents ours from starting; the message names it."""
 

@@ -9,16 +9,20 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import yaml
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 FOOTPRINT: Final = "footprint.json"
 BASELINE: Final = "baseline.json"
 _HOSTS: Final = "etc/hosts"
+_HOSTS_LOCK: Final = "run/lock/clab-hosts.lock"
+HOSTS_TIMEOUT: Final = 10.0
+"""Seconds to wait for the lock of the hosts file. containerlab holds it for milliseconds."""
 _SSH: Final = "etc/ssh/ssh_config.d"
 _BLOCK: Final = re.compile(r"^###### CLAB-(.+)-START ######$", re.MULTILINE)
 
@@ -192,6 +196,15 @@ class HostObjects:
 
     def _remove_block(self, name: str) -> None:
         """Remove a block in place: a bind-mounted file cannot be replaced. Text before the block is not rewritten."""
+        with self._hosts_lock():
+            self._remove_block_of(name)
+
+    def _hosts_lock(self) -> AbstractContextManager[object]:
+        """The lock with which containerlab protects the hosts file, if this version has one."""
+        path = self._root / _HOSTS_LOCK
+        return FileLock(path, timeout=HOSTS_TIMEOUT, mode=0o644) if path.exists() else nullcontext()
+
+    def _remove_block_of(self, name: str) -> None:
         text = self._hosts()
         start, end = f"###### CLAB-{name}-START ######\n", f"###### CLAB-{name}-END ######\n"
         before, found, rest = text.partition(start)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from neops_remote_lab.models.lab import DeviceInfoDto
 from neops_remote_lab.netlab import ownership
-from neops_remote_lab.netlab.artifacts import ArtifactCollector
 from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import LabInTheWay
@@ -25,15 +24,12 @@ class HostLab:
     lab.
     """
 
-    def __init__(
-        self, settings: NetlabSettings, commands: NetlabCommands | None = None, lock: LabLock | None = None
-    ) -> None:
-        """`commands` and `lock` are given if the process has several labs: `HostLabs` creates them."""
+    def __init__(self, settings: NetlabSettings, commands: NetlabCommands, cleaner: Cleaner, lock: LabLock) -> None:
+        """Create a lab that shares commands, cleaner and lock with the others of this process. See `HostLabs`."""
         self._settings = settings
-        self.commands = commands or NetlabCommands(settings)
-        self._cleaner = Cleaner(self.commands, settings)
-        self.artifacts = ArtifactCollector(self.commands, settings)
-        self._lock = lock or LabLock(settings.lock_dir)
+        self.commands = commands
+        self._cleaner = cleaner
+        self._lock = lock
         self._held: Workspace | None = None
         self._leftovers: list[str] = []
 
@@ -55,23 +51,28 @@ class HostLab:
 
         Raises:
             LabInTheWay: a lab that is not ours prevents the start.
-            TopologyRejected: netlab rejects the topology; the message is netlab's.
+            TopologyRejected: netlab rejects the topology (the message is netlab's), or the lab would share something
+                with other labs of this host.
             The other exceptions of `run_netlab`.
         """
         try:
-            self._cleaner.check_before_start(workspace, interrupt)
+            if self._settings.several_labs:
+                self.commands.prepare(workspace, interrupt)
+            self._cleaner.check_before_start(workspace, self._lock.labs, interrupt)
         except BaseException:
             remove_workspace(workspace.base)  # nothing was started
             self._release(workspace)
             raise
         try:
-            return self.commands.up(workspace, interrupt)
+            devices = self.commands.up(workspace, interrupt)
+            self._cleaner.require_own_containers(workspace)
         except BaseException as error:
             in_the_way = self._cleaner.instance_in_the_way(error)
             self.tear_down()
             if in_the_way:
                 raise LabInTheWay(in_the_way) from error
             raise
+        return devices
 
     def reserve(self, workspace: Workspace) -> None:
         """Acquire the host's lab lock, which a lab needs before it is started or adopted. Never blocks.
@@ -79,27 +80,33 @@ class HostLab:
         Raises:
             LabInTheWay: another process holds the lock.
         """
-        self._lock.acquire()
+        self._lock.acquire(workspace.base)
         self._held = workspace
 
     def _release(self, workspace: Workspace) -> None:
         if self._held is workspace:  # otherwise another thread has released it
             self._held = None
-            self._lock.release()
+            self._lock.release(workspace.base)
 
     def adopt(self, workspace: Workspace) -> None:
         """Take over a lab that an earlier server started, whatever its state.
 
         Raises:
-            LabInTheWay: another process holds the lock of this host's lab.
+            LabInTheWay: another process holds the lock of this host's lab, or the lab's number.
         """
+        self._lock.expect(workspace.base)  # even if this fails, and is tried again
+        self.commands.numbers.adopt(workspace.base)
         self.reserve(workspace)
         self._cleaner.end_processes(workspace.lab_id)
         ownership.adopt(workspace.base, self._settings.lab_host)
 
     def runs(self) -> bool:
         """Whether every node of the lab is running, according to netlab and its provider."""
-        return self._held is not None and self.commands.runs(self._held)
+        if self._held is None:
+            return False
+        if ownership.number_of(self._held.base) is None:
+            return self.commands.runs(self._held)
+        return self._cleaner.runs(self._held)  # `netlab status` does not know where the lab's own status file is
 
     def tear_down(self) -> list[str]:
         """Tear the lab down and verify it. Returns what is left after the retries.
@@ -113,21 +120,17 @@ class HostLab:
             self._release(workspace)
         return leftovers
 
-    def directories(self) -> list[Path]:
-        """The lab directories that exist below the work directory."""
-        return ownership.directories(self._settings.work_dir)
-
     def sweep(self, directories: Sequence[Path] = ()) -> list[str]:
-        """Remove the leftovers of crashes, but not the current lab. Returns what could not be removed.
+        """Remove the leftovers of crashes, but no lab of this process. Returns what could not be removed.
 
         Args:
             directories: lab directories to check. Containers and netlab instances are found without them.
         """
-        return self._cleaner.sweep(directories, self._held.base if self._held else None)
+        return self._cleaner.sweep(directories, self._lock.labs)
 
     def netlab_status(self) -> str | None:
         """The lab's state in netlab's list of instances; None if the lab is not in the list."""
-        return self._cleaner.instances.status(self._held.directory) if self._held else None
+        return self._cleaner.instances_of(self._held.base).status(self._held.directory) if self._held else None
 
     def in_the_way(self) -> str | None:
         """Why no lab can start although the host is free: a lab that is not ours, or a stale entry in netlab's list.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from neops_remote_lab.netlab import ownership
 from neops_remote_lab.netlab.artifacts import ArtifactCollector
+from neops_remote_lab.netlab.cleaner import Cleaner
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_lock import LabLock
@@ -22,11 +23,12 @@ class HostLabs:
         self._settings = settings
         self.commands = NetlabCommands(settings)
         self.artifacts = ArtifactCollector(self.commands, settings)
+        self._cleaner = Cleaner(self.commands, settings)
         self._lock = LabLock(settings.lock_dir)
 
     def new(self) -> HostLab:
         """The lab of one more slot."""
-        return HostLab(self._settings, self.commands, self._lock)
+        return HostLab(self._settings, self.commands, self._cleaner, self._lock)
 
     def directories(self) -> list[Path]:
         """The lab directories that exist below the work directory."""

@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from neops_remote_lab.models.lab import DeviceInfoDto
 
@@ -17,19 +17,28 @@ _RAW: Final = (
 _ALL_DEVICES: Final = f"('devices', [[n, {_RAW}] for n, d in nodes.items()])"
 # The expression's globals are the topology's keys; a topology without links has no `links`.
 LINKS: Final = "len(globals().get('links') or [])"
-ALL: Final = f"type(nodes)([{_ALL_DEVICES}, ('links', {LINKS})])"
 
 Inspect = Callable[[Sequence[str]], str]
 """Runs `netlab inspect` with these arguments in the lab's work directory, and returns its output."""
 
 
+class Inventory(NamedTuple):
+    """What netlab made of a topology."""
+
+    devices: list[DeviceInfoDto]
+    links: int
+    """The number of links."""
+    facts: dict[str, Any]
+    """The value of an additional expression."""
+
+
 def read_devices(inspect: Inspect) -> list[DeviceInfoDto]:
-    """As `read_lab`, without the number of links."""
-    return read_lab(inspect)[0]
+    """As `read_lab`, only the nodes."""
+    return read_lab(inspect).devices
 
 
-def read_lab(inspect: Inspect) -> tuple[list[DeviceInfoDto], int]:
-    """All nodes of the lab and the number of its links.
+def read_lab(inspect: Inspect, facts: str = "") -> Inventory:
+    """All nodes of the lab, the number of its links, and the value of the expression `facts`, which is a mapping.
 
     This takes one netlab process, or one per node with a netlab that lacks the internal function for all nodes.
 
@@ -38,12 +47,19 @@ def read_lab(inspect: Inspect) -> tuple[list[DeviceInfoDto], int]:
         The exceptions of `inspect`.
     """
     try:
-        found = _object(inspect(["--format", "json", ALL]))
-        nodes, links = dict(found["devices"]), int(found["links"])
+        found = _object(inspect(["--format", "json", _everything(facts)]))
+        nodes, links, more = dict(found["devices"]), int(found["links"]), dict(found.get("facts", {}))
     except (subprocess.CalledProcessError, ValueError, LookupError):
         nodes = {name: _object(inspect(["--node", name, "--format", "json"])) for name in _names(inspect)}
         links = int(inspect([LINKS]))
-    return [DeviceInfoDto(name=name, raw=raw) for name, raw in nodes.items()], links
+        more = _object(inspect(["--format", "json", facts])) if facts else {}
+    return Inventory([DeviceInfoDto(name=name, raw=raw) for name, raw in nodes.items()], links, more)
+
+
+def _everything(facts: str = "") -> str:
+    """The expression for the nodes, the number of links, and `facts`."""
+    more = f", ('facts', {facts})" if facts else ""
+    return f"type(nodes)([{_ALL_DEVICES}, ('links', {LINKS}){more}])"
 
 
 def _names(inspect: Inspect) -> list[str]:

@@ -28,10 +28,25 @@ class LabLock:
         """`directory` contains the host's lock files."""
         self._lock = HostLock(directory, LAB_LOCK)
         self._guard = threading.Lock()
-        self._labs = 0
+        self._labs: set[Path] = set()
+        self._expected: set[Path] = set()
 
-    def acquire(self) -> None:
-        """Reserve the host for one more lab of this process. Never waits for another process's lab.
+    @property
+    def labs(self) -> frozenset[Path]:
+        """The directories of the labs of this process: those that hold the lock, and those to be adopted."""
+        with self._guard:
+            return frozenset(self._labs | self._expected)
+
+    def expect(self, base: Path) -> None:
+        """Count a lab as one of this process, although it does not hold the lock yet."""
+        with self._guard:
+            self._expected.add(base)
+
+    def acquire(self, base: Path) -> None:
+        """Reserve the host for a lab of this process. Never waits for another process's lab.
+
+        Args:
+            base: the lab's directory.
 
         Raises:
             LabInTheWay: another process holds the lock.
@@ -39,7 +54,7 @@ class LabLock:
         with self._guard:
             if not self._labs:
                 self._lock_host()
-            self._labs += 1
+            self._labs.add(base)
 
     def _lock_host(self) -> None:
         try:
@@ -49,10 +64,11 @@ class LabLock:
         with suppress(OSError):  # the note is only for messages
             self._lock.write_note(json.dumps(ownership.origin() | {"pid": os.getpid()}))
 
-    def release(self) -> None:
-        """Give one reservation back."""
+    def release(self, base: Path) -> None:
+        """Give the reservation of a lab back."""
         with self._guard:
-            self._labs -= 1
+            self._labs.discard(base)
+            self._expected.discard(base)
             if not self._labs:
                 self._lock.remove_note()
                 self._lock.release()

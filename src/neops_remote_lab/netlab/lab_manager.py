@@ -16,7 +16,7 @@ from neops_remote_lab.core.settings import read_settings
 from neops_remote_lab.core.topology_files import PathName, TopologyFiles
 from neops_remote_lab.models.lab import DeviceInfoDto, LabStatusDto
 from neops_remote_lab.netlab.failures import LabInTheWay, failure
-from neops_remote_lab.netlab.host_lab import HostLab
+from neops_remote_lab.netlab.host_labs import HostLabs
 from neops_remote_lab.netlab.lab_life import Decision, Observed, Operation, Step, Wanted, next_step
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.netlab.node_commands import Completed, NodeCommands
@@ -60,9 +60,10 @@ class LabManager:
             suffixes: accepted suffixes of a topology's file name.
         """
         # It has one lab, whatever the settings say about a server on this host.
-        self._settings = (settings or read_settings(NetlabSettings)).model_copy(update={"slots": 1})
+        self._settings = (settings or read_settings(NetlabSettings)).model_copy(update={"slots": 1, "prestart": False})
         self._suffixes = suffixes
-        self._host_lab = HostLab(self._settings)
+        host_labs = HostLabs(self._settings)
+        self._host_lab, self._artifacts = host_labs.new(), host_labs.artifacts
         self._guard = threading.Lock()
         self._teardown = threading.Lock()
         self._changed = threading.Event()
@@ -277,7 +278,7 @@ class LabManager:
             RuntimeError: there is no such lab.
             OSError: the archive cannot be written.
         """
-        now, lab, collector = Clock().now(), self._lab, self._host_lab.artifacts
+        now, lab, collector = Clock().now(), self._lab, self._artifacts
         if lab is not None and lab.state is LiveLabState.RUNNING:
             archive = collector.of_lab(lab.workspace, lab.devices, now, lab.interrupt)
         elif self._failed is not None:

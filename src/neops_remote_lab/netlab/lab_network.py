@@ -8,10 +8,13 @@ from typing import Final, NamedTuple
 
 import psutil
 
+from neops_remote_lab.netlab import ownership
 from neops_remote_lab.netlab.settings import NetlabSettings
 from neops_remote_lab.netlab.workspace import is_lab_name
 
 ROUTES: Final = Path("/proc/net/route")
+HOST_BITS: Final = 8
+"""Size of a lab's management network."""
 _DESTINATION: Final = 1
 _MASK: Final = 7
 
@@ -28,15 +31,25 @@ def problem(settings: NetlabSettings) -> str | None:
 
     Networks of our labs, which an earlier server may have left running, do not count.
     """
-    if settings.slots == 1:
+    if not settings.several_labs:
         return None
-    others = (found for found in in_use(settings.lab_network) if not is_lab_name(found.interface))
+    ours = {subnet_of(settings.lab_network, number) for number in ownership.numbers(settings.work_dir)}
+    others = (
+        found
+        for found in in_use(settings.lab_network)
+        if found.network not in ours and not is_lab_name(found.interface)
+    )
     if (met := next(others, None)) is None:
         return None
     return (
         f"the network {settings.lab_network}, from which labs get their management addresses, overlaps with "
         f"{met.network} on the interface {met.interface} of this host. Name another /16 with --lab-network"
     )
+
+
+def subnet_of(network: IPv4Network, number: int) -> IPv4Network:
+    """The part of the labs' network that the lab with a number gets: 10.199.7.0/24 for number 7, for example."""
+    return IPv4Network((network[number << HOST_BITS], 32 - HOST_BITS))
 
 
 def in_use(network: IPv4Network) -> Iterator[Network]:

@@ -41,6 +41,13 @@ class Container(NamedTuple):
     node: str = ""
     """netlab's name of the node that it is."""
     image: str = ""
+    status: str = ""
+    """Its state, in Docker's words."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs."""
+        return self.status.startswith("Up")
 
     def is_below(self, directory: Path) -> bool:
         """Whether the container belongs to a lab whose files are below a directory."""
@@ -81,6 +88,7 @@ def _container(row: dict[str, Any]) -> Container:
         tuple(row.get("Networks", "").split(",")),
         labels.get("clab-node-name", row["Names"]),
         row.get("Image", ""),
+        row.get("Status", ""),
     )
 
 

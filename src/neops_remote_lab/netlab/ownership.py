@@ -49,6 +49,12 @@ class Record(NamedTuple):
     """The id in the work directory's marker."""
     owner: str
     """The name of the lock file that the owning process holds."""
+    number: int | None = None
+    """The lab's number among the labs of its host. None for a lab that runs alone on its host."""
+
+    def content(self) -> dict[str, Any]:
+        """The content of the file."""
+        return {"program": PROGRAM} | {key: value for key, value in self._asdict().items() if value is not None}
 
 
 def claim(root: Path) -> str:
@@ -143,7 +149,7 @@ def new_directory(root: Path, lab_id: str, host: str) -> Path:
     draft = root / f".new-{lab_id}"
     draft.mkdir(mode=0o700)
     draft.chmod(root.stat().st_mode & 0o777)  # users who may enter the work directory may read its labs
-    _write(draft / RECORD, {"program": PROGRAM, **record._asdict()})
+    _write(draft / RECORD, record.content())
     return draft.rename(root / lab_id)
 
 
@@ -152,10 +158,11 @@ def proof(base: Path) -> Record | None:
     if base.is_symlink() or not base.is_dir():
         return None
     known = _read(base / RECORD)
-    fields = [known.get(field) for field in Record._fields]
+    number = known.pop("number", None)
+    fields = [known.get(field) for field in Record._fields if field != "number"]
     if known.get("program") != PROGRAM or not all(isinstance(field, str) for field in fields):
         return None
-    record = Record(*map(str, fields))
+    record = Record._make([*fields, number if isinstance(number, int) else None])
     return record if record.lab_id == base.name and record.work_dir == _marker(base.parent) else None
 
 
@@ -175,8 +182,36 @@ def adopt(base: Path, host: str) -> None:
     if (record := proof(base)) is None:
         return
     owner = _owner(base.parent, record.work_dir)
+    _replace(base, record._replace(owner=owner, host=host))
+
+
+def number_of(base: Path) -> int | None:
+    """The number of a lab. None if it has none, or if the directory is not provably ours."""
+    record = proof(base)
+    return record.number if record else None
+
+
+def numbers(root: Path) -> set[int]:
+    """The numbers of all labs below a work directory, of any owner."""
+    directories = root.iterdir() if root.is_dir() else ()
+    return {number for path in directories if (number := number_of(path)) is not None}
+
+
+def set_number(base: Path, number: int) -> None:
+    """Record the number of a lab, durably.
+
+    Raises:
+        PermissionError: the directory is not provably ours.
+    """
+    if (record := proof(base)) is None:
+        raise PermissionError(errno.EACCES, f"the directory {base.name} has no record of this server")
+    _replace(base, record._replace(number=number))
+
+
+def _replace(base: Path, record: Record) -> None:
     draft = base / f"{RECORD}.new"
-    _write(draft, {"program": PROGRAM, **record._replace(owner=owner, host=host)._asdict()})
+    draft.unlink(missing_ok=True)  # of a process that was killed
+    _write(draft, record.content())
     draft.replace(base / RECORD)
 
 

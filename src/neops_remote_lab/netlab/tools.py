@@ -7,12 +7,13 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from neops_remote_lab.netlab import lab_network
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import failure
 from neops_remote_lab.netlab.process import find_command, run_docker
+from neops_remote_lab.netlab.provider_lock import CONTAINERLAB, ProviderLock
 from neops_remote_lab.netlab.settings import NetlabSettings
 
-CONTAINERLAB: Final = "containerlab"
 TIMEOUT: Final = 10.0
 """Seconds that Docker may take to list containers."""
 VERSION_NICENESS: Final = 19
@@ -20,6 +21,11 @@ VERSION_NICENESS: Final = 19
 _VERSION = re.compile(r"\bv?(\d+\.\d+[\w.+-]*)")
 _MISSING: Final = "{what} cannot be run: install it{flag}{otherwise}"
 _NO_CONTAINERS: Final = ", or set --containers=no if this host runs no labs in containers"
+
+
+def refusal(settings: NetlabSettings) -> str | None:
+    """Why a server with these settings must not start on this host; None if it may. May block."""
+    return lab_network.problem(settings) or ProviderLock(settings).problem()
 
 
 def versions(settings: NetlabSettings, interrupt: threading.Event) -> str:

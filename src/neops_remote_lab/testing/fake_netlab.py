@@ -8,7 +8,8 @@ directory, by default ``$HOME/.fake-netlab``), which holds
 - ``log``: JSON lines of everything that was started, each phase it reached and how it ended;
 - ``system/``: what a start makes besides containers, as files below ``etc``, ``run`` and ``sys``: bridges for links of
   more than two nodes, a network namespace for each container, a block in the hosts file, an SSH configuration file;
-- ``violations``: a line for each lab that was started while another one was alive (absent when all is well);
+- ``violations``: a line for each lab that was started while another one was alive that it is not separate from
+  (absent when all is well): with the plugin multilab, labs of different ids are separate unless they share something;
 - ``control.json``: the knobs, see `KNOBS`. A topology may carry knobs of its own under ``x_fake``; those win.
 
 It is one file, which imports only the standard library, and PyYAML where YAML is read or written: it runs as a script
@@ -27,11 +28,12 @@ import re
 import signal
 import sys
 import time
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 TYPE_CHECKING = False  # typing itself takes 3 ms to import
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, NoReturn
 
     Data = dict[str, Any]
@@ -40,6 +42,9 @@ VERSION = "26.10"
 SNAPSHOT = "netlab.snapshot.pickle"
 LOCK = "netlab.lock"
 MGMT_NETWORK = "netlab_mgmt"
+MGMT_SUBNETS = ("192.168.121.0/24", "fd00:df:1ab::/64")
+MGMT_START = 100
+LOCK_COMMAND = "flock -E 42"
 MOST_WITHOUT_BRIDGE = 2
 DEPLOY = "containerlab deploy --reconfigure -t clab.yml"
 DESTROY = "containerlab destroy --cleanup -t clab.yml"
@@ -66,6 +71,8 @@ KNOBS = {
     "stubborn": "a hanging process ignores SIGTERM, SIGINT and SIGHUP",
     "hang_child": "a hanging process has a child that hangs as well and holds its output open",
     "spam_bytes": "how much is printed in the first phase of each process",
+    "status_race": "a list of instances with other labs is seen empty, as while it is being written: its reader dies",
+    "deploy_race": "containerlab commands at the same time fail and empty the hosts file, as before version 0.76",
     "leak_containers": "how many containers a down leaves behind",
     "leak_system": "a down leaves bridges, network namespaces, the block in the hosts file and the SSH configuration",
     "podman": "the docker command is podman's: another version line, and containers as JSON of another shape",
@@ -96,6 +103,12 @@ NODE_ATTRIBUTES = MODULES | words("""
     box clab config cpu device external group id image interfaces libvirt loopback memory mgmt module mtu name
     provider role router_id skip_config unmanaged
 """)
+MULTILAB_CHANGE = {
+    "name": "ml-{id}",
+    "defaults": {"name": "ml-{id}", "providers": {"clab": {"mgmt_default_ipv6": "fd00:df:1ab:{id}::/64"}}},
+    "addressing": {"mgmt": {"ipv4": "192.168.{id}.0/24", "_network": "nl_mgmt_{id}", "_bridge": "nl_mgmt_{id}"}},
+}
+MULTILAB_IDS = range(1, 201)
 LINK_ATTRIBUTES = MODULES | words("""
     bandwidth bridge clab disable group interfaces libvirt linkid members mtu name pool prefix ra role shutdown tc
     type unnumbered vlan_name
@@ -152,8 +165,8 @@ def parse(
             options[name] = options.get(name, 0) + 1
         elif name in valued.split() and (equals or waiting):
             options[name] = value if equals else waiting.pop(0)
-        elif name in {"-s", "--set"} and command in {"create", "up"} and (equals or waiting):
-            options.setdefault("-s", []).append(value if equals else waiting.pop(0))
+        elif name in {"-s", "--set", "--plugin"} and command in {"create", "up"} and (equals or waiting):
+            options.setdefault("-s" if name == "--set" else name, []).append(value if equals else waiting.pop(0))
         elif name in optional.split():
             follows = bool(waiting) and not waiting[0].startswith("-")
             options[name] = value if equals else waiting.pop(0) if follows else SNAPSHOT
@@ -300,7 +313,7 @@ def user_defaults() -> Data:
     return value if isinstance(value, dict) else {}
 
 
-def registry_path() -> Path:
+def shared_registry() -> Path:
     return Path(user_defaults().get("lab_status_file") or "~/.netlab/status.yaml").expanduser()
 
 
@@ -320,18 +333,31 @@ def dump_yaml(value: object) -> str:
     return str(yaml.dump(value, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), width=90))
 
 
-def read_registry() -> Data:
-    path = registry_path()
+def registry_path(topology: Data) -> Path:
+    """The list that has the lab: the host's, or one that the topology names."""
+    named = topology["status_file"]
+    return Path(named).expanduser() if named else shared_registry()
+
+
+def read_status(run: Run, topology: Data) -> Data:
+    """The list, read without its lock, as netlab reads it before it changes anything."""
+    instances = read_registry(registry_path(topology))
+    if run.knobs.get("status_race") and instances.keys() - {topology["lab_id"]}:
+        fatal(f"Cannot read lab status file {registry_path(topology)}")
+    return instances
+
+
+def read_registry(path: Path) -> Data:
     return dict(read_yaml(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
 
 
-def change_registry(change: Callable[[Data], None]) -> None:
+def change_registry(topology: Data, change: Callable[[Data], None]) -> None:
     def rewrite(text: str) -> str:
         instances = dict(read_yaml(text) or {})
         change(instances)
         return dump_yaml(instances)
 
-    change_locked(registry_path(), rewrite)
+    change_locked(registry_path(topology), rewrite)
 
 
 def note(instances: Data, lab_id: str, line: str, **fields: object) -> None:
@@ -349,7 +375,7 @@ def note(instances: Data, lab_id: str, line: str, **fields: object) -> None:
 
 
 def set_status(topology: Data, status: str) -> None:
-    change_registry(lambda instances: note(instances, topology["lab_id"], status, status=status))
+    change_registry(topology, lambda instances: note(instances, topology["lab_id"], status, status=status))
 
 
 def log_command(topology: Data, *lines: str) -> None:
@@ -357,7 +383,7 @@ def log_command(topology: Data, *lines: str) -> None:
         for line in lines:
             note(instances, topology["lab_id"], line, log_line=line)
 
-    change_registry(change)
+    change_registry(topology, change)
 
 
 # Topologies
@@ -434,16 +460,29 @@ def transform(raw: Data, path: Path, options: Data) -> Data:
         if attribute not in TOPOLOGY_ATTRIBUTES:
             errors.add("IncorrectAttr", "topology", f"Invalid topology attribute '{attribute}' found in topology")
     name = str(raw.get("name") or re.sub("[^A-Za-z0-9_]", "", Path(_cwd()).name)[:12])
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,15}", name):
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,15}|ml-[0-9]+", name):
         errors.add("IncorrectType", "topology", "attribute 'name' must be a 16-character identifier, found str")
+    mgmt = (raw.get("addressing") or {}).get("mgmt") or {}
+    multilab = defaults.get("multilab") or {}
+    clab = (defaults.get("providers") or {}).get("clab") or {}
     topology: Data = {
         "_netlab_version": VERSION,
         "name": name,
         "provider": provider,
         "input": [str(Path(_cwd()) / path), "package:topology-defaults.yml"],
         "defaults": {"device": device, "provider": provider},
-        "lab_id": f"external_{name}" if provider == "external" else "default",
-        "network": ((raw.get("addressing") or {}).get("mgmt") or {}).get("_network") or MGMT_NETWORK,
+        "lab_id": multilab.get("id") or (f"external_{name}" if provider == "external" else "default"),
+        "lock": multilab.get("lock", ""),
+        "status_file": defaults.get("lab_status_file", ""),
+        "lab_prefix": clab.get("lab_prefix", "clab"),
+        "network": mgmt.get("_network") or MGMT_NETWORK,
+        "mgmt": mgmt,
+        "subnets": [
+            mgmt.get("ipv4") or MGMT_SUBNETS[0],
+            ((defaults.get("addressing") or {}).get("mgmt") or {}).get("ipv6")
+            or clab.get("mgmt_default_ipv6", MGMT_SUBNETS[1]),
+        ],
+        "tools": list(raw.get("tools") or []),
         "validate": raw.get("validate") or {},
         "x_fake": raw.get("x_fake") or {},
         "nodes": node_dict(raw["nodes"]),
@@ -454,10 +493,54 @@ def transform(raw: Data, path: Path, options: Data) -> Data:
         errors.abort()
     topology["links"] = [connect(topology, index, members) for index, members in enumerate(links, 1)]
     for given, link in zip(raw.get("links") or [], topology["links"], strict=True):
-        if len(link["interfaces"]) > MOST_WITHOUT_BRIDGE:
+        if isinstance(given, dict) and "uplink" in (given.get("clab") or {}):
+            link["uplink"] = given["clab"]["uplink"]
+        elif len(link["interfaces"]) > MOST_WITHOUT_BRIDGE:
             named = given.get("bridge") if isinstance(given, dict) else None
             link["bridge"] = named or f"{name}_{link['linkindex']}"
     return topology
+
+
+def set_value(data: Data, dotted: str, value: str) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        if not isinstance(data.get(parent), dict):
+            data[parent] = {}
+        data = data[parent]
+    data[last] = int(value) if value.isdecimal() else value
+
+
+def multilab(raw: Data, path: Path) -> Data:
+    """What netlab's plugin makes of a topology: names and networks that contain the lab's id."""
+    errors = Errors(path)
+    found = (raw.get("defaults") or {}).get("multilab")
+    settings: Data = found if isinstance(found, dict) else {}
+    number = settings.get("id")
+    if number is None:
+        errors.add("MissingValue", "multilab", "multilab plugin requires defaults.multilab.id parameter")
+        errors.abort()
+    if number not in MULTILAB_IDS:
+        text = "attribute 'defaults.multilab.id' must be an integer between 1 and 200"
+        errors.add("IncorrectValue", "multilab", text)
+        errors.abort()
+    change = merged(MULTILAB_CHANGE, settings.get("change") or {})
+    return merged(raw, formatted(change, {"{id}": str(number), "{name}": str(raw.get("name"))}))
+
+
+def merged(data: Data, change: Data) -> Data:
+    result = dict(data)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(data.get(key), dict)
+        result[key] = merged(data[key], value) if both else value
+    return result
+
+
+def formatted(value: Any, words: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: formatted(item, words) for key, item in value.items()}
+    for word, text in words.items():
+        value = value.replace(word, text) if isinstance(value, str) else value
+    return value
 
 
 def node_dict(nodes: Iterable[Any]) -> Data:
@@ -496,7 +579,7 @@ def node_data(topology: Data, name: str, number: int, device: str, given: Data) 
         "device": device,
         "id": number,
         "interfaces": [],
-        "mgmt": {"ifname": "eth0", "ipv4": address("192.168.121.100", number)},
+        "mgmt": {"ifname": "eth0", "ipv4": address(topology["subnets"][0].partition("/")[0], MGMT_START + number)},
         "name": name,
         "role": role,
     }
@@ -507,11 +590,20 @@ def node_data(topology: Data, name: str, number: int, device: str, given: Data) 
         node.update(module=["routing"], routing={"static": []})
     if container:
         node["mgmt"]["mac"] = f"ca:fe:00:{number % 256:02x}:00:00"
-        node.update(container_data(topology["name"], name, device))
-    return {**node, **given, "device": device, "mgmt": {**node["mgmt"], **given.get("mgmt", {})}}
+        node.update(container_data(topology, name, device))
+        if "ipv6" in topology["mgmt"]:
+            node["mgmt"]["ipv6"] = f"{topology['mgmt']['ipv6'].partition('/')[0]}{MGMT_START + number:x}"
+    own = {"mgmt": {**node["mgmt"], **given.get("mgmt", {})}}
+    own |= {"clab": {**node["clab"], **(given.get("clab") or {})}} if container else {}
+    return {**node, **given, "device": device, **own}
 
 
-def container_data(lab: str, name: str, device: str) -> Data:
+def container_name(topology: Data, node: str) -> str:
+    prefix = topology["lab_prefix"]
+    return f"{prefix}-{topology['name']}-{node}" if prefix else node
+
+
+def container_data(topology: Data, name: str, device: str) -> Data:
     if device == "linux":
         config = {"initial": ":ns", "routing": ":ns"}
         clab: Data = {"config_templates": [{"mode": "ns", "source": part, "target": ""} for part in config]}
@@ -525,7 +617,7 @@ def container_data(lab: str, name: str, device: str) -> Data:
     return {
         "_node_config": config,
         "clab": {"binds": [hosts], "kind": "linux", **clab},
-        "hostname": f"clab-{lab}-{name}",
+        "hostname": container_name(topology, name),
         "mtu": 1500,
         "netlab_ansible_skip_module": list(config),
     }
@@ -630,17 +722,36 @@ def write_file(path: str, text: str) -> None:
 
 
 def clab_yaml(topology: Data) -> str:
-    lines = [f"name: {topology['name']}", 'prefix: "clab"', "", "mgmt:", f"  network: {topology['network']}"]
-    lines += ["  ipv4-subnet: 192.168.121.0/24", "  ipv6-subnet: fd00:df:1ab::/64", "topology:", "  nodes:"]
+    prefix, (ipv4, ipv6) = topology["lab_prefix"], topology["subnets"]
+    lines = [f"name: {topology['name']}", f'prefix: "{prefix}"', "", "mgmt:", f"  network: {topology['network']}"]
+    lines += [f"  ipv4-subnet: {ipv4}", f"  ipv6-subnet: {ipv6}"]
+    lines += [f"  bridge: {topology['mgmt']['_bridge']}"] if topology["mgmt"].get("_bridge") else []
+    lines += ["topology:", "  nodes:"]
     for name, node in managed(topology).items():
-        lines += [f"    {name}:", f"      mgmt-ipv4: {node['mgmt']['ipv4']}", "      kind: linux"]
-        lines += ["      restart-policy: 'no'", f"      image: {node['box']}"]
+        lines += [f"    {name}:", f"      mgmt-ipv4: {node['mgmt']['ipv4']}"]
+        lines += [f"      mgmt-ipv6: {node['mgmt']['ipv6']}"] if "ipv6" in node["mgmt"] else []
+        lines += [f"      kind: {node['clab']['kind']}", "      restart-policy: 'no'"]
+        lines += [f"      {key}: {node['clab'][key]}" for key in ("network-mode", "ports") if key in node["clab"]]
+        lines += [f"      image: {node['box']}"]
     for bridge in bridges(topology):
         lines += [f"    {bridge}:", "      kind: bridge"]
     lines += ["  links:"] if topology["links"] else []
     for link in topology["links"]:
-        lines += ["  - endpoints:", *(f'    - "{end["node"]}:{end["ifname"]}"' for end in link["interfaces"])]
+        ends = [f"{end['node']}:{end['ifname']}" for end in link["interfaces"]]
+        if "bridge" in link:
+            for name, end in zip(ends, link["interfaces"], strict=True):
+                lines += ["  - endpoints:", f'    - "{name}"', f'    - "{bridge_end(topology, link, end)}"']
+        elif "uplink" in link:
+            lines += ["  - endpoints:", f'    - "{ends[0]}"', f'    - "macvlan:{link["uplink"]}"']
+        else:
+            lines += ["  - endpoints:", *(f'    - "{name}"' for name in ends)]
     return "\n".join(lines) + "\n"
+
+
+def bridge_end(topology: Data, link: Data, end: Data) -> str:
+    """The interface of a bridge that is connected to a node. Its name is unique on the host if the lab has an id."""
+    number = topology["lab_id"] if isinstance(topology["lab_id"], int) else 0
+    return f"{link['bridge']}:bni{number}n{topology['nodes'][end['node']]['id']}i{end['ifindex']}"
 
 
 def managed(topology: Data) -> Data:
@@ -750,20 +861,22 @@ def lab_containers(state: Path, lab: str) -> list[Data]:
 
 def create_container(run: Run, topology: Data, name: str) -> None:
     full_id = os.urandom(32).hex()
-    lab, node = topology["name"], topology["nodes"][name]
+    lab, node, full_name = topology["name"], topology["nodes"][name], container_name(topology, name)
     container = {
         "id": full_id[:12],
         "full_id": full_id,
-        "name": f"clab-{lab}-{name}",
+        "name": full_name,
         "image": node["box"],
         "created": time.time(),
         "state": "running",
-        "network": topology["network"],
+        "network": "host" if node["clab"].get("network-mode") == "host" else topology["network"],
+        "lab_id": topology["lab_id"],
+        "subnet": topology["subnets"][0],
         "ipv4": node["mgmt"]["ipv4"],
         "labels": {
             "clab-node-kind": "linux",
             "clab-node-lab-dir": f"{_cwd()}/clab-{lab}/{name}",
-            "clab-node-longname": f"clab-{lab}-{name}",
+            "clab-node-longname": full_name,
             "clab-node-name": name,
             "clab-topo-file": f"{_cwd()}/clab.yml",
             "containerlab": lab,
@@ -773,11 +886,17 @@ def create_container(run: Run, topology: Data, name: str) -> None:
     run.log("node", node=name, container=full_id[:12])
 
 
-def create_network(state: Path, name: str) -> None:
+def create_network(state: Path, topology: Data) -> None:
+    name, subnet = topology["network"], topology["subnets"][0]
     path = state / "networks" / name
     if not path.exists():
         complain(f"INFO Creating docker network name={name}")
+        for other in (state / "networks").glob("[!.]*"):
+            if json.loads(other.read_text(encoding="utf-8")).get("subnet") == subnet:
+                complain("Error response from daemon: Pool overlaps with other one on this address space")
+                command_failed(topology, DEPLOY, "netlab up")
         network = {"name": name, "id": os.urandom(32).hex(), "created": time.time(), "driver": "bridge"}
+        network["subnet"] = subnet
         write_whole(path, json.dumps(network))
 
 
@@ -792,7 +911,7 @@ def remove_containers(state: Path, lab: str, network: str, keep: int = 0) -> Non
 
 
 def make_system(state: Path, topology: Data) -> None:
-    lab, names = topology["name"], [f"clab-{topology['name']}-{name}" for name in managed(topology)]
+    lab, names = topology["name"], [container_name(topology, name) for name in managed(topology)]
     system = state / "system"
     for folder in ("sys/class/net", "run/netns", "etc/ssh/ssh_config.d"):
         (system / folder).mkdir(parents=True, exist_ok=True)
@@ -811,7 +930,7 @@ def make_system(state: Path, topology: Data) -> None:
 def remove_system(state: Path, topology: Data) -> None:
     lab, system = topology["name"], state / "system"
     for name in managed(topology):
-        (system / f"run/netns/clab-{lab}-{name}").unlink(missing_ok=True)
+        (system / "run/netns" / container_name(topology, name)).unlink(missing_ok=True)
     (system / f"etc/ssh/ssh_config.d/clab-{lab}.conf").unlink(missing_ok=True)
     hosts = system / "etc/hosts"
     if hosts.exists():
@@ -824,16 +943,39 @@ def bridge_paths(state: Path, topology: Data) -> list[Path]:
 
 
 def note_violation(run: Run, topology: Data) -> None:
-    """Two labs that live at the same time are what a lab host must never see."""
+    """Two labs that live at the same time and are not separate are what a lab host must never see."""
     here = _cwd()
-    labels = [container["labels"] for container in containers(run.state)]
-    others = {label["clab-topo-file"] for label in labels if label["clab-topo-file"] != f"{here}/clab.yml"}
-    for entry in read_registry().values():
-        if entry["dir"] != here and (Path(entry["dir"]) / LOCK).exists():
+    others = {
+        container["labels"]["clab-topo-file"]
+        for container in containers(run.state)
+        if container["labels"]["clab-topo-file"] != f"{here}/clab.yml" and not is_separate(topology, container)
+    }
+    for lab_id, entry in read_registry(shared_registry()).items():
+        separate = has_number(topology) and lab_id != topology["lab_id"]
+        if entry["dir"] != here and (Path(entry["dir"]) / LOCK).exists() and not separate:
             others.add(entry["dir"])
+    if has_number(topology):
+        others |= {str(path) for path in bridge_paths(run.state, topology) if path.exists()}
     if others:
         line = {"time": time.time(), "lab": topology["name"], "dir": here, "others": sorted(others)}
         append_line(run.state / "violations", json.dumps(line))
+
+
+def has_number(topology: Data) -> bool:
+    """Whether the lab has an id of the plugin multilab."""
+    return topology["lab_id"] in MULTILAB_IDS
+
+
+def is_separate(topology: Data, container: Data) -> bool:
+    """Whether a lab and a container of another lab have nothing in common."""
+    names = (
+        container.get("lab_id"),
+        container["network"],
+        container.get("subnet"),
+        container["labels"]["containerlab"],
+    )
+    own = (topology["lab_id"], topology["network"], topology["subnets"][0], topology["name"])
+    return has_number(topology) and all(one != other for one, other in zip(own, names, strict=True))
 
 
 # netlab create and up
@@ -842,7 +984,7 @@ def note_violation(run: Run, topology: Data) -> None:
 def create(run: Run, args: list[str], command: str = "create") -> Data:
     flags = "-v --verbose -q --quiet --log --unlock"
     flags += " --devices" if command == "create" else " --no-config --no-tools --fast-config --validate"
-    valued = "-d --device -p --provider --plugin" + (" -o --output" if command == "create" else " -r --reload-config")
+    valued = "-d --device -p --provider" + (" -o --output" if command == "create" else " -r --reload-config")
     options, rest = parse(args, command, flags, valued)
     path = Path(rest[0] if rest else "topology.yml")
     if not path.exists():
@@ -855,7 +997,9 @@ def create(run: Run, args: list[str], command: str = "create") -> Data:
         raw["defaults"] = {**read_topology(defaults), **(raw.get("defaults") or {})}
     for setting in options.get("-s", []):
         key, _, value = setting.partition("=")
-        raw[key] = value
+        set_value(raw, key, value)
+    if "multilab" in [*(raw.get("plugin") or []), *options.get("--plugin", [])]:
+        raw = multilab(raw, path)
     run.adopt({"name": str(raw.get("name")), "x_fake": raw.get("x_fake")})
     run.enter("create")
     run.hang("create")
@@ -888,7 +1032,7 @@ def run_up(run: Run, args: list[str]) -> None:
         topology = load_snapshot("up", options["--snapshot"])
         run.adopt(topology)
         say(f"Using transformed lab topology from snapshot file {options['--snapshot']}")
-    check_lab_instance(topology)
+    check_lab_instance(run, topology)
     probe(run, topology)
     claim(topology)
     say(f"Starting {topology['provider']} nodes")
@@ -914,9 +1058,9 @@ def check_existing_lab() -> None:
         fatal("Cannot start another lab in the same directory")
 
 
-def check_lab_instance(topology: Data) -> None:
+def check_lab_instance(run: Run, topology: Data) -> None:
     lab_id = topology["lab_id"]
-    entry = read_registry().get(lab_id)
+    entry = read_status(run, topology).get(lab_id)
     if entry and entry["dir"] != _cwd():
         say(
             f"\nIt looks like the lab instance '{lab_id}' is already running in directory\n{entry['dir']}.\n\n"
@@ -965,7 +1109,7 @@ def claim(topology: Data) -> None:
             status = "restarting lab" if entry else "starting lab"
             note(instances, lab_id, status, status=status, name=topology["name"], providers=[])
 
-    change_registry(change)
+    change_registry(topology, change)
     if conflicts:
         fatal(f"race condition, lab instance already running in {conflicts[0]}")
     Path(LOCK).write_text("netlab lock file, do not remove", encoding="utf-8")
@@ -975,7 +1119,8 @@ def start(run: Run, topology: Data, *, quiet: bool) -> None:
     provider = topology["provider"]
     note_violation(run, topology)
     line = f"starting provider {provider}"
-    change_registry(lambda instances: note(instances, topology["lab_id"], line, status=line, providers=[provider]))
+    lab_id = topology["lab_id"]
+    change_registry(topology, lambda instances: note(instances, lab_id, line, status=line, providers=[provider]))
     if provider == "clab":
         deploy(run, topology)
     else:
@@ -983,8 +1128,36 @@ def start(run: Run, topology: Data, *, quiet: bool) -> None:
     set_status(topology, f"{provider} workload started")
 
 
+def provider_command(topology: Data, command: str) -> str:
+    return f"{LOCK_COMMAND} {topology['lock']} {command}" if topology["lock"] else command
+
+
+@contextmanager
+def containerlab(run: Run, topology: Data, command: str) -> Iterator[None]:
+    """While a containerlab command runs: under the lock of the plugin multilab, if the topology names one."""
+    say(" [INFO] Setting containerlab runtime to docker")
+    say(f"provider clab: executing {provider_command(topology, command)}")
+    with ExitStack() as files:
+        if topology["lock"]:
+            fcntl.flock(files.enter_context(Path(topology["lock"]).open("a", encoding="utf-8")), fcntl.LOCK_EX)
+        if run.knobs.get("deploy_race"):
+            try:
+                busy = files.enter_context((run.state / "deploying").open("w", encoding="utf-8"))
+                fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                (run.state / "system/etc").mkdir(parents=True, exist_ok=True)
+                (run.state / "system/etc/hosts").write_text("", encoding="utf-8")
+                complain("ERROR container cannot be found")
+                command_failed(topology, command, "netlab")
+        yield
+
+
 def deploy(run: Run, topology: Data) -> None:
-    say(f" [INFO] Setting containerlab runtime to docker\nprovider clab: executing {DEPLOY}")
+    with containerlab(run, topology, DEPLOY):
+        deploy_nodes(run, topology)
+
+
+def deploy_nodes(run: Run, topology: Data) -> None:
     run.enter("start")
     if not Path("clab.yml").exists():
         complain(f"ERROR [Errno 2] No such file or directory: '{_cwd()}/clab.yml'")
@@ -993,7 +1166,7 @@ def deploy(run: Run, topology: Data) -> None:
         (path / "bridge").mkdir(parents=True, exist_ok=True)
     remove_containers(run.state, topology["name"], deployed_network())
     remove_system(run.state, topology)
-    create_network(run.state, topology["network"])
+    create_network(run.state, topology)
     write_file(f"clab-{topology['name']}/topology-data.json", "{}\n")
     nodes = list(managed(topology))
     for count, name in enumerate(nodes, 1):
@@ -1058,7 +1231,7 @@ def unregister(topology: Data) -> None:
     def change(instances: Data) -> None:
         instances.pop(topology["lab_id"], None)
 
-    change_registry(change)
+    change_registry(topology, change)
 
 
 def configure(run: Run, topology: Data, *, skip: bool) -> None:
@@ -1089,7 +1262,7 @@ def run_down(run: Run, args: list[str]) -> None:
     topology = load_snapshot("down", options.get("--snapshot", SNAPSHOT))
     run.adopt(topology)
     force = options.get("--force", 0)
-    elsewhere = runs_elsewhere(topology, force)
+    elsewhere = runs_elsewhere(run, topology, force)
     set_status(topology, "lab shutdown requested" + (" in conflicting directory" if elsewhere else ""))
     try:
         probe(run, topology, "down_probe")
@@ -1115,14 +1288,14 @@ def run_down(run: Run, args: list[str]) -> None:
 def enter_instance(options: Data) -> None:
     instance = options.get("-i") or options.get("--instance")
     if instance:
-        entry = read_registry().get(instance)
+        entry = read_registry(shared_registry()).get(instance)
         if not entry:
             refuse(f"Unknown instance {instance}", "down", "Use 'netlab status --all' to display running instances")
         os.chdir(entry["dir"])
 
 
-def runs_elsewhere(topology: Data, force: int) -> bool:
-    entry = read_registry().get(topology["lab_id"])
+def runs_elsewhere(run: Run, topology: Data, force: int) -> bool:
+    entry = read_status(run, topology).get(topology["lab_id"])
     if not entry or entry["dir"] == _cwd():
         return False
     if force >= 2:
@@ -1144,8 +1317,6 @@ def stop(run: Run, topology: Data, force: int) -> None:
     set_status(topology, f"stopping {provider} provider")
     say(f"Stopping {provider} nodes")
     try:
-        run.enter("down")
-        run.hang("down")
         destroy(run, topology)
     except SystemExit:
         if not force:
@@ -1153,8 +1324,13 @@ def stop(run: Run, topology: Data, force: int) -> None:
 
 
 def destroy(run: Run, topology: Data) -> None:
-    if topology["provider"] == "clab":
-        say(f" [INFO] Setting containerlab runtime to docker\nprovider clab: executing {DESTROY}")
+    with containerlab(run, topology, DESTROY) if topology["provider"] == "clab" else nullcontext():
+        run.enter("down")
+        run.hang("down")
+        destroy_nodes(run, topology)
+
+
+def destroy_nodes(run: Run, topology: Data) -> None:
     if run.failing("down"):
         complain("ERROR the fake was told to fail")
         command_failed(topology, DESTROY, "netlab down")
@@ -1206,9 +1382,25 @@ def run_inspect(run: Run, args: list[str]) -> None:
         devices: Any = {name: {**inventory_host(topology, name), **extra} for name in topology["nodes"]}
         if "'devices'" in expression:  # asked for as a list, which keeps the order
             devices = {"devices": [list(pair) for pair in devices.items()], "links": len(topology["links"])}
+            if "'facts'" in expression:
+                devices["facts"] = facts(topology)
         print_value(devices, options.get("--format", "yaml"))
     else:
         print_value(select(topology, expression), options.get("--format", "yaml"))
+
+
+def facts(topology: Data) -> Data:
+    """What the server asks about a topology besides its nodes."""
+    start, stop = (provider_command(topology, command) for command in (DEPLOY, DESTROY))
+    return {
+        "id": topology["lab_id"],
+        "status_file": topology["status_file"],
+        "provider": topology["provider"],
+        "providers": [node.get("provider") for node in topology["nodes"].values()],
+        "tools": topology["tools"],
+        "start": start,
+        "stop": stop,
+    }
 
 
 def inspect_nodes(topology: Data, wanted: str, expression: str, form: str) -> None:
@@ -1265,7 +1457,7 @@ def run_status(run: Run, args: list[str]) -> None:
     if run.failing("status"):
         fatal("Cannot read lab status file: the fake was told to fail")
     machine = options.get("--format", "text") != "text"
-    instances = read_registry()
+    instances = read_registry(shared_registry())  # even where the topology names another list
     if not instances:
         text = "No netlab-managed labs"
         say(json.dumps({"warning": text}, indent=2) if machine else text)
@@ -1315,7 +1507,7 @@ def node_status(state: Path, topology: Data) -> Data:
     nodes: Data = {}
     for name, node in topology["nodes"].items():
         host = inventory_host(topology, name)
-        workload = f"clab-{topology['name']}-{name}" if clab else name
+        workload = container_name(topology, name) if clab else name
         nodes[name] = {
             "device": node["device"],
             "mgmt": node["mgmt"]["ipv4"],
