@@ -27,7 +27,8 @@ COMMAND_TIMEOUT = 300
 NO_INDEX = re.compile(r"No matching distribution|Connection|unreachable|Temporary failure|timed out", re.IGNORECASE)
 SERVER = re.compile(r"^(venv/bin/)?neops-remote-lab --(?!version|help)")
 SQL_PROMPT = "sqlite> "
-ASSIGNMENT = re.compile(r"^(?P<name>[A-Z_]+)=(?P<value>\S+)$")
+ASSIGNMENT = re.compile(r"^(?:export )?(?P<name>[A-Z_]+)=(?P<value>\S+)$")
+ACTIVATION = "source venv/bin/activate"
 
 
 def agrees(shown: str, output: str) -> bool:
@@ -94,6 +95,9 @@ class Reader:
         self.did.append(command)
         if assigned := ASSIGNMENT.match(command):
             self.environment[assigned["name"]] = assigned["value"]
+        elif command == ACTIVATION:
+            own = str(self.directory / "venv" / "bin")
+            self.environment["PATH"] = os.pathsep.join([own, self.environment["PATH"]])
         elif SERVER.match(command):
             self.start(command)
         elif shown.startswith(SQL_PROMPT):

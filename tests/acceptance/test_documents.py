@@ -20,6 +20,7 @@ RUNNABLE = {"console", "bash", "python", "sql"}
 RUN_ELSEWHERE = {
     "README.md": "test_readme.py",
     "docs/operating.md": "test_readme.py",
+    "docs/tutorial.md": "test_readme.py",
     "docs/sql.md": "test_sql_cookbook.py, and its commands in test_readme.py",
 }
 """Who runs a page whose blocks need another host than the fake one."""

@@ -68,6 +68,18 @@ def test_the_suite_passes(user: Reader) -> None:
     assert client.did == [f"REMOTE_LAB_URL=http://{user.lab_host} pytest"]
 
 
+@pytest.mark.netlab
+@pytest.mark.skipif(bool(NO_LAB_HOST), reason=NO_LAB_HOST)
+def test_the_tutorial_leads_to_a_green_test(user: Reader) -> None:
+    directory = user.directory / "tutorial"
+    directory.mkdir()
+    client = Reader(directory, dict(user.environment), user.lab_host)
+    with FileLock(REAL_NETLAB_LOCK):
+        client.follow("docs/tutorial.md")
+        wait_until(lambda: not RealNetlab().containers(), 120, "the lab is not torn down")
+    assert [command for command in client.did if command.startswith("pytest")]
+
+
 @pytest.mark.external
 @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the sqlite3 shell is not installed")
 @pytest.mark.parametrize("page", ["docs/operating.md", "docs/sql.md"])
