@@ -47,7 +47,7 @@ def with_lab(server: LabServer, text: str, **more: Any) -> str:
     return session
 
 
-def test_an_archive_has_all_that_explains_a_failure(lab_server: LabServer) -> None:
+def test_an_archive_contains_everything_that_explains_a_failure(lab_server: LabServer) -> None:
     extra = [("extra_files", ("templates/motd.j2", b"hello")), ("extra_files", ("start.sh", b"#!/bin/sh\n"))]
     text = topology_text(2)
     session = with_lab(lab_server, text, files=extra, data={"executable": "start.sh"})
@@ -81,7 +81,7 @@ def test_an_archive_has_all_that_explains_a_failure(lab_server: LabServer) -> No
     assert lab_server.work_folders() == [manifest["lab_id"]]
 
 
-def test_nothing_secret_and_no_path_of_the_host_is_in_it(lab_server: LabServer) -> None:
+def test_an_archive_contains_no_secrets_and_no_paths_of_the_host(lab_server: LabServer) -> None:
     lab_server.close()
     lab_server.environment["A_UNSEEN_OF_THE_SERVER"] = UNSEEN
     lab_server.start()
@@ -92,7 +92,7 @@ def test_nothing_secret_and_no_path_of_the_host_is_in_it(lab_server: LabServer) 
         assert secret not in everything
 
 
-def test_devices_without_a_command_of_their_own_are_asked_by_netlabs_playbook(lab_server: LabServer) -> None:
+def test_configurations_without_a_show_command_are_collected_with_netlab(lab_server: LabServer) -> None:
     session = with_lab(lab_server, SWITCHES)
     files = take(lab_server, session)
     assert {name for name in files if name.startswith("configs/")} == {f"configs/r{n}.cfg" for n in (1, 2, 3)}
@@ -101,7 +101,7 @@ def test_devices_without_a_command_of_their_own_are_asked_by_netlabs_playbook(la
     assert collect[-2:] == ["--limit", "r1,r2,r3"]
 
 
-def test_a_picture_is_drawn_where_graphviz_is(lab_server: LabServer) -> None:
+def test_a_graph_is_rendered_if_graphviz_is_installed(lab_server: LabServer) -> None:
     dot = lab_server.fake.bin / "dot"
     dot.write_text('#!/bin/sh\necho "<svg/>" >"$5"\n')
     dot.chmod(0o755)
@@ -113,7 +113,7 @@ def test_a_picture_is_drawn_where_graphviz_is(lab_server: LabServer) -> None:
 # What cannot be had
 
 
-def test_a_part_that_fails_is_a_note_and_the_others_are_there(lab_server: LabServer) -> None:
+def test_a_failed_part_becomes_a_note_and_the_other_parts_are_complete(lab_server: LabServer) -> None:
     session = with_lab(lab_server, SWITCHES)
     lab_server.fake.control(fail=["collect", "graph"])
     files = take(lab_server, session)
@@ -125,7 +125,7 @@ def test_a_part_that_fails_is_a_note_and_the_others_are_there(lab_server: LabSer
     assert collect.startswith("netlab collect: exit status 1: ")
 
 
-def test_docker_that_does_not_answer_costs_the_nodes_logs(lab_server: LabServer) -> None:
+def test_without_an_answer_of_docker_only_the_logs_of_nodes_are_missing(lab_server: LabServer) -> None:
     session = with_lab(lab_server, topology_text(1))
     lab_server.fake.control(docker_unreachable=True)
     files = take(lab_server, session)
@@ -133,7 +133,7 @@ def test_docker_that_does_not_answer_costs_the_nodes_logs(lab_server: LabServer)
     assert "Cannot connect to the Docker daemon" in notes(files)[0]
 
 
-def test_a_part_that_hangs_is_ended_with_the_time_and_the_others_are_there(tmp_path: Path) -> None:
+def test_a_part_that_hangs_is_ended_at_the_time_limit_and_the_other_parts_are_complete(tmp_path: Path) -> None:
     with running_server(tmp_path, artifact_timeout="1.5", kill_grace="0.1") as server:
         session = with_lab(server, SWITCHES)
         server.fake.control(hang="graph", stubborn=True, hang_child=True)
@@ -146,7 +146,7 @@ def test_a_part_that_hangs_is_ended_with_the_time_and_the_others_are_there(tmp_p
         assert "--artifact-timeout" in configurations
 
 
-def test_the_size_of_an_archive_and_of_its_logs_is_bounded(tmp_path: Path) -> None:
+def test_the_size_of_an_archive_and_of_its_logs_is_limited(tmp_path: Path) -> None:
     with running_server(tmp_path, max_artifact_bytes="60000", max_artifact_log_bytes="10000") as server:
         session = with_lab(server, topology_text(6))
         server.fake.control(log_bytes=1_000_000)
@@ -156,7 +156,7 @@ def test_the_size_of_an_archive_and_of_its_logs_is_bounded(tmp_path: Path) -> No
         assert any("the archive is full" in note for note in notes(files))
 
 
-def test_links_and_pipes_that_a_topologys_code_has_made_are_left_out(lab_server: LabServer, tmp_path: Path) -> None:
+def test_links_and_pipes_created_by_the_code_of_a_topology_are_omitted(lab_server: LabServer, tmp_path: Path) -> None:
     session = with_lab(lab_server, topology_text(1))
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret").write_text(UNSEEN)
@@ -172,7 +172,7 @@ def test_links_and_pipes_that_a_topologys_code_has_made_are_left_out(lab_server:
 # Labs that do not run
 
 
-def test_a_lab_that_did_not_start_has_its_log_and_its_reason(lab_server: LabServer) -> None:
+def test_the_archive_of_a_lab_that_did_not_start_has_the_log_and_the_reason(lab_server: LabServer) -> None:
     lab_server.fake.control(fail="config")
     session = lab_server.join()
     answer = lab_server.acquire(session, topology_text(1))
@@ -183,7 +183,7 @@ def test_a_lab_that_did_not_start_has_its_log_and_its_reason(lab_server: LabServ
     assert json.loads(files["manifest.json"])["error"] == answer.json()["detail"]
 
 
-def test_without_a_lab_there_is_nothing_to_take(lab_server: LabServer) -> None:
+def test_without_a_lab_there_are_no_artifacts(lab_server: LabServer) -> None:
     active, waiting = lab_server.join(), lab_server.join()
     assert ask(lab_server, active).status_code == 404
     assert ask(lab_server, waiting).status_code == 423
@@ -200,7 +200,7 @@ def test_without_a_lab_there_is_nothing_to_take(lab_server: LabServer) -> None:
 # While others want something
 
 
-def test_the_event_loop_and_the_session_go_on_meanwhile(tmp_path: Path) -> None:
+def test_a_collection_blocks_neither_the_event_loop_nor_other_calls_of_the_session(tmp_path: Path) -> None:
     with running_server(tmp_path, active_timeout="1") as server, ThreadPoolExecutor(1) as pool:
         session = with_lab(server, topology_text(1))
         server.fake.control(graph_seconds=2.5)
@@ -215,7 +215,7 @@ def test_the_event_loop_and_the_session_go_on_meanwhile(tmp_path: Path) -> None:
         assert server.place(session)["status"] == "active"
 
 
-def test_a_session_takes_one_archive_at_a_time(lab_server: LabServer) -> None:
+def test_a_session_collects_one_archive_at_a_time(lab_server: LabServer) -> None:
     session = with_lab(lab_server, topology_text(1))
     lab_server.fake.control(hang="graph")
     with ThreadPoolExecutor(1) as pool, lab_server.client(session) as client:
@@ -229,7 +229,7 @@ def test_a_session_takes_one_archive_at_a_time(lab_server: LabServer) -> None:
 
 
 @pytest.mark.parametrize("end", ["release", "session"])
-def test_the_end_of_the_lab_ends_the_collection_first(lab_server: LabServer, end: str) -> None:
+def test_the_end_of_the_lab_stops_the_collection_first(lab_server: LabServer, end: str) -> None:
     session = with_lab(lab_server, SWITCHES)
     lab_server.fake.control(hang="collect")
     with ThreadPoolExecutor(1) as pool, lab_server.client(session) as client:
@@ -247,7 +247,7 @@ def test_the_end_of_the_lab_ends_the_collection_first(lab_server: LabServer, end
         assert client.get("/queue").json()["quarantined"] is None
 
 
-def test_a_client_that_leaves_ends_its_collection(lab_server: LabServer) -> None:
+def test_a_client_that_disconnects_stops_its_collection(lab_server: LabServer) -> None:
     session = with_lab(lab_server, topology_text(1))
     lab_server.fake.control(hang="graph")
     with lab_server.client(session) as client, suppress(httpx.ReadTimeout):
@@ -259,7 +259,7 @@ def test_a_client_that_leaves_ends_its_collection(lab_server: LabServer) -> None
     assert not list(base.glob("artifacts-*"))
 
 
-def test_a_server_that_ends_waits_for_no_collection(lab_server: LabServer) -> None:
+def test_a_server_that_shuts_down_does_not_wait_for_a_collection(lab_server: LabServer) -> None:
     session = with_lab(lab_server, topology_text(1))
     lab_server.fake.control(hang="graph")
     with ThreadPoolExecutor(1) as pool:

@@ -113,7 +113,7 @@ def test_the_variables_are_those_of_the_plugin(job: Job) -> None:
     assert set(job.variables) <= {variable(name) for name in SETTINGS}
 
 
-def test_a_job_leaves_what_it_is_told_to_keep(job: Job, server: LabServer) -> None:
+def test_a_job_keeps_the_configured_files(job: Job, server: LabServer) -> None:
     (job.directory / "block").unlink(missing_ok=True)
     assert job.start(server).wait(120) == pytest.ExitCode.TESTS_FAILED
     assert [name for name in job.kept if not (job.directory / name).exists()] == []
@@ -124,7 +124,7 @@ def test_a_job_leaves_what_it_is_told_to_keep(job: Job, server: LabServer) -> No
 
 
 @pytest.mark.parametrize("end", ["cancelled", "killed"])
-def test_a_job_that_is_ended_frees_the_lab(job: Job, server: LabServer, end: str) -> None:
+def test_a_cancelled_job_frees_the_lab(job: Job, server: LabServer, end: str) -> None:
     (job.directory / "block").touch()
     (job.directory / "blocked").unlink(missing_ok=True)
     process = job.start(server)

@@ -63,13 +63,13 @@ def wait_until_gone(server: LabServer) -> int:
 # Flags
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     told = run("--version")
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout.startswith("neops-remote-lab ")
 
 
-def test_the_help_names_every_flag_that_scripts_use() -> None:
+def test_the_help_contains_every_flag_that_scripts_use() -> None:
     told = run("--help")
     assert told.returncode == 0
     for flag in ("--host", "--port", "--debug", "--log-level", "--log-config", "--version", "--on-exit", "--max-hold"):
@@ -146,7 +146,7 @@ def test_a_flag_wins_over_its_variable(idle: LabServer) -> None:
         idle.close()
 
 
-def test_workers_that_others_ask_uvicorn_for_are_not_started(idle: LabServer) -> None:
+def test_the_variable_for_workers_of_uvicorn_is_ignored(idle: LabServer) -> None:
     idle.environment = {"WEB_CONCURRENCY": "4"}
     idle.start()
     try:
@@ -167,7 +167,7 @@ def test_a_free_port_can_be_asked_for_and_is_logged(idle: LabServer) -> None:
         idle.close()
 
 
-def test_a_log_configuration_is_obeyed(idle: LabServer, tmp_path: Path) -> None:
+def test_a_log_configuration_is_applied(idle: LabServer, tmp_path: Path) -> None:
     target = tmp_path / "target.log"
     handler = {"class": "logging.FileHandler", "filename": str(target), "formatter": "own"}
     config = {
@@ -185,9 +185,7 @@ def test_a_log_configuration_is_obeyed(idle: LabServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", '{"version": 7}', None])
-def test_a_log_configuration_that_cannot_be_used_ends_the_program(
-    idle: LabServer, tmp_path: Path, content: str | None
-) -> None:
+def test_an_invalid_log_configuration_ends_the_program(idle: LabServer, tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "log.json").write_text(content)
     idle.settings = {"log-config": str(tmp_path / "log.json")}
@@ -210,14 +208,14 @@ def test_a_second_server_ends_at_once_and_names_the_first(lab_server: LabServer)
     assert lab_server.place(lab_server.join())["position"] == 0
 
 
-def test_a_second_server_is_refused_even_when_nobody_can_tell_who_the_first_is(lab_server: LabServer) -> None:
+def test_a_second_server_is_refused_even_if_the_first_one_is_unknown(lab_server: LabServer) -> None:
     HostLock(lab_server.root / "locks", "server").write_note("{")
     second = LabServer(lab_server.root / "second", lab_server.fake, {"lock-dir": str(lab_server.root / "locks")})
     second.root.mkdir()
     assert "another server runs on this host" in refusal(second)
 
 
-def test_lock_files_that_a_server_leaves_behind_are_in_nobodys_way(lab_server: LabServer) -> None:
+def test_lock_files_of_an_ended_server_do_not_prevent_the_next_start(lab_server: LabServer) -> None:
     lab_server.acquire(lab_server.join(), TOPOLOGY)
     lab_server.kill()
     names = {f"neops-remote-lab-{name}.{os.geteuid()}.lock" for name in ("server", "lab")}
@@ -228,7 +226,7 @@ def test_lock_files_that_a_server_leaves_behind_are_in_nobodys_way(lab_server: L
 # Starting in a bad place
 
 
-def test_a_port_in_use_ends_the_program_before_it_touches_anything(idle: LabServer) -> None:
+def test_a_port_in_use_ends_the_program_before_it_changes_anything(idle: LabServer) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", idle.port))
         listener.listen()
@@ -240,7 +238,7 @@ def test_a_port_in_use_ends_the_program_before_it_touches_anything(idle: LabServ
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
-def test_an_address_that_is_not_this_hosts_ends_the_program(idle: LabServer, host: str) -> None:
+def test_an_address_of_another_host_ends_the_program(idle: LabServer, host: str) -> None:
     idle.settings = {"host": host}
     words = refusal(idle)
     assert f"it cannot listen on {host}:{idle.port}" in words
@@ -252,7 +250,7 @@ def test_a_mistyped_variable_ends_the_program(idle: LabServer) -> None:
     assert "NEOPS_REMOTE_LAB_PORT may be meant" in refusal(idle)
 
 
-def test_the_database_of_a_newer_version_is_refused_and_left_alone(idle: LabServer) -> None:
+def test_the_database_of_a_newer_version_is_refused_and_not_changed(idle: LabServer) -> None:
     with closing(sqlite3.connect(idle.database)) as database, database:
         database.execute("CREATE TABLE alembic_version (version_num TEXT NOT NULL)")
         database.execute("INSERT INTO alembic_version VALUES ('9999')")
@@ -264,7 +262,7 @@ def test_the_database_of_a_newer_version_is_refused_and_left_alone(idle: LabServ
 
 
 @pytest.mark.parametrize("kind", ["another program's", "no database", "a directory"])
-def test_a_file_that_is_no_database_of_ours_is_refused_and_left_alone(idle: LabServer, kind: str) -> None:
+def test_a_foreign_file_in_place_of_the_database_is_refused_and_not_changed(idle: LabServer, kind: str) -> None:
     if kind == "another program's":
         with closing(sqlite3.connect(idle.database)) as database:
             database.execute("CREATE TABLE recipes (name TEXT)")
@@ -288,13 +286,13 @@ def test_a_database_of_another_kind_is_refused(tmp_path: Path, url: str) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["locks"]  # no file of that name was made
 
 
-def test_a_directory_for_locks_that_cannot_be_made_is_refused(idle: LabServer, tmp_path: Path) -> None:
+def test_a_lock_directory_that_cannot_be_created_is_refused(idle: LabServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     idle.settings = {"lock-dir": str(tmp_path / "file" / "locks")}
     assert "--lock-dir" in refusal(idle)
 
 
-def test_a_work_folder_that_cannot_be_made_is_refused(idle: LabServer, tmp_path: Path) -> None:
+def test_a_work_directory_that_cannot_be_created_is_refused(idle: LabServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     idle.settings = {"work-dir": str(tmp_path / "file" / "labs")}
     assert "--work-dir" in refusal(idle)
@@ -304,7 +302,7 @@ def test_a_work_folder_that_cannot_be_made_is_refused(idle: LabServer, tmp_path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_nothing_is_left_of_a_server_that_was_told_to_end(lab_server: LabServer, number: signal.Signals) -> None:
+def test_a_server_leaves_nothing_behind_after_sigterm(lab_server: LabServer, number: signal.Signals) -> None:
     session_id = lab_server.join()
     lab_server.acquire(session_id, TOPOLOGY)
     lab_server.signal(number)
@@ -315,7 +313,7 @@ def test_nothing_is_left_of_a_server_that_was_told_to_end(lab_server: LabServer,
     assert lab(lab_server, session_id)["state"] == "none"
 
 
-def test_a_lab_that_is_kept_is_there_for_the_next_server(tmp_path: Path) -> None:
+def test_a_kept_lab_is_adopted_by_the_next_server(tmp_path: Path) -> None:
     with running_server(tmp_path, on_exit="keep") as server:
         session_id = server.join()
         server.acquire(session_id, TOPOLOGY)
@@ -329,7 +327,7 @@ def test_a_lab_that_is_kept_is_there_for_the_next_server(tmp_path: Path) -> None
         wait_until(server.is_clean, 20)
 
 
-def test_a_lab_is_kept_although_somebody_has_locked_the_database(tmp_path: Path) -> None:
+def test_a_lab_is_kept_while_another_program_locks_the_database(tmp_path: Path) -> None:
     with running_server(tmp_path, on_exit="keep", busy_timeout="0.2") as server:
         session_id = server.join()
         server.acquire(session_id, TOPOLOGY)
@@ -342,7 +340,7 @@ def test_a_lab_is_kept_although_somebody_has_locked_the_database(tmp_path: Path)
         assert lab(server, session_id)["state"] == "running"
 
 
-def test_a_signal_answers_a_held_call_at_once(lab_server: LabServer) -> None:
+def test_a_signal_answers_a_long_poll_at_once(lab_server: LabServer) -> None:
     lab_server.join()
     waiter = lab_server.join()
     with in_background(lab_server.place, waiter, 60) as held:
@@ -353,7 +351,7 @@ def test_a_signal_answers_a_held_call_at_once(lab_server: LabServer) -> None:
     assert wait_until_gone(lab_server) == 0
 
 
-def test_a_signal_ends_a_start_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_signal_interrupts_a_start_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with running_server(tmp_path, kill_grace="0.2") as server:
         session_id = server.join()
         fake(server).control(hang="start")
@@ -378,7 +376,7 @@ def test_a_second_signal_ends_the_server_at_once(lab_server: LabServer) -> None:
         os.kill(line["pid"], signal.SIGKILL)
 
 
-def test_the_queue_is_shown_in_a_terminal(lab_server: LabServer) -> None:
+def test_the_queue_is_shown_on_a_terminal(lab_server: LabServer) -> None:
     holder = lab_server.join(client="ann@office", purpose="nightly")
     lab_server.join(client="bob@office")
     assert lab_server.acquire(holder, topology_text(1), "ospf.yml").status_code == 200
@@ -401,7 +399,7 @@ def test_the_queue_is_shown_in_a_terminal(lab_server: LabServer) -> None:
     assert holder not in "".join(shown)
 
 
-def test_a_queue_that_cannot_be_asked_for_says_where_it_was_looked_for() -> None:
+def test_a_failed_request_of_the_queue_names_the_address() -> None:
     command = [sys.executable, "-m", "neops_remote_lab", "queue", "--url", f"http://127.0.0.1:{free_port()}"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     assert shown.returncode == 1

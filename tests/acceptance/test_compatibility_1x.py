@@ -153,7 +153,7 @@ def new_client(old_python: Path, server: LabServer, tmp_path: Path) -> Iterator[
 # The client itself
 
 
-def test_the_old_client_gets_a_lab_shares_it_and_lets_it_go(server: LabServer, new_client: Any) -> None:
+def test_the_old_client_acquires_a_lab_shares_it_and_releases_it(server: LabServer, new_client: Any) -> None:
     client = new_client()
     first = client("acquire", "topology.yml")
     assert [name for name, _ in first["devices"]] == ["r1", "r2"]
@@ -207,7 +207,7 @@ def test_the_old_client_survives_a_start_that_fails(server: LabServer, new_clien
     wait_until(server.is_clean, 20)
 
 
-def test_the_old_client_goes_on_when_the_server_was_restarted(
+def test_the_old_client_continues_after_a_restart_of_the_server(
     old_python: Path, tmp_path: Path, new_client: Any
 ) -> None:
     with running_server(tmp_path / "own") as server:
@@ -279,7 +279,7 @@ def test_health_has_the_old_answers(server: LabServer) -> None:
     assert {"status", "timestamp", "uptime", "sessions", "queue_length"} <= numbers.json().keys()
 
 
-def test_a_booked_lab_is_refused_with_the_old_codes(server: LabServer) -> None:
+def test_a_busy_lab_is_refused_with_the_old_codes(server: LabServer) -> None:
     holder, waiter = server.join(), server.join()
     assert server.acquire(waiter, TOPOLOGY).status_code == 423
     assert server.acquire(holder, TOPOLOGY).status_code == 200

@@ -25,9 +25,7 @@ def holder(server: LabServer) -> str:
 
 @pytest.mark.parametrize("path", ["/lab", "/topology/check"])
 @pytest.mark.parametrize("upload", UPLOADS, ids=lambda upload: upload.name)
-def test_an_upload_of_the_corpora_is_refused_with_a_sentence(
-    server: LabServer, holder: str, upload: Upload, path: str
-) -> None:
+def test_a_hostile_upload_is_refused_with_a_message(server: LabServer, holder: str, upload: Upload, path: str) -> None:
     headers = {b"X-Session-ID": holder.encode(), b"Content-Type": upload.content_type()}
     answer = httpx.post(server.url + path, headers=headers, content=upload.body(), timeout=60)
     assert answer.status_code == upload.status, answer.text

@@ -80,14 +80,14 @@ def test_a_port_of_a_device_is_reached(client: RemoteLabClient) -> None:
         socket.create_connection((forward.host, forward.port))
 
 
-def test_each_direction_ends_by_itself(client: RemoteLabClient) -> None:
+def test_each_direction_can_be_closed_separately(client: RemoteLabClient) -> None:
     with client.forward("r2", LATE) as forward, socket.create_connection((forward.host, forward.port)) as peer:
         peer.sendall(b"all of it")
         peer.shutdown(socket.SHUT_WR)
         assert read_all(peer) == b"heard all of it"
 
 
-def test_megabytes_pass_both_ways(client: RemoteLabClient) -> None:
+def test_megabytes_are_transferred_in_both_directions(client: RemoteLabClient) -> None:
     data = bytes(range(256)) * 20_000
     with client.forward("r1", ECHO) as forward, ExitStack() as stack:
         peers = [stack.enter_context(socket.create_connection((forward.host, forward.port))) for _ in range(3)]
@@ -103,7 +103,7 @@ def test_megabytes_pass_both_ways(client: RemoteLabClient) -> None:
     assert received == data
 
 
-def test_a_refusal_of_the_device_is_told(client: RemoteLabClient, told: list[str]) -> None:
+def test_a_refused_connection_is_reported(client: RemoteLabClient, told: list[str]) -> None:
     told.clear()
     with client.forward("r1", NOTHING) as forward, socket.create_connection((forward.host, forward.port)) as peer:
         with pytest.raises(ConnectionResetError):
@@ -113,7 +113,7 @@ def test_a_refusal_of_the_device_is_told(client: RemoteLabClient, told: list[str
     assert "502" in told[0]
 
 
-def test_a_device_that_there_is_not_is_refused_at_once(client: RemoteLabClient) -> None:
+def test_an_unknown_device_is_refused_at_once(client: RemoteLabClient) -> None:
     with pytest.raises(LookupError, match="the lab has no device 'r9': it has r1, r2"):
         client.forward("r9", 22)
     with pytest.raises(ValueError, match="from 1 to 65535"):
@@ -155,7 +155,7 @@ def test_a_port_is_forwarded_until_ctrl_c(shell: Shell) -> None:
         assert process.wait(10) == 128 + signal.SIGINT
 
 
-def test_the_standard_streams_are_a_connection(shell: Shell) -> None:
+def test_standard_input_and_output_can_be_one_connection(shell: Shell) -> None:
     words = shell.words("forward", f"r1:{LATE}", "-")
     done = subprocess.run(words, env=shell.environment, input=b"\x00\xff", capture_output=True, check=True)
     assert done.stdout == b"heard \x00\xff"
@@ -167,7 +167,7 @@ def test_the_standard_streams_are_a_connection(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["r1"], ["r1:0"], ["r1:ssh"], [":22"], ["r1:22", "x"], ["r1:22", "1:65536"]])
-def test_a_wrong_use_of_forward_ends_with_status_2(shell: Shell, arguments: list[str]) -> None:
+def test_invalid_arguments_of_forward_end_with_status_2(shell: Shell, arguments: list[str]) -> None:
     assert shell.run("forward", *arguments).returncode == 2
 
 

@@ -47,13 +47,13 @@ def test_a_command_has_a_status_and_two_outputs(client: RemoteLabClient) -> None
     assert not result.truncated
 
 
-def test_a_program_gets_its_arguments_and_input_as_they_are(client: RemoteLabClient) -> None:
+def test_a_program_gets_its_arguments_and_input_unchanged(client: RemoteLabClient) -> None:
     assert client.exec("r1", ["printf", "%s|", "$HOME", "a b"]).stdout == b"$HOME|a b|"
     assert client.exec("r1", ["cat"], stdin=b"\x00\xff\n").stdout == b"\x00\xff\n"
     assert client.exec("r1", "printf '\\377' >&2").stderr == b"\xff"
 
 
-def test_output_that_is_cut_says_so(client: RemoteLabClient) -> None:
+def test_truncated_output_is_reported(client: RemoteLabClient) -> None:
     result = client.exec("r1", "head -c 5000 /dev/zero")
     assert (len(result.stdout), result.truncated) == (1000, True)
 
@@ -63,7 +63,7 @@ def test_a_command_that_takes_too_long_is_a_timeout(client: RemoteLabClient) -> 
         client.exec("r1", "sleep 300", timeout=0.2)
 
 
-def test_a_device_that_there_is_not_is_refused(client: RemoteLabClient) -> None:
+def test_an_unknown_device_is_refused(client: RemoteLabClient) -> None:
     with pytest.raises(httpx.HTTPStatusError, match="404"):
         client.exec("r9", "true")
 
@@ -71,7 +71,7 @@ def test_a_device_that_there_is_not_is_refused(client: RemoteLabClient) -> None:
 # From the shell
 
 
-def test_the_shell_shows_what_the_command_prints_and_has_its_status(shell: Shell) -> None:
+def test_exec_prints_the_output_and_returns_the_status_of_the_command(shell: Shell) -> None:
     done = shell.run("exec", "r1", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
 
@@ -80,7 +80,7 @@ def test_the_running_configuration_of_a_router(shell: Shell) -> None:
     assert "hostname r2" in shell.do("exec", "r2", "--", "vtysh", "-c", "show running-config")
 
 
-def test_standard_input_is_passed_on_where_that_is_asked_for(shell: Shell) -> None:
+def test_standard_input_is_passed_on_only_with_the_flag(shell: Shell) -> None:
     for flags, expected in (([], b""), (["-i"], b"a\nb\n")):
         words = shell.words("exec", "r1", *flags, "--", "cat")
         done = subprocess.run(words, env=shell.environment, input=b"a\nb\n", capture_output=True, check=True)
@@ -92,20 +92,20 @@ def test_a_command_that_takes_too_long_has_a_status_of_its_own(shell: Shell) -> 
 
 
 @pytest.mark.parametrize("arguments", [["r9", "--", "true"], ["../r1", "--", "true"]])
-def test_a_node_that_there_is_not_has_one_too(shell: Shell, arguments: list[str]) -> None:
+def test_an_unknown_node_has_a_status_of_its_own(shell: Shell, arguments: list[str]) -> None:
     done = shell.run("exec", *arguments)
     assert done.returncode == 125
     assert "404" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["r1"], ["r1", "--"], ["--", "true"], ["r1", "--timeout", "0", "--", "true"]])
-def test_a_wrong_use_ends_with_status_2(shell: Shell, arguments: list[str]) -> None:
+def test_invalid_arguments_end_with_status_2(shell: Shell, arguments: list[str]) -> None:
     done = shell.run("exec", *arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_a_session_that_is_over_is_told(shell: Shell) -> None:
+def test_an_ended_session_is_reported(shell: Shell) -> None:
     done = shell.run("exec", "r1", "--", "true", REMOTE_LAB_SESSION_ID="0" * 32)
     assert done.returncode == 125
     assert "the session was ended by the server" in done.stderr
@@ -124,7 +124,7 @@ def test_a_console_is_a_shell_in_the_node(shell: Shell) -> None:
         assert terminal.finish() == 3
 
 
-def test_a_program_of_the_node_gets_every_key(shell: Shell) -> None:
+def test_a_program_in_the_node_gets_every_key(shell: Shell) -> None:
     script = "trap 'echo caught' INT; echo ready; while :; do sleep 0.1; done"
     with shell.terminal("console", "r2", "--", "sh", "-c", script) as terminal:
         terminal.wait_for("ready")

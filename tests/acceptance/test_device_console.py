@@ -76,12 +76,12 @@ def test_a_shell_answers_on_a_terminal_until_it_exits(server: LabServer, session
         assert ending(console) == (3, 1000)
 
 
-def test_nothing_of_ours_is_shown_first(server: LabServer, session: str) -> None:
+def test_a_console_shows_only_output_of_the_node(server: LabServer, session: str) -> None:
     with open_console(server, session, command="echo first; read line") as console:
         assert read_until(console, "\n") == "first\r\n"
 
 
-def test_the_window_has_its_size_from_the_start_and_takes_others(server: LabServer, session: str) -> None:
+def test_the_terminal_has_its_size_from_the_start_and_can_be_resized(server: LabServer, session: str) -> None:
     script = "trap 'stty size; exit' WINCH; stty size; while :; do sleep 0.05; done"
     with open_console(server, session, columns=132, rows=50, command=script) as console:
         assert read_until(console, "\n") == "50 132\r\n"
@@ -92,7 +92,7 @@ def test_the_window_has_its_size_from_the_start_and_takes_others(server: LabServ
         assert read_until(console, "\n") == "24 80\r\n"
 
 
-def test_a_size_that_changes_before_the_program_has_begun_counts(server: LabServer, session: str) -> None:
+def test_a_resize_before_the_start_of_the_program_takes_effect(server: LabServer, session: str) -> None:
     with open_console(server, session, command="sleep 1; stty size") as console:
         console.send(json.dumps({"resize": [99, 33]}))
         assert read_until(console, "\n") == "33 99\r\n"
@@ -110,7 +110,7 @@ def test_control_characters_go_to_the_program(server: LabServer, session: str) -
         assert ending(console) == (0, 1000)
 
 
-def test_megabytes_are_shown_whole_and_stop_where_nobody_reads(server: LabServer, session: str) -> None:
+def test_megabytes_are_shown_completely_with_back_pressure(server: LabServer, session: str) -> None:
     with open_console(server, session, command="head -c 3000000 /dev/zero | tr '\\0' x; echo; echo end") as console:
         time.sleep(0.5)
         shown = read_until(console, "end\r\n", 30)
@@ -118,7 +118,7 @@ def test_megabytes_are_shown_whole_and_stop_where_nobody_reads(server: LabServer
         assert ending(console) == (0, 1000)
 
 
-def test_what_is_sent_at_once_is_taken_whole(server: LabServer, session: str) -> None:
+def test_input_sent_at_once_is_passed_on_completely(server: LabServer, session: str) -> None:
     line = "y" * 1000 + "\n"
     with open_console(server, session, command="stty -echo; echo ready; head -c 200200 | wc -c") as console:
         read_until(console, "ready\r\n")
@@ -135,7 +135,7 @@ LEAVES: dict[str, Callable[[ClientConnection], None]] = {
 
 @pytest.mark.parametrize("leave", LEAVES.values(), ids=LEAVES)
 @pytest.mark.parametrize("script", ["sleep 410", "trap '' HUP TERM; sleep 410 & sleep 410; sleep 410"])
-def test_a_program_ends_with_its_socket(
+def test_a_program_ends_when_its_websocket_closes(
     server: LabServer, session: str, leave: Callable[[ClientConnection], None], script: str
 ) -> None:
     console = open_console(server, session, command=script)
@@ -144,7 +144,7 @@ def test_a_program_ends_with_its_socket(
     wait_until(lambda: not marked(server), 10, "the program goes on")
 
 
-def test_a_program_that_prints_to_nobody_ends_with_its_socket(server: LabServer, session: str) -> None:
+def test_a_program_that_keeps_printing_ends_when_its_websocket_closes(server: LabServer, session: str) -> None:
     console = open_console(server, session, command="while :; do echo 420; done")
     assert console.recv(10)
     time.sleep(0.5)
@@ -152,7 +152,7 @@ def test_a_program_that_prints_to_nobody_ends_with_its_socket(server: LabServer,
     wait_until(lambda: not marked(server), 10, "the program goes on")
 
 
-def test_consoles_are_cut_with_the_lab(server: LabServer, session: str) -> None:
+def test_consoles_end_with_the_lab(server: LabServer, session: str) -> None:
     console = open_console(server, session, command="sleep 430")
     wait_until(lambda: marked(server, "sleep", "430"), 10, "the command does not begin")
     with server.client(session) as client:
@@ -163,7 +163,7 @@ def test_consoles_are_cut_with_the_lab(server: LabServer, session: str) -> None:
     wait_until(lambda: not marked(server, "sleep", "430"), CUT_WITHIN, "the program goes on")
 
 
-def test_messages_that_mean_nothing_end_it(server: LabServer, session: str) -> None:
+def test_invalid_messages_end_a_console(server: LabServer, session: str) -> None:
     for text in ("", "{", "[]", '{"resize": [80]}', '{"resize": [0, 24]}', '{"resize": [80, 99999]}', '{"x": 1}'):
         console = open_console(server, session, command="sleep 440")
         console.send(text)
@@ -171,7 +171,7 @@ def test_messages_that_mean_nothing_end_it(server: LabServer, session: str) -> N
     wait_until(lambda: not marked(server), 10, "a program goes on")
 
 
-def test_what_is_wrong_is_refused_before_the_upgrade(server: LabServer, session: str) -> None:
+def test_invalid_requests_are_refused_before_the_upgrade(server: LabServer, session: str) -> None:
     assert refusal(server, "unknown")[0] == 404
     assert refusal(server, session, "r9")[0] == 404
     for query in ({"columns": 0}, {"rows": "x"}, {"columns": 1.5}, {"rows": 65536}, {"command": ""}):
@@ -188,7 +188,7 @@ def test_a_console_counts_as_a_connection(server: LabServer, session: str) -> No
     wait_until(lambda: not marked(server), 10, "a program goes on")
 
 
-def test_what_docker_cannot_do_is_shown(server: LabServer, session: str) -> None:
+def test_an_error_of_docker_is_shown(server: LabServer, session: str) -> None:
     with open_console(server, session, command="true") as console:
         ending(console)
     path = container_file(server, "r1")

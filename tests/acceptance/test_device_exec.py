@@ -82,7 +82,7 @@ def test_a_string_that_begins_with_a_hyphen_is_no_option_of_the_shell(server: La
     assert (answer["stdout"], "-n: not found" in answer["stderr"]) == ("out\n", True)
 
 
-def test_a_list_is_a_program_with_its_arguments_as_they_are(server: LabServer, session: str) -> None:
+def test_a_list_is_a_program_with_its_arguments_unchanged(server: LabServer, session: str) -> None:
     words = ["printf", "%s|", "$HOME", "a b", "--", "-x", "", "';&", "\n", "é"]
     assert execute(server, session, command=words).json()["stdout"] == "$HOME|a b|--|-x||';&|\n|é|"
 
@@ -102,7 +102,7 @@ LONG = {
 
 
 @pytest.mark.parametrize(("command", "printed"), LONG.values(), ids=LONG)
-def test_long_outputs_are_whole(tmp_path: Path, command: str, printed: bytes) -> None:
+def test_long_outputs_are_complete(tmp_path: Path, command: str, printed: bytes) -> None:
     with running_server(tmp_path) as server:
         session = server.join()
         assert server.acquire(session, topology_text(1)).status_code == 200
@@ -123,7 +123,7 @@ def test_standard_input_is_passed_on_and_closed(server: LabServer, session: str,
     assert execute(server, session, command=["cat"]).json()["stdout"] == ""
 
 
-def test_megabytes_go_in_and_a_command_that_reads_nothing_of_them_ends(server: LabServer, session: str) -> None:
+def test_megabytes_of_input_are_accepted_and_a_command_may_leave_them_unread(server: LabServer, session: str) -> None:
     text = "x" * (3 << 20)
     assert execute(server, session, command="wc -c", stdin=text).json()["stdout"].strip() == str(len(text))
     assert execute(server, session, command="exit 4", stdin=text).json()["exit_status"] == 4
@@ -136,12 +136,12 @@ def test_output_that_is_not_utf_8_is_base64(server: LabServer, session: str) -> 
     assert answer["stderr"] == "e€"
 
 
-def test_output_beyond_the_limit_is_dropped_and_that_is_said(server: LabServer, session: str) -> None:
+def test_output_beyond_the_limit_is_dropped_and_reported_as_truncated(server: LabServer, session: str) -> None:
     answer = execute(server, session, command="head -c 5000000 /dev/zero | tr '\\0' x; echo end >&2").json()
     assert (answer["stdout"], answer["stderr"], answer["truncated"]) == ("x" * 1000, "end\n", True)
 
 
-def test_what_a_shell_complains_about_first_is_part_of_the_output(server: LabServer, session: str) -> None:
+def test_error_messages_of_the_shell_are_part_of_the_output(server: LabServer, session: str) -> None:
     execute(server, session, command="true")  # the first command makes the directory
     programs = server.fake.state / "programs"
     noisy = programs / "sh"
@@ -155,7 +155,7 @@ def test_what_a_shell_complains_about_first_is_part_of_the_output(server: LabSer
 
 
 @pytest.mark.parametrize("command", LAST.values(), ids=LAST)
-def test_a_command_that_takes_too_long_is_ended_with_all_that_it_has_started(
+def test_a_command_that_takes_too_long_is_ended_with_its_child_processes(
     server: LabServer, session: str, command: str
 ) -> None:
     scripts = {
@@ -171,7 +171,7 @@ def test_a_command_that_takes_too_long_is_ended_with_all_that_it_has_started(
     assert marked(server, "sleep", command) == []
 
 
-def test_a_client_that_goes_away_ends_its_command(server: LabServer, session: str) -> None:
+def test_a_client_that_disconnects_ends_its_command(server: LabServer, session: str) -> None:
     with server.client(session) as client, pytest.raises(httpx.ReadTimeout):
         client.post("/lab/devices/r1/exec", json={"command": "sleep 310"}, timeout=httpx.Timeout(10, read=1))
     wait_until(lambda: not marked(server, "sleep", "310"), 10, "the command goes on")
@@ -206,7 +206,7 @@ def test_the_end_of_the_server_ends_commands(tmp_path: Path) -> None:
         wait_until(server.is_clean, 20, "the lab is not torn down")
 
 
-def test_commands_beyond_the_limit_wait_within_their_own_time(server: LabServer, session: str) -> None:
+def test_commands_beyond_the_limit_wait_within_their_timeout(server: LabServer, session: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         long = [pool.submit(execute, server, session, command="sleep 1.5") for _ in range(2)]
         time.sleep(0.3)
@@ -217,7 +217,7 @@ def test_commands_beyond_the_limit_wait_within_their_own_time(server: LabServer,
         assert [answer.result(20).json()["exit_status"] for answer in long] == [0, 0]
 
 
-def test_long_commands_leave_the_lab_its_threads(server: LabServer, session: str) -> None:
+def test_long_commands_do_not_use_up_the_threads_of_the_lab(server: LabServer, session: str) -> None:
     with ThreadPoolExecutor(2) as pool, server.client(session) as client:
         running = [pool.submit(execute, server, session, command="sleep 2") for _ in range(2)]
         time.sleep(0.2)
@@ -226,7 +226,7 @@ def test_long_commands_leave_the_lab_its_threads(server: LabServer, session: str
         assert [answer.result(20).status_code for answer in running] == [200, 200]
 
 
-def test_an_open_command_keeps_its_session_from_being_stale(tmp_path: Path) -> None:
+def test_a_running_command_keeps_its_session_alive(tmp_path: Path) -> None:
     with running_server(tmp_path, active_timeout="1") as server:
         session = server.join()
         assert server.acquire(session, topology_text(1)).status_code == 200
@@ -252,7 +252,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("body", "says"), WRONG.values(), ids=WRONG)
-def test_a_wrong_body_is_422(server: LabServer, session: str, body: dict[str, Any], says: str) -> None:
+def test_an_invalid_body_is_422(server: LabServer, session: str, body: dict[str, Any], says: str) -> None:
     answer = execute(server, session, **body)
     assert answer.status_code == 422, answer.text
     assert says in answer.text
@@ -263,7 +263,7 @@ def test_a_body_that_is_too_large_is_413(tmp_path: Path) -> None:
         assert execute(server, server.join(), command="cat", stdin="x" * 2000).status_code == 413
 
 
-def test_who_has_no_lab_or_names_no_node_of_it_is_told(server: LabServer, session: str) -> None:
+def test_a_call_without_a_lab_or_with_an_unknown_node_is_refused(server: LabServer, session: str) -> None:
     other = server.join()
     assert execute(server, other, command="id").status_code == 423
     assert execute(server, "unknown", command="id").status_code == 404
@@ -276,7 +276,7 @@ def test_who_has_no_lab_or_names_no_node_of_it_is_told(server: LabServer, sessio
     httpx.delete(f"{server.url}/session/{other}")
 
 
-def test_a_node_that_stands_still_is_told_in_dockers_words(server: LabServer, session: str) -> None:
+def test_a_stopped_node_is_reported_with_the_message_of_docker(server: LabServer, session: str) -> None:
     assert execute(server, session, command="true").status_code == 200
     path = container_file(server, "r1")
     path.write_text(path.read_text().replace('"state": "running"', '"state": "exited"'))
@@ -292,7 +292,7 @@ def test_a_node_without_a_shell_is_501(server: LabServer, session: str) -> None:
     assert (answer.status_code, "r1 has no shell" in answer.json()["detail"]) == (501, True)
 
 
-def test_a_node_that_is_no_container_is_501(tmp_path: Path) -> None:
+def test_a_node_without_a_container_is_501(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
         session = server.join()
         assert server.acquire(session, topology_text(2, "external")).status_code == 200
@@ -301,7 +301,7 @@ def test_a_node_that_is_no_container_is_501(tmp_path: Path) -> None:
         assert "r1 is not a Docker container" in answer.json()["detail"]
 
 
-def test_a_container_of_somebody_else_is_no_node(server: LabServer, session: str) -> None:
+def test_a_foreign_container_is_not_a_node(server: LabServer, session: str) -> None:
     """Even one whose labels are made to look like those of this lab."""
     path = container_file(server, "r2")
     ours = path.read_text()
@@ -314,7 +314,7 @@ def test_a_container_of_somebody_else_is_no_node(server: LabServer, session: str
     assert execute(server, session, "r2", command="true").status_code == 200
 
 
-def test_a_question_to_docker_that_fails_is_asked_again(server: LabServer, session: str) -> None:
+def test_a_failed_query_of_docker_is_repeated(server: LabServer, session: str) -> None:
     server.fake.control(docker_unreachable=True)
     answer = execute(server, session, command="true")
     assert answer.status_code == 500
@@ -323,7 +323,7 @@ def test_a_question_to_docker_that_fails_is_asked_again(server: LabServer, sessi
     assert execute(server, session, command="true").status_code == 200
 
 
-def test_docker_is_asked_once_a_lab_however_many_commands_come_at_once(tmp_path: Path) -> None:
+def test_docker_is_queried_once_per_lab_for_concurrent_commands(tmp_path: Path) -> None:
     docker, asked = tmp_path / "docker", tmp_path / "asked"
     docker.write_text(f'#!/bin/sh\necho "$*" >>{asked}\nexec {tmp_path}/fake/bin/docker "$@"\n')
     docker.chmod(0o755)

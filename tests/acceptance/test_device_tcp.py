@@ -102,7 +102,7 @@ def echo(connection: ClientConnection, sent: bytes, piece_bytes: int) -> bytes:
     return received
 
 
-def test_bytes_go_both_ways_as_they_are(server: LabServer, session: str) -> None:
+def test_bytes_pass_unchanged_in_both_directions(server: LabServer, session: str) -> None:
     sent = os.urandom(5_000_000)
     with open_connection(server, session) as connection:
         received = echo(connection, sent, 100_000)
@@ -115,13 +115,13 @@ def test_the_end_of_the_stream_is_a_normal_close_after_all_bytes(server: LabServ
         assert closed(connection) == (1000, "")
 
 
-def test_a_connection_that_the_device_breaks_off_is_told_from_its_end(server: LabServer, session: str) -> None:
+def test_a_reset_by_the_device_differs_from_a_normal_close(server: LabServer, session: str) -> None:
     with open_connection(server, session, port=RESET) as connection:
         assert connection.recv(10) == b"hello"
         assert closed(connection) == (1014, "the connection to the device broke: Connection reset by peer")
 
 
-def test_an_empty_message_ends_what_the_client_says(server: LabServer, session: str) -> None:
+def test_an_empty_message_closes_the_direction_to_the_device(server: LabServer, session: str) -> None:
     with open_connection(server, session, port=LATE) as connection:
         connection.send(b"all")
         connection.send(b"")
@@ -129,7 +129,7 @@ def test_an_empty_message_ends_what_the_client_says(server: LabServer, session: 
         assert closed(connection) == (1000, "")
 
 
-def test_a_device_sees_the_end_of_a_client_that_leaves(server: LabServer, session: str) -> None:
+def test_a_device_sees_that_a_client_has_disconnected(server: LabServer, session: str) -> None:
     before = established(server)
     connection = open_connection(server, session)
     assert established(server) == before + 1
@@ -158,7 +158,7 @@ def shake(session: str, port: int) -> bytes:
     ).encode()
 
 
-def test_what_a_client_sends_before_the_upgrade_is_answered_is_kept(server: LabServer, session: str) -> None:
+def test_data_sent_before_the_response_to_the_upgrade_is_kept(server: LabServer, session: str) -> None:
     masked = b"\x82\x85\0\0\0\0early"
     for parts in ((shake(session, ECHO) + masked,), (shake(session, ECHO), masked[:3], masked[3:])):
         with closing(socket.create_connection(("127.0.0.1", server.port), timeout=10)) as peer:
@@ -184,7 +184,7 @@ def test_many_connections_are_open_at_once(server: LabServer, session: str) -> N
 # Refusals
 
 
-def test_what_has_no_port_and_no_node_is_refused_before_the_upgrade(server: LabServer, session: str) -> None:
+def test_an_invalid_port_or_an_unknown_node_is_refused_before_the_upgrade(server: LabServer, session: str) -> None:
     assert refusal(server, session, port=NOTHING) == (502, f"r1, TCP port {NOTHING}: connection refused")
     assert refusal(server, session, "r2") == (504, f"r2 did not answer on TCP port {ECHO} within 0.5 s")
     for name in ("r9", "127.0.0.1", "localhost", address(1), "..", "r1%00"):
@@ -193,7 +193,7 @@ def test_what_has_no_port_and_no_node_is_refused_before_the_upgrade(server: LabS
         assert refusal(server, session, port=port)[0] == 422, port
 
 
-def test_who_has_no_lab_is_refused_before_the_upgrade(server: LabServer, session: str) -> None:
+def test_a_session_without_a_lab_is_refused_before_the_upgrade(server: LabServer, session: str) -> None:
     other = server.join()
     assert refusal(server, other)[0] == 423
     assert refusal(server, "unknown")[0] == 404
@@ -204,7 +204,7 @@ def test_who_has_no_lab_is_refused_before_the_upgrade(server: LabServer, session
     httpx.delete(f"{server.url}/session/{other}")
 
 
-def test_a_request_that_asks_for_no_websocket_is_told(server: LabServer, session: str) -> None:
+def test_a_request_without_an_upgrade_is_refused(server: LabServer, session: str) -> None:
     with server.client(session) as client:
         answer = client.get(f"/lab/devices/r1/tcp/{ECHO}")
         assert (answer.status_code, answer.headers["Upgrade"]) == (426, "websocket")
@@ -250,7 +250,7 @@ ELSEWHERE = {"loopback": "127.0.0.1", "another loopback": "127.9.9.9", "this hos
 
 
 @pytest.mark.parametrize("claimed", ELSEWHERE.values(), ids=ELSEWHERE)
-def test_an_address_is_looked_for_in_the_labs_own_network_alone(
+def test_an_address_is_used_only_in_the_network_of_the_lab(
     server: LabServer, session: str, host_listener: int, claimed: str
 ) -> None:
     """Even where Docker itself says so: somebody may have given its network a subnet of the host's."""
@@ -258,7 +258,7 @@ def test_an_address_is_looked_for_in_the_labs_own_network_alone(
     assert refusal(server, session, "r2", host_listener)[0] in {501, 502, 504}
 
 
-def test_what_a_topology_says_of_an_address_counts_for_nothing(tmp_path: Path, host_listener: int) -> None:
+def test_an_address_claimed_by_a_topology_is_ignored(tmp_path: Path, host_listener: int) -> None:
     claims = "provider: clab\ndefaults.device: frr\nnodes:\n  r1: {mgmt: {ipv4: 127.0.0.1}}\n"
     with running_server(tmp_path, connect_timeout="0.5") as server:
         session = server.join()
@@ -349,7 +349,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_connections_are_cut_when_lab_or_session_end(
+def test_connections_are_closed_when_the_lab_or_the_session_ends(
     server: LabServer, session: str, end: Callable[[LabServer, str], None]
 ) -> None:
     idle, busy = open_connection(server, session), open_connection(server, session, port=SOURCE)
@@ -364,7 +364,7 @@ def test_connections_are_cut_when_lab_or_session_end(
     deaf.socket.close()
 
 
-def test_one_reference_of_two_keeps_connections(server: LabServer, session: str) -> None:
+def test_connections_stay_open_while_a_reference_is_left(server: LabServer, session: str) -> None:
     assert server.acquire(session, topology(2)).json()["reused"]
     with open_connection(server, session) as connection:
         release(server, session)
@@ -375,7 +375,7 @@ def test_one_reference_of_two_keeps_connections(server: LabServer, session: str)
 
 
 @pytest.mark.parametrize("on_exit", ["teardown", "keep"])
-def test_connections_are_cut_when_the_server_drains(tmp_path: Path, on_exit: str) -> None:
+def test_connections_are_closed_when_the_server_drains(tmp_path: Path, on_exit: str) -> None:
     with running_server(tmp_path, on_exit=on_exit) as server:
         session = server.join()
         assert server.acquire(session, topology(1)).status_code == 200
@@ -397,7 +397,7 @@ def test_connections_are_cut_when_the_server_drains(tmp_path: Path, on_exit: str
 # Limits
 
 
-def test_connections_beyond_the_limits_are_closed_at_once_and_a_place_is_free_again(tmp_path: Path) -> None:
+def test_connections_beyond_the_limits_are_closed_at_once_and_do_not_count(tmp_path: Path) -> None:
     with running_server(tmp_path, max_session_connections="2") as server:
         session = server.join()
         assert server.acquire(session, topology(1)).status_code == 200
@@ -414,7 +414,7 @@ def test_connections_beyond_the_limits_are_closed_at_once_and_a_place_is_free_ag
             fourth.close()
 
 
-def test_a_connection_without_a_byte_is_closed(tmp_path: Path) -> None:
+def test_an_idle_connection_is_closed(tmp_path: Path) -> None:
     with running_server(tmp_path, connection_idle_timeout="1") as server:
         session = server.join()
         assert server.acquire(session, topology(1)).status_code == 200
@@ -428,7 +428,7 @@ def test_a_connection_without_a_byte_is_closed(tmp_path: Path) -> None:
             assert closed(busy)[0] == 4408
 
 
-def test_messages_that_mean_nothing_end_the_connection(tmp_path: Path) -> None:
+def test_invalid_messages_end_the_connection(tmp_path: Path) -> None:
     with running_server(tmp_path, max_message_bytes="1000") as server:
         session = server.join()
         assert server.acquire(session, topology(1)).status_code == 200
@@ -447,7 +447,7 @@ def memory(server: LabServer) -> int:
     return int(psutil.Process(server.process.pid).memory_info().rss)
 
 
-def test_a_client_that_does_not_read_stops_the_device(server: LabServer, session: str) -> None:
+def test_a_client_that_does_not_read_stops_the_sender_on_the_device(server: LabServer, session: str) -> None:
     before = memory(server)
     connections = [open_connection(server, session, port=SOURCE) for _ in range(5)]
     time.sleep(2)
@@ -458,7 +458,7 @@ def test_a_client_that_does_not_read_stops_the_device(server: LabServer, session
         connection.socket.close()
 
 
-def test_a_device_that_does_not_read_stops_the_client(server: LabServer, session: str) -> None:
+def test_a_device_that_does_not_read_stops_the_sending_client(server: LabServer, session: str) -> None:
     before, sent = memory(server), 0
     connection = open_connection(server, session, port=SINK)
     connection.socket.settimeout(1)
@@ -471,7 +471,7 @@ def test_a_device_that_does_not_read_stops_the_client(server: LabServer, session
     connection.socket.close()
 
 
-def test_a_client_that_is_gone_frees_the_lab_however_its_connection_stays(tmp_path: Path) -> None:
+def test_the_teardown_does_not_wait_for_a_connection_of_a_lost_client(tmp_path: Path) -> None:
     """It answers no ping, as a machine that was switched off."""
     with running_server(tmp_path, send_timeout="1", active_timeout="1") as server:
         session = server.join()
@@ -484,7 +484,7 @@ def test_a_client_that_is_gone_frees_the_lab_however_its_connection_stays(tmp_pa
             assert httpx.get(f"{server.url}/session/{session}").status_code == 410
 
 
-def test_a_device_that_does_not_read_is_no_reason_to_leave_its_client(tmp_path: Path) -> None:
+def test_a_device_that_does_not_read_does_not_disconnect_its_client(tmp_path: Path) -> None:
     with running_server(tmp_path, send_timeout="1", active_timeout="1") as server:
         session = server.join()
         assert server.acquire(session, topology(1)).status_code == 200

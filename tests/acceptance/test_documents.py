@@ -101,7 +101,7 @@ def test_the_commands_of_the_command_line_page(lab_server: LabServer, tmp_path: 
 
 
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page)], ids=str)
-def test_every_block_is_run_or_says_why_not(block: Block) -> None:
+def test_every_block_is_run_or_states_why_not(block: Block) -> None:
     assert block.language, "the fence names no language"
     if block.language in RUNNABLE and not block.not_run:
         assert block.page in {*RUN_ELSEWHERE, "docs/http.md", "docs/pytest.md", "docs/cli.md"}

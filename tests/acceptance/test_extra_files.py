@@ -97,7 +97,7 @@ def test_the_check_of_a_topology_has_its_extra_files(server: LabServer, topology
     ("count", "size", "message"),
     [(30, 1, "there are more than 20 extra files"), (3, 20 << 20, f"larger than {MAX_EXTRA} bytes")],
 )
-def test_the_servers_limits_are_told_in_its_words(
+def test_a_limit_is_reported_with_the_message_of_the_server(
     client: RemoteLabClient, topology: Path, count: int, size: int, message: str
 ) -> None:
     for number in range(count):

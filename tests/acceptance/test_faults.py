@@ -63,7 +63,7 @@ def is_refused_for_now(answer: httpx.Response, word: str) -> bool:
 # The disk
 
 
-def test_a_full_disk_refuses_what_cannot_be_kept(tmp_path: Path, small_disk: Path) -> None:
+def test_calls_that_cannot_be_stored_on_a_full_disk_are_refused(tmp_path: Path, small_disk: Path) -> None:
     database = small_disk / "remote-lab.sqlite3"
     with running_server(tmp_path / "server", database=f"sqlite+aiosqlite:///{database}") as server:
         sessions = [server.join() for _ in range(3)]
@@ -85,7 +85,7 @@ def test_a_full_disk_refuses_what_cannot_be_kept(tmp_path: Path, small_disk: Pat
         assert is_active(server, sessions[1])
 
 
-def test_an_upload_to_a_full_disk_is_refused_and_leaves_nothing(tmp_path: Path, small_disk: Path) -> None:
+def test_an_upload_to_a_full_disk_is_refused_and_leaves_nothing_behind(tmp_path: Path, small_disk: Path) -> None:
     with running_server(tmp_path / "server", work_dir=str(small_disk / "labs")) as server:
         session_id = server.join()
         large = [("topology", ("topology.yml", TOPOLOGY)), ("extra_files", ("large.bin", b"x" * 3 * MEGABYTE))]
@@ -105,7 +105,7 @@ def test_an_upload_to_a_full_disk_is_refused_and_leaves_nothing(tmp_path: Path, 
 # The database
 
 
-def test_a_locked_database_refuses_what_it_cannot_keep_and_goes_on(tmp_path: Path) -> None:
+def test_calls_during_a_lock_of_the_database_are_refused_and_work_afterwards(tmp_path: Path) -> None:
     with running_server(tmp_path, busy_timeout="0.3", waiting_timeout="600") as server:
         holder, waiting = server.join(), server.join()
         with locked(server.database):
@@ -119,7 +119,7 @@ def test_a_locked_database_refuses_what_it_cannot_keep_and_goes_on(tmp_path: Pat
         assert server.join()
 
 
-def test_a_database_that_is_locked_while_a_lab_starts_leaves_nothing(tmp_path: Path) -> None:
+def test_a_lab_whose_start_cannot_be_recorded_is_removed(tmp_path: Path) -> None:
     with running_server(tmp_path, busy_timeout="0.3") as server:
         fake(server).control(config_seconds=0.5)
         session_id = server.join()
@@ -138,7 +138,7 @@ def test_a_database_that_is_locked_while_a_lab_starts_leaves_nothing(tmp_path: P
         assert fake(server).violations() == []
 
 
-def test_a_lab_runs_for_its_session_once_that_is_written_down(lab_server: LabServer) -> None:
+def test_a_lab_becomes_usable_once_its_state_is_recorded(lab_server: LabServer) -> None:
     session_id = lab_server.join()
     fake(lab_server).control(config_seconds=0.2)
     with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
@@ -154,7 +154,7 @@ def test_a_lab_runs_for_its_session_once_that_is_written_down(lab_server: LabSer
     assert (found["state"], found["running"], found["ref_count"]) == ("running", True, 1)
 
 
-def test_a_time_out_during_a_lock_is_made_up_for(tmp_path: Path) -> None:
+def test_a_session_timeout_during_a_lock_takes_effect_afterwards(tmp_path: Path) -> None:
     with running_server(tmp_path, busy_timeout="0.1", waiting_timeout="1", active_timeout="1") as server:
         stale = server.join()
         with locked(server.database):
@@ -191,7 +191,7 @@ def damaged(database: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [garbage, of_another_program, of_a_newer_version, a_folder, damaged])
-def test_a_database_that_cannot_be_used_stops_the_start(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+def test_an_unusable_database_prevents_the_start(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
     spoil(server.database)
     server.launch()
@@ -202,7 +202,7 @@ def test_a_database_that_cannot_be_used_stops_the_start(tmp_path: Path, spoil: C
     assert "Traceback" not in message
 
 
-def test_a_read_only_database_stops_the_start(tmp_path: Path, small_disk: Path) -> None:
+def test_a_read_only_database_prevents_the_start(tmp_path: Path, small_disk: Path) -> None:
     server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
     server.settings["database"] = f"sqlite+aiosqlite:///{small_disk / 'remote-lab.sqlite3'}"
     try:
@@ -223,7 +223,7 @@ def test_a_read_only_database_stops_the_start(tmp_path: Path, small_disk: Path) 
 # netlab
 
 
-def test_a_netlab_that_is_missing_is_named_and_can_be_installed_later(tmp_path: Path) -> None:
+def test_a_missing_netlab_is_reported_and_can_be_installed_later(tmp_path: Path) -> None:
     netlab = tmp_path / "later" / "netlab"
     with running_server(tmp_path, netlab=str(netlab)) as server:
         ready = httpx.get(f"{server.url}/readyz")
@@ -240,7 +240,7 @@ def test_a_netlab_that_is_missing_is_named_and_can_be_installed_later(tmp_path: 
         assert server.acquire(session_id, TOPOLOGY).status_code == 200
 
 
-def test_a_host_whose_defaults_are_broken_at_the_start_is_served_once_they_are_mended(tmp_path: Path) -> None:
+def test_a_server_works_once_invalid_defaults_of_the_host_are_corrected(tmp_path: Path) -> None:
     server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
     own = server.fake.home / ".netlab.yml"
     own.write_text("devices: [\n")
@@ -259,7 +259,7 @@ def test_a_host_whose_defaults_are_broken_at_the_start_is_served_once_they_are_m
         server.close()
 
 
-def test_what_only_netlabs_list_knows_of_is_removed_before_the_first_start(tmp_path: Path) -> None:
+def test_stale_instances_of_netlab_are_removed_before_the_first_start(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
         session_id = server.join()
         assert server.acquire(session_id, topology_text(2, provider="external")).status_code == 200
@@ -299,7 +299,7 @@ def test_a_netlab_that_hangs_is_ended_with_its_children(tmp_path: Path, moment: 
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_a_teardown_that_hangs_is_ended_and_done_by_force(tmp_path: Path, stubborn: bool) -> None:
+def test_a_teardown_that_hangs_is_ended_and_completed_by_force(tmp_path: Path, stubborn: bool) -> None:
     with running_server(tmp_path, down_timeout="1", kill_grace="0.2") as server:
         session_id, waiting = server.join(), server.join()
         assert server.acquire(session_id, TOPOLOGY).status_code == 200
@@ -313,7 +313,7 @@ def test_a_teardown_that_hangs_is_ended_and_done_by_force(tmp_path: Path, stubbo
         assert not any(is_running(line["pid"]) for line in fake(server).log() if line["event"] == "hang")
 
 
-def test_a_netlab_that_is_killed_takes_its_children_along(lab_server: LabServer) -> None:
+def test_the_children_of_a_killed_netlab_are_ended_too(lab_server: LabServer) -> None:
     session_id = lab_server.join()
     fake(lab_server).control(hang="start", hang_child=True)
     with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
@@ -327,7 +327,7 @@ def test_a_netlab_that_is_killed_takes_its_children_along(lab_server: LabServer)
     wait_until(lab_server.is_clean)
 
 
-def test_a_netlab_that_prints_megabytes_fills_no_answer(lab_server: LabServer) -> None:
+def test_megabytes_of_netlabs_output_do_not_reach_a_response(lab_server: LabServer) -> None:
     session_id = lab_server.join()
     fake(lab_server).control(spam_bytes=20 * MEGABYTE, config_seconds=1, fail="inspect")
     with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
@@ -349,7 +349,7 @@ def test_a_netlab_that_prints_megabytes_fills_no_answer(lab_server: LabServer) -
     wait_until(lab_server.is_clean)
 
 
-def test_devices_that_cannot_be_read_are_no_fault_of_the_topology(lab_server: LabServer) -> None:
+def test_unreadable_devices_are_not_an_error_of_the_topology(lab_server: LabServer) -> None:
     session_id = lab_server.join()
     fake(lab_server).control(spam_bytes=MEGABYTE)
     answer = lab_server.acquire(session_id, TOPOLOGY)
@@ -361,7 +361,7 @@ def test_devices_that_cannot_be_read_are_no_fault_of_the_topology(lab_server: La
 
 
 @pytest.mark.parametrize("moment", ["create", "start", "inspect"])
-def test_a_netlab_that_dies_with_a_traceback_shows_none(lab_server: LabServer, moment: str) -> None:
+def test_a_traceback_of_netlab_is_not_shown(lab_server: LabServer, moment: str) -> None:
     session_id = lab_server.join()
     fake(lab_server).control(traceback=moment)
     answer = lab_server.acquire(session_id, TOPOLOGY)
@@ -377,7 +377,7 @@ def test_a_netlab_that_dies_with_a_traceback_shows_none(lab_server: LabServer, m
 # Clients
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(lab_server: LabServer) -> None:
+def test_an_interrupted_upload_leaves_nothing_behind(lab_server: LabServer) -> None:
     session_id = lab_server.join()
     head = (
         f"POST /lab HTTP/1.1\r\nHost: lab\r\nX-Session-ID: {session_id}\r\nContent-Length: 1000000\r\n"
@@ -393,7 +393,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(lab_server: LabServer) -> None
     assert lab_server.acquire(session_id, TOPOLOGY).status_code == 200
 
 
-def test_a_lab_whose_client_went_away_stays_with_its_session(lab_server: LabServer) -> None:
+def test_the_lab_of_a_disconnected_client_stays_with_its_session(lab_server: LabServer) -> None:
     session_id = lab_server.join()
     fake(lab_server).control(config_seconds=1)
     with lab_server.client(session_id) as client, pytest.raises(httpx.ReadTimeout):
@@ -422,7 +422,9 @@ class JumpingClock(Clock):
 
 
 @pytest.mark.parametrize("hours", [1, -1])
-async def test_a_wall_clock_that_jumps_ends_nobody(tmp_path: Path, hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_jump_of_the_wall_clock_ends_no_session(
+    tmp_path: Path, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     url = f"sqlite+aiosqlite:///{tmp_path / 'remote-lab.sqlite3'}"
     await asyncio.to_thread(migrate, url)

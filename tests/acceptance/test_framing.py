@@ -157,16 +157,16 @@ def _is_whole(received: bytes) -> bool:
 
 
 @pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED)
-def test_what_can_be_read_in_two_ways_is_refused(server: LabServer, sent: bytes) -> None:
+def test_ambiguous_requests_are_refused(server: LabServer, sent: bytes) -> None:
     assert conversation(server, sent) == ([400], True)
 
 
 @pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED)
-def test_nothing_is_smuggled_behind_it(server: LabServer, sent: bytes) -> None:
+def test_no_request_is_smuggled_behind_an_ambiguous_one(server: LabServer, sent: bytes) -> None:
     assert conversation(server, sent + SMUGGLED) == ([400], True)
 
 
-def test_it_is_refused_although_it_arrives_byte_by_byte(server: LabServer) -> None:
+def test_ambiguous_requests_that_arrive_byte_by_byte_are_refused(server: LabServer) -> None:
     for sent in (REFUSED["a folded header"], REFUSED["length and coding"], REFUSED["bare LFs alone"]):
         with closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -182,7 +182,7 @@ def test_it_is_refused_although_it_arrives_byte_by_byte(server: LabServer) -> No
 
 
 @pytest.mark.parametrize(("sent", "code"), ACCEPTED.values(), ids=ACCEPTED)
-def test_what_has_one_meaning_is_answered(server: LabServer, sent: bytes, code: int) -> None:
+def test_unambiguous_requests_are_answered(server: LabServer, sent: bytes, code: int) -> None:
     codes, closed = conversation(server, sent)
     assert codes == [code]
     assert not closed
@@ -198,7 +198,7 @@ def test_a_head_that_is_too_large_is_refused(server: LabServer) -> None:
 
 
 @pytest.mark.parametrize("more", [b"X-A: " + b"b" * 9000 + b"\r\n", b"X-A: b\r\n" * 200], ids=["long", "many"])
-def test_a_websocket_with_more_headers_than_its_library_takes_is_no_connection(server: LabServer, more: bytes) -> None:
+def test_a_websocket_with_too_many_headers_is_refused(server: LabServer, more: bytes) -> None:
     """Older versions of the library say nothing."""
     assert conversation(server, GET + SHAKE + more + b"\r\n" + SMUGGLED) in (([431], True), ([], True))
 
@@ -213,18 +213,18 @@ def all_answers(server: LabServer, sent: bytes) -> list[int]:
     return [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
 
 
-def test_requests_that_are_sent_ahead_are_answered_in_order(server: LabServer) -> None:
+def test_pipelined_requests_are_answered_in_order(server: LabServer) -> None:
     call = POST + b"Content-Length: 16\r\n\r\n" + BODY
     sent = (call + GET + b"Host: x\r\n\r\n") * 20 + GET + b"Host: x\r\nConnection: close\r\n\r\n"
     assert all_answers(server, sent) == [201, 204] * 20 + [204]
 
 
-def test_a_refusal_waits_for_the_answer_before_it(server: LabServer) -> None:
+def test_a_refusal_waits_for_the_response_to_an_earlier_request(server: LabServer) -> None:
     assert all_answers(server, POST + b"Content-Length: 16\r\n\r\n" + BODY + GET + b"\r\n") == [201, 400]
 
 
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
-def test_a_client_that_reads_no_answers_is_disconnected(tmp_path: Path, parser: str) -> None:
+def test_a_client_that_does_not_read_responses_is_disconnected(tmp_path: Path, parser: str) -> None:
     if parser == "httptools":
         pytest.importorskip("httptools")
     with running_server(tmp_path, http_parser=parser, send_timeout="0.2") as server, closing(socket.socket()) as client:

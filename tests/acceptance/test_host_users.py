@@ -83,7 +83,7 @@ def test_another_user_cannot_remove_the_lock_of_a_running_server(lab_server: Lab
 
 
 @pytest.mark.parametrize("holder", [0, FIRST_USER])
-def test_users_take_turns_at_one_lock_whoever_was_first(locks: Path, holder: int) -> None:
+def test_users_take_turns_with_one_lock(locks: Path, holder: int) -> None:
     words = as_user(holder, [sys.executable, "-c", TAKE, locks, "the holder"])
     first = subprocess.Popen(
         words, env=python_environment(), cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -112,7 +112,7 @@ def test_a_lock_directory_of_another_user_is_refused(shared: Path, mode: int) ->
     assert f"user with id {SECOND_USER}" in refused.stderr
 
 
-def test_a_link_that_another_user_has_put_in_place_of_the_directory_is_refused(shared: Path, locks: Path) -> None:
+def test_a_symbolic_link_in_place_of_the_lock_directory_is_refused(shared: Path, locks: Path) -> None:
     link = shared / "link"
     link.symlink_to(locks)
     if os.geteuid() == 0:
@@ -123,7 +123,7 @@ def test_a_link_that_another_user_has_put_in_place_of_the_directory_is_refused(s
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
-def test_only_a_regular_file_is_a_lock(tmp_path: Path, kind: str) -> None:
+def test_only_a_regular_file_is_accepted_as_a_lock(tmp_path: Path, kind: str) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     path = tmp_path / LOCK_FILE
@@ -164,7 +164,7 @@ def test_other_users_reach_the_locks_whatever_the_umask_was(shared: Path, umask:
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory", "of another user"])
-def test_what_is_no_lock_file_of_its_user_holds_nothing(tmp_path: Path, kind: str) -> None:
+def test_a_foreign_lock_file_does_not_hold_the_lock(tmp_path: Path, kind: str) -> None:
     theirs = tmp_path / f"neops-remote-lab-server.{SECOND_USER}.lock"
     held = tmp_path / "held"
     held.touch()
@@ -182,7 +182,7 @@ def test_what_is_no_lock_file_of_its_user_holds_nothing(tmp_path: Path, kind: st
         lock.release()
 
 
-def test_many_who_try_at_once_get_the_lock_one_after_the_other(tmp_path: Path) -> None:
+def test_concurrent_processes_get_the_lock_one_after_the_other(tmp_path: Path) -> None:
     inside = threading.Lock()
 
     def hold_once(_: int) -> bool:
@@ -204,7 +204,7 @@ def test_many_who_try_at_once_get_the_lock_one_after_the_other(tmp_path: Path) -
 # The note of the server
 
 
-def test_a_link_in_place_of_the_note_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+def test_a_symbolic_link_in_place_of_the_note_is_replaced_and_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     lock = HostLock(tmp_path, "server")
@@ -219,7 +219,7 @@ def test_a_link_in_place_of_the_note_is_replaced_and_not_written_through(tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless", "directory", "no text"])
-def test_what_is_no_note_is_never_read(tmp_path: Path, kind: str) -> None:
+def test_only_a_regular_file_is_read_as_a_note(tmp_path: Path, kind: str) -> None:
     note = (tmp_path / LOCK_FILE).with_suffix(".json")
     if kind == "pipe":
         os.mkfifo(note)
@@ -235,7 +235,7 @@ def test_what_is_no_note_is_never_read(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "note", ["{", "[1]", '"text"', json.dumps({"pid": 1}), json.dumps({"pid": "\x1b[2J"} | dict.fromkeys("abc"))]
 )
-def test_a_note_that_makes_no_sense_is_not_shown(lab_server: LabServer, note: str) -> None:
+def test_an_invalid_note_is_not_shown(lab_server: LabServer, note: str) -> None:
     HostLock(lab_server.root / "locks", "server").write_note(note)
     second = LabServer(lab_server.root / "second", lab_server.fake, {"lock-dir": str(lab_server.root / "locks")})
     second.root.mkdir()
@@ -273,7 +273,7 @@ def test_other_users_can_read_neither_database_nor_labs(tmp_path: Path, umask: s
     assert readable == 0o444  # programs of containers run as other users; the directory above keeps others out
 
 
-def test_a_database_that_all_could_read_is_closed_at_the_next_start(tmp_path: Path) -> None:
+def test_a_readable_database_is_made_private_at_the_next_start(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
         server.kill()
         for path in (*server.root.glob("remote-lab.sqlite3*"), server.work_dir):
@@ -284,7 +284,7 @@ def test_a_database_that_all_could_read_is_closed_at_the_next_start(tmp_path: Pa
     assert found["labs"] == 0o700
 
 
-def test_a_lab_is_readable_below_whatever_umask_the_server_was_started_with(tmp_path: Path) -> None:
+def test_files_of_a_lab_are_readable_regardless_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         with running_server(tmp_path) as server:
@@ -311,7 +311,7 @@ def test_a_user_without_a_home_directory_is_told_what_to_set(shared: Path) -> No
     assert "set HOME to a directory" in done.stderr
 
 
-def test_a_home_directory_is_needed_for_netlab_also_where_everything_else_is_named(shared: Path) -> None:
+def test_netlab_needs_a_home_directory_even_if_all_other_directories_are_set(shared: Path) -> None:
     flags = {"database": f"sqlite+aiosqlite:///{shared}/db.sqlite3", "work-dir": shared / "labs"}
     done = run_as(FIRST_USER, server_words(shared, **flags))
     assert done.returncode == 1
@@ -320,7 +320,7 @@ def test_a_home_directory_is_needed_for_netlab_also_where_everything_else_is_nam
 
 
 @pytest.mark.parametrize("home", ["home", "locked"])
-def test_a_user_without_a_name_needs_a_home_that_it_can_write(shared: Path, locks: Path, home: str) -> None:
+def test_a_user_without_a_name_needs_a_writable_home_directory(shared: Path, locks: Path, home: str) -> None:
     for name, mode in (("home", 0o777), ("locked", 0o555)):
         (shared / name).mkdir()
         (shared / name).chmod(mode)
@@ -364,7 +364,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_server_starts_although_no_note_can_be_written(full_disk: Path, lab_server: LabServer) -> None:
+def test_a_server_starts_even_if_its_note_cannot_be_written(full_disk: Path, lab_server: LabServer) -> None:
     crowded = LabServer(lab_server.root / "second", lab_server.fake, {"lock-dir": str(full_disk / "locks")})
     crowded.root.mkdir()
     crowded.start()
@@ -379,7 +379,7 @@ def test_a_server_starts_although_no_note_can_be_written(full_disk: Path, lab_se
         crowded.close()
 
 
-def test_a_database_on_a_full_disk_ends_the_start_with_a_sentence(full_disk: Path, lab_server: LabServer) -> None:
+def test_a_database_on_a_full_disk_ends_the_start_with_a_message(full_disk: Path, lab_server: LabServer) -> None:
     database = {"database": f"sqlite+aiosqlite:///{full_disk}/db.sqlite3"}
     crowded = LabServer(lab_server.root / "second", lab_server.fake, database)
     crowded.root.mkdir()

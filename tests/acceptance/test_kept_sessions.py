@@ -73,7 +73,7 @@ def test_down_without_a_session_does_nothing(shell: Shell) -> None:
     assert f"no session with {shell.url} is kept" in done.stderr
 
 
-def test_a_second_lab_of_the_same_name_is_refused(up: Shell, lab_server: LabServer) -> None:
+def test_a_second_session_of_the_same_name_is_refused(up: Shell, lab_server: LabServer) -> None:
     done = up.run("up", up.topology("other.yml"))
     assert done.returncode == 1
     assert "ospf.yml" in done.stderr
@@ -90,7 +90,7 @@ def test_only_one_up_at_a_time_opens_a_session(shell: Shell, lab_server: LabServ
     assert queue(lab_server)["length"] <= 1
 
 
-def test_a_session_that_is_over_makes_way_for_the_next(up: Shell, lab_server: LabServer) -> None:
+def test_an_ended_session_is_replaced_by_the_next_one(up: Shell, lab_server: LabServer) -> None:
     first, keeper = up.kept(), keeper_of(up)
     keeper.suspend()  # it has not noticed yet
     sql(lab_server.database, "UPDATE session SET state = 'ended' WHERE state = 'active'")
@@ -112,14 +112,14 @@ def test_two_sessions_have_names(up: Shell, lab_server: LabServer) -> None:
     up.do("down", "--session", "second")
 
 
-def test_without_an_address_the_only_session_counts(up: Shell) -> None:
+def test_without_an_address_the_only_saved_session_is_used(up: Shell) -> None:
     del up.environment["REMOTE_LAB_URL"]
     assert "r1" in up.do("devices")
     up.do("down")
 
 
 @pytest.mark.parametrize(("knobs", "reason"), [({"fail": "start"}, "500"), ({"fail": "create"}, "422")])
-def test_nothing_is_kept_of_a_lab_that_fails(
+def test_no_session_is_kept_for_a_lab_that_fails(
     shell: Shell, lab_server: LabServer, knobs: dict[str, Any], reason: str
 ) -> None:
     done = shell.run("up", shell.topology(**knobs))
@@ -189,7 +189,7 @@ def test_a_signal_leaves_the_queue(shell: Shell, lab_server: LabServer, number: 
         ([], "TOPOLOGY"),
     ],
 )
-def test_a_wrong_use_ends_with_status_2(shell: Shell, arguments: list[str], named: str) -> None:
+def test_invalid_arguments_end_with_status_2(shell: Shell, arguments: list[str], named: str) -> None:
     shell.topology()
     done = shell.run("up", *arguments)
     assert done.returncode == 2
@@ -197,13 +197,13 @@ def test_a_wrong_use_ends_with_status_2(shell: Shell, arguments: list[str], name
     assert "Traceback" not in done.stderr
 
 
-def test_a_variable_that_is_wrong_is_named(shell: Shell) -> None:
+def test_an_invalid_variable_is_named(shell: Shell) -> None:
     done = shell.run("up", shell.topology(), REMOTE_LAB_SESSION_TIMEOUT="soon")
     assert done.returncode == 2
     assert "REMOTE_LAB_SESSION_TIMEOUT" in done.stderr
 
 
-def test_a_wait_that_is_too_long_ends(shell: Shell, lab_server: LabServer) -> None:
+def test_the_wait_in_the_queue_is_limited(shell: Shell, lab_server: LabServer) -> None:
     lab_server.join()
     done = shell.run("up", shell.topology(), "--session-timeout", "0.5")
     assert done.returncode == 125
@@ -220,7 +220,7 @@ def test_the_session_is_kept_alive(up: Shell, lab_server: LabServer) -> None:
     wait_until(lambda: queue(lab_server)["sessions"][0]["last_seen_seconds"] < 1)
 
 
-def test_it_survives_the_hang_up_of_the_terminal(shell: Shell) -> None:
+def test_the_background_process_survives_a_hang_up_of_the_terminal(shell: Shell) -> None:
     with shell.terminal("up", shell.topology()) as terminal:
         assert terminal.finish() == 0
     keeper = keeper_of(shell)
@@ -230,7 +230,7 @@ def test_it_survives_the_hang_up_of_the_terminal(shell: Shell) -> None:
     wait_until(lambda: ended(keeper))
 
 
-def test_there_is_never_a_second_one(up: Shell) -> None:
+def test_a_second_background_process_is_refused(up: Shell) -> None:
     first = keeper_of(up)
     command = [sys.executable, "-m", "neops_remote_lab.client.keeper", up.url, "default"]
     done = subprocess.run(command, env=up.environment, capture_output=True, text=True, timeout=30, check=False)
@@ -239,7 +239,7 @@ def test_there_is_never_a_second_one(up: Shell) -> None:
     assert keeper_of(up) == first
 
 
-def test_one_that_was_killed_is_replaced_by_the_next_command(up: Shell) -> None:
+def test_a_killed_background_process_is_replaced_by_the_next_command(up: Shell) -> None:
     first = keeper_of(up)
     first.kill()
     wait_until(lambda: ended(first))
@@ -247,7 +247,7 @@ def test_one_that_was_killed_is_replaced_by_the_next_command(up: Shell) -> None:
     assert keeper_of(up) != first
 
 
-def test_a_process_that_has_its_number_by_now_is_left_alone(up: Shell) -> None:
+def test_an_unrelated_process_with_the_same_pid_is_not_signalled(up: Shell) -> None:
     keeper_of(up).kill()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as innocent:
         record = ProcessRecord(pid=innocent.pid, started=ProcessRecord.of(innocent.pid).started - 3600)
@@ -258,7 +258,7 @@ def test_a_process_that_has_its_number_by_now_is_left_alone(up: Shell) -> None:
     assert innocent.returncode == 1  # of its own
 
 
-def test_its_state_is_for_the_user_alone(up: Shell) -> None:
+def test_the_state_files_are_readable_only_by_their_user(up: Shell) -> None:
     session_id = up.kept().session_id
     for path in up.state.directory.iterdir():
         assert path.stat().st_mode & 0o077 == 0
@@ -342,7 +342,7 @@ def test_the_log_shows_how_a_lab_comes_up(shell: Shell, lab_server: LabServer) -
     assert list(shell.state) == []
 
 
-def test_a_reader_that_has_seen_enough_ends_the_command_quietly(up: Shell) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(up: Shell) -> None:
     words = " ".join(up.words("devices", "--format", "json"))
     command = ["bash", "-c", f"{words} | true; echo ${{PIPESTATUS[0]}}"]
     done = subprocess.run(command, env=up.environment, capture_output=True, text=True, timeout=30, check=False)

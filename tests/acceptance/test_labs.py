@@ -102,7 +102,7 @@ def start_of_an_acquire(
 # Acquire and release
 
 
-def test_an_acquired_lab_has_all_that_netlab_knows_of_its_devices(server: LabServer, holder: str) -> None:
+def test_an_acquired_lab_has_all_data_of_netlab_about_its_devices(server: LabServer, holder: str) -> None:
     answer = acquire(server, holder, ROUTERS)
     assert (answer.status_code, answer.json()["reused"]) == (200, False)
     assert names(answer.json()["devices"]) == ["r1", "r2"]
@@ -130,7 +130,7 @@ def test_the_number_of_netlab_processes_does_not_grow_with_the_devices(server: L
     assert [argv[0] for argv in fake(server).invocations()] == ["up", "inspect"]
 
 
-def test_the_status_of_a_lab_tells_its_name_state_references_and_digest(server: LabServer, holder: str) -> None:
+def test_the_status_of_a_lab_has_its_name_state_references_and_digest(server: LabServer, holder: str) -> None:
     server.acquire(holder, ROUTERS, "ospf.yaml")
     answer = lab(server, holder)
     assert answer["devices"] == call(server, holder, "GET", "/lab/devices").json()
@@ -148,7 +148,7 @@ def test_the_status_of_a_lab_tells_its_name_state_references_and_digest(server: 
     }
 
 
-def test_without_a_lab_there_is_nothing_to_ask_for(server: LabServer, holder: str) -> None:
+def test_calls_without_a_lab_are_refused(server: LabServer, holder: str) -> None:
     answer = lab(server, holder)
     assert (answer["running"], answer["state"], answer["ref_count"], answer["devices"]) == (False, "none", 0, [])
     for method, path in (("GET", "/lab/devices"), ("GET", "/lab/log"), ("POST", "/lab/release")):
@@ -158,7 +158,7 @@ def test_without_a_lab_there_is_nothing_to_ask_for(server: LabServer, holder: st
     assert call(server, holder, "DELETE", "/lab").status_code == 204
 
 
-def test_the_same_bytes_share_the_lab_whatever_their_name(server: LabServer, holder: str) -> None:
+def test_topologies_with_the_same_content_share_a_lab_regardless_of_the_name(server: LabServer, holder: str) -> None:
     first = server.acquire(holder, ROUTERS, "one.yml")
     again = server.acquire(holder, ROUTERS, "two.yml")
     assert (first.json()["reused"], again.json()["reused"]) == (False, True)
@@ -190,14 +190,14 @@ def test_the_last_release_does_not_wait_for_the_teardown(server: LabServer, hold
     assert not server.is_clean()
 
 
-def test_a_second_release_of_the_last_reference_is_refused(server: LabServer, holder: str) -> None:
+def test_a_release_without_a_reference_is_refused(server: LabServer, holder: str) -> None:
     acquire(server, holder, topology_text(1, down_seconds=1))
     assert release(server, holder).status_code == 204
     wait_until(lambda: reached(server, "phase", "down"))
     assert release(server, holder).status_code == 404
 
 
-def test_releases_that_arrive_together_tear_the_lab_down_once(
+def test_concurrent_releases_tear_the_lab_down_once(
     server: LabServer, holder: str, background: ThreadPoolExecutor
 ) -> None:
     acquire(server, holder, topology_text(1, down_seconds=0.3))
@@ -211,7 +211,7 @@ def test_releases_that_arrive_together_tear_the_lab_down_once(
     assert codes == [204, 404, 404, 404, 404, 404]
 
 
-def test_a_topology_that_runs_already_is_busy_for_who_wants_a_fresh_one(server: LabServer, holder: str) -> None:
+def test_a_running_lab_is_busy_for_an_acquire_without_reuse(server: LabServer, holder: str) -> None:
     acquire(server, holder, ROUTERS)
     answer = acquire(server, holder, ROUTERS, reuse=False)
     assert answer.status_code == 423
@@ -230,7 +230,7 @@ def test_another_topology_is_busy_until_the_first_is_released(server: LabServer,
     assert names(acquire(server, holder, OTHER).json()["devices"]) == ["r1"]
 
 
-def test_a_fresh_lab_is_fresh(server: LabServer, holder: str) -> None:
+def test_an_acquire_without_reuse_starts_a_new_lab(server: LabServer, holder: str) -> None:
     for _ in range(2):
         answer = acquire(server, holder, ROUTERS, reuse=False)
         assert (answer.status_code, answer.json()["reused"]) == (200, False)
@@ -247,7 +247,9 @@ def test_an_acquire_waits_for_the_end_of_an_earlier_teardown(server: LabServer, 
     assert commands.index(("down", "end")) < commands.index(("up", "start"), 1)
 
 
-def test_the_next_session_is_active_at_once_and_its_lab_follows_the_teardown(server: LabServer, holder: str) -> None:
+def test_the_next_session_is_active_at_once_and_its_lab_starts_after_the_teardown(
+    server: LabServer, holder: str
+) -> None:
     waiter = server.join()
     acquire(server, holder, topology_text(2, down_seconds=1))
     httpx.delete(f"{server.url}/session/{holder}")
@@ -265,7 +267,7 @@ def test_the_same_topology_is_never_shared_between_sessions(server: LabServer, h
     assert ups(server) == 2
 
 
-def test_acquires_of_one_topology_that_arrive_together_start_it_once(
+def test_concurrent_acquires_of_one_topology_start_it_once(
     server: LabServer, holder: str, background: ThreadPoolExecutor
 ) -> None:
     topology = topology_text(2, start_seconds=0.3)
@@ -301,7 +303,7 @@ def test_a_repeated_acquire_with_the_same_key_counts_once(server: LabServer, hol
     assert lab(server, holder)["ref_count"] == 2
 
 
-def test_acquires_with_the_same_key_that_arrive_together_are_one(
+def test_concurrent_acquires_with_the_same_key_count_once(
     server: LabServer, holder: str, background: ThreadPoolExecutor
 ) -> None:
     topology = topology_text(2, start_seconds=0.3)
@@ -310,7 +312,7 @@ def test_acquires_with_the_same_key_that_arrive_together_are_one(
     assert (ups(server), lab(server, holder)["ref_count"]) == (1, 1)
 
 
-def test_a_repeated_release_with_the_same_key_lets_go_once(server: LabServer, holder: str) -> None:
+def test_a_repeated_release_with_the_same_key_counts_once(server: LabServer, holder: str) -> None:
     acquire(server, holder, ROUTERS, Idempotency_Key="k1")
     acquire(server, holder, ROUTERS, Idempotency_Key="k2")
     assert [release(server, holder, Idempotency_Key="k1").status_code for _ in range(3)] == [204] * 3
@@ -320,7 +322,7 @@ def test_a_repeated_release_with_the_same_key_lets_go_once(server: LabServer, ho
     assert release(server, holder, Idempotency_Key="k2").status_code == 204
 
 
-def test_the_key_of_an_acquire_that_was_released_gets_no_other_lab(server: LabServer, holder: str) -> None:
+def test_the_key_of_a_released_acquire_does_not_get_another_lab(server: LabServer, holder: str) -> None:
     acquire(server, holder, ROUTERS, Idempotency_Key="k1")
     release(server, holder, Idempotency_Key="k1")
     answer = acquire(server, holder, ROUTERS, Idempotency_Key="k1")
@@ -329,7 +331,7 @@ def test_the_key_of_an_acquire_that_was_released_gets_no_other_lab(server: LabSe
     assert ups(server) == 1
 
 
-def test_a_key_of_a_wrong_length_is_refused_before_anything_starts(server: LabServer, holder: str) -> None:
+def test_a_key_with_an_invalid_length_is_refused_before_anything_starts(server: LabServer, holder: str) -> None:
     for key in ("", "x" * 201):
         assert acquire(server, holder, ROUTERS, Idempotency_Key=key).status_code == 422
         assert release(server, holder, Idempotency_Key=key).status_code == 422
@@ -339,7 +341,7 @@ def test_a_key_of_a_wrong_length_is_refused_before_anything_starts(server: LabSe
 # Not waiting for the start
 
 
-def test_an_asynchronous_acquire_is_answered_at_once_and_watched_until_it_runs(server: LabServer, holder: str) -> None:
+def test_an_asynchronous_acquire_returns_at_once_and_its_progress_is_visible(server: LabServer, holder: str) -> None:
     answer = acquire(server, holder, topology_text(2, start_seconds=1), Prefer="respond-async")
     assert (answer.status_code, answer.headers["Location"], answer.content) == (202, "/lab", b"")
     assert lab(server, holder)["running"] is False
@@ -349,7 +351,7 @@ def test_an_asynchronous_acquire_is_answered_at_once_and_watched_until_it_runs(s
     assert release(server, holder).status_code == 204
 
 
-def test_an_asynchronous_acquire_that_fails_tells_it_in_the_labs_status(server: LabServer, holder: str) -> None:
+def test_the_failure_of_an_asynchronous_acquire_is_in_the_status_of_the_lab(server: LabServer, holder: str) -> None:
     assert acquire(server, holder, topology_text(2, fail="config"), Prefer="respond-async").status_code == 202
     wait_until(lambda: lab(server, holder)["error"], 20)
     status = lab(server, holder)
@@ -387,7 +389,9 @@ def leave_during(server: LabServer, session_id: str, topology: str, *, reuse: bo
         client.kill()
 
 
-def test_a_lab_whose_client_went_away_stays_for_the_next_acquire_of_the_session(server: LabServer, holder: str) -> None:
+def test_the_lab_of_a_disconnected_client_is_kept_for_the_next_acquire_of_the_session(
+    server: LabServer, holder: str
+) -> None:
     topology = topology_text(2, start_seconds=0.7)
     leave_during(server, holder, topology)
     wait_until(lambda: lab(server, holder)["state"] == "running", 20)
@@ -397,16 +401,14 @@ def test_a_lab_whose_client_went_away_stays_for_the_next_acquire_of_the_session(
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_an_acquire_joins_the_start_that_another_client_of_the_session_has_left(
-    server: LabServer, holder: str, reuse: bool
-) -> None:
+def test_an_acquire_joins_a_start_whose_client_has_disconnected(server: LabServer, holder: str, reuse: bool) -> None:
     topology = topology_text(2, start_seconds=0.7)
     leave_during(server, holder, topology, reuse=reuse)
     assert acquire(server, holder, topology, reuse=reuse).status_code == 200
     assert (lab(server, holder)["ref_count"], ups(server)) == (1, 1)
 
 
-def test_a_lab_whose_client_went_away_makes_room_for_another_topology(server: LabServer, holder: str) -> None:
+def test_the_lab_of_a_disconnected_client_is_replaced_by_another_topology(server: LabServer, holder: str) -> None:
     leave_during(server, holder, topology_text(2, start_seconds=0.5))
     wait_until(lambda: lab(server, holder)["state"] == "running", 20)
     answer = acquire(server, holder, OTHER)
@@ -429,7 +431,7 @@ def test_a_lab_in_use_is_torn_down_only_by_force(server: LabServer, holder: str)
     assert lab(server, holder)["error"] is None
 
 
-def test_a_lab_that_nobody_holds_is_torn_down_without_force(server: LabServer, holder: str) -> None:
+def test_a_lab_without_references_is_torn_down_without_force(server: LabServer, holder: str) -> None:
     leave_during(server, holder, topology_text(1, start_seconds=0.3))
     wait_until(lambda: lab(server, holder)["state"] == "running", 20)
     assert call(server, holder, "DELETE", "/lab?force=false").status_code == 202
@@ -437,7 +439,7 @@ def test_a_lab_that_nobody_holds_is_torn_down_without_force(server: LabServer, h
 
 
 @pytest.mark.parametrize("value", ["maybe", "", "2", "None", "%00", "true,false", "\uff54rue"])
-def test_force_that_is_no_boolean_is_refused(server: LabServer, holder: str, value: str) -> None:
+def test_an_invalid_value_of_force_is_refused(server: LabServer, holder: str, value: str) -> None:
     acquire(server, holder, ROUTERS)
     answer = call(server, holder, "DELETE", f"/lab?force={value}")
     assert answer.status_code == 422
@@ -446,7 +448,7 @@ def test_force_that_is_no_boolean_is_refused(server: LabServer, holder: str, val
 
 
 @pytest.mark.parametrize("phase", ["create", "start", "config", "inspect"])
-def test_a_lab_that_starts_is_stopped_by_force(
+def test_a_starting_lab_is_stopped_by_force(
     server: LabServer, holder: str, background: ThreadPoolExecutor, phase: str
 ) -> None:
     knobs: Any = {f"{phase}_seconds": 3}
@@ -468,7 +470,7 @@ def test_a_lab_that_starts_is_stopped_by_force(
         ("config", {"stubborn": True, "hang_child": True}),
     ],
 )
-def test_a_start_that_hangs_ends_with_its_session(
+def test_a_hanging_start_ends_with_its_session(
     server: LabServer, holder: str, background: ThreadPoolExecutor, phase: str, knobs: dict[str, bool]
 ) -> None:
     waiter = server.join()
@@ -489,7 +491,7 @@ def test_a_start_that_hangs_ends_with_its_session(
 # netlab fails
 
 
-def test_a_start_that_fails_says_what_netlab_said_and_leaves_nothing(server: LabServer, holder: str) -> None:
+def test_a_failed_start_reports_netlabs_message_and_leaves_nothing_behind(server: LabServer, holder: str) -> None:
     for phase, words in {"start": "failed deploy stage", "config": "netlab initial failed"}.items():
         answer = acquire(server, holder, topology_text(2, fail=phase))
         assert answer.status_code == 500
@@ -503,7 +505,7 @@ def test_a_start_that_fails_says_what_netlab_said_and_leaves_nothing(server: Lab
     assert lab(server, holder)["error"] is None
 
 
-def test_a_start_that_dies_of_an_exception_shows_no_traceback(server: LabServer, holder: str) -> None:
+def test_a_start_that_ends_with_an_exception_shows_no_traceback(server: LabServer, holder: str) -> None:
     answer = acquire(server, holder, topology_text(2, traceback="start"))
     assert answer.status_code == 500
     assert "the fake was told to die in phase start" in answer.json()["detail"]
@@ -512,7 +514,7 @@ def test_a_start_that_dies_of_an_exception_shows_no_traceback(server: LabServer,
     assert no_lab(server)
 
 
-def test_a_topology_that_netlab_rejects_is_the_callers_mistake(server: LabServer, holder: str) -> None:
+def test_a_topology_that_netlab_rejects_is_a_client_error(server: LabServer, holder: str) -> None:
     answer = acquire(server, holder, ROUTERS + "colour: red\n")
     assert answer.status_code == 422
     assert "Invalid topology attribute 'colour'" in answer.json()["detail"]
@@ -539,7 +541,7 @@ def test_a_start_that_takes_too_long_is_ended(tmp_path: Path) -> None:
         assert not any(is_running(pid) for pid in pids)
 
 
-def test_all_who_waited_for_a_start_that_fails_hear_of_it(
+def test_a_failed_start_is_reported_to_all_waiting_acquires(
     server: LabServer, holder: str, background: ThreadPoolExecutor
 ) -> None:
     topology = topology_text(2, start_seconds=0.5, fail="start")
@@ -557,7 +559,7 @@ def test_a_failed_acquire_can_be_tried_again_with_its_key(server: LabServer, hol
 # Log
 
 
-def test_the_log_is_what_netlab_printed_without_the_directories_of_the_host(server: LabServer, holder: str) -> None:
+def test_the_log_is_netlabs_output_without_directories_of_the_host(server: LabServer, holder: str) -> None:
     acquire(server, holder, ROUTERS)
     answer = call(server, holder, "GET", "/lab/log")
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
@@ -575,9 +577,7 @@ def test_the_log_can_be_read_while_the_lab_starts(
     assert answer.result().status_code == 200
 
 
-def test_the_log_of_a_talkative_netlab_is_cut_at_its_beginning(
-    server: LabServer, holder: str, background: ThreadPoolExecutor
-) -> None:
+def test_a_long_log_is_cut_at_its_beginning(server: LabServer, holder: str, background: ThreadPoolExecutor) -> None:
     fake(server).control(spam_bytes=20 << 20)
     acquired = start_of_an_acquire(server, background, holder, topology_text(1, create_seconds=0.5), "create")
     fake(server).control()
@@ -590,20 +590,20 @@ def test_the_log_of_a_talkative_netlab_is_cut_at_its_beginning(
 # Teardown
 
 
-def test_a_teardown_that_leaves_containers_is_tried_again(server: LabServer, holder: str) -> None:
+def test_a_teardown_that_leaves_containers_is_retried(server: LabServer, holder: str) -> None:
     acquire(server, holder, topology_text(2, leak_containers=1))
     release(server, holder)
     wait_until(lambda: no_lab(server), 20)
     assert server.place(server.join())["position"] == 1
 
 
-def test_a_teardown_that_netlab_refuses_is_done_by_force(server: LabServer, holder: str) -> None:
+def test_a_teardown_that_netlab_refuses_is_completed_by_force(server: LabServer, holder: str) -> None:
     acquire(server, holder, topology_text(2, fail="down"))
     release(server, holder)
     wait_until(lambda: no_lab(server), 20)
 
 
-def test_a_host_that_cannot_be_cleaned_is_quarantined_until_it_can(tmp_path: Path) -> None:
+def test_a_host_with_leftovers_is_quarantined_until_they_can_be_removed(tmp_path: Path) -> None:
     with running_server(tmp_path, quarantine_retry="0.5", teardown_retries="0") as server:
         holder, waiter = server.join(), server.join()
         acquire(server, holder, ROUTERS)
@@ -626,7 +626,7 @@ def test_a_host_that_cannot_be_cleaned_is_quarantined_until_it_can(tmp_path: Pat
         assert acquire(server, late, OTHER).status_code == 200
 
 
-def test_containers_of_others_are_none_of_our_business(server: LabServer, holder: str) -> None:
+def test_foreign_containers_are_not_touched(server: LabServer, holder: str) -> None:
     elsewhere = server.root / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     (elsewhere / "topology.yml").write_text(topology_text(1, provider="external", name="theirs"))
@@ -656,7 +656,7 @@ def starters(server: LabServer) -> list[int]:
     return [line["pid"] for line in fake(server).log() if line["event"] == "start" and line["argv"][1] == "up"]
 
 
-def test_a_lab_is_started_by_the_netlab_that_was_loaded_for_it(tmp_path: Path) -> None:
+def test_a_lab_is_started_by_the_preloaded_netlab(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
         session = server.join()
         used = []
@@ -678,7 +678,7 @@ def test_a_lab_is_started_by_the_netlab_that_was_loaded_for_it(tmp_path: Path) -
         assert not psutil.pid_exists(waiting)
 
 
-def test_a_host_can_do_without_a_netlab_that_waits(tmp_path: Path) -> None:
+def test_preloading_can_be_disabled(tmp_path: Path) -> None:
     server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
     server.environment["NEOPS_REMOTE_LAB_PRELOAD"] = "false"
     with closing(server):

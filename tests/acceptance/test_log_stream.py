@@ -12,7 +12,7 @@ from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 
 
-def test_a_log_is_followed_from_its_begin_to_the_end_of_the_lab(lab_server: LabServer) -> None:
+def test_a_log_is_streamed_from_its_beginning_to_the_end_of_the_lab(lab_server: LabServer) -> None:
     session = lab_server.join()
     headers = {"Accept": "text/event-stream"}
     with lab_server.client(session) as client, lab_server.client(session) as other:
@@ -30,7 +30,7 @@ def test_a_log_is_followed_from_its_begin_to_the_end_of_the_lab(lab_server: LabS
         assert seen.index("data: OK: Lab devices configured") < seen.index("event: end")
 
 
-def test_the_log_so_far_is_plain_text_without_folders_of_the_host(lab_server: LabServer) -> None:
+def test_the_log_is_available_as_text_without_directories_of_the_host(lab_server: LabServer) -> None:
     session = lab_server.join()
     assert lab_server.acquire(session, topology_text(1)).status_code == 200
     with lab_server.client(session) as client:
@@ -89,7 +89,7 @@ def test_a_stream_continues_after_the_last_event_even_of_a_restarted_server(lab_
     assert read(lab_server, session, f"another-{ids[-1].rpartition('-')[2]}", "four")[0] == [*lines, "four"]
 
 
-def test_a_line_of_netlab_forges_no_event(lab_server: LabServer) -> None:
+def test_a_line_of_netlab_cannot_forge_an_event(lab_server: LabServer) -> None:
     ends = ["\r", "\r\r", "\x0b", "\x0c", "\x85", "\u2028", "\x00"]
     session, log = with_lab(lab_server)
     lines = [f"{end}event: end{end}id: 7{end}retry: 1{end}data: forged{end}{end}data: too" for end in ends]
@@ -107,7 +107,7 @@ def test_a_line_of_netlab_forges_no_event(lab_server: LabServer) -> None:
     assert all(line.startswith("data: ") for event in events for line in event.split("\n"))
 
 
-def test_a_traceback_is_hidden_although_it_is_printed_bit_by_bit(lab_server: LabServer) -> None:
+def test_a_traceback_that_is_printed_in_pieces_is_hidden(lab_server: LabServer) -> None:
     session, log = with_lab(lab_server)
     with lab_server.client(session) as client, client.stream("GET", "/lab/log", headers=STREAM) as stream:
         lines = stream.iter_lines()
@@ -120,7 +120,7 @@ def test_a_traceback_is_hidden_although_it_is_printed_bit_by_bit(lab_server: Lab
     assert not [line for line in seen if "secret" in line or "Traceback" in line]
 
 
-def test_a_log_ends_with_a_line_that_has_no_end(lab_server: LabServer) -> None:
+def test_an_unfinished_last_line_is_shown(lab_server: LabServer) -> None:
     session, log = with_lab(lab_server)
     append(log, b"Password: ")
     with lab_server.client(session) as client, lab_server.client(session) as other:
@@ -132,7 +132,7 @@ def test_a_log_ends_with_a_line_that_has_no_end(lab_server: LabServer) -> None:
             assert any(line.startswith("data: Password: ") for line in until(lines, "event: end"))
 
 
-def test_a_long_log_is_shown_from_its_last_bytes_on(tmp_path: Path) -> None:
+def test_only_the_end_of_a_long_log_is_shown(tmp_path: Path) -> None:
     with running_server(tmp_path, log_backlog_bytes="1000") as server:
         session, log = with_lab(server)
         append(log, b"".join(b"line %d\n" % number for number in range(100_000)))
@@ -145,7 +145,7 @@ def test_a_long_log_is_shown_from_its_last_bytes_on(tmp_path: Path) -> None:
     assert [line.removeprefix("data: ") for line in streamed if line] == shown
 
 
-def test_a_reader_that_does_not_read_is_told_that_it_fell_behind(tmp_path: Path) -> None:
+def test_a_slow_reader_is_told_that_it_fell_behind(tmp_path: Path) -> None:
     with running_server(tmp_path, log_backlog_bytes="100000") as server:
         session, log = with_lab(server)
         with closing(socket.socket()) as slow, server.client(session) as client:
@@ -173,7 +173,7 @@ def test_a_reader_that_does_not_read_is_told_that_it_fell_behind(tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "code"), [({"max_session_log_readers": "2"}, 429), ({"max_log_readers": "2"}, 503)], ids=str
 )
-def test_the_readers_of_logs_are_limited(tmp_path: Path, settings: dict[str, str], code: int) -> None:
+def test_the_number_of_readers_is_limited(tmp_path: Path, settings: dict[str, str], code: int) -> None:
     with running_server(tmp_path, **settings) as server:
         session, _ = with_lab(server)
         with server.client(session) as one, server.client(session) as other, server.client(session) as third:

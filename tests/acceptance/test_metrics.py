@@ -20,13 +20,13 @@ def scrape(server: LabServer) -> dict[str, float]:
     return {name.removeprefix("neops_remote_lab_"): float(value) for name, _, value in lines}
 
 
-def test_every_metric_that_is_told_is_documented(lab_server: LabServer) -> None:
+def test_every_exported_metric_is_documented(lab_server: LabServer) -> None:
     types = re.findall(rf"^# TYPE {PREFIX}(\w+) (\w+)$", httpx.get(f"{lab_server.url}/metrics").text, re.MULTILINE)
     told = {(name, kind) for name, kind in types if not name.endswith("_created")}
     assert told == {(family.name, family.type) for family in FAMILIES}
 
 
-def test_what_happens_is_counted_and_how_things_stand_is_told(lab_server: LabServer) -> None:
+def test_events_are_counted_and_states_are_gauges(lab_server: LabServer) -> None:
     holder, waiter = lab_server.join(), lab_server.join()
     assert lab_server.acquire(holder, topology_text(1)).status_code == 200
     assert lab_server.acquire(holder, topology_text(1)).status_code == 200
@@ -55,7 +55,7 @@ def test_what_happens_is_counted_and_how_things_stand_is_told(lab_server: LabSer
     assert now["quarantined"] == 0
 
 
-def test_every_wait_is_counted_once_however_it_ended(lab_server: LabServer) -> None:
+def test_every_wait_is_counted_once_regardless_of_its_end(lab_server: LabServer) -> None:
     def waits() -> float:
         return scrape(lab_server)["queue_wait_seconds_count"]
 

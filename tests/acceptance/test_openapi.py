@@ -92,7 +92,7 @@ def test_every_operation_has_a_name_of_its_own(document: dict[str, Any]) -> None
     assert len(set(names)) == len(names)
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+def test_every_reference_can_be_resolved(document: dict[str, Any]) -> None:
     found = list(references(document))
     assert found
     for reference in found:
@@ -104,7 +104,7 @@ def test_every_schema_is_used(document: dict[str, Any]) -> None:
     assert set(document["components"]["schemas"]) == used
 
 
-def test_every_call_is_described_and_every_description_is_a_call(document: dict[str, Any]) -> None:
+def test_every_route_is_described_and_every_description_has_a_route(document: dict[str, Any]) -> None:
     routes = create_app(read_settings(ServiceSettings, {}, {})).routes
     served = {
         (method.lower(), route.path)
@@ -134,7 +134,7 @@ def test_the_calls_of_existing_clients_are_described(document: dict[str, Any]) -
         assert code in described[method, path], (method, path)
 
 
-def test_answers_have_the_fields_that_are_described(document: dict[str, Any], server: LabServer) -> None:
+def test_responses_have_the_described_fields(document: dict[str, Any], server: LabServer) -> None:
     session_id = server.join(client="ann")
     waiter = server.join()
     assert server.acquire(session_id, topology_text(1)).status_code == 200
@@ -173,7 +173,7 @@ class Links(HTMLParser):
         self.found += [value for name, value in attrs if name in {"src", "href", "action"} and value]
 
 
-def test_the_page_to_try_it_loads_nothing_from_elsewhere(server: LabServer) -> None:
+def test_the_interactive_page_loads_nothing_from_other_hosts(server: LabServer) -> None:
     page = httpx.get(f"{server.url}/docs")
     assert page.status_code == 200
     assert page.headers["Content-Type"].startswith("text/html")
@@ -188,14 +188,14 @@ def test_the_page_to_try_it_loads_nothing_from_elsewhere(server: LabServer) -> N
     assert not re.search(r"https?://|url\(\s*['\"]?//", page.text)
 
 
-def test_the_styles_of_the_page_load_nothing_from_elsewhere(server: LabServer) -> None:
+def test_the_styles_of_the_page_load_nothing_from_other_hosts(server: LabServer) -> None:
     styles = httpx.get(f"{server.url}/docs/swagger-ui.css")
     assert styles.headers["Content-Type"].startswith("text/css")
     assert not re.search(r"url\(\s*['\"]?(https?:)?//|@import", styles.text)
 
 
 @pytest.mark.parametrize("path", ["/docs/../server.py", "/docs/%2e%2e/server.py", "/docs//etc/passwd", "/docs/..%2fx"])
-def test_nothing_but_the_page_is_served(server: LabServer, path: str) -> None:
+def test_only_the_files_of_the_page_are_served(server: LabServer, path: str) -> None:
     answer = httpx.get(server.url + path)
     assert answer.status_code == 404
     assert answer.json().keys() == {"detail"}

@@ -94,7 +94,7 @@ CALLS: Final = sorted(OPERATIONS, key=_takes_away)
 
 
 @pytest.mark.parametrize("described", CALLS, ids=lambda operation: f"{operation.method} {operation.path}")
-def test_every_response_is_one_that_is_described(
+def test_every_response_matches_the_description(
     callers: Callers, description: BaseSchema, described: Operation
 ) -> None:
     operation = description[described.path][described.method.upper()]

@@ -112,7 +112,7 @@ def test_a_command_that_takes_too_long_is_ended_in_the_router(lab_host: LabServe
     assert "1001" not in processes(container)
 
 
-def test_a_client_that_goes_away_ends_its_command(lab_host: LabServer, session: str) -> None:
+def test_a_client_that_disconnects_ends_its_command(lab_host: LabServer, session: str) -> None:
     container = container_of(lab_host, session)
     with lab_host.client(session) as client, pytest.raises(httpx.ReadTimeout):
         client.post("/lab/devices/r1/exec", json={"command": "sleep 1002"}, timeout=httpx.Timeout(10, read=1))
