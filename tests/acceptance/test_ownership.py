@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 import neops_remote_lab
-from neops_remote_lab.netlab.ownership import MARKER_DIR, RECORD
+from neops_remote_lab.netlab.ownership import MARKER_DIR, RECORD, claim, new_directory, proof, tidy
 from tests.chaos.shell import ask, fake, lab, queue, sql
 from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, labs_in, leave_directory, running_server
@@ -117,6 +118,24 @@ def test_what_has_no_record_stays_in_the_work_directory(lab_server: LabServer, t
     assert set(lab_server.work_folders()) == names
     assert (checkout_dir / "src" / "main.py").exists()
     assert tree(elsewhere) == before
+
+
+def test_a_directory_that_is_being_made_is_not_removed_as_unfinished(tmp_path: Path) -> None:
+    claim(tmp_path / "labs")
+    over = threading.Event()
+
+    def tidy_until_the_end() -> None:
+        while not over.is_set():
+            tidy(tmp_path / "labs")
+
+    other = threading.Thread(target=tidy_until_the_end)
+    other.start()
+    try:
+        made = [new_directory(tmp_path / "labs", f"{number:016x}", "test-host") for number in range(100)]
+    finally:
+        over.set()
+        other.join()
+    assert all(proof(path) for path in made)
 
 
 def test_a_lab_whose_directory_is_not_ours_any_more_keeps_it(lab_server: LabServer) -> None:

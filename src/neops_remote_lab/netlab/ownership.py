@@ -147,9 +147,10 @@ def new_directory(root: Path, lab_id: str, host: str) -> Path:
     work_dir = claim(root)
     record = Record(lab_id, host, work_dir, _owner(root, work_dir))
     draft = root / f".new-{lab_id}"
-    draft.mkdir(mode=0o700)
-    draft.chmod(root.stat().st_mode & 0o777)  # users who may enter the work directory may read its labs
-    _write(draft / RECORD, record.content())
+    with _guard(root):  # `tidy` must not find the directory without its record
+        draft.mkdir(mode=0o700)
+        draft.chmod(root.stat().st_mode & 0o777)  # users who may enter the work directory may read its labs
+        _write(draft / RECORD, record.content())
     return draft.rename(root / lab_id)
 
 
@@ -247,11 +248,13 @@ def tidy(root: Path) -> None:
     """Remove lock files of processes that have ended, and lab directories that they had not finished creating."""
     if _marker(root) is None:
         return
-    for draft in root.iterdir():
-        if _DRAFT.fullmatch(draft.name) and not draft.is_symlink() and not _is_held(root, _read(draft / RECORD)):
-            with suppress(OSError):
-                (draft / RECORD).unlink(missing_ok=True)
-                draft.rmdir()
+    with _guard(root):
+        drafts = [path for path in root.iterdir() if _DRAFT.fullmatch(path.name) and not path.is_symlink()]
+        for draft in drafts:
+            if not _is_held(root, _read(draft / RECORD)):
+                with suppress(OSError):
+                    (draft / RECORD).unlink(missing_ok=True)
+                    draft.rmdir()
     named = {record.owner for path in root.iterdir() if (record := proof(path))}
     owners = root / MARKER_DIR / "owners"
     with _guard(root):
