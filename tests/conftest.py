@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 from tests.fork_server import ForkServer
 from tests.postgresql import Cluster, problem, running_cluster
 from tests.server import LabServer, running_server
-from tests.stores import NewDatabase, sqlite_url
+from tests.stores import NewDatabase, new_sqlite_file
 
 REAL_NETLAB = (
     "tests/acceptance/test_real_netlab.py",
@@ -66,9 +65,9 @@ def cluster() -> Iterator[Cluster]:
 def new_database(request: pytest.FixtureRequest) -> NewDatabase:
     """Makes databases without a session: each test that uses them runs once for each kind of database."""
     if request.param == "sqlite":
-        return lambda directory: nullcontext(sqlite_url(directory / "remote-lab.sqlite3"))
+        return new_sqlite_file
     cluster: Cluster = request.getfixturevalue("cluster")
-    return lambda _: cluster.database()
+    return cluster.new_database
 
 
 @pytest.fixture

@@ -133,9 +133,9 @@ class Cluster:
         return name
 
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """The URL of a database with the schema of this version, and without a session. It is removed afterwards."""
-        name = self.create_database(self.migrated)
+    def new_database(self, _directory: Path | None = None, *, with_tables: bool = True) -> Iterator[str]:
+        """The URL of a database without a session, which is removed afterwards. It needs no directory."""
+        name = self.create_database(self.migrated if with_tables else "template0")
         yield self.url(name)
         self.drop_database(name)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from neops_remote_lab.core.codes import LiveLabState
 from neops_remote_lab.store.opening import Stores
@@ -21,8 +21,10 @@ NOON: Final = datetime(2026, 5, 1, 12, tzinfo=UTC)
 BUSY_TIMEOUT: Final = 0.2
 
 
-NewDatabase = Callable[[Path], AbstractContextManager[str]]
-"""Makes a database without a session, for which there is a directory. It is named as `--database` does."""
+class NewDatabase(Protocol):
+    """Makes a database without a session, for which there is a directory, and names it as `--database` does."""
+
+    def __call__(self, directory: Path, /, *, with_tables: bool = True) -> AbstractContextManager[str]: ...
 
 
 class OpenStores(Stores):
@@ -40,10 +42,18 @@ def sqlite_url(file: Path) -> str:
     return f"{urls.SQLITE}:///{file}"
 
 
+@contextmanager
+def new_sqlite_file(directory: Path, *, with_tables: bool = True) -> Iterator[str]:
+    """A SQLite database; without tables there is no file."""
+    url = sqlite_url(directory / "remote-lab.sqlite3")
+    if with_tables:
+        migrate(url)
+    yield url
+
+
 @asynccontextmanager
 async def opened(database: str) -> AsyncIterator[OpenStores]:
-    """A database, named as `--database` does, with the schema of this version."""
-    migrate(database)
+    """A database, named as `--database` does."""
     stores = OpenStores(StoreSettings(database=database, busy_timeout=BUSY_TIMEOUT))
     yield stores
     await stores.database.close()

@@ -42,6 +42,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.fixture
+def server(database: str, tmp_path: Path) -> Iterator[LabServer]:
+    """A server over each kind of database."""
+    with running_server(tmp_path, database=database) as started:
+        yield started
+
+
 def fill(folder: Path) -> Path:
     """Leave no byte free; the file that takes the room."""
     filler = folder / "filler"
@@ -105,10 +112,10 @@ def test_an_upload_to_a_full_disk_is_refused_and_leaves_nothing_behind(tmp_path:
 # The database
 
 
-def test_calls_during_a_lock_of_the_database_are_refused_and_work_afterwards(tmp_path: Path) -> None:
-    with running_server(tmp_path, busy_timeout="0.3", waiting_timeout="600") as server:
+def test_calls_during_a_lock_of_the_database_are_refused_and_work_afterwards(database: str, tmp_path: Path) -> None:
+    with running_server(tmp_path, database=database, busy_timeout="0.3", waiting_timeout="600") as server:
         holder, waiting = server.join(), server.join()
-        with locked(server.database):
+        with locked(database):
             assert is_refused_for_now(httpx.post(f"{server.url}/session"), "locked")
             assert is_refused_for_now(ask(server, holder, "DELETE", f"/session/{holder}"), "locked")
             assert is_active(server, holder)
@@ -119,18 +126,18 @@ def test_calls_during_a_lock_of_the_database_are_refused_and_work_afterwards(tmp
         assert server.join()
 
 
-def test_a_lab_whose_start_cannot_be_recorded_is_removed(tmp_path: Path) -> None:
-    with running_server(tmp_path, busy_timeout="0.3") as server:
+def test_a_lab_whose_start_cannot_be_recorded_is_removed(database: str, tmp_path: Path) -> None:
+    with running_server(tmp_path, database=database, busy_timeout="0.3") as server:
         fake(server).control(config_seconds=0.5)
         session_id = server.join()
         with in_background(server.acquire, session_id, TOPOLOGY) as call:
             wait_for_event(fake(server), "phase", phase="config")
-            with locked(server.database):
+            with locked(database):
                 assert is_refused_for_now(call.result(), "locked")
-        wait_until(lambda: sql(server.database, "SELECT count(*) FROM lab WHERE state <> 'ended'") == [(0,)])
+        wait_until(lambda: sql(database, "SELECT count(*) FROM lab WHERE state <> 'ended'") == [(0,)])
         wait_until(server.is_clean)
         assert server.acquire(session_id, TOPOLOGY).status_code == 200
-        with locked(server.database):
+        with locked(database):
             assert is_refused_for_now(ask(server, session_id, "POST", "/lab/release"), "locked")
         assert lab(server, session_id)["ref_count"] == 1
         assert ask(server, session_id, "POST", "/lab/release").status_code == 204
@@ -138,26 +145,28 @@ def test_a_lab_whose_start_cannot_be_recorded_is_removed(tmp_path: Path) -> None
         assert fake(server).violations() == []
 
 
-def test_a_lab_becomes_usable_once_its_state_is_recorded(lab_server: LabServer) -> None:
-    session_id = lab_server.join()
-    fake(lab_server).control(config_seconds=0.2)
-    with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
-        [config] = wait_for_event(fake(lab_server), "phase", phase="config")
-        with locked(lab_server.database):
-            wait_for_event(fake(lab_server), "end", pid=config["pid"])
-            told = [lab(lab_server, session_id) for _ in range(50)]
+def test_a_lab_becomes_usable_once_its_state_is_recorded(server: LabServer) -> None:
+    session_id = server.join()
+    fake(server).control(config_seconds=0.2)
+    with in_background(server.acquire, session_id, TOPOLOGY) as call:
+        [config] = wait_for_event(fake(server), "phase", phase="config")
+        with locked(server.database_url):
+            wait_for_event(fake(server), "end", pid=config["pid"])
+            told = [lab(server, session_id) for _ in range(50)]
             assert {(found["state"], found["running"], found["ref_count"]) for found in told} == {
                 ("starting", False, 0)
             }
         assert call.result().status_code == 200
-    found = lab(lab_server, session_id)
+    found = lab(server, session_id)
     assert (found["state"], found["running"], found["ref_count"]) == ("running", True, 1)
 
 
-def test_a_session_timeout_during_a_lock_takes_effect_afterwards(tmp_path: Path) -> None:
-    with running_server(tmp_path, busy_timeout="0.1", waiting_timeout="1", active_timeout="1") as server:
+def test_a_session_timeout_during_a_lock_takes_effect_afterwards(database: str, tmp_path: Path) -> None:
+    with running_server(
+        tmp_path, database=database, busy_timeout="0.1", waiting_timeout="1", active_timeout="1"
+    ) as server:
         stale = server.join()
-        with locked(server.database):
+        with locked(database):
             wait_until(lambda: "cannot be used" in server.log.read_text())
             assert httpx.get(f"{server.url}/active-session").status_code == 200
         wait_until(lambda: queue(server)["length"] == 0)

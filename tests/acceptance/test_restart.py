@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from tests.chaos.shell import (
 )
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, leave_directory, running_server
+from tests.stores import NewDatabase
 
 TOPOLOGY = topology_text(nodes=3)
 HELD_CALLS = 250
@@ -64,14 +65,21 @@ def holder(server: LabServer, topology: str = TOPOLOGY) -> str:
     return session_id
 
 
+@pytest.fixture
+def server(database: str, tmp_path: Path) -> Iterator[LabServer]:
+    """A server over each kind of database, for tests of what it keeps there."""
+    with running_server(tmp_path, database=database) as started:
+        yield started
+
+
 # Acknowledged means durable
 
 
-def test_no_acknowledged_join_is_lost_whenever_the_server_is_killed(lab_server: LabServer) -> None:
+def test_no_acknowledged_join_is_lost_whenever_the_server_is_killed(server: LabServer) -> None:
     acknowledged: list[str] = []
 
     def join_until_the_end() -> None:
-        with httpx.Client(base_url=lab_server.url) as client:
+        with httpx.Client(base_url=server.url) as client:
             try:
                 while True:
                     answer = client.post("/session")
@@ -86,64 +94,63 @@ def test_no_acknowledged_join_is_lost_whenever_the_server_is_killed(lab_server: 
         for client in clients:
             client.start()
         wait_until(lambda enough=enough: len(acknowledged) >= enough)  # type: ignore[misc]
-        lab_server.kill()
+        server.kill()
         for client in clients:
             client.join()
-        lab_server.start()
-        positions = [lab_server.place(session_id)["position"] for session_id in acknowledged]
+        server.start()
+        positions = [server.place(session_id)["position"] for session_id in acknowledged]
         assert len(set(positions)) == len(positions)
         assert min(positions) == 0
 
 
-def test_an_acknowledged_end_survives_kill_9(lab_server: LabServer) -> None:
-    sessions = [lab_server.join() for _ in range(4)]
+def test_an_acknowledged_end_survives_kill_9(server: LabServer) -> None:
+    sessions = [server.join() for _ in range(4)]
     for ending, following in itertools.pairwise(sessions):
-        assert ask(lab_server, ending, "DELETE", f"/session/{ending}").status_code == 204
-        lab_server.restart()
-        assert httpx.get(f"{lab_server.url}/session/{ending}").status_code == 404
-        assert is_active(lab_server, following)
+        assert ask(server, ending, "DELETE", f"/session/{ending}").status_code == 204
+        server.restart()
+        assert httpx.get(f"{server.url}/session/{ending}").status_code == 404
+        assert is_active(server, following)
 
 
-def test_an_acknowledged_release_survives_kill_9(lab_server: LabServer) -> None:
-    fake(lab_server).control(down_seconds=30)
-    session_id = holder(lab_server)
-    assert lab_server.acquire(session_id, TOPOLOGY).json()["reused"]
+def test_an_acknowledged_release_survives_kill_9(server: LabServer) -> None:
+    fake(server).control(down_seconds=30)
+    session_id = holder(server)
+    assert server.acquire(session_id, TOPOLOGY).json()["reused"]
 
-    assert ask(lab_server, session_id, "POST", "/lab/release").status_code == 204
-    lab_server.restart()
-    wait_until(lambda: lab(lab_server, session_id)["running"])
-    assert lab(lab_server, session_id)["ref_count"] == 1
+    assert ask(server, session_id, "POST", "/lab/release").status_code == 204
+    server.restart()
+    wait_until(lambda: lab(server, session_id)["running"])
+    assert lab(server, session_id)["ref_count"] == 1
 
-    assert ask(lab_server, session_id, "POST", "/lab/release").status_code == 204
-    lab_server.kill()
-    fake(lab_server).control()
-    lab_server.start()
-    wait_until(lab_server.is_clean, 20)
-    assert lab(lab_server, session_id)["state"] == "none"
-    assert len(fake(lab_server).invocations("up")) == 1
+    assert ask(server, session_id, "POST", "/lab/release").status_code == 204
+    server.kill()
+    fake(server).control()
+    server.start()
+    wait_until(server.is_clean, 20)
+    assert lab(server, session_id)["state"] == "none"
+    assert len(fake(server).invocations("up")) == 1
 
 
 @pytest.mark.parametrize("statements", [0, 3])
-def test_a_first_start_that_was_killed_half_way_is_repeated(tmp_path: Path, statements: int) -> None:
-    server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
-    command = [sys.executable, "-c", KILLED_MIGRATION, f"sqlite+aiosqlite:///{server.database}", str(statements)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    try:
-        server.start()
-        assert server.join()
-    finally:
-        server.close()
+def test_a_first_start_that_was_killed_half_way_is_repeated(
+    new_database: NewDatabase, tmp_path: Path, statements: int
+) -> None:
+    with new_database(tmp_path, with_tables=False) as database:
+        command = [sys.executable, "-c", KILLED_MIGRATION, database, str(statements)]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        with running_server(tmp_path, database=database) as server:
+            assert server.join()
 
 
 # The time the server is down counts against nobody
 
 
-def test_a_server_that_was_away_for_hours_finds_everybody_in_place(tmp_path: Path) -> None:
-    with running_server(tmp_path, waiting_timeout="3", active_timeout="3", max_hold="100") as server:
+def test_a_server_that_was_away_for_hours_finds_everybody_in_place(database: str, tmp_path: Path) -> None:
+    with running_server(tmp_path, database=database, waiting_timeout="3", active_timeout="3", max_hold="100") as server:
         sessions = [server.join() for _ in range(3)]
         server.kill()
         for column in ("created_at", "activated_at", "last_seen_at"):
-            sql(server.database, f"UPDATE session SET {column} = datetime({column}, '-5 hours')")  # noqa: S608
+            sql(database, f"UPDATE session SET {column} = '2026-01-01 09:00:00' WHERE {column} IS NOT NULL")  # noqa: S608
         started = time.monotonic()
         server.start()
         assert [server.place(session_id)["position"] for session_id in sessions] == [0, 1, 2]
@@ -169,8 +176,8 @@ def end(request: pytest.FixtureRequest) -> Callable[[LabServer], None]:
     return LabServer.kill if request.param == "kill -9" else keep
 
 
-def test_a_lab_that_runs_on_is_adopted(tmp_path: Path, end: Callable[[LabServer], None]) -> None:
-    with running_server(tmp_path, on_exit="keep") as server:
+def test_a_lab_that_runs_on_is_adopted(database: str, tmp_path: Path, end: Callable[[LabServer], None]) -> None:
+    with running_server(tmp_path, database=database, on_exit="keep") as server:
         session_id = holder(server)
         assert server.acquire(session_id, TOPOLOGY).status_code == 200
         before, containers = lab(server, session_id), container_ids(fake(server))
@@ -216,28 +223,28 @@ def test_a_call_during_the_adoption_waits_for_its_end(lab_server: LabServer) -> 
     wait_until(lab_server.is_clean)
 
 
-def test_an_acquire_that_is_repeated_after_a_restart_is_the_same_one(lab_server: LabServer) -> None:
-    session_id = lab_server.join()
+def test_an_acquire_that_is_repeated_after_a_restart_is_the_same_one(server: LabServer) -> None:
+    session_id = server.join()
     topology = {"topology": ("topology.yml", TOPOLOGY)}
     once = {"Idempotency-Key": "once"}
-    first = ask(lab_server, session_id, "POST", "/lab", files=topology, headers=once)
+    first = ask(server, session_id, "POST", "/lab", files=topology, headers=once)
     assert first.status_code == 200
-    fake(lab_server).control(status_seconds=1)
-    lab_server.restart()
-    again = ask(lab_server, session_id, "POST", "/lab", files=topology, headers=once)
+    fake(server).control(status_seconds=1)
+    server.restart()
+    again = ask(server, session_id, "POST", "/lab", files=topology, headers=once)
     assert again.json() == {"reused": True, "devices": first.json()["devices"]}
-    assert lab(lab_server, session_id)["ref_count"] == 1
-    assert len(lab_server.work_folders()) == 1
+    assert lab(server, session_id)["ref_count"] == 1
+    assert len(server.work_folders()) == 1
 
 
-def test_the_last_reference_is_released_once(lab_server: LabServer) -> None:
-    session_id = holder(lab_server)
-    fake(lab_server).control(down_seconds=0.3)
+def test_the_last_reference_is_released_once(server: LabServer) -> None:
+    session_id = holder(server)
+    fake(server).control(down_seconds=0.3)
     with ThreadPoolExecutor(8) as pool:
-        answers = pool.map(lambda _: ask(lab_server, session_id, "POST", "/lab/release").status_code, range(8))
+        answers = pool.map(lambda _: ask(server, session_id, "POST", "/lab/release").status_code, range(8))
     assert sorted(answers) == [204, *[404] * 7]
-    wait_until(lab_server.is_clean)
-    assert len(fake(lab_server).invocations("down")) == 1
+    wait_until(server.is_clean)
+    assert len(fake(server).invocations("down")) == 1
 
 
 def assert_lost(server: LabServer, session_id: str, *words: str) -> None:
@@ -250,7 +257,7 @@ def assert_lost(server: LabServer, session_id: str, *words: str) -> None:
         for word in (*words, "lost", "POST /lab"):
             assert word in answer.json()["detail"]
     assert "lost" in lab(server, session_id)["error"]
-    assert sql(server.database, "SELECT count(*) FROM lab_history WHERE outcome_code = 'lost'") == [(1,)]
+    assert sql(server.database_url, "SELECT count(*) FROM lab_history WHERE outcome_code = 'lost'") == [(1,)]
     answer = server.acquire(session_id, TOPOLOGY)
     assert answer.status_code == 200, answer.text
     assert not answer.json()["reused"]
@@ -289,26 +296,26 @@ def test_a_lab_whose_work_folder_has_vanished_is_lost(lab_server: LabServer) -> 
     assert host.violations() == []
 
 
-def test_a_lab_of_before_a_reboot_is_lost(lab_server: LabServer) -> None:
-    session_id = holder(lab_server)
-    lab_server.kill()
-    sql(lab_server.database, "UPDATE lab_host SET boot_id = 'the boot before'")
-    lab_server.start()
-    assert_lost(lab_server, session_id, "the lab host was restarted")
-    lab_server.restart()  # the same boot again
-    wait_until(lambda: lab(lab_server, session_id)["running"])
+def test_a_lab_of_before_a_reboot_is_lost(server: LabServer) -> None:
+    session_id = holder(server)
+    server.kill()
+    sql(server.database_url, "UPDATE lab_host SET boot_id = 'the boot before'")
+    server.start()
+    assert_lost(server, session_id, "the lab host was restarted")
+    server.restart()  # the same boot again
+    wait_until(lambda: lab(server, session_id)["running"])
 
 
-def test_a_lab_that_nobody_holds_any_more_is_taken_down(lab_server: LabServer) -> None:
-    session_id = holder(lab_server)
-    waiting = lab_server.join()
-    lab_server.kill()
-    sql(lab_server.database, "UPDATE session SET state = 'ended' WHERE session_id = ?", session_id)
-    lab_server.start()
-    assert is_active(lab_server, waiting)
-    wait_until(lab_server.is_clean)
-    assert lab_server.acquire(waiting, TOPOLOGY).status_code == 200
-    assert fake(lab_server).violations() == []
+def test_a_lab_that_nobody_holds_any_more_is_taken_down(server: LabServer) -> None:
+    session_id = holder(server)
+    waiting = server.join()
+    server.kill()
+    sql(server.database_url, "UPDATE session SET state = 'ended' WHERE session_id = ?", session_id)
+    server.start()
+    assert is_active(server, waiting)
+    wait_until(server.is_clean)
+    assert server.acquire(waiting, TOPOLOGY).status_code == 200
+    assert fake(server).violations() == []
 
 
 def test_a_lab_is_torn_down_with_its_server_unless_told_otherwise(lab_server: LabServer) -> None:
@@ -405,14 +412,14 @@ async def test_a_signal_answers_all_held_calls_at_once(lab_server: LabServer) ->
     assert lab_server.wait() == 0
 
 
-def test_a_server_that_ends_takes_no_new_sessions(lab_server: LabServer) -> None:
-    fake(lab_server).control(down_seconds=1)
-    session_id = holder(lab_server)
-    with in_background(lab_server.place, lab_server.join(), 60):
+def test_a_server_that_ends_takes_no_new_sessions(server: LabServer) -> None:
+    fake(server).control(down_seconds=1)
+    session_id = holder(server)
+    with in_background(server.place, server.join(), 60):
         refused: list[httpx.Response] = []
-        with httpx.Client(base_url=lab_server.url) as client:
+        with httpx.Client(base_url=server.url) as client:
             assert client.get("/healthz").status_code == 204
-            lab_server.signal(signal.SIGTERM)
+            server.signal(signal.SIGTERM)
             try:
                 while not refused:
                     answer = client.post("/session")
@@ -423,9 +430,9 @@ def test_a_server_that_ends_takes_no_new_sessions(lab_server: LabServer) -> None
             assert answer.status_code == 503
             assert int(answer.headers["Retry-After"]) > 0
             assert "try again" in answer.json()["detail"]
-    assert lab_server.wait() == 0
-    assert lab_server.is_clean()
-    rows = sql(lab_server.database, "SELECT state FROM session WHERE session_id = ?", session_id)
+    assert server.wait() == 0
+    assert server.is_clean()
+    rows = sql(server.database_url, "SELECT state FROM session WHERE session_id = ?", session_id)
     assert rows == [("active",)]
 
 
