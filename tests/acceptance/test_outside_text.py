@@ -43,7 +43,7 @@ def nobody_is_left(server: LabServer) -> Iterator[None]:
 
 @characters
 @pytest.mark.parametrize("field", ["client", "purpose"])
-def test_a_label_that_is_not_printable_in_one_line_is_refused(server: LabServer, field: str, character: str) -> None:
+def test_a_label_with_unprintable_characters_is_refused(server: LabServer, field: str, character: str) -> None:
     answer = httpx.post(f"{server.url}/session", json={field: f"a{character}b"})
     assert answer.status_code == 422, answer.text
     (problem,) = answer.json()["detail"]
@@ -72,14 +72,14 @@ def test_an_idempotency_key_that_is_not_printable_is_refused(server: LabServer, 
     assert queue(server)["length"] == 1
 
 
-def test_an_idempotency_key_may_be_of_any_script(server: LabServer) -> None:
+def test_an_idempotency_key_may_use_any_script(server: LabServer) -> None:
     headers = {b"Idempotency-Key": "nächtlich №7 à".encode()}
     first, second = (httpx.post(f"{server.url}/session", headers=headers) for _ in range(2))
     assert first.status_code == second.status_code == 201
     assert first.json()["session_id"] == second.json()["session_id"]
 
 
-def test_a_body_with_many_mistakes_is_answered_with_a_few(server: LabServer) -> None:
+def test_only_the_first_mistakes_of_a_body_are_reported(server: LabServer) -> None:
     body = {f"{NASTY}{number}": number for number in range(40)}
     answer = httpx.post(f"{server.url}/session", json=body)
     assert answer.status_code == 422
@@ -111,7 +111,7 @@ def nasty(server: LabServer) -> str:
     return waiting
 
 
-def test_what_was_written_by_sql_is_escaped_in_the_answers(server: LabServer, nasty: str) -> None:
+def test_text_written_with_sql_is_escaped_in_responses(server: LabServer, nasty: str) -> None:
     entry = queue(server)["sessions"][0]
     assert entry["client"].startswith("ann\\x1b[2J\\x9b31m\\r\\nforged \\u202eline\\u2028")
     assert entry["purpose"].isprintable()
@@ -119,7 +119,7 @@ def test_what_was_written_by_sql_is_escaped_in_the_answers(server: LabServer, na
     assert server.place(nasty)["waiting_for"].isprintable()
 
 
-def test_what_was_written_by_sql_is_escaped_in_a_terminal(server: LabServer, nasty: str) -> None:
+def test_text_written_with_sql_is_escaped_on_a_terminal(server: LabServer, nasty: str) -> None:
     command = [sys.executable, "-m", "neops_remote_lab", "queue", "--url", server.url]
     shown = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\n")
     assert len(shown) == 4  # headings, two sessions, and what follows the last line's end
@@ -127,7 +127,7 @@ def test_what_was_written_by_sql_is_escaped_in_a_terminal(server: LabServer, nas
     assert "ann\\x1b[2J" in shown[1]
 
 
-def test_why_a_session_has_ended_is_escaped(server: LabServer) -> None:
+def test_the_reason_for_the_end_of_a_session_is_escaped(server: LabServer) -> None:
     session_id = server.join()
     sql(
         server.database,
@@ -144,7 +144,7 @@ def test_why_a_session_has_ended_is_escaped(server: LabServer) -> None:
 # In a browser
 
 
-def test_no_response_holds_markup(server: LabServer) -> None:
+def test_no_response_contains_markup(server: LabServer) -> None:
     holder = server.join(client=MARKUP, purpose=MARKUP)
     waiting = server.join(client=MARKUP)
     answers = [
@@ -170,11 +170,11 @@ def test_no_response_holds_markup(server: LabServer) -> None:
 @pytest.mark.parametrize(
     "path", ["/queue", "/docs", "/docs/swagger-ui.css", "/openapi.json", "/metrics", "/healthz", "/nowhere", "/lab/log"]
 )
-def test_no_browser_guesses_what_a_response_is(server: LabServer, path: str) -> None:
+def test_responses_forbid_browsers_to_guess_their_type(server: LabServer, path: str) -> None:
     assert httpx.get(server.url + path).headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_the_page_runs_its_own_scripts_alone(server: LabServer) -> None:
+def test_the_page_runs_only_its_own_scripts(server: LabServer) -> None:
     page = httpx.get(f"{server.url}/docs")
     assert page.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
     assert "script-src 'self';" in page.text
@@ -185,7 +185,7 @@ def test_the_page_runs_its_own_scripts_alone(server: LabServer) -> None:
 # A mistake that does not concern the connection
 
 
-def test_a_wrong_parameter_leaves_the_connection_open(server: LabServer) -> None:
+def test_an_invalid_parameter_leaves_the_connection_open(server: LabServer) -> None:
     session_id = server.join()
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     try:

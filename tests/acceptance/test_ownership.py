@@ -89,7 +89,7 @@ def test_a_directory_of_another_user_is_no_work_directory(tmp_path: Path, linked
     assert "belongs to another user" in refused(server)
 
 
-def test_what_has_no_record_stays_in_the_work_directory(lab_server: LabServer, tmp_path: Path) -> None:
+def test_a_directory_without_a_record_stays_in_the_work_directory(lab_server: LabServer, tmp_path: Path) -> None:
     lab_server.kill()
     work_dir, elsewhere = lab_server.work_dir, tmp_path / "elsewhere"
     checkout_dir = work_dir / "0123456789abcdef"
@@ -138,7 +138,7 @@ def test_a_directory_that_is_being_made_is_not_removed_as_unfinished(tmp_path: P
     assert all(proof(path) for path in made)
 
 
-def test_a_lab_whose_directory_is_not_ours_any_more_keeps_it(lab_server: LabServer) -> None:
+def test_a_lab_directory_that_is_no_longer_ours_is_kept(lab_server: LabServer) -> None:
     session = lab_server.join()
     assert lab_server.acquire(session, TOPOLOGY).status_code == 200
     lab_server.kill()
@@ -230,7 +230,9 @@ def local_lab(tmp_path: Path) -> Iterator[tuple[LabServer, subprocess.Popen[str]
         server.close()
 
 
-def test_the_lab_of_a_local_lab_manager_survives_a_server(local_lab: tuple[LabServer, subprocess.Popen[str]]) -> None:
+def test_a_server_does_not_touch_the_lab_of_a_local_lab_manager(
+    local_lab: tuple[LabServer, subprocess.Popen[str]],
+) -> None:
     server, process = local_lab
     before, directories = fake(server).containers(), server.work_folders()
     server.start()
@@ -278,7 +280,7 @@ def unchanged(host: FakeNetlab) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("when", ["before the server", "while it runs"])
 @pytest.mark.parametrize("user", ["the server's", "another"])
-def test_a_lab_that_somebody_has_started_by_hand_is_never_touched(tmp_path: Path, when: str, user: str) -> None:
+def test_a_lab_started_by_hand_is_never_touched(tmp_path: Path, when: str, user: str) -> None:
     with running_server(tmp_path) as server:
         host = fake(server)
         if when == "before the server":
@@ -299,7 +301,9 @@ def test_a_lab_that_somebody_has_started_by_hand_is_never_touched(tmp_path: Path
         assert queue(server)["quarantined"] is None
 
 
-def test_a_stale_entry_in_netlabs_list_is_told_before_and_at_the_start(lab_server: LabServer, tmp_path: Path) -> None:
+def test_a_stale_entry_in_netlabs_list_is_reported_before_and_at_the_start(
+    lab_server: LabServer, tmp_path: Path
+) -> None:
     host = fake(lab_server)
     readiness = f"{lab_server.url}/readyz"
     assert httpx.get(readiness).status_code == 200
@@ -317,7 +321,7 @@ def test_a_stale_entry_in_netlabs_list_is_told_before_and_at_the_start(lab_serve
     assert lab_server.acquire(session, TOPOLOGY).status_code == 200
 
 
-def test_a_network_that_was_there_before_stays(lab_server: LabServer) -> None:
+def test_an_existing_network_stays(lab_server: LabServer) -> None:
     host = fake(lab_server)
     network = {"name": "theirs", "id": "b" * 64, "created": 1.0, "driver": "bridge"}
     (host.state / "networks" / "theirs").write_text(json.dumps(network))
@@ -332,7 +336,7 @@ def test_a_network_that_was_there_before_stays(lab_server: LabServer) -> None:
     assert queue(lab_server)["quarantined"] is None
 
 
-def test_a_bridge_that_was_there_before_stays(lab_server: LabServer) -> None:
+def test_an_existing_bridge_stays(lab_server: LabServer) -> None:
     host = fake(lab_server)
     (host.system / "sys/class/net/br-theirs/bridge").mkdir(parents=True)
     topology = yaml.safe_load(LAN) | {"links": [{"r1": {}, "r2": {}, "r3": {}, "bridge": "br-theirs"}]}
@@ -373,7 +377,7 @@ def test_a_teardown_leaves_no_bridge_namespace_hosts_block_or_ssh_file(
         assert queue(server)["quarantined"] is None
 
 
-def test_what_cannot_be_removed_is_named(tmp_path: Path) -> None:
+def test_leftovers_that_cannot_be_removed_are_named(tmp_path: Path) -> None:
     with running_server(tmp_path, teardown_retries="0", quarantine_retry="0.5") as server:
         host = fake(server)
         session = server.join()
@@ -405,7 +409,7 @@ def test_a_lab_with_unmanaged_nodes_is_adopted(lab_server: LabServer) -> None:
     assert fake(lab_server).invocations("down") == []
 
 
-def test_netlab_is_asked_where_its_list_of_instances_is(tmp_path: Path) -> None:
+def test_the_path_of_the_list_of_instances_comes_from_netlab(tmp_path: Path) -> None:
     host = install_fake_netlab(tmp_path / "fake")
     (host.home / ".netlab.yml").write_text(f"lab_status_file: {tmp_path}/instances/list.yaml\n")
     server = LabServer(tmp_path, host)
@@ -427,7 +431,7 @@ def test_netlab_is_asked_where_its_list_of_instances_is(tmp_path: Path) -> None:
         server.close()
 
 
-def test_another_program_in_the_place_of_docker_is_told_in_a_sentence(lab_server: LabServer) -> None:
+def test_another_program_in_place_of_docker_is_reported(lab_server: LabServer) -> None:
     fake(lab_server).control(podman=True)
     session = lab_server.join()
     answer = lab_server.acquire(session, TOPOLOGY)
@@ -437,7 +441,7 @@ def test_another_program_in_the_place_of_docker_is_told_in_a_sentence(lab_server
     assert lab_server.is_clean()
 
 
-def test_docker_that_turns_into_another_program_does_not_repeat_a_teardown_for_ever(tmp_path: Path) -> None:
+def test_a_teardown_is_not_repeated_forever_if_docker_is_replaced(tmp_path: Path) -> None:
     with running_server(tmp_path, teardown_retries="0", quarantine_retry="0.5") as server:
         session = server.join()
         assert server.acquire(session, TOPOLOGY).status_code == 200

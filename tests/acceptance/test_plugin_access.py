@@ -41,7 +41,7 @@ async def test_a_login(lab):
         assert (await connection.run("echo $((6 * 7))")).stdout == "42\\n"
     assert raw["remote_lab_original"]["ansible_connection"] == "docker"
 
-def test_the_port_stays_for_the_next_test(lab, remote_lab_client):
+def test_the_port_stays_open_for_the_next_test(lab, remote_lab_client):
     with remote_lab_client.forward(lab[0], 22) as other:
         assert other.port != lab[0].raw["ansible_port"]
 """
@@ -97,7 +97,7 @@ def test_a_fixture_leads_to_the_devices(
     wait_until(lab_server.is_clean, 20)
 
 
-def test_workers_that_share_a_lab_each_have_ports_of_their_own(
+def test_each_worker_that_shares_a_lab_has_its_own_ports(
     project: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_project(project, ', access="forward"', SHARED)
@@ -112,7 +112,7 @@ def test_workers_that_share_a_lab_each_have_ports_of_their_own(
     wait_until(lab_server.is_clean, 20)
 
 
-def test_a_setting_counts_before_the_fixture(
+def test_a_setting_overrides_the_fixture(
     project: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_project(project, ', access="forward"', PLAIN)
@@ -122,7 +122,7 @@ def test_a_setting_counts_before_the_fixture(
     wait_until(lab_server.is_clean, 20)
 
 
-def test_an_access_that_there_is_not_is_refused(
+def test_an_unknown_access_is_refused(
     project: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_project(project, "", PLAIN)

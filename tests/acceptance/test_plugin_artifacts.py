@@ -25,7 +25,7 @@ def files(lab: Path) -> set[str]:
     return {str(path.relative_to(lab)) for path in lab.rglob("*") if path.is_file()}
 
 
-def test_a_failed_test_leaves_what_explains_it(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_a_failed_test_leaves_artifacts(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile(
         test_ospf="""
         import pathlib
@@ -59,7 +59,9 @@ def test_a_failed_test_leaves_what_explains_it(online: pytest.Pytester, lab_serv
     assert result.stdout.str().count(OUTPUT) == 1
 
 
-def test_the_lab_is_still_there_when_its_last_test_fails(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_artifacts_are_collected_before_the_lab_of_the_last_test_is_released(
+    online: pytest.Pytester, lab_server: LabServer
+) -> None:
     online.makepyfile(
         """
         import pytest
@@ -116,7 +118,7 @@ def test_workers_leave_artifacts_too(online: pytest.Pytester, options: list[str]
         (["-o", "remote_lab_artifacts=on", "-o", "remote_lab_output=kept"], ["test_1", "test_2"]),
     ],
 )
-def test_the_user_says_which_tests_leave_artifacts_and_where(
+def test_settings_select_the_tests_with_artifacts_and_the_directory(
     online: pytest.Pytester, how: list[str], expected: list[str]
 ) -> None:
     online.makepyfile("def test_1(fresh): assert False\ndef test_2(fresh): pass")
@@ -125,7 +127,7 @@ def test_the_user_says_which_tests_leave_artifacts_and_where(
     assert not kept(online)
 
 
-def test_a_value_that_cannot_work_is_a_usage_error(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_value_is_a_usage_error(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMOTE_LAB_ARTIFACTS", "always")
     project.makepyfile("def test_1(fresh): pass")
     result = project.runpytest_subprocess()
@@ -162,7 +164,7 @@ def test_a_test_that_is_repeated_keeps_the_artifacts_of_each_failure(
     assert len(labs) == 2
 
 
-def test_what_an_earlier_run_has_left_of_a_test_goes_when_the_test_runs_again(
+def test_artifacts_of_an_earlier_run_are_removed_when_their_test_runs_again(
     online: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online.makepyfile(
@@ -193,7 +195,7 @@ def test_no_two_tests_share_a_directory(online: pytest.Pytester) -> None:
     assert all(re.fullmatch(r"[\w.-]{1,200}", name, re.ASCII) for name in names)
 
 
-def test_a_time_limit_for_tests_does_not_count_what_comes_after_a_failure(
+def test_a_time_limit_for_tests_does_not_include_the_collection_of_artifacts(
     online: pytest.Pytester, lab_server: LabServer
 ) -> None:
     lab_server.fake.control(graph_seconds=4)
@@ -205,9 +207,7 @@ def test_a_time_limit_for_tests_does_not_count_what_comes_after_a_failure(
 
 
 @pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="subtests came with pytest 9")
-def test_a_lab_of_several_tests_is_looked_at_once_for_each_that_fails(
-    online: pytest.Pytester, lab_server: LabServer
-) -> None:
+def test_a_shared_lab_is_collected_once_per_failed_test(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile(
         """
         from neops_remote_lab.testing.fixture import remote_lab_fixture

@@ -11,7 +11,7 @@ import pytest
 from tests.plugin import collected
 
 
-def test_tests_of_one_lab_run_in_a_row_in_the_order_of_the_fixtures(project: pytest.Pytester) -> None:
+def test_tests_of_one_lab_run_one_after_the_other_in_the_order_of_the_fixtures(project: pytest.Pytester) -> None:
     project.makepyfile(
         """
         import pytest
@@ -71,7 +71,7 @@ def test_a_fixture_that_overrides_a_lab_counts_if_it_uses_the_lab(project: pytes
     assert collected(project, "-m", "remote_lab") == ["TestWith::test_with"]
 
 
-def test_lab_tests_carry_a_registered_marker(project: pytest.Pytester) -> None:
+def test_lab_tests_have_a_registered_marker(project: pytest.Pytester) -> None:
     project.makepyfile("def test_plain(): pass\ndef test_lab(shared): pass\ndef test_indirect(router): pass")
     assert collected(project, "--strict-markers", "-m", "remote_lab") == ["test_lab", "test_indirect"]
     assert collected(project, "-m", "not remote_lab") == ["test_plain"]
@@ -96,7 +96,7 @@ def test_tests_with_two_labs_are_refused_by_name(project: pytest.Pytester, optio
     assert "test_good" not in result.stderr.str()
 
 
-def test_a_missing_topology_is_told_where_the_fixture_is_made(project: pytest.Pytester) -> None:
+def test_a_missing_topology_fails_at_the_definition_of_the_fixture(project: pytest.Pytester) -> None:
     project.makepyfile(
         "from neops_remote_lab.testing.fixture import remote_lab_fixture\nx = remote_lab_fixture('x.yml')"
     )
@@ -104,7 +104,7 @@ def test_a_missing_topology_is_told_where_the_fixture_is_made(project: pytest.Py
     result.stdout.fnmatch_lines(["*FileNotFoundError: no topology file x.yml*"])
 
 
-def test_a_topology_beside_the_conftest_file_is_found_from_everywhere(project: pytest.Pytester) -> None:
+def test_a_topology_beside_the_conftest_file_is_found_from_any_directory(project: pytest.Pytester) -> None:
     folder = project.mkdir("labs")
     folder.joinpath("ring.yml").write_text("nodes: [r1]\n")
     folder.joinpath("conftest.py").write_text(
@@ -115,7 +115,7 @@ def test_a_topology_beside_the_conftest_file_is_found_from_everywhere(project: p
     assert collected(project, "-m", "remote_lab") == ["test_ring", "test_other"]
 
 
-def test_a_run_without_labs_imports_nothing_but_the_standard_library(
+def test_a_run_without_labs_imports_only_the_standard_library(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.makepyfile(
@@ -166,7 +166,7 @@ def test_lab_tests_need_a_lab_host(project: pytest.Pytester) -> None:
         ("ALL_PROXY", "socks5://proxy:1080", "names a SOCKS proxy"),
     ],
 )
-def test_a_variable_that_cannot_work_is_one_usage_error(
+def test_an_invalid_variable_is_one_usage_error(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
@@ -183,7 +183,7 @@ def test_a_variable_that_cannot_work_is_one_usage_error(
     assert "Traceback" not in text
 
 
-def test_a_variable_that_cannot_work_is_a_usage_error_of_a_run_with_workers(
+def test_an_invalid_variable_is_one_usage_error_with_workers(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REMOTE_LAB_URL", "ann:s3cret@lab")
@@ -214,7 +214,7 @@ def two_topologies(project: pytest.Pytester, *, same: bool) -> None:
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_the_topology_beside_the_calling_file_comes_first(project: pytest.Pytester, same: bool) -> None:
+def test_the_topology_beside_the_calling_file_has_priority(project: pytest.Pytester, same: bool) -> None:
     two_topologies(project, same=same)
     result = project.runpytest_subprocess("--collect-only")
     mine, other = project.path / "labs" / "shared.yml", project.path / "shared.yml"
@@ -226,7 +226,7 @@ def test_the_topology_beside_the_calling_file_comes_first(project: pytest.Pytest
         result.stdout.fnmatch_lines([warning])
 
 
-def test_a_suite_that_takes_warnings_for_errors_is_told_both_topologies(project: pytest.Pytester) -> None:
+def test_with_warnings_as_errors_the_message_names_both_topologies(project: pytest.Pytester) -> None:
     two_topologies(project, same=False)
     result = project.runpytest_subprocess("-W", "error")
     assert result.ret != pytest.ExitCode.OK
@@ -252,7 +252,7 @@ def test_a_failure_shows_nothing_of_the_environment(
     assert setting or "REMOTE_LAB_URL is not set" in shown
 
 
-def test_without_a_lab_host_one_sentence_is_shown(project: pytest.Pytester) -> None:
+def test_without_a_lab_host_one_message_is_shown(project: pytest.Pytester) -> None:
     project.makepyfile("def test_1(shared): pass")
     output = project.runpytest_subprocess("-l").stdout.str()
     assert "E   RuntimeError: REMOTE_LAB_URL is not set" in output

@@ -24,14 +24,14 @@ from tests.server import LabServer
     ids=["x", "maxfail", "exit", "interrupt"],
 )
 @pytest.mark.parametrize("lab", ["shared", "fresh"])
-def test_nothing_is_left_however_the_run_ends(
+def test_a_run_leaves_nothing_behind_regardless_of_its_end(
     online: pytest.Pytester, lab: str, end: str, options: list[str], status: int
 ) -> None:
     online.makepyfile(f"def test_1({lab}):\n    {end}\ndef test_2({lab}): pass")
     assert online.runpytest_subprocess(*options).ret == status
 
 
-def test_an_internal_error_leaves_nothing(online: pytest.Pytester) -> None:
+def test_an_internal_error_leaves_nothing_behind(online: pytest.Pytester) -> None:
     online.makeconftest(CONFTEST + "\ndef pytest_runtest_logfinish(): raise ZeroDivisionError")
     online.makepyfile("def test_1(shared): pass\ndef test_2(shared): pass")
     assert online.runpytest_subprocess().ret == pytest.ExitCode.INTERNAL_ERROR
@@ -61,7 +61,7 @@ def test_ctrl_c_while_waiting_leaves_the_queue(
 
 
 @pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
-def test_a_session_that_the_server_ends_stops_a_run_that_is_blocked(
+def test_a_session_that_the_server_ends_stops_a_blocked_run(
     online: pytest.Pytester, lab_server: LabServer, options: list[str]
 ) -> None:
     online.makepyfile(
@@ -114,7 +114,7 @@ ServerConnection.join = spied
 
 @pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_job_that_is_cancelled_ends_its_session_before_its_teardown(
+def test_a_cancelled_job_ends_its_session_before_its_teardown(
     online: pytest.Pytester, lab_server: LabServer, options: list[str], number: signal.Signals
 ) -> None:
     online.makepyfile(
@@ -139,9 +139,7 @@ def test_1(shared, slow_to_leave):{BLOCK}
     assert "ended by the server" not in output
 
 
-def test_a_job_that_is_cancelled_while_it_waits_leaves_the_queue(
-    online: pytest.Pytester, lab_server: LabServer
-) -> None:
+def test_a_job_that_is_cancelled_in_the_queue_leaves_the_queue(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile("def test_1(shared): pass")
     with other_session(lab_server):
         process = start(online)
@@ -151,7 +149,7 @@ def test_a_job_that_is_cancelled_while_it_waits_leaves_the_queue(
         assert len(queue(lab_server)) == 1
 
 
-def test_a_signal_that_the_user_handles_stays_the_users(online: pytest.Pytester) -> None:
+def test_a_signal_handler_of_the_user_is_not_replaced(online: pytest.Pytester) -> None:
     online.makeconftest(
         CONFTEST
         + """
@@ -173,7 +171,7 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
-def test_a_signal_ends_a_run_without_labs_as_it_always_did(project: pytest.Pytester, options: list[str]) -> None:
+def test_a_signal_ends_a_run_without_labs_as_usual(project: pytest.Pytester, options: list[str]) -> None:
     project.makepyfile(f"def test_1():{BLOCK}")
     process = start(project, *options)
     wait_until(project.path.joinpath("blocked").exists, 30)

@@ -32,7 +32,7 @@ def properties(project: pytest.Pytester) -> dict[str, dict[str, str]]:
 
 
 @BOTH
-def test_a_failed_lab_has_a_word_and_a_section_of_its_own(failing: pytest.Pytester, options: list[str]) -> None:
+def test_a_failed_lab_has_its_own_word_and_section(failing: pytest.Pytester, options: list[str]) -> None:
     failing.makepyfile(test_it="def test_1(shared): pass\ndef test_2(shared): pass\ndef test_plain(): assert False")
     result = failing.runpytest_subprocess(*options)
     result.assert_outcomes(errors=2, failed=1)
@@ -56,7 +56,7 @@ def test_a_failed_lab_has_a_word_and_a_section_of_its_own(failing: pytest.Pytest
 
 
 @pytest.mark.parametrize("option", ["--full-trace", "--tb=native", "-vv", "-l", "--tb=short"])
-def test_a_failed_lab_shows_no_code(failing: pytest.Pytester, option: str) -> None:
+def test_a_failed_lab_shows_no_traceback(failing: pytest.Pytester, option: str) -> None:
     failing.makepyfile(test_it="def test_1(shared): pass")
     output = failing.runpytest_subprocess(option).stdout
     output.fnmatch_lines(["*remote lab shared: POST /lab: 500: *"])
@@ -65,14 +65,14 @@ def test_a_failed_lab_shows_no_code(failing: pytest.Pytester, option: str) -> No
 
 
 @pytest.mark.parametrize("option", ["--tb=no", "--no-summary"])
-def test_the_section_can_be_switched_off(failing: pytest.Pytester, option: str) -> None:
+def test_the_section_can_be_disabled(failing: pytest.Pytester, option: str) -> None:
     failing.makepyfile(test_it="def test_1(shared): pass")
     result = failing.runpytest_subprocess(option)
     result.stdout.no_fnmatch_line("*= LAB FAILED =*")
     result.assert_outcomes(errors=1)
 
 
-def test_other_errors_stay_where_they_were(failing: pytest.Pytester) -> None:
+def test_other_errors_stay_in_the_section_of_pytest(failing: pytest.Pytester) -> None:
     failing.makepyfile(
         test_it="import pytest\n@pytest.fixture\ndef wrong(): raise ValueError('mine')\n"
         "def test_1(shared): pass\ndef test_2(wrong): pass"
@@ -84,7 +84,7 @@ def test_other_errors_stay_where_they_were(failing: pytest.Pytester) -> None:
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_the_progress_shows_failed_labs(failing: pytest.Pytester) -> None:
+def test_failed_labs_have_their_own_letter(failing: pytest.Pytester) -> None:
     failing.makepyfile(test_it="def test_1(shared): pass\ndef test_plain(): pass")
     failing.runpytest_subprocess("-v").stdout.fnmatch_lines(["*::test_1 LAB FAILED*", "*::test_plain PASSED*"])
     failing.runpytest_subprocess().stdout.fnmatch_lines(["L", "test_it.py .*"])
@@ -94,7 +94,7 @@ def test_the_progress_shows_failed_labs(failing: pytest.Pytester) -> None:
 
 
 @BOTH
-def test_the_exit_status_is_its_own_when_nothing_else_failed(failing: pytest.Pytester, options: list[str]) -> None:
+def test_failed_labs_alone_have_their_own_exit_status(failing: pytest.Pytester, options: list[str]) -> None:
     failing.makepyfile(test_it="def test_1(shared): pass\ndef test_2(shared): pass\ndef test_plain(): pass")
     assert failing.runpytest_subprocess(*options).ret == EXIT_STATUS == int(ExitStatus.NO_LAB)
 
@@ -110,14 +110,16 @@ def test_the_exit_status_is_its_own_when_nothing_else_failed(failing: pytest.Pyt
     ],
     ids=["rejected", "x", "maxfail", "xfail", "strict xfail"],
 )
-def test_whatever_failed_a_lab(failing: pytest.Pytester, source: str, options: list[str]) -> None:
+def test_an_exit_status_of_another_failure_has_priority(
+    failing: pytest.Pytester, source: str, options: list[str]
+) -> None:
     failing.makepyfile(test_it=source)
     result = failing.runpytest_subprocess(*options)
     assert result.ret == EXIT_STATUS
     result.stdout.fnmatch_lines(["LAB FAILED *::test_1*"])
 
 
-def test_a_queue_that_takes_too_long_is_no_failed_test(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_a_timeout_in_the_queue_is_a_failed_lab(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile(test_it="def test_1(shared): pass")
     with other_session(lab_server):
         result = online.runpytest_subprocess("--remote-lab-session-timeout=1")
@@ -125,14 +127,14 @@ def test_a_queue_that_takes_too_long_is_no_failed_test(online: pytest.Pytester, 
     result.stdout.fnmatch_lines(["LAB FAILED *::test_1 - remote lab: not active within 1 s: *"])
 
 
-def test_an_address_that_is_not_set_is_the_users_error(project: pytest.Pytester) -> None:
+def test_a_missing_address_is_not_a_failed_lab(project: pytest.Pytester) -> None:
     project.makepyfile(test_it="def test_1(shared): pass")
     result = project.runpytest_subprocess()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*= ERRORS =*"])
 
 
-def test_a_second_lab_at_run_time_is_the_users_error(online: pytest.Pytester) -> None:
+def test_a_second_lab_at_run_time_is_not_a_failed_lab(online: pytest.Pytester) -> None:
     online.makepyfile(test_it="def test_1(shared, request): request.getfixturevalue('fresh')")
     assert online.runpytest_subprocess().ret == pytest.ExitCode.TESTS_FAILED
 
@@ -152,7 +154,7 @@ def test_last_failed_and_stepwise_count_failed_labs(
 
 
 @BOTH
-def test_junit_tells_failed_labs_by_properties(failing: pytest.Pytester, options: list[str]) -> None:
+def test_failed_labs_have_properties_in_junit_xml(failing: pytest.Pytester, options: list[str]) -> None:
     failing.makepyfile(test_it="def test_1(shared): pass\ndef test_2(shared): pass\ndef test_plain(): pass")
     failing.runpytest_subprocess("--junit-xml=junit.xml", *options)
     found = properties(failing)
@@ -163,7 +165,7 @@ def test_junit_tells_failed_labs_by_properties(failing: pytest.Pytester, options
     assert not {"remote_lab", "remote_lab_reason"} & found["test_plain"].keys()
 
 
-def test_a_repeated_test_whose_lab_comes_up_has_no_failed_lab(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_a_repeated_test_whose_lab_starts_is_not_a_failed_lab(online: pytest.Pytester, lab_server: LabServer) -> None:
     lab_server.fake.control(fail="config", fail_times=1)
     online.makepyfile(test_it="def test_1(shared): pass")
     result = online.runpytest_subprocess("-p", "pytest_rerunfailures", "--reruns", "1", "--junit-xml=junit.xml")
@@ -191,21 +193,21 @@ def test_a_lab_that_failed_to_start_is_started_again(
     )
 
 
-def test_retries_end(failing: pytest.Pytester, lab_server: LabServer) -> None:
+def test_the_number_of_retries_is_limited(failing: pytest.Pytester, lab_server: LabServer) -> None:
     failing.makepyfile(test_it="def test_1(shared): pass\ndef test_2(shared): pass")
     result = failing.runpytest_subprocess("--remote-lab-retries=1")
     assert result.ret == EXIT_STATUS
     assert ups(lab_server) == 2
 
 
-def test_a_rejected_topology_is_never_tried_again(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_a_rejected_topology_is_never_retried(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile(test_it="def test_1(broken): pass\ndef test_2(shared): pass")
     result = online.runpytest_subprocess("--remote-lab-retries=3")
     result.assert_outcomes(errors=1, passed=1)
     result.stdout.no_fnmatch_line("*the lab again*")
 
 
-def test_the_number_of_retries_is_a_number(online: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_retries_is_validated(online: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMOTE_LAB_RETRIES", "-1")
     online.makepyfile(test_it="def test_1(shared): pass\ndef test_2(shared): pass")
     result = online.runpytest_subprocess()

@@ -37,7 +37,7 @@ def directory(project: pytest.Pytester) -> pytest.Pytester:
 
 @pytest.mark.usefixtures("online")
 @pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
-def test_the_lab_has_the_files_and_fixtures_with_the_same_files_share_it(
+def test_fixtures_with_the_same_extra_files_share_a_lab_that_has_them(
     directory: pytest.Pytester, lab_server: LabServer, options: list[str]
 ) -> None:
     directory.makepyfile(
@@ -89,7 +89,7 @@ def test_files_are_read_when_the_lab_is_acquired(directory: pytest.Pytester, lab
 
 
 @pytest.mark.usefixtures("online")
-def test_a_file_that_is_gone_by_then_is_one_clear_message(directory: pytest.Pytester) -> None:
+def test_a_file_that_is_missing_at_the_acquire_is_one_clear_message(directory: pytest.Pytester) -> None:
     directory.makepyfile(
         """
         import pathlib, pytest
@@ -119,7 +119,7 @@ def test_a_file_that_is_gone_by_then_is_one_clear_message(directory: pytest.Pyte
         ("templates", "TypeError: extra_files must be a sequence of paths, such as [[]'templates']"),
     ],
 )
-def test_what_cannot_be_sent_is_told_where_the_fixture_is_made(
+def test_a_file_that_cannot_be_sent_fails_at_the_definition_of_the_fixture(
     directory: pytest.Pytester, entries: object, message: str
 ) -> None:
     directory.makeconftest(

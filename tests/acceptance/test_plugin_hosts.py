@@ -61,7 +61,7 @@ def test_tests_of_one_lab_host_stay_together(online: pytest.Pytester, other: Lab
     [[], *(["-p", "xdist", "-n", "2", "--dist", mode] for mode in ("load", "loadscope", "each"))],
     ids=["alone", "load", "loadscope", "each"],
 )
-def test_each_test_has_its_lab_at_its_lab_host(
+def test_each_test_uses_the_lab_of_its_lab_host(
     online: pytest.Pytester, lab_server: LabServer, other: LabServer, options: list[str]
 ) -> None:
     online.makepyfile(suite(other))
@@ -72,7 +72,7 @@ def test_each_test_has_its_lab_at_its_lab_host(
     assert copies + 1 <= ups(other) <= copies + 2
 
 
-def test_no_address_is_needed_where_every_test_names_its_lab_host(
+def test_no_address_is_needed_if_every_test_names_its_lab_host(
     online: pytest.Pytester, other: LabServer, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("REMOTE_LAB_URL")
@@ -121,7 +121,7 @@ def test_a_session_ends_with_the_last_test_of_its_lab_host(
     online.runpytest_subprocess().assert_outcomes(passed=3)
 
 
-def test_what_is_asked_for_at_run_time_is_at_the_lab_host_of_the_test(
+def test_a_lab_requested_at_run_time_is_started_on_the_lab_host_of_the_test(
     online: pytest.Pytester, lab_server: LabServer, other: LabServer
 ) -> None:
     online.makepyfile(
@@ -140,7 +140,7 @@ def test_what_is_asked_for_at_run_time_is_at_the_lab_host_of_the_test(
     assert (ups(lab_server), ups(other)) == (2, 1)
 
 
-def test_a_lab_host_that_is_away_spares_the_tests_of_the_other(
+def test_an_unreachable_lab_host_does_not_affect_tests_of_another_one(
     online: pytest.Pytester, other: LabServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REMOTE_LAB_UNREACHABLE_TIMEOUT", "1")
@@ -160,7 +160,7 @@ def test_a_lab_host_that_is_away_spares_the_tests_of_the_other(
 
 @ALONE_AND_XDIST
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_end_of_a_run_ends_all_its_sessions(
+def test_the_end_of_a_run_ends_all_sessions(
     online: pytest.Pytester, lab_server: LabServer, other: LabServer, options: list[str], number: signal.Signals
 ) -> None:
     online.makepyfile(
@@ -178,7 +178,7 @@ def test_3(request): request.getfixturevalue("shared")
     finish(process)
 
 
-def test_a_worker_that_crashes_keeps_no_lab_of_any_lab_host(online: pytest.Pytester, other: LabServer) -> None:
+def test_a_worker_that_crashes_does_not_keep_labs_of_any_lab_host(online: pytest.Pytester, other: LabServer) -> None:
     online.makepyfile(
         f"""
         import os, pytest

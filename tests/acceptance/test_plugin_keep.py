@@ -66,7 +66,7 @@ def command(*words: str) -> str:
 
 
 @BOTH
-def test_the_lab_of_the_first_failure_is_within_reach_until_down(
+def test_the_lab_of_the_first_failure_can_be_used_until_down(
     suite: pytest.Pytester, lab_server: LabServer, state: StateDirectory, options: list[str]
 ) -> None:
     process = start(suite, KEEP, *options)
@@ -88,7 +88,7 @@ def test_the_lab_of_the_first_failure_is_within_reach_until_down(
 
 
 @BOTH
-def test_the_terminal_tells_what_failed_and_how_to_reach_the_lab(
+def test_the_terminal_shows_the_failure_and_how_to_reach_the_lab(
     suite: pytest.Pytester, state: StateDirectory, options: list[str]
 ) -> None:
     command_line = [sys.executable, "-m", "pytest", KEEP, *options]
@@ -108,7 +108,7 @@ def test_the_terminal_tells_what_failed_and_how_to_reach_the_lab(
 
 
 @BOTH
-def test_ctrl_c_ends_it_at_once(
+def test_ctrl_c_ends_the_wait_at_once(
     suite: pytest.Pytester, lab_server: LabServer, state: StateDirectory, options: list[str]
 ) -> None:
     process = start(suite, KEEP, *options)
@@ -120,7 +120,9 @@ def test_ctrl_c_ends_it_at_once(
     wait_until(lambda: not is_kept(state), 10)
 
 
-def test_a_cancelled_job_ends_it_at_once(suite: pytest.Pytester, lab_server: LabServer, state: StateDirectory) -> None:
+def test_a_cancelled_job_ends_the_wait_at_once(
+    suite: pytest.Pytester, lab_server: LabServer, state: StateDirectory
+) -> None:
     process = start(suite, KEEP)
     kept(process, state)
     process.send_signal(signal.SIGTERM)
@@ -131,7 +133,7 @@ def test_a_cancelled_job_ends_it_at_once(suite: pytest.Pytester, lab_server: Lab
 
 
 @BOTH
-def test_another_session_that_waits_ends_it(
+def test_another_waiting_session_ends_the_wait(
     suite: pytest.Pytester, lab_server: LabServer, state: StateDirectory, options: list[str]
 ) -> None:
     process = start(suite, KEEP, *options)
@@ -168,7 +170,7 @@ def test_nothing_is_kept_while_another_session_waits(
 
 
 @pytest.mark.parametrize("options", [["-x"], ["--maxfail=1"], ["--sw"], []], ids=["x", "maxfail", "sw", "none"])
-def test_it_ends_when_its_time_is_over(
+def test_the_wait_ends_after_its_time(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p neops_remote_lab.testing.plugin")
@@ -208,7 +210,7 @@ def test_an_error_in_another_fixture_keeps_the_lab(online: pytest.Pytester) -> N
     ],
     ids=["plain", "xfail", "failed lab", "skipped"],
 )
-def test_what_is_no_failed_lab_test_keeps_nothing(online: pytest.Pytester, source: str) -> None:
+def test_only_failed_lab_tests_keep_their_lab(online: pytest.Pytester, source: str) -> None:
     online.makepyfile(test_it=source)
     online.runpytest_subprocess(KEEP).stdout.no_fnmatch_line("*kept*")
 
@@ -228,7 +230,7 @@ def test_the_session_of_a_run_that_was_killed_can_be_ended(
 # Neighbours
 
 
-def test_an_attempt_that_is_going_to_be_repeated_keeps_nothing(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_an_attempt_that_will_be_repeated_keeps_no_lab(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile(test_it="def test_1(fresh): assert False")
     result = online.runpytest_subprocess(
         "-p", "pytest_rerunfailures", "--reruns", "2", "--remote-lab-keep-on-failure=1s"
@@ -239,7 +241,9 @@ def test_an_attempt_that_is_going_to_be_repeated_keeps_nothing(online: pytest.Py
 
 
 @pytest.mark.parametrize("artifacts", ["on", "off"])
-def test_the_limit_of_pytest_timeout_does_not_count_meanwhile(online: pytest.Pytester, artifacts: str) -> None:
+def test_the_limit_of_pytest_timeout_does_not_apply_while_a_lab_is_kept(
+    online: pytest.Pytester, artifacts: str
+) -> None:
     online.makepyfile(
         test_it="import pytest\n@pytest.mark.xfail(strict=True)\ndef test_1(shared): pass\ndef test_2(shared): pass"
     )
@@ -277,7 +281,7 @@ def test_the_debugger_keeps_the_lab_for_as_long_as_it_runs(
 # Settings
 
 
-def test_the_flag_alone_stands_for_half_an_hour(
+def test_the_flag_alone_means_half_an_hour(
     suite: pytest.Pytester, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = start(suite, "--remote-lab-keep-on-failure")
@@ -295,14 +299,14 @@ def test_a_duration_needs_a_unit(project: pytest.Pytester, monkeypatch: pytest.M
     result.stderr.fnmatch_lines([f"*REMOTE_LAB_KEEP_ON_FAILURE must be a duration such as 90s*, not '{value}'"])
 
 
-def test_a_path_after_the_flag_is_not_taken_for_a_duration(project: pytest.Pytester) -> None:
+def test_a_path_after_the_flag_is_not_used_as_a_duration(project: pytest.Pytester) -> None:
     project.makepyfile(test_it="def test_1(): pass")
     result = project.runpytest_subprocess("--remote-lab-keep-on-failure", "test_it.py")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*must be a duration such as 90s*write it as =30m*, not 'test_it.py'"])
 
 
-def test_a_session_of_up_with_the_same_server_stays_remembered(
+def test_a_saved_session_of_up_with_the_same_server_is_kept(
     suite: pytest.Pytester, lab_server: LabServer, state: StateDirectory
 ) -> None:
     process = start(suite, KEEP)

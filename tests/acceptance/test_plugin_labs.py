@@ -25,7 +25,7 @@ def test_a_shared_lab_is_started_once_and_a_fresh_one_for_every_test(
     assert ups(lab_server) == 3
 
 
-def test_a_shared_lab_is_down_when_its_last_test_is_done(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_a_shared_lab_is_released_after_its_last_test(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile(
         """
         import os, httpx
@@ -82,7 +82,7 @@ def test_a_test_that_is_repeated_starts_its_lab_again(online: pytest.Pytester, l
     assert ups(lab_server) == 2
 
 
-def test_after_a_lab_host_that_is_gone_nothing_more_is_tried(
+def test_an_unreachable_lab_host_fails_the_other_lab_tests_at_once(
     project: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REMOTE_LAB_URL", lab_server.url)

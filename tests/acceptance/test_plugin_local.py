@@ -97,7 +97,7 @@ def test_the_same_suite_runs_with_the_netlab_of_this_machine(
     assert machine.ups() == 5
 
 
-def test_what_fixtures_offer_is_the_same(project: pytest.Pytester, machine: Machine) -> None:
+def test_fixtures_and_the_client_offer_the_same_as_with_a_server(project: pytest.Pytester, machine: Machine) -> None:
     project.path.joinpath("template.j2").write_text("welcome")
     project.path.joinpath("shared.yml").rename(project.path / "shared.yaml")
     project.makeconftest(
@@ -186,7 +186,7 @@ def test_a_shared_lab_that_does_not_start_is_not_started_again(
     ids=["netlab", "timeout"],
 )
 @pytest.mark.usefixtures("machine")
-def test_a_machine_that_can_run_no_lab_is_told_once(
+def test_a_machine_without_netlab_is_reported_once(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: list[str], setting: tuple[str, str, str]
 ) -> None:
     variable, value, message = setting
@@ -198,7 +198,7 @@ def test_a_machine_that_can_run_no_lab_is_told_once(
     result.stdout.fnmatch_lines([f"remote lab *: not tried again: {message}"])
 
 
-def test_a_setting_that_cannot_be_read_is_a_usage_error(
+def test_an_invalid_setting_is_a_usage_error(
     project: pytest.Pytester, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REMOTE_LAB_SESSION_TIMEOUT", "soon")
@@ -211,7 +211,7 @@ def test_a_setting_that_cannot_be_read_is_a_usage_error(
 
 
 @ALONE_AND_XDIST
-def test_the_run_waits_for_another_process_and_says_for_whom(
+def test_a_run_shows_the_process_that_it_waits_for(
     project: pytest.Pytester, machine: Machine, options: list[str]
 ) -> None:
     project.makepyfile("def test_1(shared): pass")
@@ -224,7 +224,7 @@ def test_the_run_waits_for_another_process_and_says_for_whom(
     assert "1 passed" in finish(process)
 
 
-def test_a_wait_has_an_end(project: pytest.Pytester, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_is_limited(project: pytest.Pytester, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMOTE_LAB_SESSION_TIMEOUT", "1")
     project.makepyfile("def test_1(shared): pass")
     with lab_of_another_process(machine):
@@ -241,7 +241,7 @@ def test_two_runs_at_once_take_turns(project: pytest.Pytester, machine: Machine)
     assert machine.ups() == 4
 
 
-def test_what_a_killed_run_has_left_is_removed_by_the_next_one(project: pytest.Pytester, machine: Machine) -> None:
+def test_leftovers_of_a_killed_run_are_removed_by_the_next_one(project: pytest.Pytester, machine: Machine) -> None:
     project.makepyfile(test_blocked=f"def test_1(shared):{BLOCK}", test_next="def test_2(fresh): pass")
     process = start(project, "test_blocked.py")
     wait_until(project.path.joinpath("blocked").exists, 30)
@@ -251,7 +251,7 @@ def test_what_a_killed_run_has_left_is_removed_by_the_next_one(project: pytest.P
     project.runpytest_subprocess("test_next.py").assert_outcomes(passed=1)
 
 
-def test_a_lab_of_somebody_else_stays(project: pytest.Pytester, machine: Machine, tmp_path: Path) -> None:
+def test_a_foreign_lab_is_not_touched(project: pytest.Pytester, machine: Machine, tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "topology.yml").write_text(project.path.joinpath("fresh.yml").read_text())
@@ -271,7 +271,7 @@ def test_a_lab_of_somebody_else_stays(project: pytest.Pytester, machine: Machine
 
 @ALONE_AND_XDIST
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_run_that_is_told_to_end_tears_its_lab_down(
+def test_a_run_that_is_ended_by_a_signal_tears_its_lab_down(
     project: pytest.Pytester, machine: Machine, options: list[str], number: signal.Signals
 ) -> None:
     project.makepyfile(f"def test_1(shared):{BLOCK}")
@@ -285,7 +285,7 @@ def test_a_run_that_is_told_to_end_tears_its_lab_down(
 
 @ALONE_AND_XDIST
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_start_that_is_cancelled_leaves_nothing(
+def test_a_cancelled_start_leaves_nothing_behind(
     project: pytest.Pytester, machine: Machine, options: list[str], number: signal.Signals
 ) -> None:
     machine.netlab.control(hang="start")
@@ -299,7 +299,7 @@ def test_a_start_that_is_cancelled_leaves_nothing(
 
 
 @ALONE_AND_XDIST
-def test_a_wait_that_is_cancelled_ends_at_once(project: pytest.Pytester, machine: Machine, options: list[str]) -> None:
+def test_a_cancelled_wait_ends_at_once(project: pytest.Pytester, machine: Machine, options: list[str]) -> None:
     project.makepyfile("def test_1(shared): pass")
     with lab_of_another_process(machine):
         process = start(project, *options)
@@ -312,7 +312,7 @@ def test_a_wait_that_is_cancelled_ends_at_once(project: pytest.Pytester, machine
 
 @pytest.mark.parametrize("end", ["assert False", "import pytest; pytest.exit('enough')", "import os; os._exit(3)"])
 @ALONE_AND_XDIST
-def test_nothing_is_left_however_a_run_ends(
+def test_nothing_is_left_regardless_of_how_a_run_ends(
     project: pytest.Pytester, machine: Machine, options: list[str], end: str
 ) -> None:
     project.makepyfile(f"def test_1(shared):\n    {end}\ndef test_2(shared): pass")
@@ -380,7 +380,7 @@ def test_commands_run_in_devices(project: pytest.Pytester, options: list[str]) -
 
 
 @ALONE_AND_XDIST
-def test_a_failed_test_has_its_evidence(project: pytest.Pytester, machine: Machine, options: list[str]) -> None:
+def test_a_failed_test_has_artifacts(project: pytest.Pytester, machine: Machine, options: list[str]) -> None:
     project.makepyfile("def test_1(shared): assert False")
     project.runpytest_subprocess(*options).assert_outcomes(failed=1)
     [evidence] = project.path.glob("remote-lab-artifacts/*/lab-*")
@@ -388,7 +388,7 @@ def test_a_failed_test_has_its_evidence(project: pytest.Pytester, machine: Machi
     assert (evidence / "topology/shared.yml").exists()
 
 
-def test_a_lab_that_did_not_start_has_its_log(project: pytest.Pytester, machine: Machine) -> None:
+def test_a_lab_that_did_not_start_has_a_log(project: pytest.Pytester, machine: Machine) -> None:
     machine.netlab.control(fail="config")
     project.makepyfile("def test_1(shared): pass")
     project.runpytest_subprocess().assert_outcomes(errors=1)

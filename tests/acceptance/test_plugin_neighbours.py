@@ -179,7 +179,7 @@ PLUGINS = [words[1] for words in (neighbour.options for neighbour in NEIGHBOURS.
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
-def test_gets_along_with_a_plugin(online: pytest.Pytester, lab_server: LabServer, name: str) -> None:
+def test_works_beside_another_plugin(online: pytest.Pytester, lab_server: LabServer, name: str) -> None:
     neighbour = NEIGHBOURS[name]
     online.makepyfile(neighbour.suite)
     if neighbour.features:
@@ -190,7 +190,7 @@ def test_gets_along_with_a_plugin(online: pytest.Pytester, lab_server: LabServer
     assert ups(lab_server) == neighbour.starts
 
 
-def test_gets_along_with_all_of_them_at_once(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_works_beside_all_of_them_at_once(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile(SUITE)
     options = [word for name in PLUGINS for word in ("-p", name)]
     result = online.runpytest_subprocess(*options, "--reruns", "1", "--timeout", "60", *ASYNCIO)
@@ -198,7 +198,7 @@ def test_gets_along_with_all_of_them_at_once(online: pytest.Pytester, lab_server
     assert ups(lab_server) == 2
 
 
-def test_gets_along_with_each_of_them_in_the_workers_of_a_run(online: pytest.Pytester) -> None:
+def test_works_beside_each_of_them_in_xdist_workers(online: pytest.Pytester) -> None:
     # The suite of pytest-order would fail in a random order, and flaky disables the reruns of pytest-rerunfailures.
     names = NEIGHBOURS.keys() - {"randomly", "flaky"}
     for name in names:

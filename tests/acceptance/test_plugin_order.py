@@ -53,7 +53,7 @@ def ran(project: pytest.Pytester, *options: str) -> list[str]:
     return [line.split("::", 1)[1].split()[0] for line in result.outlines if "::" in line and "%]" in line]
 
 
-def test_stepwise_leaves_out_what_has_run_and_nothing_else(caching: pytest.Pytester) -> None:
+def test_stepwise_skips_only_tests_that_have_passed(caching: pytest.Pytester) -> None:
     for name in ("shared_2", "plain_1"):
         caching.path.joinpath(f"fail_{name}").touch()
     assert ran(caching, "--sw") == ALL[:2]
@@ -78,11 +78,11 @@ def test_stepwise_leaves_out_what_has_run_and_nothing_else(caching: pytest.Pytes
     ],
     ids=lambda value: value[0] if value[0].startswith("-") else "",
 )
-def test_what_others_choose_is_put_in_order_and_nothing_is_lost(
+def test_tests_selected_by_options_are_ordered_and_none_is_lost(
     caching: pytest.Pytester, options: list[str], expected: list[str]
 ) -> None:
     caching.makepyfile(test_labs=MIXED)
-    for path in caching.path.glob("test_what*.py"):
+    for path in caching.path.glob("test_tests*.py"):
         path.unlink()
     for name in ("shared_2", "fresh_1", "plain_2"):
         caching.path.joinpath(f"fail_{name}").touch()
@@ -90,7 +90,7 @@ def test_what_others_choose_is_put_in_order_and_nothing_is_lost(
     assert ran(caching, *options) == expected
 
 
-def test_the_workers_of_a_run_select_tests_by_earlier_failures_too(caching: pytest.Pytester) -> None:
+def test_xdist_workers_select_tests_by_earlier_failures_too(caching: pytest.Pytester) -> None:
     workers = ("-p", "xdist", "-n", "1")
     for name in ("shared_2", "fresh_1", "plain_2"):
         caching.path.joinpath(f"fail_{name}").touch()
@@ -104,9 +104,7 @@ def test_the_workers_of_a_run_select_tests_by_earlier_failures_too(caching: pyte
 # Labs that nobody can know of
 
 
-def test_labs_that_are_asked_for_by_a_parameter_are_started_once_each(
-    online: pytest.Pytester, lab_server: LabServer
-) -> None:
+def test_labs_requested_by_a_parameter_are_started_once_each(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makeconftest(
         """
         from neops_remote_lab.testing.fixture import remote_lab_fixture
@@ -128,7 +126,7 @@ def test_labs_that_are_asked_for_by_a_parameter_are_started_once_each(
     assert collected(online, "-m", "remote_lab") == []
 
 
-def test_a_lab_that_is_asked_for_at_run_time_is_kept_until_another_one_is_needed(
+def test_a_lab_requested_at_run_time_is_kept_until_another_one_is_needed(
     online: pytest.Pytester, lab_server: LabServer
 ) -> None:
     online.makepyfile(
@@ -147,7 +145,7 @@ def test_a_lab_that_is_asked_for_at_run_time_is_kept_until_another_one_is_needed
 
 
 @pytest.mark.parametrize("option", ["--setup-plan", "--setup-only", "--collect-only", "--fixtures"])
-def test_a_run_that_runs_no_test_does_not_look_for_the_lab_host(
+def test_a_run_without_tests_does_not_contact_the_lab_host(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     monkeypatch.setenv("REMOTE_LAB_URL", "http://127.0.0.1:9")

@@ -91,7 +91,7 @@ def test_modules_share_a_lab_that_is_released_after_the_last_of_them(events: Eve
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_the_lab_of_a_session_ends_with_the_last_test_that_uses_it(events: Events, reuse: bool) -> None:
+def test_a_lab_with_session_scope_ends_after_the_last_test_that_uses_it(events: Events, reuse: bool) -> None:
     expected = ["acquire shared.yml", "open", "a1", "a2", "b1", "b2", "close", "release", "plain"]
     assert events(lab("session", reuse=reuse), **TWO_MODULES) == expected
     expected = ["acquire shared.yml", "open", "a1", "a2", "close", "open", "b1", "b2", "close", "release", "plain"]
@@ -116,7 +116,7 @@ def test_each_class_has_a_lab_of_its_own_and_so_has_a_test_without_a_class(event
     ]
 
 
-def test_a_lab_is_let_go_before_another_one_although_its_module_goes_on(events: Events) -> None:
+def test_a_lab_is_released_before_another_one_even_within_its_module(events: Events) -> None:
     labs = lab("module", reuse=False) + 'beam = remote_lab_fixture("fresh.yml", name="beam")\n'
     alternate = """
         def test_{0}1(connection): pass
@@ -130,7 +130,7 @@ def test_a_lab_is_let_go_before_another_one_although_its_module_goes_on(events: 
     assert events(labs, **modules) == [*itertools.chain(*of_ring, *of_beam), "x4", "y4"]
 
 
-def test_what_depends_on_a_lab_fails_to_end_and_the_lab_is_released(events: Events) -> None:
+def test_a_lab_is_released_even_if_a_dependent_fixture_fails(events: Events) -> None:
     labs = lab("session", reuse=True).replace('note("close")', "raise ConnectionError")
     assert events(labs, a="def test_a(connection): pass\ndef test_plain(): pass", status=1) == [
         *("acquire shared.yml", "open", "a", "release"),
@@ -140,7 +140,7 @@ def test_what_depends_on_a_lab_fails_to_end_and_the_lab_is_released(events: Even
 
 @pytest.mark.parametrize("options", [["-p", "pytest_randomly"], ["--ff"]], ids=["randomly", "ff"])
 @pytest.mark.parametrize("scope", ["module", "class"])
-def test_the_tests_of_one_instance_stay_together_whoever_sorts(
+def test_the_tests_of_one_instance_stay_together_with_any_order(
     events: Events, monkeypatch: pytest.MonkeyPatch, options: list[str], scope: str
 ) -> None:
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-p {PLUGIN}")
@@ -229,7 +229,7 @@ def test_one_lab_and_one_connection_serve_a_module_beside_another_plugin(
 # Labs of the same contents
 
 
-def test_fixtures_of_the_same_contents_share_a_lab(events: Events, project: pytest.Pytester) -> None:
+def test_fixtures_with_the_same_content_share_a_lab(events: Events, project: pytest.Pytester) -> None:
     project.path.joinpath("copy.yml").write_text(project.path.joinpath("shared.yml").read_text())
     for name in ("motd.j2", "banner.j2"):
         project.path.joinpath(name).write_text("welcome")
@@ -275,7 +275,7 @@ def test_two_fixtures_of_one_lab_are_still_two_labs_for_a_test(project: pytest.P
 # Labs that are asked for at run time
 
 
-def test_a_lab_that_is_there_is_no_second_one_of_a_test_that_does_not_use_it(events: Events) -> None:
+def test_an_existing_lab_is_not_a_second_lab_of_a_test_that_does_not_use_it(events: Events) -> None:
     labs = lab("session", reuse=True) + 'beam = remote_lab_fixture("fresh.yml", name="beam", scope="session")\n'
     tests = """
         def test_1(request): request.getfixturevalue("ring")
@@ -293,7 +293,7 @@ def test_a_lab_that_is_there_is_no_second_one_of_a_test_that_does_not_use_it(eve
     ]
 
 
-def test_a_scope_that_there_is_not_is_told_where_the_fixture_is_made(project: pytest.Pytester) -> None:
+def test_an_unknown_scope_fails_at_the_definition_of_the_fixture(project: pytest.Pytester) -> None:
     project.makeconftest(
         """
         from neops_remote_lab.testing.fixture import remote_lab_fixture

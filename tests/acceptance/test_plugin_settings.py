@@ -14,7 +14,7 @@ def write_ini(project: pytest.Pytester, *lines: str) -> None:
     project.makeini("\n".join(["[pytest]", *lines]))
 
 
-def test_a_flag_goes_before_a_variable_and_a_variable_before_an_ini_key(
+def test_a_flag_overrides_a_variable_and_a_variable_an_ini_key(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_ini(project, "remote_lab_url = http://ini:8000")
@@ -31,7 +31,7 @@ def test_a_flag_goes_before_a_variable_and_a_variable_before_an_ini_key(
     result.stdout.fnmatch_lines(["neops-remote-lab: *, lab host http://variable:8000 (REMOTE_LAB_URL)"])
 
 
-def test_the_head_of_a_run_shows_no_credentials_and_asks_nobody(project: pytest.Pytester) -> None:
+def test_the_header_shows_no_credentials_and_sends_no_request(project: pytest.Pytester) -> None:
     project.makepyfile("def test_1(shared): pass")
     result = project.runpytest_subprocess("--collect-only", "--remote-lab-url", "https://ann:s3cret@lab.invalid")
     assert result.ret == pytest.ExitCode.OK
@@ -39,7 +39,7 @@ def test_the_head_of_a_run_shows_no_credentials_and_asks_nobody(project: pytest.
     assert "s3cret" not in result.stdout.str()
 
 
-def test_the_head_of_a_run_without_a_lab_host_says_nothing(project: pytest.Pytester) -> None:
+def test_a_run_without_a_lab_host_has_no_header(project: pytest.Pytester) -> None:
     project.runpytest_subprocess().stdout.no_fnmatch_line("neops-remote-lab:*")
 
 
@@ -74,7 +74,7 @@ def test_pyproject_may_hold_settings(project: pytest.Pytester) -> None:
 # Wrong values
 
 
-def test_a_flag_that_cannot_be_read_is_refused_at_once(project: pytest.Pytester) -> None:
+def test_an_invalid_flag_is_refused_at_once(project: pytest.Pytester) -> None:
     project.makepyfile("def test_plain(): pass")
     result = project.runpytest_subprocess("--remote-lab-session-timeout=soon")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -100,7 +100,7 @@ def test_a_flag_that_cannot_be_read_is_refused_at_once(project: pytest.Pytester)
         ),
     ],
 )
-def test_a_value_that_cannot_work_is_one_usage_error_that_names_its_source(
+def test_an_invalid_value_is_one_usage_error_that_names_its_source(
     project: pytest.Pytester, ini: str, flags: list[str], message: str
 ) -> None:
     project.makepyfile("def test_1(shared): pass\ndef test_2(fresh): pass")
@@ -112,7 +112,7 @@ def test_a_value_that_cannot_work_is_one_usage_error_that_names_its_source(
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
-def test_the_files_of_an_ini_file_lie_beside_it(project: pytest.Pytester) -> None:
+def test_paths_in_an_ini_file_are_relative_to_it(project: pytest.Pytester) -> None:
     write_ini(project, "remote_lab_ca_file = certificates/ca.pem", "remote_lab_url = https://lab.invalid:9")
     project.mkdir("sub").joinpath("test_1.py").write_text("def test_1(shared): pass")
     result = project.runpytest_subprocess("sub")

@@ -31,7 +31,7 @@ def rows(text: str, head: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
-def test_a_summary_tells_of_labs_waits_and_failures(
+def test_a_summary_has_labs_waits_and_failures(
     online: pytest.Pytester, lab_server: LabServer, options: list[str]
 ) -> None:
     online.makepyfile(test_all=TESTS)
@@ -78,7 +78,7 @@ def test_a_summary_links_to_the_artifacts_of_the_ci_system(
     assert f"]({link}" in online.path.joinpath("summary.md").read_text()
 
 
-def test_githubs_summary_is_added_to_by_runs_with_lab_tests_alone(
+def test_only_runs_with_lab_tests_append_to_the_summary_of_github(
     online: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = online.path / "step.md"
@@ -108,7 +108,7 @@ def test_the_last_attempt_of_a_test_counts(online: pytest.Pytester) -> None:
     assert rows(text, "lab")["shared"][:6] == ["shared.yml", "1", "", "", "", "1"]
 
 
-def test_a_summary_that_cannot_be_written_is_told(online: pytest.Pytester) -> None:
+def test_a_summary_that_cannot_be_written_is_reported(online: pytest.Pytester) -> None:
     online.makepyfile("def test_1(fresh): pass")
     result = online.runpytest_subprocess("--remote-lab-summary=no/such/directory.md")
     result.assert_outcomes(passed=1)

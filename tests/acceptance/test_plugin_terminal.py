@@ -26,7 +26,7 @@ def on_terminal(
 
 
 @pytest.mark.parametrize("arguments", [[], ["-s"], ["-v"], ["--capture=sys"], WORKERS], ids=" ".join)
-def test_a_terminal_has_one_line_that_changes_and_goes_away(
+def test_a_terminal_has_one_status_line_that_is_removed_at_the_end(
     online: pytest.Pytester, lab_server: LabServer, arguments: list[str]
 ) -> None:
     online.makepyfile("def test_1(shared): print('captured')\ndef test_plain(): pass")
@@ -61,7 +61,7 @@ def test_a_terminal_shows_the_phases_of_a_start(
         assert not terminal.with_text("shared: ")
 
 
-def test_a_narrow_terminal_shows_as_much_as_fits(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_the_status_line_fits_into_a_narrow_terminal(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile("def test_1(shared): pass")
     with on_terminal(online, columns=50) as terminal:
         with other_session(lab_server):
@@ -72,7 +72,7 @@ def test_a_narrow_terminal_shows_as_much_as_fits(online: pytest.Pytester, lab_se
 
 
 @pytest.mark.parametrize("variables", [{"CI": "true"}, {"TERM": "dumb"}], ids=["ci", "dumb"])
-def test_a_terminal_that_is_kept_as_a_log_gets_lines(
+def test_a_terminal_in_a_ci_job_is_used_as_a_log(
     online: pytest.Pytester, lab_server: LabServer, variables: dict[str, str]
 ) -> None:
     online.makepyfile("def test_1(shared): pass")
@@ -85,7 +85,7 @@ def test_a_terminal_that_is_kept_as_a_log_gets_lines(
 
 
 @pytest.mark.parametrize("arguments", [[], WORKERS], ids=["alone", "xdist"])
-def test_ctrl_c_while_waiting_leaves_a_tidy_terminal(
+def test_ctrl_c_in_the_queue_removes_the_status_line(
     online: pytest.Pytester, lab_server: LabServer, arguments: list[str]
 ) -> None:
     online.makepyfile("def test_1(shared): pass")
@@ -128,7 +128,7 @@ def test_a_log_gets_a_line_for_each_phase_of_a_start(online: pytest.Pytester, la
     assert output.str().count("shared: starting") == 1
 
 
-def test_a_fast_start_is_not_worth_a_line(online: pytest.Pytester) -> None:
+def test_a_fast_start_is_not_shown(online: pytest.Pytester) -> None:
     online.makepyfile("def test_1(fresh): pass\ndef test_2(fresh): pass")
     online.runpytest_subprocess().stdout.no_fnmatch_line("*fresh: *")
 
@@ -151,7 +151,7 @@ def with_plain_tests(online: pytest.Pytester) -> pytest.Pytester:
     return online
 
 
-def test_the_controller_tells_each_thing_once(with_plain_tests: pytest.Pytester, lab_server: LabServer) -> None:
+def test_the_controller_shows_each_message_once(with_plain_tests: pytest.Pytester, lab_server: LabServer) -> None:
     with_plain_tests.makeconftest(CONFTEST + OFTEN)
     with other_session(lab_server):
         process = start(with_plain_tests, *WORKERS)
@@ -169,7 +169,7 @@ def test_the_controller_tells_each_thing_once(with_plain_tests: pytest.Pytester,
 
 
 @pytest.mark.parametrize("arguments", [[], ["-v"]], ids=["dots", "verbose"])
-def test_the_changing_line_is_not_in_the_way_of_what_pytest_writes(
+def test_the_status_line_does_not_disturb_the_output_of_pytest(
     with_plain_tests: pytest.Pytester, lab_server: LabServer, arguments: list[str]
 ) -> None:
     with on_terminal(with_plain_tests, *WORKERS, *arguments) as terminal:

@@ -27,7 +27,7 @@ def test_a_user_sees_what_the_run_waits_for(
 
 
 @pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
-def test_the_version_of_the_server_is_told_once_the_session_is_active(
+def test_the_version_of_the_server_is_shown_when_the_session_is_active(
     online: pytest.Pytester, options: list[str]
 ) -> None:
     online.makepyfile("def test_1(shared): pass\ndef test_2(shared): pass\ndef test_3(fresh): pass")
@@ -89,7 +89,7 @@ def test_a_run_survives_a_restart_of_the_server_while_it_waits(online: pytest.Py
 
 @pytest.mark.usefixtures("slow_check")
 @pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])
-def test_a_run_without_a_good_topology_waits_for_nothing(
+def test_a_run_without_a_valid_topology_does_not_wait(
     online: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     monkeypatch.setenv("REMOTE_LAB_SESSION_TIMEOUT", "20")
@@ -101,7 +101,7 @@ def test_a_run_without_a_good_topology_waits_for_nothing(
     result.stdout.fnmatch_lines(["remote lab broken: *", "*no_such_attribute*"])
 
 
-def test_a_run_without_a_good_topology_leaves_the_queue_before_its_other_tests(
+def test_a_run_without_a_valid_topology_leaves_the_queue_before_its_other_tests(
     online: pytest.Pytester, lab_server: LabServer
 ) -> None:
     online.makepyfile(f"def test_1(broken): pass\ndef test_plain():{BLOCK}")
@@ -122,7 +122,7 @@ def slow_check(online: pytest.Pytester, lab_server: LabServer) -> None:
 # A worker of pytest-xdist runs a test only when it knows the next one.
 @pytest.mark.usefixtures("slow_check")
 @pytest.mark.parametrize(("options", "early"), [([], 2), (["-p", "xdist", "-n", "2"], 1)], ids=["alone", "xdist"])
-def test_a_broken_topology_fails_its_tests_before_the_turn_of_the_others_comes(
+def test_tests_of_a_rejected_topology_fail_before_the_session_is_active(
     online: pytest.Pytester, lab_server: LabServer, options: list[str], early: int
 ) -> None:
     online.makeconftest(
@@ -149,7 +149,7 @@ def pytest_runtest_logreport(report):
 
 
 @pytest.mark.usefixtures("slow_check")
-def test_a_topology_that_is_rejected_is_told_at_once(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_a_rejected_topology_is_reported_at_once(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makepyfile("def test_1(shared): pass\ndef test_2(broken): pass")
     with other_session(lab_server):
         process = start(online)
@@ -160,7 +160,7 @@ def test_a_topology_that_is_rejected_is_told_at_once(online: pytest.Pytester, la
     assert "1 passed, 1 error" in finish(process)
 
 
-def test_the_turn_does_not_wait_for_a_check(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_an_active_session_does_not_wait_for_a_check(online: pytest.Pytester, lab_server: LabServer) -> None:
     lab_server.fake.control(hang="create")
     with other_session(lab_server):
         online.makepyfile(
@@ -177,7 +177,7 @@ def test_the_turn_does_not_wait_for_a_check(online: pytest.Pytester, lab_server:
     assert "1 passed" in finish(process)
 
 
-def test_a_client_that_a_conftest_file_brings_is_the_only_one(online: pytest.Pytester, lab_server: LabServer) -> None:
+def test_a_client_from_a_conftest_file_is_the_only_one(online: pytest.Pytester, lab_server: LabServer) -> None:
     online.makeconftest(
         CONFTEST
         + """

@@ -90,7 +90,7 @@ def test_no_two_lab_tests_run_at_once_and_a_shared_lab_is_started_once(
     assert ups(lab_server) == starts
 
 
-def test_a_worker_waits_for_the_lab_of_its_own_run_for_as_long_as_it_takes(
+def test_the_wait_for_another_worker_of_the_run_has_no_limit(
     online: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REMOTE_LAB_ACQUISITION_TIMEOUT", "6")
@@ -115,7 +115,7 @@ def test_1(shared):
     result.assert_outcomes(passed=3, failed=1)
 
 
-def test_reports_do_not_carry_the_key_to_the_lab(online: pytest.Pytester) -> None:
+def test_reports_do_not_contain_the_session_id(online: pytest.Pytester) -> None:
     online.makeconftest(
         CONFTEST
         + """

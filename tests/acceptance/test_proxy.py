@@ -83,7 +83,7 @@ def show_queue(environment: dict[str, str], *arguments: str) -> subprocess.Compl
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
-def test_a_client_gets_through(proxy: Nginx, topology: Path, host: LabServer) -> None:
+def test_a_client_works_through_a_proxy(proxy: Nginx, topology: Path, host: LabServer) -> None:
     with RemoteLabClient(**keywords(proxy)) as client:
         assert client.base_url == proxy.bare_url
         assert [device.name for device in client.acquire(topology)] == ["r1", "r2", "r3"]
@@ -91,13 +91,13 @@ def test_a_client_gets_through(proxy: Nginx, topology: Path, host: LabServer) ->
     assert queue(host) == []
 
 
-def test_a_client_reads_the_environment(proxy: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_uses_the_credentials_of_the_environment(proxy: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in proxy.environment.items():
         monkeypatch.setenv(name, value)
     RemoteLabClient(proxy.environment["REMOTE_LAB_URL"]).close()
 
 
-def test_a_test_run_gets_through_and_shows_no_credentials(
+def test_a_test_run_works_through_a_proxy_and_shows_no_credentials(
     proxy: Nginx, project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in proxy.environment.items():
@@ -130,7 +130,7 @@ def test_the_queue_is_shown(proxy: Nginx, host: LabServer) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--url"]])
-def test_who_is_not_let_in_is_told_what_to_set(proxy: Nginx, arguments: list[str]) -> None:
+def test_missing_credentials_name_the_setting(proxy: Nginx, arguments: list[str]) -> None:
     environment = {"REMOTE_LAB_URL": proxy.bare_url, "REMOTE_LAB_CA_FILE": str(proxy.files.ca)}
     shown = show_queue(environment, *arguments, *([proxy.bare_url] if arguments else []))
     missing = "REMOTE_LAB_CLIENT_CERT" if proxy.way == "certificate" else "REMOTE_LAB_TOKEN"
@@ -150,7 +150,7 @@ def test_a_wrong_password_is_not_shown(token_proxy: Nginx) -> None:
     assert "wr0ng" not in shown.stderr
 
 
-def test_a_poll_is_held_and_answered_when_the_turn_comes(token_proxy: Nginx, host: LabServer) -> None:
+def test_a_long_poll_is_answered_when_the_session_becomes_active(token_proxy: Nginx, host: LabServer) -> None:
     holder = host.join()
     seen: list[int] = []
     waits = threading.Event()
@@ -172,7 +172,7 @@ def test_a_poll_is_held_and_answered_when_the_turn_comes(token_proxy: Nginx, hos
     assert seen == [1, 0]
 
 
-def test_uploads_of_several_megabytes_get_through(token_proxy: Nginx, host: LabServer) -> None:
+def test_uploads_of_several_megabytes_pass_through_a_proxy(token_proxy: Nginx, host: LabServer) -> None:
     with http(token_proxy) as client:
         session = client.post("/session").json()["session_id"]
         files: list[tuple[str, tuple[str, str | bytes]]] = [
@@ -203,7 +203,7 @@ def test_the_log_is_a_live_stream(token_proxy: Nginx) -> None:
 
 
 @needs_network
-def test_connections_to_devices_get_through(proxy: Nginx, host: LabServer) -> None:
+def test_connections_to_devices_pass_through_a_proxy(proxy: Nginx, host: LabServer) -> None:
     context = ssl.create_default_context(cafile=proxy.files.ca)
     if proxy.way == "certificate":
         context.load_cert_chain(proxy.files.certificate, proxy.files.key)
@@ -244,7 +244,7 @@ def test_another_protocol_is_not_passed_on(token_proxy: Nginx) -> None:
             assert client.get("/healthz", headers=headers).status_code == 204, upgrade
 
 
-def test_an_address_without_tls_is_told_where_the_redirect_leads(token_proxy: Nginx) -> None:
+def test_a_redirect_to_tls_names_the_address_to_set(token_proxy: Nginx) -> None:
     plain = f"http://localhost:{token_proxy.plain_port}"
     with pytest.raises(
         httpx.HTTPStatusError, match=f"308: redirected to .* set REMOTE_LAB_URL={token_proxy.bare_url}$"
@@ -255,12 +255,12 @@ def test_an_address_without_tls_is_told_where_the_redirect_leads(token_proxy: Ng
     assert f"set REMOTE_LAB_URL={token_proxy.bare_url}" in shown.stderr
 
 
-def test_plain_http_to_the_port_of_tls_is_told(token_proxy: Nginx) -> None:
+def test_plain_http_to_a_port_with_tls_is_explained(token_proxy: Nginx) -> None:
     with pytest.raises(httpx.HTTPStatusError, match=r"400: .* \(set REMOTE_LAB_URL to an address with https://\)"):
         RemoteLabClient(f"http://localhost:{token_proxy.port}")
 
 
-def test_what_is_wrong_with_tls_fails_at_once(token_proxy: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_tls_fail_at_once(token_proxy: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the limits on time that the tests have, these would wait for half a minute each."""
     pauses: list[float] = []
     cases = [
@@ -274,7 +274,9 @@ def test_what_is_wrong_with_tls_fails_at_once(token_proxy: Nginx, monkeypatch: p
     assert pauses == []
 
 
-def test_a_restart_of_the_server_behind_the_proxy_goes_by(token_proxy: Nginx, host: LabServer, topology: Path) -> None:
+def test_a_restart_of_the_server_behind_a_proxy_is_survived(
+    token_proxy: Nginx, host: LabServer, topology: Path
+) -> None:
     with RemoteLabClient(**keywords(token_proxy)) as client:
         host.kill()
         devices: list[str] = []

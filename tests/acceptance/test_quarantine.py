@@ -72,7 +72,7 @@ def is_served(server: LabServer, session_id: str) -> None:
         pytest.param({"fail": "down_probe", "docker_rm_fails": True}, "container clab-", id="down does nothing"),
     ],
 )
-def test_nobody_is_made_active_while_something_is_left(server: LabServer, knobs: dict[str, Any], word: str) -> None:
+def test_no_session_is_admitted_while_leftovers_exist(server: LabServer, knobs: dict[str, Any], word: str) -> None:
     waiting = quarantine(server, **knobs)
     assert word in queue(server)["quarantined"]
     answer = readiness(server)
@@ -92,7 +92,7 @@ def test_nobody_is_made_active_while_something_is_left(server: LabServer, knobs:
     is_served(server, waiting)
 
 
-def test_a_quarantine_outlives_the_server_and_goes_with_its_cause(patient: LabServer) -> None:
+def test_a_quarantine_survives_a_restart_and_ends_with_its_cause(patient: LabServer) -> None:
     waiting = quarantine(patient, **STUCK)
     patient.restart()
     wait_until(lambda: readiness(patient).status_code == 503)
@@ -112,7 +112,7 @@ def test_an_operator_lifts_a_quarantine(patient: LabServer) -> None:
     is_served(patient, waiting)
 
 
-def test_a_quarantine_that_is_lifted_too_early_comes_back(patient: LabServer) -> None:
+def test_a_quarantine_that_is_lifted_too_early_is_set_again(patient: LabServer) -> None:
     waiting = quarantine(patient, **STUCK)
     sql(patient.database, "UPDATE lab_host SET quarantine_reason = NULL")
     wait_until(lambda: is_active(patient, waiting))
@@ -129,7 +129,7 @@ def test_a_quarantine_that_is_lifted_too_early_comes_back(patient: LabServer) ->
     assert fake(patient).violations() == []
 
 
-def test_no_lab_is_started_beside_what_an_earlier_server_has_left(patient: LabServer) -> None:
+def test_no_lab_is_started_beside_leftovers_of_an_earlier_server(patient: LabServer) -> None:
     holder = patient.join()
     assert patient.acquire(holder, TOPOLOGY).status_code == 200
     patient.kill()
@@ -150,7 +150,7 @@ def test_no_lab_is_started_beside_what_an_earlier_server_has_left(patient: LabSe
     assert fake(patient).violations() == []
 
 
-def test_folders_that_could_not_be_swept_at_the_start_are_swept_later(server: LabServer) -> None:
+def test_directories_that_could_not_be_swept_at_the_start_are_swept_later(server: LabServer) -> None:
     server.kill()
     folder = leave_directory(server.work_dir, "left-by-a-crash") / "topology"
     folder.mkdir()
@@ -163,7 +163,7 @@ def test_folders_that_could_not_be_swept_at_the_start_are_swept_later(server: La
     wait_until(lambda: server.work_folders() == [])
 
 
-def test_a_quarantined_host_promises_no_time(server: LabServer) -> None:
+def test_a_quarantined_host_estimates_no_wait(server: LabServer) -> None:
     for _ in range(2):  # without a history there is never a time
         httpx.delete(f"{server.url}/session/{server.join()}")
     server.join()
@@ -174,7 +174,7 @@ def test_a_quarantined_host_promises_no_time(server: LabServer) -> None:
     assert server.place(waiting)["eta_seconds"] is None
 
 
-def test_a_hand_written_quarantine_is_a_pause_that_only_a_hand_ends(server: LabServer) -> None:
+def test_a_quarantine_set_with_sql_is_lifted_only_with_sql(server: LabServer) -> None:
     sql(server.database, "UPDATE lab_host SET quarantine_reason = 'a new image is being built'")
     wait_until(lambda: queue(server)["quarantined"])
     waiting = server.join()
@@ -227,7 +227,7 @@ class Neighbour:
         )
 
 
-def test_what_belongs_to_others_is_left_alone(server: LabServer) -> None:
+def test_foreign_containers_are_not_touched(server: LabServer) -> None:
     holder = server.join()
     # A directory beside ours whose name begins as ours does, too.
     neighbour = Neighbour(fake(server), server.work_dir.with_name("labs-of-others") / "one")
@@ -248,7 +248,7 @@ def test_what_belongs_to_others_is_left_alone(server: LabServer) -> None:
     assert neighbour.folder.is_dir()
 
 
-def test_a_start_sweeps_all_that_crashes_have_left(server: LabServer) -> None:
+def test_a_start_sweeps_the_leftovers_of_crashes(server: LabServer) -> None:
     holder = server.join()
     assert server.acquire(holder, TOPOLOGY).status_code == 200
     server.kill()
@@ -262,7 +262,7 @@ def test_a_start_sweeps_all_that_crashes_have_left(server: LabServer) -> None:
     assert fake(server).violations() == []
 
 
-def test_a_container_whose_folder_is_gone_is_swept(server: LabServer) -> None:
+def test_a_container_whose_directory_is_gone_is_swept(server: LabServer) -> None:
     import shutil
 
     holder = server.join()
