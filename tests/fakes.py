@@ -86,6 +86,11 @@ class FakeNetlab:
         draft.write_text(json.dumps(knobs), encoding="utf-8")
         draft.replace(self.state / "control.json")
 
+    def change_containerlab(self, version: str) -> None:
+        """Let containerlab report another version."""
+        path = self.bin / "containerlab"
+        path.write_text(CONTAINERLAB.replace("0.76.0", version), encoding="utf-8")
+
     def log(self) -> list[dict[str, Any]]:
         return _json_lines(self.state / "log")
 

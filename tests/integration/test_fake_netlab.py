@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -521,6 +522,85 @@ def test_a_dead_docker_daemon_stops_netlab_as_well(fake: FakeNetlab, shell: Shel
     assert "Cannot connect to the Docker daemon" in shell("docker", "ps").stderr
     assert shell("netlab", "up", "topo.yml").returncode == 1
     assert fake.containers() == []
+
+
+# Several labs at once
+
+
+def multilab(shell: Shell, number: int, *settings: str) -> subprocess.CompletedProcess[str]:
+    arguments = [f"defaults.multilab.id={number}", *settings]
+    created = shell("netlab", "create", "topo.yml", "--plugin", "multilab", *(w for s in arguments for w in ("-s", s)))
+    assert created.returncode == 0, created.stderr
+    return shell("netlab", "up", "--snapshot")
+
+
+def test_labs_with_different_ids_run_beside_each_other(new_shell: Callable[[str], Shell], fake: FakeNetlab) -> None:
+    shells = [new_shell(name) for name in ("one", "two")]
+    for number, shell in enumerate(shells, 5):
+        shell.write("topo.yml", topology_text(3))
+        assert multilab(shell, number).returncode == 0
+    assert fake.violations() == []
+    assert {each["network"] for each in fake.containers()} == {"nl_mgmt_5", "nl_mgmt_6"}
+    assert fake.instances().keys() == {5, 6}
+    assert shells[0]("netlab", "down", "--cleanup").returncode == 0
+    assert {each["labels"]["containerlab"] for each in fake.containers()} == {"ml-6"}
+
+
+def test_a_lab_destroys_another_with_its_id_and_succeeds(new_shell: Callable[[str], Shell], fake: FakeNetlab) -> None:
+    shells = [new_shell(name) for name in ("one", "two")]
+    for shell in shells:
+        shell.write("topo.yml", topology_text(2))
+        assert multilab(shell, 5, f"defaults.lab_status_file={shell.folder}/status.yaml").returncode == 0
+    assert {each["labels"]["clab-topo-file"] for each in fake.containers()} == {f"{shells[1].folder}/clab.yml"}
+    assert len(fake.violations()) == 1
+    assert shells[0]("netlab", "down", "--cleanup").returncode == 0
+    assert fake.containers() == []
+
+
+def test_the_end_of_a_lab_takes_a_shared_bridge_from_another(
+    new_shell: Callable[[str], Shell], fake: FakeNetlab
+) -> None:
+    shells = [new_shell(name) for name in ("one", "two")]
+    for number, shell in enumerate(shells, 5):
+        shell.write("topo.yml", topology_text(3) + "- {r1: , r2: , r3: , bridge: shared0}\n")
+        assert multilab(shell, number).returncode == 0
+    assert "shared0" in fake.system_objects()
+    assert len(fake.violations()) == 1
+    assert shells[0]("netlab", "down", "--cleanup").returncode == 0
+    assert "shared0" not in fake.system_objects()
+
+
+def test_a_reader_of_a_list_that_is_being_written_dies(new_shell: Callable[[str], Shell], fake: FakeNetlab) -> None:
+    shells = [new_shell(name) for name in ("one", "two", "three")]
+    for number, shell in enumerate(shells, 5):
+        shell.write("topo.yml", topology_text(1))
+        assert multilab(shell, number, *(["defaults.lab_status_file=own.yaml"] if number == 7 else [])).returncode == 0
+    fake.control(status_race=True)
+    failed = shells[0]("netlab", "down", "--cleanup")
+    assert (failed.returncode, "Cannot read lab status file" in failed.stderr) == (1, True)
+    assert len(fake.containers()) == 3
+    assert shells[2]("netlab", "down", "--cleanup").returncode == 0
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_commands_of_an_old_containerlab_at_once_fail_unless_they_are_locked(
+    new_shell: Callable[[str], Shell], fake: FakeNetlab, locked: bool
+) -> None:
+    fake.control(deploy_race=True, node_seconds=0.2)
+    shells = [new_shell(name) for name in ("one", "two")]
+    lock = [f"defaults.multilab.lock={fake.root}/lock"] if locked else []
+    for shell in shells:
+        shell.write("topo.yml", topology_text(2))
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda number: multilab(shells[number - 5], number, *lock).returncode, (5, 6)))
+    assert sorted(results) == [0, 0 if locked else 1]
+
+
+@pytest.mark.parametrize("number", ["0", "201", "x"])
+def test_an_id_that_the_plugin_does_not_accept(shell: Shell, number: str) -> None:
+    shell.write("topo.yml", topology_text(1))
+    result = shell("netlab", "create", "topo.yml", "--plugin", "multilab", "-s", f"defaults.multilab.id={number}")
+    assert (result.returncode, "must be an integer between 1 and 200" in result.stderr) == (1, True)
 
 
 # The real programs, on the same tasks

@@ -20,31 +20,10 @@ import neops_remote_lab
 from neops_remote_lab.netlab.lab_manager import LabManager, LocalLab
 from neops_remote_lab.netlab.settings import NetlabSettings
 from tests.chaos.shell import is_running, wait_for_event
-from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
+from tests.fakes import FakeNetlab, topology_text, wait_until
 from tests.server import labs_in
 
 Manage = Callable[..., LabManager]
-
-
-@pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNetlab:
-    """A lab host of this process's own."""
-    fake = install_fake_netlab(tmp_path / "host")
-    for name in ("PATH", "HOME", "FAKE_NETLAB_STATE"):
-        monkeypatch.setenv(name, fake.environment()[name])
-    return fake
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> dict[str, Any]:
-    return {
-        "work_dir": tmp_path / "labs",
-        "lock_dir": tmp_path / "locks",
-        "host_root": tmp_path / "host" / "state" / "system",
-        "acquire_poll": 0.05,
-        "kill_grace": 0.2,
-        "teardown_retries": 1,
-    }
 
 
 @pytest.fixture
