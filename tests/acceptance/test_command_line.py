@@ -292,6 +292,13 @@ def test_a_lock_directory_that_cannot_be_created_is_refused(idle: LabServer, tmp
     assert "--lock-dir" in refusal(idle)
 
 
+def test_a_network_of_labs_that_the_host_uses_is_refused(idle: LabServer) -> None:
+    idle.settings |= {"slots": "2", "lab-network": "127.0.0.0/16"}
+    words = refusal(idle)
+    assert "127.0.0.0/16" in words
+    assert "--lab-network" in words
+
+
 def test_a_work_directory_that_cannot_be_created_is_refused(idle: LabServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     idle.settings = {"work-dir": str(tmp_path / "file" / "labs")}

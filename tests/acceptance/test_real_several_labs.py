@@ -158,7 +158,7 @@ def _is_heard_since(lab: HostLab, moment: float) -> bool:
     elapsed = (time.monotonic() - moment) * 1000
     silent = [DEAD_SECONDS * 1000 - state["routerDeadIntervalTimerDueMsec"] for state in states]
     assert min(silent) >= 0
-    return max(silent) < elapsed
+    return bool(max(silent) < elapsed)
 
 
 @pytest.mark.netlab

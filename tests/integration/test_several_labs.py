@@ -285,6 +285,8 @@ def test_a_server_with_one_slot_removes_the_labs_of_one_with_several(
     lab = labs.new()
     lab.adopt(adopted)
     assert lab.runs()
+    with pytest.raises(LabInTheWay, match="another lab of this server is still running"):
+        labs.start(write())
     assert lab.sweep([abandoned.base]) == []
     assert len(host.containers()) == 3
     assert lab.tear_down() == []
@@ -294,13 +296,18 @@ def test_a_server_with_one_slot_removes_the_labs_of_one_with_several(
 def test_a_lab_that_runs_alone_is_adopted_by_a_server_with_several(
     labs: Labs, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
+    host.change_containerlab("0.75.0")
+    host.control(deploy_race=True, node_seconds=0.1)
     [alone] = killed_server(settings, write(), slots=1)
     adopting = labs.new()
     adopting.adopt(alone)
     beside = labs.start(write())
     assert (adopting.runs(), beside.runs()) == (True, True)
     assert (number(adopting), number(beside)) == (None, 1)
-    adopting.tear_down()
+    with ThreadPoolExecutor() as pool:
+        starting = pool.submit(labs.start, write())
+        assert adopting.tear_down() == []
+        assert starting.result().runs()
     assert beside.runs()
 
 

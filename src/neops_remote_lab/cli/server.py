@@ -35,7 +35,7 @@ from neops_remote_lab.core.file_modes import CONTENT_UMASK
 from neops_remote_lab.core.home import NO_HOME
 from neops_remote_lab.core.host_locks import HostLock, read_note
 from neops_remote_lab.core.text import one_line
-from neops_remote_lab.netlab import ownership
+from neops_remote_lab.netlab import ownership, tools
 from neops_remote_lab.store.protocol import DatabaseError
 from neops_remote_lab.store.sql import urls
 from neops_remote_lab.store.sql.migrate import migrate
@@ -84,6 +84,8 @@ def run(server: ServerSettings, service: ServiceSettings) -> None:
         require_free_port(server.host, server.port)
         work_dir = hold_work_dir(service.netlab.work_dir, _identity(server))
         try:
+            if problem := tools.refusal(service.netlab):
+                refuse(problem)
             serve(server, service)
         finally:
             work_dir.release()

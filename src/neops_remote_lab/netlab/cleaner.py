@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -156,10 +156,11 @@ class Cleaner:
         several = self._settings.several_labs
         if several and self._netlab.provider_lock.path is None:
             return None
-        directory = self._shared_instances.elsewhere(self._settings.work_dir).get(DEFAULT_INSTANCE)
-        if directory is None or (several and not directory.is_dir()):  # a stale entry is not in their way
-            return None
-        return self._foreign_instance(directory)
+        elsewhere = self._shared_instances.elsewhere(self._settings.work_dir)
+        met = [directory for name, directory in elsewhere.items() if several or name == DEFAULT_INSTANCE]
+        if several:  # a stale entry is not in their way
+            met = [directory for directory in met if directory.is_dir()]
+        return self._foreign_instance(met[0]) if met else None
 
     def instance_in_the_way(self, error: BaseException) -> str | None:
         """Name the foreign lab that made netlab refuse a start; None if the start failed for another reason."""
@@ -213,10 +214,15 @@ class Cleaner:
         try:
             by_netlab = self._netlab_may_end(workspace, lab)
             if by_netlab:
-                self._netlab.down(workspace, force=attempt > 0)
+                with self._unlocked_commands(lab.base):
+                    self._netlab.down(workspace, force=attempt > 0)
             return self._remove_leftovers(lab, by_force=attempt > 0 or not by_netlab)
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             return [UNKNOWN_LEFTOVERS.format(reason=failure(error))]
+
+    def _unlocked_commands(self, base: Path) -> AbstractContextManager[None]:
+        """While netlab commands of a lab run that do not lock containerlab: the lab was started to run alone."""
+        return self._netlab.provider_lock.held() if ownership.number_of(base) is None else nullcontext()
 
     def _netlab_may_end(self, workspace: Workspace, lab: _Lab) -> bool:
         """Whether `netlab down` would destroy this lab and nothing else.

@@ -56,8 +56,7 @@ class HostLab:
             The other exceptions of `run_netlab`.
         """
         try:
-            if self._settings.several_labs:
-                self.commands.prepare(workspace, interrupt)
+            self._prepare(workspace, interrupt)
             self._cleaner.check_before_start(workspace, self._lock.labs, interrupt)
         except BaseException:
             remove_workspace(workspace.base)  # nothing was started
@@ -73,6 +72,13 @@ class HostLab:
                 raise LabInTheWay(in_the_way) from error
             raise
         return devices
+
+    def _prepare(self, workspace: Workspace, interrupt: threading.Event) -> None:
+        """Prepare a lab that runs beside others, or check that it runs alone."""
+        if self._settings.several_labs:
+            self.commands.prepare(workspace, interrupt)
+        elif self._lock.holders != {workspace.base}:  # the earlier server had more slots
+            raise LabInTheWay("another lab of this server is still running, and this one must run alone")
 
     def reserve(self, workspace: Workspace) -> None:
         """Acquire the host's lab lock, which a lab needs before it is started or adopted. Never blocks.

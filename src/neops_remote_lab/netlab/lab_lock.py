@@ -32,6 +32,12 @@ class LabLock:
         self._expected: set[Path] = set()
 
     @property
+    def holders(self) -> frozenset[Path]:
+        """The directories of the labs that hold the lock."""
+        with self._guard:
+            return frozenset(self._labs)
+
+    @property
     def labs(self) -> frozenset[Path]:
         """The directories of the labs of this process: those that hold the lock, and those to be adopted."""
         with self._guard:
