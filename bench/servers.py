@@ -21,7 +21,7 @@ import httpx
 import psutil
 from filelock import FileLock
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, wait_until
-from tests.fork_server import Forked
+from tests.fork_server import Process
 from tests.server import START_TIMEOUT, LabServer, RealNetlab, free_port
 
 from bench import host
@@ -47,7 +47,7 @@ class Server(Protocol):
     port: int
 
     @property
-    def process(self) -> subprocess.Popen[bytes] | Forked | None: ...
+    def process(self) -> Process | None: ...
 
     @property
     def url(self) -> str: ...

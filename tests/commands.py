@@ -21,6 +21,7 @@ import neops_remote_lab
 from neops_remote_lab.client import keeper
 from neops_remote_lab.client.state import KeptSession, StateDirectory
 from tests.fakes import topology_text, wait_until
+from tests.fork_server import Program, popen
 
 TIMEOUT = 60.0
 
@@ -51,16 +52,19 @@ class Shell:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A command, to its end."""
-        return subprocess.run(
-            self.words(*arguments),
+        process = popen(
+            Program.COMMAND,
+            arguments,
             cwd=self.directory,
             env=self.environment | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
+        try:
+            output, errors = process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(arguments, process.wait(), output.decode(), errors.decode())
 
     def do(self, *arguments: str, **environment: str) -> str:
         """A command that has to succeed; what it prints."""

@@ -1,14 +1,16 @@
 """Fixtures for every kind of test."""
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
-from tests.fork_server import ForkServer
+from tests.fork_server import ForkServer, Program
 from tests.postgresql import Cluster, problem, running_cluster
 from tests.server import LabServer, running_server
 from tests.stores import NewDatabase, new_sqlite_file
@@ -43,14 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fork_server() -> Iterator[None]:
-    """Servers are forked from one process, unless coverage must see each of them begin."""
+def fork_servers() -> Iterator[None]:
+    """Each program is forked from one process, unless coverage must see each of them begin."""
     if any(name.startswith("COVERAGE_PROCESS") for name in os.environ):
         yield
         return
-    ForkServer.current = ForkServer()
+    ForkServer.of_this_run = {program: ForkServer(program) for program in Program}
     yield
-    ForkServer.current.close()
+    for fork_server in ForkServer.of_this_run.values():
+        fork_server.close()
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +79,20 @@ def database(new_database: NewDatabase, tmp_path: Path) -> Iterator[str]:
     """A database without a session, as `--database` names it."""
     with new_database(tmp_path) as url:
         yield url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def certificates() -> Iterator[None]:
+    """The trusted certificates are loaded once: each call of httpx without a client would load them anew, in 20 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("httpx._transports.default.create_ssl_context", functools.cache(httpx.create_ssl_context))
+        yield
+
+
+@pytest.fixture
+def interpreters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program has an interpreter of its own, for tests of what a start imports."""
+    monkeypatch.setattr(ForkServer, "of_this_run", {})
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def _node(bridge: str, number: int) -> Iterator[None]:
             try:
                 assert process.stdout
                 assert process.stdout.readline() == b"ready\n"
-                wait_until(lambda: _answers(bridge, address(number)), 10, "the node cannot be reached")
+                wait_until(lambda: _answers(bridge, address(number)), 60, "the node cannot be reached")
                 yield
             finally:
                 process.kill()

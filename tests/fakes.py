@@ -41,12 +41,23 @@ CONTAINERLAB = """\
 #!/bin/sh
 echo "version: 0.76.0"
 """
+# Most of its calls ask a host without containers for its containers, which is not worth the start of an interpreter.
 DOCKER = """\
-#!{python} -I
-import fake_docker
-fake_docker.main()
+#!/bin/sh
+state=${{FAKE_NETLAB_STATE:-/nowhere}}
+nothing_runs() {{
+  set -- "$state"/containers/*.json
+  [ -d "$state/containers" ] && [ ! -e "$state/control.json" ] && [ ! -e "$1" ]
+}}
+case "$*" in
+  "ps "*"--quiet"* | "ps "*"--format {{{{json .}}}}") nothing_runs && exit 0 ;;
+esac
+exec {python} -I -c "import fake_docker; fake_docker.main()" "$@"
 """
 
+
+SOON = 0.3
+"""Seconds for which a condition is asked often; whoever waits for longer must not keep the machine busy."""
 
 HOST_QUESTIONS = (["version"], ["defaults"])
 
@@ -204,11 +215,12 @@ def topology_text(nodes: int = 3, provider: str = "clab", name: str | None = Non
 
 def wait_until(condition: Callable[[], object], timeout: float = 10, message: str = "") -> None:
     """Return as soon as `condition` holds; fail after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    begun = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begun
+        if waited > timeout:
             raise AssertionError(message or f"waited {timeout} s in vain")
-        time.sleep(0.01)
+        time.sleep(0.01 if waited < SOON else 0.03)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,39 +1,82 @@
-"""Server processes that are forked from one that has imported the program already: most of a start is imports."""
+"""Processes that are forked from one that has imported their program already: most of a start is imports."""
 
 from __future__ import annotations
 
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar, TypeAlias
 
-PROGRAM = "neops_remote_lab"
-LOADED = (
-    *("alembic.command", "alembic.autogenerate", "alembic.script", "aiosqlite", "httpx", "logging.config"),
-    *("sqlalchemy.dialects.sqlite.aiosqlite", "uvicorn.lifespan.on", "uvicorn.loops.auto"),
-    *("uvicorn.protocols.websockets.auto", "uvicorn.protocols.http.h11_impl"),
-)
-"""What a server imports later than at its start."""
+OURS = "neops_remote_lab"
+CLIENT = ("httpx", "httpcore", "psutil", "filelock", f"{OURS}.client.lab_client", f"{OURS}.models")
+ROOT = Path(__file__).parents[1]
 INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
 """How variables begin that count before the program runs."""
+SEARCH_PATH = "PYTHONPATH"
+"""The only one of them that a forked process takes over."""
+STREAMS = 3
+MESSAGE_BYTES = 1 << 20
+
+Stream: TypeAlias = int | IO[Any]
+"""As `subprocess.Popen` has it: a constant of that module, a descriptor or a file."""
+
+
+class Program(Enum):
+    """A module that runs as a program, and the modules to import before that."""
+
+    SERVER = (
+        OURS,
+        (f"{OURS}.__main__", f"{OURS}.cli.server", "alembic.command", "alembic.autogenerate", "alembic.script"),
+        ("aiosqlite", "httpx", "logging.config", "sqlalchemy.dialects.sqlite.aiosqlite", "uvicorn.lifespan.on"),
+        ("uvicorn.loops.auto", "uvicorn.protocols.websockets.auto", "uvicorn.protocols.http.h11_impl"),
+    )
+    COMMAND = (OURS, (f"{OURS}.__main__", f"{OURS}.cli.up", f"{OURS}.cli.run", f"{OURS}.client.forwards", *CLIENT))
+    # None of the plugin's own: pytest rewrites the assertions of a plugin that was not imported before.
+    PYTEST = ("pytest", ("_pytest.config", "_pytest.pytester", "execnet", *CLIENT))
+
+    def __init__(self, module: str, *imported: tuple[str, ...]) -> None:
+        self.module = module
+        self.imported = [name for names in imported for name in names]
+
+    def load(self) -> None:
+        """Import what the program would import."""
+        for name in self.imported:
+            importlib.import_module(name)
+        if self is Program.PYTEST:
+            from _pytest.config import default_plugins
+
+            for name in default_plugins:
+                importlib.import_module(f"_pytest.{name}")
+        sys.modules.pop(f"{self.module}.__main__", None)  # each child runs it, as `python -m` does
 
 
 class Forked:
-    """A child of the fork server, with what `subprocess.Popen` has of it."""
+    """A child of a fork server, with what `subprocess.Popen` has of it."""
 
-    def __init__(self, server: ForkServer, pid: int) -> None:
+    stdin = None
+
+    def __init__(self, server: ForkServer, pid: int, stdout: IO[bytes] | None, stderr: IO[bytes] | None) -> None:
         self.pid = pid
         self.returncode: int | None = None
+        self.stdout = stdout
+        self.stderr = stderr
         self._fork_server = server
 
     def poll(self) -> int | None:
@@ -41,115 +84,188 @@ class Forked:
             self.returncode = self._fork_server.ask(poll=self.pid)
         return self.returncode
 
-    def wait(self, timeout: float) -> int:
-        deadline = time.monotonic() + timeout
-        while (status := self.poll()) is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(f"{PROGRAM}, pid {self.pid}", timeout)
-            time.sleep(0.005)
+    def wait(self, timeout: float | None = None) -> int:
+        if self.poll() is None:
+            descriptor = os.pidfd_open(self.pid)
+            try:
+                ends = select.poll()
+                ends.register(descriptor, select.POLLIN)
+                if not ends.poll(None if timeout is None else timeout * 1000):
+                    raise subprocess.TimeoutExpired(f"pid {self.pid}", timeout or 0)
+            finally:
+                os.close(descriptor)
+        status = self.poll()
+        assert status is not None
         return status
 
-    def send_signal(self, number: signal.Signals) -> None:
+    def communicate(self, timeout: float) -> tuple[bytes, bytes]:
+        """Read both outputs to their end, and wait; the process is killed if that takes longer than `timeout`."""
+        deadline = time.monotonic() + timeout
+        with ExitStack() as opened, ThreadPoolExecutor(2) as readers:
+            pipes = [opened.enter_context(pipe or io.BytesIO()) for pipe in (self.stdout, self.stderr)]
+            reading = [readers.submit(pipe.read) for pipe in pipes]
+            try:
+                output, errors = (read.result(deadline - time.monotonic()) for read in reading)
+                self.wait(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                self.kill()
+                raise subprocess.TimeoutExpired(f"pid {self.pid}", timeout) from None
+        return output, errors
+
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class ForkServer:
     """The process that forks; its children end with it."""
 
-    current: ClassVar[ForkServer | None] = None
-    """That of this test run."""
+    of_this_run: ClassVar[Mapping[Program, ForkServer]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, program: Program) -> None:
+        self._program = program
         self._environment = dict(os.environ)
         self._one_order = threading.Lock()
 
-    @classmethod
-    def for_environment(cls, environment: Mapping[str, str]) -> ForkServer | None:
-        """One whose servers are the same as if each had an interpreter of its own, if there is one."""
-        ours = cls.current._environment if cls.current else {}
-        names = {name for name in {*environment, *ours} if name.startswith(INTERPRETER)}
-        return cls.current if all(environment.get(name) == ours.get(name) for name in names) else None
+    def suits(self, environment: Mapping[str, str]) -> bool:
+        """Whether the children are the same as if each had an interpreter of its own."""
+        ours = self._environment
+        names = {name for name in {*environment, *ours} if name.startswith(INTERPRETER)} - {SEARCH_PATH}
+        return all(environment.get(name) == ours.get(name) for name in names)
 
-    def start(self, words: Sequence[str], environment: Mapping[str, str], log: Path) -> Forked:
-        """Start a server whose output is appended to a file."""
-        log.touch()  # whoever reads it need not wait for the child
-        order = {"words": words, "environment": dict(environment), "log": str(log), "directory": str(Path.cwd())}
-        return Forked(self, self.ask(start=order))
+    def popen(
+        self,
+        words: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        stdout: Stream,
+        stderr: Stream,
+        cwd: Path | None,
+    ) -> Forked:
+        """Start the program with these arguments and nothing to read; the options are those of `subprocess.Popen`."""
+        pipes: dict[int, IO[bytes]] = {}
+        order = {"words": list(words), "environment": dict(env), "directory": str(cwd or Path.cwd())}
+        with ExitStack() as here:
 
-    def ask(self, **order: object) -> Any:
+            def descriptor(stream: Stream, number: int) -> int:
+                if stream == subprocess.PIPE:
+                    reader, writer = os.pipe()
+                    here.callback(os.close, writer)
+                    pipes[number] = os.fdopen(reader, "rb")
+                    return writer
+                return stream if isinstance(stream, int) else stream.fileno()
+
+            nothing = here.enter_context(Path(os.devnull).open("rb"))
+            output = descriptor(stdout, 1)
+            errors = output if stderr == subprocess.STDOUT else descriptor(stderr, 2)
+            pid = self.ask(start=order, descriptors=(nothing.fileno(), output, errors))
+        return Forked(self, pid, pipes.get(1), pipes.get(2))
+
+    def ask(self, descriptors: Sequence[int] = (), **order: object) -> Any:
         """What the process says to an order."""
-        orders, answers = self._process.stdin, self._process.stdout
-        assert orders
-        assert answers
         with self._one_order:
-            orders.write(json.dumps(order).encode() + b"\n")
-            orders.flush()
-            return json.loads(answers.readline())
+            channel, _ = self._process
+            socket.send_fds(channel, [json.dumps(order).encode()], descriptors)
+            return json.loads(channel.recv(MESSAGE_BYTES))
 
     def close(self) -> None:
         """End the process, if it has begun."""
         if "_process" in vars(self):
-            self._process.communicate()
+            channel, process = self._process
+            channel.close()
+            process.wait()
 
     @cached_property
-    def _process(self) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
-        environment = {**self._environment, "PYTHONPATH": path}
-        command = [sys.executable, "-m", __name__]
-        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def _process(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", __name__, self._program.name]
+        with other:
+            return ours, subprocess.Popen(command, cwd=ROOT, env=self._environment, stdin=other.fileno())
+
+
+Process: TypeAlias = subprocess.Popen[bytes] | Forked
+
+
+def popen(
+    program: Program,
+    words: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    stdout: Stream,
+    stderr: Stream,
+    cwd: Path | None = None,
+    launcher: Sequence[str] = (),
+) -> Process:
+    """Start a program with nothing to read: forked where that is the same, or else by `launcher` and an interpreter.
+
+    The other options are those of `subprocess.Popen`.
+    """
+    fork_server = ForkServer.of_this_run.get(program)
+    if fork_server and fork_server.suits(env):
+        return fork_server.popen(words, env=env, stdout=stdout, stderr=stderr, cwd=cwd)
+    command = [*launcher, sys.executable, "-m", program.module, *words]
+    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=cwd)
 
 
 def main() -> None:
-    """Fork and wait for children, as the lines of standard input say, until it ends."""
+    """Fork and wait for children, as the messages on standard input say, until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the tests, which close this
-    _load()
+    program = Program[sys.argv[1]]
+    program.load()
+    gc.freeze()  # the children need not look for garbage among what they have in common
+    channel = socket.socket(fileno=os.dup(0))
     children: set[int] = set()
-    for line in sys.stdin.buffer:
-        order = json.loads(line)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, STREAMS)
+        if not message:
+            break
+        order = json.loads(message)
         answer: int | None = None
         if start := order.get("start"):
             answer = os.fork()
             if not answer:
-                _serve(**start)
+                channel.close()
+                _run(program, descriptors, **start)
                 return
             children.add(answer)
+            for descriptor in descriptors:
+                os.close(descriptor)
         else:
             pid, status = os.waitpid(order["poll"], os.WNOHANG)
             if pid:
                 children.remove(pid)
                 answer = os.waitstatus_to_exitcode(status)
-        os.write(1, json.dumps(answer).encode() + b"\n")
+        channel.send(json.dumps(answer).encode())
     for pid in children:
         os.kill(pid, signal.SIGTERM)
 
 
-def _load() -> None:
-    main_module = f"{PROGRAM}.__main__"
-    for name in (main_module, f"{PROGRAM}.cli.server", *LOADED):
-        importlib.import_module(name)
-    del sys.modules[main_module]  # each child runs it, as `python -m` does
-    gc.freeze()
-
-
-def _serve(words: list[str], environment: dict[str, str], log: str, directory: str) -> None:
-    """Be a server, until it ends."""
+def _run(
+    program: Program, descriptors: Sequence[int], words: list[str], environment: dict[str, str], directory: str
+) -> None:
+    """Be the program, until it ends."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    gc.unfreeze()
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     os.chdir(directory)
+    given = len(_search_path(os.environ))
     os.environ.clear()
     os.environ.update(environment)
-    _redirect(os.devnull, os.O_RDONLY, 0)
-    _redirect(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 1)
-    os.dup2(1, 2)
-    sys.argv = [PROGRAM, *words]
-    runpy.run_module(PROGRAM, run_name="__main__", alter_sys=True)
+    sys.path[: 1 + given] = [directory, *_search_path(environment)]
+    tempfile.tempdir = None  # found out by another environment
+    sys.argv = [program.module, *words]
+    runpy.run_module(program.module, run_name="__main__", alter_sys=True)
 
 
-def _redirect(path: str, flags: int, target: int) -> None:
-    opened = os.open(path, flags, 0o666)
-    os.dup2(opened, target)
-    os.close(opened)
+def _search_path(environment: Mapping[str, str]) -> list[str]:
+    return [entry for entry in environment.get(SEARCH_PATH, "").split(os.pathsep) if entry]
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.fakes import FakeNetlab
+from tests.fork_server import Process, Program, Stream, popen
 from tests.server import LabServer
 
 PLUGIN = "neops_remote_lab.testing.plugin"
@@ -55,17 +57,32 @@ def other_session(lab_server: LabServer) -> Iterator[str]:
         httpx.delete(f"{lab_server.url}/session/{session_id}")
 
 
-def start(project: pytest.Pytester, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pytest", *arguments]
-    process: subprocess.Popen[bytes] = project.popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    return process
+def start(project: pytest.Pytester, *arguments: str) -> Process:
+    return run_pytest(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def finish(process: subprocess.Popen[bytes]) -> str:
-    output: bytes = process.communicate(timeout=60)[0]
-    return output.decode()
+def run_pytest(arguments: Sequence[str], *, stdout: Stream, stderr: Stream) -> Process:
+    """A pytest in this directory, with nothing to read."""
+    places = filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    return popen(Program.PYTEST, arguments, env=environment, stdout=stdout, stderr=stderr)
+
+
+def fork_pytest(project: pytest.Pytester, patch: pytest.MonkeyPatch) -> None:
+    """Let the project's `runpytest_subprocess` fork."""
+    executed = project.popen
+    command = project._getpytestargs()
+
+    def forked(words: Sequence[str], *, stdin: object, stdout: Stream, stderr: Stream) -> Any:
+        if tuple(words[: len(command)]) == command and stdin is project.CLOSE_STDIN:
+            return run_pytest(words[len(command) :], stdout=stdout, stderr=stderr)
+        return executed(words, stdin=stdin, stdout=stdout, stderr=stderr)  # type: ignore[arg-type]
+
+    patch.setattr(project, "popen", forked)
+
+
+def finish(process: Process) -> str:
+    return process.communicate(timeout=60)[0].decode()
 
 
 def collected(project: pytest.Pytester, *arguments: str) -> list[str]:

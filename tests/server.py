@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from neops_remote_lab.netlab.logs import FAILED
 from neops_remote_lab.netlab.ownership import MARKER_DIR, PROGRAM, RECORD, claim
 from neops_remote_lab.netlab.workspace import LAB_NAME_PREFIX
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, wait_until
-from tests.fork_server import Forked, ForkServer
+from tests.fork_server import Process, Program, popen
 
 
 def labs_in(work_dir: Path) -> list[str]:
@@ -97,7 +96,7 @@ class LabServer:
     settings: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | Forked | None = None
+    process: Process | None = None
 
     @property
     def fake(self) -> FakeNetlab:
@@ -144,25 +143,13 @@ class LabServer:
         }
         return [f"--{name}={value}" for name, value in flags.items()]
 
-    def command(self) -> list[str]:
-        # A test run that is killed takes its servers along, where the system can arrange that.
-        guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-        return [*guard, sys.executable, "-m", "neops_remote_lab", *self.words()]
-
     def launch(self) -> None:
         """Start the process, and do not wait for it."""
+        # A test run that is killed takes its servers along, where the system can arrange that.
+        guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         environment = {**self.netlab.environment(), **self.environment}
-        if fork_server := ForkServer.for_environment(environment):
-            self.process = fork_server.start(self.words(), environment, self.log)
-            return
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(),
-                env=environment,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
+            self.process = popen(Program.SERVER, self.words(), env=environment, stdout=log, stderr=log, launcher=guard)
 
     def start(self) -> None:
         """Start the process, and wait until it serves."""

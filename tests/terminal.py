@@ -80,11 +80,11 @@ class Terminal:
         """The lines on the screen that have a text."""
         return [line for line in self.lines if text in line]
 
-    def wait_for(self, text: str, timeout: float = 30) -> str:
+    def wait_for(self, text: str, timeout: float = 60) -> str:
         """Wait until a text is on the screen; the first line that has it."""
         return self.wait_for_lines(text, timeout)[0]
 
-    def wait_for_lines(self, text: str, timeout: float = 30) -> list[str]:
+    def wait_for_lines(self, text: str, timeout: float = 60) -> list[str]:
         """Wait until a text is on the screen; the lines that had it then, since a changing line comes and goes."""
         found: list[str] = []
 

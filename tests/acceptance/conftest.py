@@ -8,7 +8,7 @@ import httpcore  # noqa: F401 - httpx imports it late, and pytester would take i
 import pytest
 
 from tests.fakes import topology_text, wait_until
-from tests.plugin import CONFTEST, PLUGIN, queue
+from tests.plugin import CONFTEST, PLUGIN, fork_pytest, queue
 from tests.server import LabServer
 
 
@@ -29,6 +29,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     # the same whether the distribution is installed or not, and without the imports of other plugins
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-p {PLUGIN} -p no:cacheprovider")
+    fork_pytest(pytester, monkeypatch)
     return pytester
 
 

@@ -89,17 +89,32 @@ def gitlab() -> Job:
     return Job("gitlab", install, test, job["variables"], kept, shell, signal.SIGTERM)
 
 
+@pytest.fixture(scope="module")
+def environments() -> dict[str, Path]:
+    """The virtual environments that there are already, by the commands that have installed into them."""
+    return {}
+
+
 @pytest.fixture(scope="module", params=[github, gitlab], ids=["github", "gitlab"])
-def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+def job(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, environments: dict[str, Path]
+) -> Iterator[Job]:
     job: Job = request.param()
     directory = tmp_path_factory.mktemp(job.name)
-    subprocess.run([sys.executable, "-m", "venv", directory / "python"], check=True)
-    with reader(directory / "project", **build_wheel(directory / "wheel")) as user:
-        user.environment["PATH"] = os.pathsep.join([str(directory / "python" / "bin"), user.environment["PATH"]])
+    if job.install not in environments:
+        environments[job.install] = directory / "python"
+        subprocess.run([sys.executable, "-m", "venv", directory / "python"], check=True)
+        index = build_wheel(directory / "wheel")
+    else:  # the same commands would do the same again
+        index = {}
+    with reader(directory / "project", **index) as user:
+        python = environments[job.install]
+        user.environment["PATH"] = os.pathsep.join([str(python / "bin"), user.environment["PATH"]])
         job.user = user
         for name, text in {"conftest.py": CONFTEST, "test_lab.py": TESTS, "lab.yml": topology_text(1)}.items():
             (job.directory / name).write_text(text, encoding="utf-8")
-        user.run(["bash", "-e", "-c", job.install], f"pip install: {job.install}")
+        if index:
+            user.run(["bash", "-e", "-c", job.install], f"pip install: {job.install}")
         yield job
 
 

@@ -40,7 +40,7 @@ def open_console(server: LabServer, session: str, node: str = "r1", **query: str
     return open_websocket(url, X_Session_ID=session)
 
 
-def read_until(console: ClientConnection, words: str, timeout: float = 10) -> str:
+def read_until(console: ClientConnection, words: str, timeout: float = 60) -> str:
     """What the console shows, up to some words."""
     shown, deadline = b"", time.monotonic() + timeout
     while words.encode() not in shown:
@@ -55,7 +55,7 @@ def ending(console: ClientConnection) -> tuple[int | None, int]:
     status = None
     with suppress(ConnectionClosed):
         while True:
-            if isinstance(message := console.recv(10), str):
+            if isinstance(message := console.recv(60), str):
                 status = json.loads(message)["exit_status"]
     assert console.close_code is not None
     return status, console.close_code
@@ -113,7 +113,7 @@ def test_control_characters_go_to_the_program(server: LabServer, session: str) -
 def test_megabytes_are_shown_completely_with_back_pressure(server: LabServer, session: str) -> None:
     with open_console(server, session, command="head -c 3000000 /dev/zero | tr '\\0' x; echo; echo end") as console:
         time.sleep(0.5)
-        shown = read_until(console, "end\r\n", 30)
+        shown = read_until(console, "end\r\n")
         assert len(shown) == 3_000_000 + len("\r\nend\r\n")
         assert ending(console) == (0, 1000)
 

@@ -146,7 +146,7 @@ def test_a_terminal_shows_the_wait_and_the_phases_of_the_start_in_one_line(shell
     lab_server.fake.control(start_seconds=2, config_seconds=2)
     ahead = lab_server.join(client="ann@office")
     with shell.terminal("up", shell.topology()) as terminal:
-        terminal.wait_for("neops-remote-lab [1 s]: position 1 in the queue, ")
+        terminal.wait_for("s]: position 1 in the queue, ")
         with lab_server.client() as client:
             client.delete(f"/session/{ahead}")
         terminal.wait_for("s]: ospf.yml: starting clab nodes")

@@ -115,6 +115,7 @@ def test_a_topology_beside_the_conftest_file_is_found_from_any_directory(project
     assert collected(project, "-m", "remote_lab") == ["test_ring", "test_other"]
 
 
+@pytest.mark.usefixtures("interpreters")
 def test_a_run_without_labs_imports_only_the_standard_library(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from neops_remote_lab.client.state import StateDirectory
 from tests.fakes import wait_until
+from tests.fork_server import Process
 from tests.plugin import finish, other_session, queue, start, ups
 from tests.server import LabServer
 from tests.terminal import CTRL_C, Terminal
@@ -52,7 +53,7 @@ def is_kept(state: StateDirectory) -> bool:
     return bool(list(state))
 
 
-def kept(process: subprocess.Popen[bytes], state: StateDirectory) -> None:
+def kept(process: Process, state: StateDirectory) -> None:
     wait_until(lambda: is_kept(state) or process.poll() is not None, 40, "nothing is kept")
     assert process.poll() is None, finish(process)
 

@@ -399,6 +399,7 @@ def test_a_lab_that_did_not_start_has_a_log(project: pytest.Pytester, machine: M
 # What is loaded
 
 
+@pytest.mark.usefixtures("interpreters")
 @pytest.mark.parametrize("options", [["-p", "xdist", "-n", "1"]], ids=["xdist"])
 def test_a_run_without_lab_tests_needs_no_netlab_and_no_http_client(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: list[str]

@@ -344,6 +344,7 @@ def oldest_pytest() -> tuple[str, Path]:
     return minimum, directory
 
 
+@pytest.mark.usefixtures("interpreters")
 def test_works_with_the_oldest_pytest(
     online: pytest.Pytester, lab_server: LabServer, oldest_pytest: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

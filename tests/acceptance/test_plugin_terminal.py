@@ -25,6 +25,11 @@ def on_terminal(
     return Terminal([sys.executable, "-m", "pytest", *arguments], project.path, environment, columns)
 
 
+def seconds_shown(terminal: Terminal) -> set[bytes]:
+    """The waiting times that the line has shown; a busy machine leaves some out."""
+    return set(re.findall(rb"remote lab \[(\d+) s\]: position 1 in the queue, ", terminal.written))
+
+
 @pytest.mark.parametrize("arguments", [[], ["-s"], ["-v"], ["--capture=sys"], WORKERS], ids=" ".join)
 def test_a_terminal_has_one_status_line_that_is_removed_at_the_end(
     online: pytest.Pytester, lab_server: LabServer, arguments: list[str]
@@ -33,8 +38,7 @@ def test_a_terminal_has_one_status_line_that_is_removed_at_the_end(
     with on_terminal(online, *arguments) as terminal:
         with other_session(lab_server):
             terminal.wait_for("s]: position 1 in the queue, ")
-            terminal.wait_for("remote lab [3 s]: position 1 in the queue, ")
-            terminal.wait_for("remote lab [4 s]: position 1 in the queue, ")
+            wait_until(lambda: len(seconds_shown(terminal)) >= 3, 60, "the time does not go on")
             assert len(terminal.with_text("position 1")) == 1
             assert terminal.lines[-1].startswith("remote lab [")
             assert "ann@office" in terminal.lines[-1]
@@ -65,7 +69,7 @@ def test_the_status_line_fits_into_a_narrow_terminal(online: pytest.Pytester, la
     online.makepyfile("def test_1(shared): pass")
     with on_terminal(online, columns=50) as terminal:
         with other_session(lab_server):
-            terminal.wait_for("remote lab [2 s]: position 1 in the queue")
+            terminal.wait_for("s]: position 1 in the queue")
             assert len(terminal.with_text("position 1")) == 1
             assert terminal.lines[-1].endswith("…")
         assert terminal.finish() == 0
