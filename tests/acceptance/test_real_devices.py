@@ -74,7 +74,7 @@ def processes(container: str) -> str:
     return shown.stdout
 
 
-def test_routers_tell_their_neighbors(lab_host: LabServer, session: str) -> None:
+def test_routers_report_their_neighbors(lab_host: LabServer, session: str) -> None:
     def adjacent() -> bool:
         shown = execute(lab_host, session, command="vtysh -c 'show ip ospf neighbor json'").json()
         neighbors = json.loads(shown["stdout"])["neighbors"].values()
@@ -86,7 +86,7 @@ def test_routers_tell_their_neighbors(lab_host: LabServer, session: str) -> None
     assert shown.json()["stdout"].count("Full/") == 2
 
 
-def test_what_a_command_is_given_reaches_it_as_it_is(lab_host: LabServer, session: str) -> None:
+def test_arguments_and_input_reach_a_command_unchanged(lab_host: LabServer, session: str) -> None:
     words = ["printf", "%s|", "--", "--env", "X=1", "", "$HOME", "a b", "é"]
     assert execute(lab_host, session, command=words).json()["stdout"] == "--|--env|X=1||$HOME|a b|é|"
     given = execute(lab_host, session, command="cat >&2; exit 7", stdin="line\n" * 50_000).json()
@@ -119,7 +119,7 @@ def test_a_client_that_disconnects_ends_its_command(lab_host: LabServer, session
     wait_until(lambda: "1002" not in processes(container), 10, "the command goes on")
 
 
-def test_what_is_left_in_the_background_goes_on(lab_host: LabServer, session: str) -> None:
+def test_background_processes_of_a_command_keep_running(lab_host: LabServer, session: str) -> None:
     container = container_of(lab_host, session)
     assert execute(lab_host, session, command="sleep 1003 >/dev/null 2>&1 &").json()["exit_status"] == 0
     assert "sleep 1003" in processes(container)
@@ -161,7 +161,7 @@ def test_a_console_is_what_netlab_connect_runs(lab_host: LabServer, session: str
         assert ending(console) == (5, 1000)
 
 
-def test_vtysh_is_used_by_hand(lab_host: LabServer, session: str) -> None:
+def test_vtysh_works_in_a_console(lab_host: LabServer, session: str) -> None:
     with open_console(lab_host, session, command="vtysh") as console:
         read_until(console, "r1# ")
         console.send(b"show version\n")
@@ -188,7 +188,7 @@ def test_a_program_that_prints_to_nobody_ends_with_its_console(lab_host: LabServ
     wait_until(lambda: "1012" not in processes(container), 10, "the program goes on")
 
 
-def test_connections_are_cut_with_the_last_reference(lab_host: LabServer, session: str) -> None:
+def test_connections_are_closed_with_the_last_reference(lab_host: LabServer, session: str) -> None:
     with lab_host.client(session) as client, services(container_of(lab_host, session)):
         idle, busy = open_connection(lab_host, session), open_connection(lab_host, session, port=SOURCE)
         assert busy.recv(10)
@@ -207,7 +207,7 @@ def test_a_node_without_a_management_network_is_501(lab_host: LabServer, joined:
     assert (status, "r2 has no address in a network created by Docker" in detail) == (501, True)
 
 
-def test_an_address_of_this_host_is_not_reached_although_docker_gives_it_to_a_node(
+def test_an_address_of_this_host_is_not_reached_even_if_docker_assigns_it_to_a_node(
     lab_host: LabServer, joined: str
 ) -> None:
     host, subnet = "198.18.253.7", "198.18.253.0/24"

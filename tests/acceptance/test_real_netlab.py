@@ -123,7 +123,7 @@ def _neighbors(device: dict[str, Any]) -> int:
 
 @pytest.mark.netlab
 @on_lab_host
-def test_three_routers_come_up_and_speak_ospf(lab_host: LabServer) -> None:
+def test_three_routers_start_and_run_ospf(lab_host: LabServer) -> None:
     session = lab_host.join()
     answer = lab_host.acquire(session, ROUTERS, "ospf.yml")
     assert answer.status_code == 200, answer.text
@@ -147,7 +147,7 @@ def test_three_routers_come_up_and_speak_ospf(lab_host: LabServer) -> None:
 
 @pytest.mark.netlab
 @on_lab_host
-def test_artifacts_tell_what_the_routers_were_doing(lab_host: LabServer) -> None:
+def test_artifacts_contain_the_state_of_the_routers(lab_host: LabServer) -> None:
     session = lab_host.join()
     answer = lab_host.acquire(session, ROUTERS, "ospf.yml")
     assert answer.status_code == 200, answer.text
@@ -172,7 +172,7 @@ def test_artifacts_tell_what_the_routers_were_doing(lab_host: LabServer) -> None
 
 @pytest.mark.netlab
 @on_lab_host
-def test_the_users_of_containers_read_what_is_mounted_below_a_closed_directory(lab_host: LabServer) -> None:
+def test_users_in_containers_can_read_mounted_files_below_a_private_directory(lab_host: LabServer) -> None:
     answer = lab_host.acquire(lab_host.join(), ROUTERS, "ospf.yml")
     assert answer.status_code == 200, answer.text
     lab = next(path for path in lab_host.work_dir.glob("[!.]*") if path.is_dir())
@@ -186,7 +186,7 @@ def test_the_users_of_containers_read_what_is_mounted_below_a_closed_directory(l
 
 @pytest.mark.netlab
 @on_lab_host
-def test_devices_are_what_netlab_inspect_says_of_each_node(lab_host: LabServer) -> None:
+def test_devices_are_the_output_of_netlab_inspect_for_each_node(lab_host: LabServer) -> None:
     session = lab_host.join()
     devices = lab_host.acquire(session, ROUTERS, "ospf.yml").json()["devices"]
     folder = next(lab_host.work_dir.glob("*/lab"))
@@ -220,7 +220,7 @@ def test_a_lab_has_a_name_that_no_other_has(lab_host: LabServer, prepared: bool)
 
 @pytest.mark.netlab
 @on_lab_host
-def test_a_start_that_fails_half_way_leaves_nothing_behind(lab_host: LabServer) -> None:
+def test_a_start_that_fails_halfway_leaves_nothing_behind(lab_host: LabServer) -> None:
     session = lab_host.join()
     answer = lab_host.acquire(session, HALF_WAY, "half.yml")
     assert answer.status_code == 500, answer.text
@@ -245,7 +245,7 @@ def test_the_same_routers_serve_the_session_after_a_kill(lab_host: LabServer) ->
 
 @pytest.mark.netlab
 @on_lab_host
-def test_a_kill_in_the_middle_of_a_start_leaves_a_host_that_works(lab_host: LabServer) -> None:
+def test_a_kill_during_a_start_leaves_a_usable_host(lab_host: LabServer) -> None:
     session = lab_host.join()
     with lab_host.client(session) as client:
         client.post("/lab", files={"topology": ("ospf.yml", ROUTERS)}, headers={"Prefer": "respond-async"})
@@ -297,7 +297,7 @@ def test_two_pytest_runs_at_once_both_get_their_own_lab(lab_host: LabServer) -> 
 
 @pytest.mark.netlab
 @on_lab_host
-def test_a_failed_test_leaves_what_its_routers_were_doing(lab_host: LabServer, tmp_path: Path) -> None:
+def test_a_failed_test_leaves_the_state_of_its_routers(lab_host: LabServer, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     (project / "ospf.yml").write_text(ROUTERS)
@@ -316,7 +316,7 @@ def test_a_failed_test_leaves_what_its_routers_were_doing(lab_host: LabServer, t
 
 @pytest.mark.netlab
 @on_lab_host
-def test_a_lab_that_somebody_has_started_by_hand_runs_on(lab_host: LabServer, tmp_path: Path) -> None:
+def test_a_lab_started_by_hand_keeps_running(lab_host: LabServer, tmp_path: Path) -> None:
     by_hand = tmp_path / "colleague"
     by_hand.mkdir()
     (by_hand / "topology.yml").write_text(PAIR)
@@ -338,7 +338,7 @@ def test_a_lab_that_somebody_has_started_by_hand_runs_on(lab_host: LabServer, tm
 
 @pytest.mark.netlab
 @on_lab_host
-def test_an_operators_own_network_stays(lab_host: LabServer) -> None:
+def test_a_network_of_the_operator_stays(lab_host: LabServer) -> None:
     name, subnet = "neops-test-operator", "192.168.217.0/24"
     subprocess.run(["docker", "network", "create", f"--subnet={subnet}", name], check=True, capture_output=True)
     try:
@@ -384,7 +384,7 @@ def test_a_lab_with_an_unmanaged_node_is_adopted(lab_host: LabServer) -> None:
 
 @pytest.mark.external
 @with_netlab
-def test_netlab_says_where_its_list_of_instances_is(tmp_path: Path) -> None:
+def test_netlab_reports_the_path_of_its_list_of_instances(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / ".netlab.yml").write_text(f"lab_status_file: {home}/instances.yaml\n")
@@ -425,7 +425,7 @@ def test_the_external_provider_needs_neither_root_nor_docker(tmp_path: Path) -> 
 
 @pytest.mark.external
 @with_netlab
-def test_a_topology_that_netlab_rejects_is_answered_with_its_own_words(tmp_path: Path) -> None:
+def test_a_rejected_topology_is_answered_with_netlabs_message(tmp_path: Path) -> None:
     with running_real_server(tmp_path) as server:
         session = server.join()
         answer = server.acquire(session, "provider: clab\nnodes: [a]\n", "broken.yml")
@@ -437,7 +437,7 @@ def test_a_topology_that_netlab_rejects_is_answered_with_its_own_words(tmp_path:
 
 @pytest.mark.external
 @with_netlab
-def test_arguments_of_the_operator_and_missing_links_are_no_difference_to_a_prepared_lab(tmp_path: Path) -> None:
+def test_a_prepared_lab_respects_arguments_of_the_operator_and_missing_links(tmp_path: Path) -> None:
     text = "provider: external\nnodes: [h1, h2]\n"  # its device comes from the operator
     with running_real_server(tmp_path, netlab_up_args="-d linux --no-config") as server:
         session = server.join()
@@ -457,7 +457,7 @@ def test_arguments_of_the_operator_and_missing_links_are_no_difference_to_a_prep
 @pytest.mark.external
 @with_netlab
 @pytest.mark.parametrize("defaults", ["devices: [\n", "devices.frr: 3\n", "addressing.loopback.ipv4: nonsense\n"])
-def test_a_mistake_in_the_hosts_own_defaults_is_no_fault_of_a_topology(tmp_path: Path, defaults: str) -> None:
+def test_an_error_in_the_defaults_of_the_host_is_not_blamed_on_a_topology(tmp_path: Path, defaults: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
     with FileLock(REAL_NETLAB_LOCK):

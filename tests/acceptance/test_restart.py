@@ -132,7 +132,7 @@ def test_an_acknowledged_release_survives_kill_9(server: LabServer) -> None:
 
 
 @pytest.mark.parametrize("statements", [0, 3])
-def test_a_first_start_that_was_killed_half_way_is_repeated(
+def test_a_first_start_that_was_killed_halfway_is_repeated(
     new_database: NewDatabase, tmp_path: Path, statements: int
 ) -> None:
     with new_database(tmp_path, with_tables=False) as database:
@@ -145,7 +145,7 @@ def test_a_first_start_that_was_killed_half_way_is_repeated(
 # The time the server is down counts against nobody
 
 
-def test_a_server_that_was_away_for_hours_finds_everybody_in_place(database: str, tmp_path: Path) -> None:
+def test_a_downtime_of_hours_ends_no_session(database: str, tmp_path: Path) -> None:
     with running_server(tmp_path, database=database, waiting_timeout="3", active_timeout="3", max_hold="100") as server:
         sessions = [server.join() for _ in range(3)]
         server.kill()
@@ -176,7 +176,7 @@ def end(request: pytest.FixtureRequest) -> Callable[[LabServer], None]:
     return LabServer.kill if request.param == "kill -9" else keep
 
 
-def test_a_lab_that_runs_on_is_adopted(database: str, tmp_path: Path, end: Callable[[LabServer], None]) -> None:
+def test_a_running_lab_is_adopted(database: str, tmp_path: Path, end: Callable[[LabServer], None]) -> None:
     with running_server(tmp_path, database=database, on_exit="keep") as server:
         session_id = holder(server)
         assert server.acquire(session_id, TOPOLOGY).status_code == 200
@@ -223,7 +223,7 @@ def test_a_call_during_the_adoption_waits_for_its_end(lab_server: LabServer) -> 
     wait_until(lab_server.is_clean)
 
 
-def test_an_acquire_that_is_repeated_after_a_restart_is_the_same_one(server: LabServer) -> None:
+def test_an_acquire_that_is_repeated_after_a_restart_counts_once(server: LabServer) -> None:
     session_id = server.join()
     topology = {"topology": ("topology.yml", TOPOLOGY)}
     once = {"Idempotency-Key": "once"}
@@ -265,7 +265,7 @@ def assert_lost(server: LabServer, session_id: str, *words: str) -> None:
     assert fake(server).violations() == []
 
 
-def test_a_lab_of_which_half_runs_is_taken_down(lab_server: LabServer) -> None:
+def test_an_incomplete_lab_is_torn_down(lab_server: LabServer) -> None:
     session_id = holder(lab_server)
     lab_server.kill()
     next((fake(lab_server).state / "containers").glob("*.json")).unlink()
@@ -273,7 +273,7 @@ def test_a_lab_of_which_half_runs_is_taken_down(lab_server: LabServer) -> None:
     assert_lost(lab_server, session_id, "did not run whole")
 
 
-def test_a_lab_that_netlab_does_not_know_any_more_is_lost(lab_server: LabServer) -> None:
+def test_a_lab_unknown_to_netlab_is_lost(lab_server: LabServer) -> None:
     session_id = holder(lab_server)
     lab_server.kill()
     for container in (fake(lab_server).state / "containers").glob("*.json"):
@@ -283,7 +283,7 @@ def test_a_lab_that_netlab_does_not_know_any_more_is_lost(lab_server: LabServer)
     assert_lost(lab_server, session_id)
 
 
-def test_a_lab_whose_work_folder_has_vanished_is_lost(lab_server: LabServer) -> None:
+def test_a_lab_without_its_work_directory_is_lost(lab_server: LabServer) -> None:
     session_id = holder(lab_server)
     lab_server.kill()
     shutil.rmtree(lab_server.work_dir)
@@ -296,7 +296,7 @@ def test_a_lab_whose_work_folder_has_vanished_is_lost(lab_server: LabServer) -> 
     assert host.violations() == []
 
 
-def test_a_lab_of_before_a_reboot_is_lost(server: LabServer) -> None:
+def test_a_lab_from_before_a_reboot_is_lost(server: LabServer) -> None:
     session_id = holder(server)
     server.kill()
     sql(server.database_url, "UPDATE lab_host SET boot_id = 'the boot before'")
@@ -306,7 +306,7 @@ def test_a_lab_of_before_a_reboot_is_lost(server: LabServer) -> None:
     wait_until(lambda: lab(server, session_id)["running"])
 
 
-def test_a_lab_that_nobody_holds_any_more_is_taken_down(server: LabServer) -> None:
+def test_a_lab_without_references_is_torn_down(server: LabServer) -> None:
     session_id = holder(server)
     waiting = server.join()
     server.kill()
@@ -331,7 +331,7 @@ def test_a_lab_is_torn_down_with_its_server_unless_told_otherwise(lab_server: La
 # What a dead server has left running
 
 
-def test_the_rest_of_a_start_is_ended_before_another_begins(lab_server: LabServer) -> None:
+def test_processes_of_an_earlier_start_are_ended_before_the_next_one(lab_server: LabServer) -> None:
     fake(lab_server).control(hang="start", hang_child=True, stubborn=True)
     lab_server.settings["kill-grace"] = "0.5"
     session_id = lab_server.join()
@@ -356,7 +356,7 @@ def acquire_or_fail(server: LabServer, session_id: str) -> None:
         server.acquire(session_id, TOPOLOGY)
 
 
-def test_the_rest_of_a_teardown_is_ended_and_repeated(lab_server: LabServer) -> None:
+def test_an_interrupted_teardown_is_ended_and_repeated(lab_server: LabServer) -> None:
     fake(lab_server).control(hang="down", hang_child=True)
     session_id, waiting = holder(lab_server), lab_server.join()
     assert ask(lab_server, session_id, "DELETE", f"/session/{session_id}").status_code == 204
@@ -390,7 +390,7 @@ def test_an_upload_right_after_the_start_survives_the_sweep(lab_server: LabServe
 # The graceful end
 
 
-async def test_a_signal_answers_all_held_calls_at_once(lab_server: LabServer) -> None:
+async def test_a_signal_answers_all_long_polls_at_once(lab_server: LabServer) -> None:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=lab_server.url, timeout=60, limits=limits) as client:
         joins = await asyncio.gather(*(client.post("/session") for _ in range(HELD_CALLS + 1)))
@@ -412,7 +412,7 @@ async def test_a_signal_answers_all_held_calls_at_once(lab_server: LabServer) ->
     assert lab_server.wait() == 0
 
 
-def test_a_server_that_ends_takes_no_new_sessions(server: LabServer) -> None:
+def test_a_server_that_shuts_down_accepts_no_new_sessions(server: LabServer) -> None:
     fake(server).control(down_seconds=1)
     session_id = holder(server)
     with in_background(server.place, server.join(), 60):
@@ -437,7 +437,7 @@ def test_a_server_that_ends_takes_no_new_sessions(server: LabServer) -> None:
 
 
 @pytest.mark.parametrize("moment", ["start", "down"])
-def test_the_end_is_in_time_even_if_netlab_hangs(tmp_path: Path, moment: str) -> None:
+def test_the_shutdown_is_in_time_even_if_netlab_hangs(tmp_path: Path, moment: str) -> None:
     with running_server(tmp_path, exit_timeout="4", kill_grace="30") as server:
         fake(server).control(hang=moment, stubborn=True)
         session_id = server.join()
@@ -459,7 +459,7 @@ LONG = {"create_timeout": "3600", "command_timeout": "3600", "exit_timeout": "36
 """Limits of netlab that the end of a server does not wait for."""
 
 
-def test_the_end_answers_a_check_that_runs_and_those_that_wait_for_it(tmp_path: Path) -> None:
+def test_the_shutdown_answers_running_and_waiting_checks(tmp_path: Path) -> None:
     with running_server(tmp_path, **LONG) as server:
         fake(server).control(hang="create")
         server.join()
@@ -483,7 +483,7 @@ def test_the_end_answers_a_check_that_runs_and_those_that_wait_for_it(tmp_path: 
 
 # The list of instances is asked for by the sweep at the start, too.
 @pytest.mark.parametrize(("moment", "count"), [("create", 1), ("defaults", 2)])
-def test_the_end_does_not_wait_for_a_look_at_the_host(tmp_path: Path, moment: str, count: int) -> None:
+def test_the_shutdown_does_not_wait_for_a_check_of_the_host(tmp_path: Path, moment: str, count: int) -> None:
     with running_server(tmp_path, **LONG) as server:
         server.stop()
         fake(server).control(hang=moment)
@@ -496,7 +496,7 @@ def test_the_end_does_not_wait_for_a_look_at_the_host(tmp_path: Path, moment: st
         assert server.wait() == 0
 
 
-def test_the_end_does_not_wait_for_the_versions_of_what_the_host_has(tmp_path: Path) -> None:
+def test_the_shutdown_does_not_wait_for_versions_of_tools(tmp_path: Path) -> None:
     server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"), {"command-timeout": "3600"})
     server.fake.control(hang="version", stubborn=True)
     try:
@@ -520,7 +520,7 @@ def test_a_second_signal_ends_the_server_at_once(tmp_path: Path) -> None:
         wait_until(server.is_clean, 20)
 
 
-def test_the_lock_of_the_host_goes_with_its_server(lab_server: LabServer) -> None:
+def test_the_lock_of_the_host_is_released_with_its_server(lab_server: LabServer) -> None:
     second = LabServer(lab_server.root, lab_server.fake)
     second.settings = {"database": f"sqlite+aiosqlite:///{lab_server.root / 'second.sqlite3'}"}
     second.launch()

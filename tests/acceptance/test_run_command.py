@@ -81,12 +81,12 @@ def test_the_command_finds_inventories_and_the_session(shell: Shell) -> None:
     assert host["groups"] == ["frr"]
 
 
-def test_what_the_user_has_chosen_for_ansible_stays(shell: Shell) -> None:
+def test_variables_of_ansible_that_are_set_already_stay(shell: Shell) -> None:
     found = environment_of(shell.do("run", "ospf.yml", "--", "env", ANSIBLE_INVENTORY="mine", PS1="x"))
     assert found["ANSIBLE_INVENTORY"] == "mine"
 
 
-def test_commands_of_this_program_work_on_the_same_lab(shell: Shell) -> None:
+def test_other_commands_work_on_the_same_lab(shell: Shell) -> None:
     words = " ".join(shell.words("devices"))
     assert "r1" in shell.do("run", "ospf.yml", "--", "sh", "-c", words)
 
@@ -110,7 +110,7 @@ def test_a_lab_that_fails_has_a_status_of_its_own(shell: Shell, knobs: dict[str,
     assert not (shell.directory / "ran").exists()
 
 
-def test_a_command_that_there_is_not_is_told_before_anything_is_waited_for(shell: Shell, lab_server: LabServer) -> None:
+def test_a_missing_command_is_reported_before_the_wait(shell: Shell, lab_server: LabServer) -> None:
     (shell.directory / "text").touch()
     assert shell.run("run", "ospf.yml", "--", "no-such-program").returncode == 127
     assert shell.run("run", "ospf.yml", "--", "./text").returncode == 126
@@ -128,7 +128,7 @@ def test_a_session_that_an_operator_ends_ends_the_command(shell: Shell, lab_serv
     assert signals(shell) == [15]
 
 
-def test_the_place_in_the_queue_and_the_expected_wait_are_told(shell: Shell, lab_server: LabServer) -> None:
+def test_the_position_and_the_estimated_wait_are_shown(shell: Shell, lab_server: LabServer) -> None:
     shell.do("run", "ospf.yml", "--", "sleep", "5")  # a history to estimate from
     holder = lab_server.join(client="ann@office")
     with shell.running("run", "ospf.yml", "--", "true") as process:
@@ -153,7 +153,7 @@ def test_a_signal_is_passed_on_to_the_command(shell: Shell, number: signal.Signa
     assert signals(shell) == [number]
 
 
-def test_a_signal_that_ends_the_command_is_in_the_status(shell: Shell) -> None:
+def test_a_signal_that_ends_the_command_is_in_the_exit_status(shell: Shell) -> None:
     done = shell.run("run", "ospf.yml", "--", "sh", "-c", "kill -KILL $$")
     assert done.returncode == 128 + signal.SIGKILL
 
@@ -168,9 +168,7 @@ def test_a_key_reaches_the_command_once(shell: Shell) -> None:
     assert signals(shell) == [signal.SIGINT, signal.SIGTERM]
 
 
-def test_a_job_that_is_cancelled_frees_the_lab_although_its_command_goes_on(
-    shell: Shell, lab_server: LabServer
-) -> None:
+def test_a_cancelled_job_frees_the_lab_even_if_its_command_continues(shell: Shell, lab_server: LabServer) -> None:
     with shell.running(*trap(shell, ())) as process:
         wait_for_command(shell)
         process.terminate()
@@ -191,7 +189,7 @@ def test_a_signal_while_the_lab_starts_ends_it(shell: Shell, lab_server: LabServ
     assert not (shell.directory / "ran").exists()
 
 
-def test_a_job_that_is_killed_frees_the_lab_when_its_time_is_up(tmp_path: Path) -> None:
+def test_a_killed_job_frees_the_lab_after_the_session_timeout(tmp_path: Path) -> None:
     with running_server(tmp_path, active_timeout="1") as server:
         shell = Shell(server.url, tmp_path / "user")
         shell.topology()
@@ -218,7 +216,7 @@ def test_the_queue_is_watched(shell: Shell, lab_server: LabServer) -> None:
         assert watcher.wait(10) == 128 + signal.SIGINT
 
 
-def test_the_queue_is_drawn_anew_on_a_terminal(shell: Shell, lab_server: LabServer) -> None:
+def test_the_queue_is_redrawn_on_a_terminal(shell: Shell, lab_server: LabServer) -> None:
     with shell.terminal("queue", "--watch") as terminal:
         terminal.wait_for("\x1b[H\x1b[Jnobody waits")
         session = lab_server.join(client="ann@office")
@@ -229,6 +227,6 @@ def test_the_queue_is_drawn_anew_on_a_terminal(shell: Shell, lab_server: LabServ
         client.delete(f"/session/{session}")
 
 
-def test_the_queue_as_json_is_the_answer_of_the_server(shell: Shell, lab_server: LabServer) -> None:
+def test_the_queue_as_json_is_the_response_of_the_server(shell: Shell, lab_server: LabServer) -> None:
     with lab_server.client() as client:
         assert json.loads(shell.do("queue", "--json")) == client.get("/queue").json()

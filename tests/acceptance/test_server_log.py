@@ -35,7 +35,7 @@ def run_a_session(server: LabServer) -> list[str]:
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_each_event_is_one_line_with_its_session_and_no_whole_id(tmp_path: Path, debug: bool) -> None:
+def test_each_event_is_one_line_with_a_shortened_session_id(tmp_path: Path, debug: bool) -> None:
     with running_server(tmp_path) as server:
         server.stop()
         server.log.unlink()
@@ -80,7 +80,7 @@ def test_a_label_cannot_forge_a_line(lab_server: LabServer) -> None:
     ]
 
 
-def test_the_log_can_be_lines_of_json(tmp_path: Path) -> None:
+def test_the_log_can_be_json(tmp_path: Path) -> None:
     with running_server(tmp_path, log_format="json") as server:
         session_id = server.join(client="ann")
         server.stop()
@@ -90,7 +90,7 @@ def test_the_log_can_be_lines_of_json(tmp_path: Path) -> None:
     assert all(datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0) for line in lines)
 
 
-def test_a_quarantine_is_told_when_it_begins_and_when_it_ends(lab_server: LabServer) -> None:
+def test_the_begin_and_the_end_of_a_quarantine_are_logged(lab_server: LabServer) -> None:
     sql(lab_server.database, "UPDATE lab_host SET quarantine_reason = 'a new image'")
     wait_until(lambda: "the host is quarantined: a new image" in lab_server.log.read_text(), 20)
     sql(lab_server.database, "UPDATE lab_host SET quarantine_reason = NULL")

@@ -105,13 +105,13 @@ def test_the_first_to_join_is_active_and_the_others_wait_in_order(server: LabSer
     assert [server.place(session_id)["status"] for session_id in ids] == ["active", "waiting", "waiting"]
 
 
-def test_a_join_is_in_the_database_before_it_is_answered(server: LabServer) -> None:
+def test_a_join_is_in_the_database_before_the_response(server: LabServer) -> None:
     session_id = server.join(client="ann@office")
     query = "SELECT state, client FROM session WHERE session_id = ?"
     assert sql(server.database_url, query, session_id) == [("active", "ann@office")]
 
 
-def test_many_who_join_at_once_get_different_places_and_one_of_them_the_lab(
+def test_concurrent_joins_get_different_positions_and_one_session_is_active(
     server: LabServer, background: ThreadPoolExecutor
 ) -> None:
     answers = [call.result().json() for call in [background.submit(post, server, "/session") for _ in range(24)]]
@@ -131,7 +131,7 @@ def test_a_repeated_join_with_the_same_key_is_the_same_session(server: LabServer
     assert len(queue(server)) == 3
 
 
-def test_repeated_joins_that_arrive_together_are_one_session(server: LabServer, background: ThreadPoolExecutor) -> None:
+def test_concurrent_repeated_joins_are_one_session(server: LabServer, background: ThreadPoolExecutor) -> None:
     headers = {"Idempotency-Key": "build-19"}
     calls = [background.submit(post, server, "/session", headers=headers) for _ in range(12)]
     assert {call.result().status_code for call in calls} == {201}
@@ -139,14 +139,14 @@ def test_repeated_joins_that_arrive_together_are_one_session(server: LabServer, 
     assert len(queue(server)) == 1
 
 
-def test_the_key_of_a_session_that_has_ended_joins_anew(server: LabServer) -> None:
+def test_the_key_of_an_ended_session_joins_again(server: LabServer) -> None:
     headers = {"Idempotency-Key": "build-20"}
     first = post(server, "/session", headers=headers).json()["session_id"]
     end(server, first)
     assert post(server, "/session", headers=headers).json()["session_id"] != first
 
 
-def test_labels_that_go_to_their_limit_are_shown_to_all(server: LabServer) -> None:
+def test_labels_of_the_maximum_length_are_shown(server: LabServer) -> None:
     label = "ü" * 200
     server.join(client=label, purpose='<script>"x"</script>')
     (entry,) = queue(server)
@@ -169,7 +169,7 @@ def test_labels_that_go_to_their_limit_are_shown_to_all(server: LabServer) -> No
         pytest.param(b'{"client": ' + b"[" * 3_000 + b"]" * 3_000 + b"}", id="deep nesting in a field"),
     ],
 )
-def test_a_wrong_body_is_refused_and_joins_nothing(server: LabServer, body: bytes) -> None:
+def test_an_invalid_body_is_refused_without_a_join(server: LabServer, body: bytes) -> None:
     answer = post(server, "/session", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422, answer.text
     assert answer.json().keys() == {"detail"}
@@ -177,14 +177,14 @@ def test_a_wrong_body_is_refused_and_joins_nothing(server: LabServer, body: byte
     assert queue(server) == []
 
 
-def test_a_body_without_end_is_refused_and_joins_nothing(server: LabServer) -> None:
+def test_an_endless_body_is_refused_without_a_join(server: LabServer) -> None:
     answer = post(server, "/session", content=b"{" + b" " * 1_000_000)
     assert answer.status_code == 413
     assert queue(server) == []
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201])
-def test_a_key_of_a_wrong_length_is_refused(server: LabServer, key: str) -> None:
+def test_a_key_with_an_invalid_length_is_refused(server: LabServer, key: str) -> None:
     answer = post(server, "/session", headers={"Idempotency-Key": key})
     assert answer.status_code == 422
     assert "Idempotency-Key" in answer.json()["detail"]
@@ -194,13 +194,13 @@ def test_a_key_of_a_wrong_length_is_refused(server: LabServer, key: str) -> None
 # Places
 
 
-def test_positions_move_up_when_somebody_in_the_middle_leaves(server: LabServer) -> None:
+def test_positions_move_up_when_a_session_in_the_middle_leaves(server: LabServer) -> None:
     ids = [server.join() for _ in range(4)]
     assert end(server, ids[1]).status_code == 204
     assert [server.place(session_id)["position"] for session_id in (ids[0], ids[2], ids[3])] == [0, 1, 2]
 
 
-def test_the_lab_is_given_in_the_order_in_which_sessions_joined(server: LabServer) -> None:
+def test_sessions_become_active_in_the_order_of_their_joins(server: LabServer) -> None:
     ids = [server.join() for _ in range(6)]
     served = []
     for _ in ids:
@@ -210,7 +210,7 @@ def test_the_lab_is_given_in_the_order_in_which_sessions_joined(server: LabServe
     assert served == ids
 
 
-def test_who_waits_is_told_who_holds_the_lab_with_what_and_since_when(server: LabServer) -> None:
+def test_a_waiting_session_sees_the_active_client_its_topology_and_since_when(server: LabServer) -> None:
     holder = server.join(client="ann@office", purpose="nightly")
     waiter = server.join()
     assert server.place(holder)["waiting_for"] is None
@@ -221,7 +221,7 @@ def test_who_waits_is_told_who_holds_the_lab_with_what_and_since_when(server: La
     assert holder not in sentence
 
 
-def test_the_expected_wait_comes_from_this_hosts_own_history(tmp_path: Path) -> None:
+def test_the_estimated_wait_is_based_on_the_history_of_the_host(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
         holder, waiter = server.join(), server.join()
         assert server.place(waiter)["eta_seconds"] is None
@@ -233,7 +233,7 @@ def test_the_expected_wait_comes_from_this_hosts_own_history(tmp_path: Path) -> 
         assert server.place(last)["eta_seconds"] >= 0
 
 
-def test_the_queue_shows_everybody_without_giving_an_id_away(server: LabServer) -> None:
+def test_the_queue_shows_all_sessions_with_shortened_ids(server: LabServer) -> None:
     holder, waiter = server.join(client="ann", purpose="nightly"), server.join()
     server.acquire(holder, topology_text(1), "ospf.yml")
     answer = get(server, "/queue")
@@ -248,7 +248,7 @@ def test_the_queue_shows_everybody_without_giving_an_id_away(server: LabServer) 
     assert waiter not in answer.text
 
 
-def test_the_queue_can_be_asked_for_its_head_alone(server: LabServer) -> None:
+def test_the_queue_can_be_limited_to_its_head(server: LabServer) -> None:
     for _ in range(3):
         server.join()
     answer = get(server, "/queue?limit=2").json()
@@ -257,7 +257,7 @@ def test_the_queue_can_be_asked_for_its_head_alone(server: LabServer) -> None:
     assert len(get(server, "/queue?limit=1e300").json()["sessions"]) == 3
 
 
-def test_the_active_session_is_named_whole_only_to_its_owner(server: LabServer) -> None:
+def test_only_the_owner_sees_the_whole_id_of_the_active_session(server: LabServer) -> None:
     assert get(server, "/active-session").status_code == 404
     holder, waiter = server.join(), server.join()
     own = get(server, "/active-session", headers={"X-Session-ID": holder})
@@ -270,7 +270,7 @@ def test_the_active_session_is_named_whole_only_to_its_owner(server: LabServer) 
 # Waiting
 
 
-def test_a_held_call_is_answered_when_the_session_becomes_active(
+def test_a_long_poll_is_answered_when_the_session_becomes_active(
     server: LabServer, background: ThreadPoolExecutor
 ) -> None:
     holder, waiter = server.join(), server.join()
@@ -281,7 +281,7 @@ def test_a_held_call_is_answered_when_the_session_becomes_active(
     assert (answer.status_code, answer.json()["status"], answer.json()["position"]) == (200, "active", 0)
 
 
-def test_a_held_call_is_answered_when_its_session_ends(server: LabServer, background: ThreadPoolExecutor) -> None:
+def test_a_long_poll_is_answered_when_its_session_ends(server: LabServer, background: ThreadPoolExecutor) -> None:
     server.join()
     waiter = server.join()
     call = held_call(server, background, waiter)
@@ -289,7 +289,7 @@ def test_a_held_call_is_answered_when_its_session_ends(server: LabServer, backgr
     assert call.result(10).status_code == 404
 
 
-def test_a_held_call_is_answered_when_an_operator_ends_its_session_with_sql(
+def test_a_long_poll_is_answered_when_an_operator_ends_its_session_with_sql(
     server: LabServer, background: ThreadPoolExecutor
 ) -> None:
     server.join()
@@ -301,20 +301,20 @@ def test_a_held_call_is_answered_when_an_operator_ends_its_session_with_sql(
     assert "ended by an operator" in answer.json()["detail"]
 
 
-def test_a_held_call_is_answered_when_its_time_is_over(server: LabServer) -> None:
+def test_a_long_poll_is_answered_after_its_time(server: LabServer) -> None:
     server.join()
     waiter = server.join()
     assert server.place(waiter, wait=0.05)["status"] == "waiting"
 
 
-def test_several_held_calls_of_one_session_are_all_answered(server: LabServer, background: ThreadPoolExecutor) -> None:
+def test_several_long_polls_of_one_session_are_all_answered(server: LabServer, background: ThreadPoolExecutor) -> None:
     holder, waiter = server.join(), server.join()
     calls = [held_call(server, background, waiter) for _ in range(4)]
     end(server, holder)
     assert [call.result(10).json()["position"] for call in calls] == [0] * 4
 
 
-def test_a_held_call_is_answered_when_the_position_changes(server: LabServer, background: ThreadPoolExecutor) -> None:
+def test_a_long_poll_is_answered_when_the_position_changes(server: LabServer, background: ThreadPoolExecutor) -> None:
     ids = [server.join() for _ in range(4)]
     for position in (2, 1, 0):
         call = held_call(server, background, ids[3])
@@ -322,7 +322,7 @@ def test_a_held_call_is_answered_when_the_position_changes(server: LabServer, ba
         assert call.result(30).json()["position"] == position
 
 
-def test_a_position_that_the_caller_does_not_know_is_answered_at_once(server: LabServer) -> None:
+def test_a_long_poll_with_an_outdated_position_is_answered_at_once(server: LabServer) -> None:
     _, _, last = [server.join() for _ in range(3)]
     with server.client() as client:
         answer = client.get(f"/session/{last}", params={"wait": 60, "position": 3})  # well within the client's timeout
@@ -330,7 +330,7 @@ def test_a_position_that_the_caller_does_not_know_is_answered_at_once(server: La
         assert client.get(f"/session/{last}", params={"wait": 60, "position": "x"}).status_code == 422
 
 
-def test_the_client_tells_each_position(server: LabServer, background: ThreadPoolExecutor) -> None:
+def test_the_client_reports_each_position(server: LabServer, background: ThreadPoolExecutor) -> None:
     ids = [server.join() for _ in range(3)]
     seen: SimpleQueue[int] = SimpleQueue()
     joining = background.submit(RemoteLabClient, server.url, on_progress=lambda position, _: seen.put(position))
@@ -348,7 +348,7 @@ def test_waiting_when_already_active_is_answered_at_once(server: LabServer) -> N
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "-inf", "1e999", "", "1,5", "0x10", "%00", "\u0661x"])
 @pytest.mark.parametrize("path", ["/session/{session_id}?wait=", "/queue?limit="])
-def test_a_query_parameter_that_is_no_number_is_refused(server: LabServer, path: str, value: str) -> None:
+def test_a_query_parameter_that_is_not_a_number_is_refused(server: LabServer, path: str, value: str) -> None:
     answer = get(server, path.format(session_id=server.join()) + value)
     assert answer.status_code == 422, answer.text
     assert ("wait" if "wait" in path else "limit") in answer.json()["detail"]
@@ -358,7 +358,7 @@ def test_a_query_parameter_that_is_no_number_is_refused(server: LabServer, path:
 # Ending
 
 
-def test_an_ended_session_makes_room_for_the_next_without_waiting_for_the_teardown(server: LabServer) -> None:
+def test_the_next_session_is_active_without_waiting_for_the_teardown(server: LabServer) -> None:
     holder, waiter = server.join(), server.join()
     assert server.acquire(holder, topology_text(1, down_seconds=2)).status_code == 200
     assert end(server, holder).status_code == 204
@@ -396,9 +396,7 @@ def test_an_unknown_session_is_not_found(server: LabServer, session_id: str) -> 
         ("DELETE", "/lab"),
     ],
 )
-def test_a_call_of_a_session_needs_the_header_and_a_session_that_lives_and_is_active(
-    server: LabServer, method: str, path: str
-) -> None:
+def test_a_call_on_the_lab_needs_the_header_of_an_active_session(server: LabServer, method: str, path: str) -> None:
     def call(**headers: str) -> httpx.Response:
         return httpx.request(method, server.url + path, headers=headers)
 
@@ -417,7 +415,7 @@ def test_a_call_of_a_session_needs_the_header_and_a_session_that_lives_and_is_ac
     assert server.is_clean()
 
 
-def test_a_stale_session_is_ended_and_told_why(impatient: LabServer) -> None:
+def test_a_stale_session_is_ended_and_gets_the_reason(impatient: LabServer) -> None:
     holder = impatient.join()
     over = threading.Event()
     alive = threading.Thread(target=keep_alive, args=(impatient, holder, over))
@@ -437,7 +435,7 @@ def test_a_stale_session_is_ended_and_told_why(impatient: LabServer) -> None:
     assert get(impatient, f"/session/{holder}").status_code == 410
 
 
-def test_a_stale_holder_loses_the_lab_to_the_next(impatient: LabServer) -> None:
+def test_the_lab_of_a_stale_session_goes_to_the_next_session(impatient: LabServer) -> None:
     holder = impatient.join()
     assert impatient.acquire(holder, topology_text(1)).status_code == 200
     answer = get(impatient, f"/session/{impatient.join()}?wait=30")
@@ -446,9 +444,7 @@ def test_a_stale_holder_loses_the_lab_to_the_next(impatient: LabServer) -> None:
     wait_until(impatient.is_clean, 20)
 
 
-def test_an_open_call_keeps_a_session_alive_for_as_long_as_it_lasts(
-    impatient: LabServer, background: ThreadPoolExecutor
-) -> None:
+def test_an_open_call_keeps_its_session_alive(impatient: LabServer, background: ThreadPoolExecutor) -> None:
     holder = impatient.join()
     acquire = background.submit(impatient.acquire, holder, topology_text(1, start_seconds=3))
     waiter = impatient.join()
@@ -457,14 +453,14 @@ def test_an_open_call_keeps_a_session_alive_for_as_long_as_it_lasts(
     assert acquire.result().status_code == 200
 
 
-def test_asking_for_ones_place_keeps_a_session_alive(impatient: LabServer) -> None:
+def test_a_request_of_the_position_keeps_a_session_alive(impatient: LabServer) -> None:
     session_id = impatient.join()
     began = time.monotonic()
     wait_until(lambda: impatient.place(session_id)["position"] == 0 and time.monotonic() - began > 2)
     assert impatient.place(session_id)["status"] == "active"
 
 
-def test_asking_who_is_active_keeps_nobody_alive(impatient: LabServer) -> None:
+def test_a_request_of_the_active_session_keeps_no_session_alive(impatient: LabServer) -> None:
     session_id = impatient.join()
 
     def is_gone() -> bool:
@@ -473,7 +469,7 @@ def test_asking_who_is_active_keeps_nobody_alive(impatient: LabServer) -> None:
     wait_until(is_gone)
 
 
-def test_who_holds_for_too_long_is_ended_although_it_calls(tmp_path: Path) -> None:
+def test_the_maximum_hold_ends_a_session_despite_its_calls(tmp_path: Path) -> None:
     with running_server(tmp_path, max_hold="1") as server:
         holder, waiter = server.join(), server.join()
         over = threading.Event()
@@ -514,7 +510,7 @@ def test_health_touches_nothing(server: LabServer) -> None:
     assert sql(server.database_url, "SELECT * FROM session ORDER BY number") == before
 
 
-def test_the_numbers_of_the_server_count_sessions(server: LabServer) -> None:
+def test_debug_health_counts_the_sessions(server: LabServer) -> None:
     for _ in range(3):
         server.join()
     numbers = get(server, "/debug/health").json()
@@ -528,7 +524,7 @@ def test_the_server_is_ready_when_netlab_can_be_run(server: LabServer) -> None:
     assert get(server, "/readyz").status_code == 200
 
 
-def test_netlab_is_given_a_topology_for_the_first_who_asks_and_not_at_the_start(lab_server: LabServer) -> None:
+def test_the_defaults_of_netlab_are_checked_at_the_first_request(lab_server: LabServer) -> None:
     host = lab_server.fake
     wait_until(lambda: "this host has netlab" in lab_server.log.read_text(), 20, "the versions are not in the log")
     assert host.probes() == []
@@ -537,7 +533,7 @@ def test_netlab_is_given_a_topology_for_the_first_who_asks_and_not_at_the_start(
     assert len(host.probes()) == 1
 
 
-def test_without_netlab_the_server_is_not_ready_and_says_why(tmp_path: Path) -> None:
+def test_without_netlab_the_server_is_not_ready_and_gives_the_reason(tmp_path: Path) -> None:
     with running_server(tmp_path, netlab="no-such-netlab") as server:
         answer = get(server, "/readyz")
         assert answer.status_code == 503
@@ -573,14 +569,14 @@ def test_the_server_is_ready_when_a_lab_can_start_and_end(
         server.close()
 
 
-def test_what_is_found_on_the_host_is_repeated_for_a_while(tmp_path: Path) -> None:
+def test_the_result_of_the_readiness_check_is_cached(tmp_path: Path) -> None:
     with running_server(tmp_path, ready_cache="3600") as server:
         assert get(server, "/readyz").status_code == 200
         server.fake.control(docker_unreachable=True)
         assert get(server, "/readyz").status_code == 200
 
 
-def test_the_log_says_at_the_start_what_labs_are_made_with(server: LabServer) -> None:
+def test_the_versions_of_tools_are_logged_at_the_start(server: LabServer) -> None:
     told = f"netlab 26.10 ({server.fake.bin / 'netlab'}), Docker "
     wait_until(lambda: told in server.log.read_text(), 30, "the start is not told")
     assert f"containerlab 0.76.0 ({server.fake.bin / 'containerlab'})" in server.log.read_text()
@@ -611,7 +607,7 @@ def test_an_unknown_path_or_method_is_answered_like_any_other_error(
     assert answer.json()["detail"]
 
 
-def test_headers_without_end_do_not_stop_the_server(server: LabServer) -> None:
+def test_endless_headers_do_not_stop_the_server(server: LabServer) -> None:
     try:
         answer = httpx.get(f"{server.url}/lab", headers={"X-Session-ID": "x" * 1_000_000})
     except httpx.TransportError:

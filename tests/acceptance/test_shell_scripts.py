@@ -86,7 +86,7 @@ def test_the_script_stops_when_its_session_is_ended_while_it_waits(lab_server: L
 
 
 @needs_curl
-def test_the_script_tries_a_dead_server_for_a_limited_time(tmp_path: Path) -> None:
+def test_the_script_retries_an_unreachable_server_for_a_limited_time(tmp_path: Path) -> None:
     with with_lab(tmp_path, f"http://127.0.0.1:{free_port()}", "true", patience=3) as process:
         errors = process.communicate(timeout=60)[1]
     assert process.returncode == 1
@@ -102,7 +102,9 @@ def test_the_script_tries_a_dead_server_for_a_limited_time(tmp_path: Path) -> No
         ("provider: clab\nnodes: [a]\n", "HTTP 422: "),
     ],
 )
-def test_the_script_shows_what_netlab_says(lab_server: LabServer, tmp_path: Path, topology: str, message: str) -> None:
+def test_the_script_shows_the_message_of_netlab(
+    lab_server: LabServer, tmp_path: Path, topology: str, message: str
+) -> None:
     with with_lab(tmp_path, lab_server.url, "true", topology=topology) as process:
         errors = process.communicate(timeout=60)[1]
     assert process.returncode == 1
@@ -115,7 +117,7 @@ def test_the_script_shows_what_netlab_says(lab_server: LabServer, tmp_path: Path
 @pytest.mark.parametrize("moment", ["waiting", "starting", "working"])
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["script", "group"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_script_obeys_a_signal_and_leaves(
+def test_the_script_leaves_the_queue_on_a_signal(
     lab_server: LabServer, tmp_path: Path, moment: str, send: Callable[[int, int], None], number: signal.Signals
 ) -> None:
     topology = topology_text(2, hang="start") if moment == "starting" else topology_text(2)
@@ -152,7 +154,7 @@ SCRIPTS = {
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed on this machine")
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_linter_has_nothing_to_say_of_a_script(name: str) -> None:
+def test_a_script_passes_the_linter(name: str) -> None:
     checked = subprocess.run(
         ["shellcheck", "--shell=bash", "-"], input=SCRIPTS[name], capture_output=True, text=True, check=False
     )

@@ -62,7 +62,7 @@ def takes_effect(condition: object) -> None:
     wait_until(condition, SQL_TAKES_EFFECT)  # type: ignore[arg-type]
 
 
-def test_views_answer_who_waits_and_who_holds_what(server: LabServer) -> None:
+def test_views_show_waiting_sessions_and_held_labs(server: LabServer) -> None:
     holder = server.join(client="bob", purpose="nightly")
     waiting = [server.join(client=CLIENT), server.join()]
     assert server.acquire(holder, TOPOLOGY).status_code == 200
@@ -117,7 +117,7 @@ def test_the_end_of_an_active_session_stops_the_start_of_its_lab(server: LabServ
     wait_until(server.is_clean)
 
 
-def test_the_end_of_one_who_waits_takes_effect(server: LabServer) -> None:
+def test_the_end_of_a_waiting_session_takes_effect(server: LabServer) -> None:
     server.join()
     first, second = server.join(), server.join()
     with in_background(httpx.get, f"{server.url}/session/{first}?wait=30", timeout=60) as held:
@@ -131,7 +131,7 @@ def test_the_end_of_one_who_waits_takes_effect(server: LabServer) -> None:
     assert rows[0][1] == "ended by an operator"
 
 
-def test_everybody_of_a_client_is_ended_and_nobody_else(server: LabServer) -> None:
+def test_all_sessions_of_one_client_are_ended(server: LabServer) -> None:
     others = [server.join(client="bob"), server.join()]
     theirs = [server.join(client=CLIENT) for _ in range(3)]
     sql(server.database_url, recipe("End a session", 2))
@@ -140,7 +140,7 @@ def test_everybody_of_a_client_is_ended_and_nobody_else(server: LabServer) -> No
     assert [server.place(session_id)["position"] for session_id in others] == [0, 1]
 
 
-def test_only_those_who_wait_for_long_are_ended(server: LabServer) -> None:
+def test_only_sessions_that_have_waited_for_long_are_ended(server: LabServer) -> None:
     holder, old, young = (server.join() for _ in range(3))
     sql(
         server.database_url,
@@ -174,7 +174,7 @@ def test_the_order_is_changed(server: LabServer) -> None:
     assert is_active(server, third)
 
 
-def test_the_queue_is_stopped_and_goes_on(server: LabServer) -> None:
+def test_the_queue_is_paused_and_continues(server: LabServer) -> None:
     holder, waiting = server.join(), server.join()
     sql(server.database_url, recipe("Quarantine", 0))
     takes_effect(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
@@ -237,7 +237,7 @@ def test_what_has_happened(server: LabServer) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(RECIPES["Refused changes"])))
-def test_what_breaks_a_promise_is_refused(server: LabServer, number: int) -> None:
+def test_changes_that_violate_an_invariant_are_refused(server: LabServer, number: int) -> None:
     sessions = [server.join() for _ in range(3)]
     with refused(server.database_url):
         sql(server.database_url, recipe("Refused changes", number))
@@ -250,7 +250,7 @@ UNREADABLE: dict[str, list[object]] = {
 }
 
 
-def test_a_time_that_cannot_be_read_is_refused(server: LabServer) -> None:
+def test_an_invalid_time_is_refused(server: LabServer) -> None:
     session_id = server.join()
     for time in UNREADABLE[server.database_url.partition("+")[0]]:
         with refused(server.database_url):
@@ -260,7 +260,7 @@ def test_a_time_that_cannot_be_read_is_refused(server: LabServer) -> None:
 @pytest.mark.parametrize(
     "time", ["2026-01-01", "2026-01-01 10:00", "2026-01-01 10:00:00", "2026-01-01T10:00:00.123456"]
 )
-def test_a_time_that_a_person_writes_is_read(server: LabServer, time: str) -> None:
+def test_a_time_written_by_a_person_is_accepted(server: LabServer, time: str) -> None:
     session_id = server.join()
     sql(server.database_url, "UPDATE session SET created_at = ? WHERE session_id = ?", time, session_id)
     takes_effect(lambda: queue(server)["sessions"][0]["age_seconds"] > 3600)
@@ -298,7 +298,7 @@ def backup(server: LabServer, session_id: str, tmp_path: Path) -> Iterator[str]:
     yield sqlite_url(copy)
 
 
-def test_a_backup_of_a_running_server_is_whole(server: LabServer, session_id: str, backup: str) -> None:
+def test_a_backup_of_a_running_server_is_complete(server: LabServer, session_id: str, backup: str) -> None:
     assert sql(backup, "SELECT session_id FROM active") == [(session_id,)]
     assert is_active(server, session_id)
     assert lab(server, session_id)["state"] == "none"

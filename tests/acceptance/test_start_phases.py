@@ -25,7 +25,7 @@ def phase_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "remote-lab-phases"]
 
 
-def test_the_phases_of_a_start_are_told_as_they_begin(lab_server: LabServer, topology: Path) -> None:
+def test_the_phases_of_a_start_are_reported_as_they_begin(lab_server: LabServer, topology: Path) -> None:
     lab_server.fake.control(start_seconds=2, config_seconds=1.5)
     told: list[tuple[float, str]] = []
     with RemoteLabClient(lab_server.url, on_phase=lambda phase: told.append((time.monotonic(), phase))) as client:
@@ -37,7 +37,7 @@ def test_the_phases_of_a_start_are_told_as_they_begin(lab_server: LabServer, top
     assert times["deploying initial device configurations"] + 0.5 < ended
 
 
-def test_an_acquire_that_shares_a_lab_asks_for_nothing(lab_server: LabServer, topology: Path) -> None:
+def test_an_acquire_that_shares_a_lab_has_no_phases(lab_server: LabServer, topology: Path) -> None:
     told: list[str] = []
     with RemoteLabClient(lab_server.url, on_phase=told.append) as client:
         client.acquire(topology)
@@ -55,7 +55,7 @@ def test_the_teardown_of_an_earlier_lab_is_a_phase(lab_server: LabServer, topolo
     assert told[:1] == [TEARDOWN]
 
 
-def test_a_lab_that_fails_ends_the_telling(lab_server: LabServer, topology: Path) -> None:
+def test_no_phases_are_reported_after_a_failure(lab_server: LabServer, topology: Path) -> None:
     lab_server.fake.control(fail="config", start_seconds=1.5)
     told: list[str] = []
     with RemoteLabClient(lab_server.url, on_phase=told.append) as client:

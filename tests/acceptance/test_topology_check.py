@@ -16,7 +16,7 @@ def check(server: LabServer, session: str, topology: str, name: str = "lab.yml")
         return client.post("/topology/check", files={"topology": (name, topology)})
 
 
-def test_a_waiting_session_learns_what_its_topology_has(lab_server: LabServer) -> None:
+def test_a_check_returns_the_numbers_of_nodes_and_links(lab_server: LabServer) -> None:
     lab_server.join()
     waiting = lab_server.join()
     answer = check(lab_server, waiting, topology_text(3))
@@ -26,7 +26,7 @@ def test_a_waiting_session_learns_what_its_topology_has(lab_server: LabServer) -
     assert lab_server.fake.instances() == {}
 
 
-def test_a_broken_topology_is_refused_in_netlabs_own_words_and_nothing_is_kept(lab_server: LabServer) -> None:
+def test_a_rejected_topology_gets_the_message_of_netlab_and_leaves_nothing(lab_server: LabServer) -> None:
     lab_server.join()
     waiting = lab_server.join()
     answer = check(lab_server, waiting, "provider: clab\nnodes: [a]\n")
@@ -60,7 +60,7 @@ def test_the_same_topology_is_checked_once_for_a_session(lab_server: LabServer) 
     assert len(lab_server.fake.invocations("create")) == 1
 
 
-def test_what_was_prepared_goes_with_its_session(lab_server: LabServer) -> None:
+def test_a_prepared_lab_is_removed_with_its_session(lab_server: LabServer) -> None:
     lab_server.join()
     waiting = lab_server.join()
     assert check(lab_server, waiting, topology_text(2)).status_code == 200
@@ -70,14 +70,14 @@ def test_what_was_prepared_goes_with_its_session(lab_server: LabServer) -> None:
     wait_until(lambda: lab_server.work_folders() == [], 10, "the prepared directory outlives its session")
 
 
-def test_what_was_prepared_does_not_outlive_a_killed_server(lab_server: LabServer) -> None:
+def test_a_prepared_lab_does_not_survive_a_killed_server(lab_server: LabServer) -> None:
     lab_server.join()
     assert check(lab_server, lab_server.join(), topology_text(2)).status_code == 200
     lab_server.restart()
     wait_until(lambda: lab_server.work_folders() == [], 10, "a folder of the killed server is left")
 
 
-def test_a_check_that_has_not_begun_does_not_hold_up_a_session_whose_turn_has_come(lab_server: LabServer) -> None:
+def test_a_pending_check_does_not_delay_a_session_that_becomes_active(lab_server: LabServer) -> None:
     lab_server.fake.control(create_seconds=3600)
     first, second, third = (lab_server.join() for _ in range(3))
     answers: dict[str, httpx.Response] = {}
@@ -101,7 +101,7 @@ def test_a_check_that_has_not_begun_does_not_hold_up_a_session_whose_turn_has_co
     assert answers[third].status_code == 404
 
 
-def test_memory_and_time_of_a_check_are_bounded(tmp_path: Any) -> None:
+def test_memory_and_time_of_a_check_are_limited(tmp_path: Any) -> None:
     with running_server(tmp_path, create_timeout="5") as server:
         server.fake.control(create_seconds=3600)
         session = server.join()
@@ -132,7 +132,7 @@ def test_a_topology_without_links_is_checked_and_prepared_as_any_other(lab_serve
     assert lab_server.fake.invocations("up") == [["up", "--snapshot"]]
 
 
-def test_what_the_operator_adds_counts_for_prepared_and_cold_starts_alike(tmp_path: Path) -> None:
+def test_arguments_of_the_operator_apply_to_prepared_and_other_starts(tmp_path: Path) -> None:
     text = "provider: clab\nnodes: [r1, r2]\nlinks: [r1-r2]\n"  # without a device
     with running_server(tmp_path, netlab_up_args="-d frr --no-config -s message=hello") as server:
         session = server.join()
@@ -156,7 +156,7 @@ def test_what_the_operator_adds_counts_for_prepared_and_cold_starts_alike(tmp_pa
 # Whose fault it is
 
 
-def test_a_check_that_failed_for_want_of_netlab_is_made_again(tmp_path: Path) -> None:
+def test_a_check_that_failed_without_netlab_is_repeated(tmp_path: Path) -> None:
     netlab = tmp_path / "netlab"
     netlab.symlink_to(tmp_path / "fake" / "bin" / "netlab")
     with running_server(tmp_path, netlab=str(netlab)) as server:
@@ -172,7 +172,9 @@ def test_a_check_that_failed_for_want_of_netlab_is_made_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("defaults", ["devices: [\n", "- a list\n", "provider: nonsense\n"])
-def test_a_mistake_in_the_hosts_own_defaults_is_not_the_topologys_fault(lab_server: LabServer, defaults: str) -> None:
+def test_an_error_in_the_defaults_of_the_host_is_not_blamed_on_the_topology(
+    lab_server: LabServer, defaults: str
+) -> None:
     good, bad = "defaults.device: frr\nnodes: [r1]\n", "provider: clab\nnodes: [a]\n"
     own = lab_server.fake.home / ".netlab.yml"
     session = lab_server.join()

@@ -39,7 +39,7 @@ def show_queue(url: str | None, **environment: str) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
-def test_a_wrong_port_is_told_while_it_is_tried() -> None:
+def test_a_wrong_port_is_reported_during_the_retries() -> None:
     told: list[str] = []
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(httpx.ConnectError, match=rf"^no answer from {url} in \d+ s: .*refused$"):
@@ -48,14 +48,16 @@ def test_a_wrong_port_is_told_while_it_is_tried() -> None:
     assert "refused; giving up in" in told[0]
 
 
-def test_a_server_that_does_not_answer_is_told_while_it_is_waited_for(mute: int) -> None:
+def test_a_server_that_does_not_answer_is_reported_during_the_wait(mute: int) -> None:
     told: list[str] = []
     with pytest.raises(httpx.ReadTimeout, match=r"no answer from .*: timed out"):
         RemoteLabClient(f"http://127.0.0.1:{mute}", 3, unreachable_timeout=2, on_trouble=told.append)
     assert f"no answer from http://127.0.0.1:{mute} yet; giving up in" in told[0]
 
 
-def test_a_dead_proxy_is_named_and_not_the_lab_host(lab_server: LabServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_proxy_is_named_instead_of_the_lab_host(
+    lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     proxy = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("HTTP_PROXY", proxy.replace("//", "//ann:s3cret@"))
     with pytest.raises(httpx.ConnectError) as caught:
@@ -80,9 +82,7 @@ def test_a_host_name_that_does_not_exist_fails_after_a_few_tries(monkeypatch: py
     assert looked_up == ["lab.invalid"] * UNKNOWN_NAME_TRIES
 
 
-def test_a_server_that_dies_in_the_middle_of_a_run_costs_its_timeout_once(
-    lab_server: LabServer, tmp_path: Path
-) -> None:
+def test_an_unreachable_server_costs_its_timeout_once_per_run(lab_server: LabServer, tmp_path: Path) -> None:
     told: list[str] = []
     pauses: list[float] = []
 
@@ -108,7 +108,7 @@ def test_a_server_that_dies_in_the_middle_of_a_run_costs_its_timeout_once(
     lab_server.start()  # its next start takes the lab away
 
 
-def test_a_run_that_waits_hears_of_the_end_and_of_the_return_of_the_server(lab_server: LabServer) -> None:
+def test_a_waiting_run_reports_the_loss_and_the_return_of_the_server(lab_server: LabServer) -> None:
     holder = lab_server.join()
     waits, trouble, over = threading.Event(), threading.Event(), threading.Event()
 
@@ -147,7 +147,7 @@ def test_a_run_that_waits_hears_of_the_end_and_of_the_return_of_the_server(lab_s
         ({"REMOTE_LAB_URL": "https://lab", "REMOTE_LAB_CA_FILE": "/missing/c.pem"}, "REMOTE_LAB_CA_FILE names a file"),
     ],
 )
-def test_what_cannot_work_is_a_usage_error_of_the_command(environment: dict[str, str], message: str) -> None:
+def test_an_invalid_setting_is_a_usage_error_of_the_command(environment: dict[str, str], message: str) -> None:
     shown = show_queue(None, **environment)
     assert shown.returncode == 2
     assert message in shown.stderr
@@ -155,7 +155,7 @@ def test_what_cannot_work_is_a_usage_error_of_the_command(environment: dict[str,
     assert "s3cret" not in shown.stderr
 
 
-def test_the_command_names_a_dead_proxy(lab_server: LabServer) -> None:
+def test_the_command_names_an_unreachable_proxy(lab_server: LabServer) -> None:
     proxy = f"http://127.0.0.1:{free_port()}"
     shown = show_queue(lab_server.url, HTTP_PROXY=proxy)
     assert shown.returncode == 1
@@ -163,7 +163,7 @@ def test_the_command_names_a_dead_proxy(lab_server: LabServer) -> None:
     assert len(shown.stderr.splitlines()) == 1
 
 
-def test_the_command_says_that_something_else_answers(tmp_path: Path) -> None:
+def test_the_command_reports_an_answer_of_another_service(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
     tmp_path.joinpath("queue").write_text("<html><title>An index</title></html>")

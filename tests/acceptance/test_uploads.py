@@ -111,7 +111,7 @@ def test_extra_files_lie_beside_the_topology_as_they_were_sent(server: LabServer
     assert (folder / "empty").read_bytes() == b""
 
 
-def test_extra_files_are_part_of_what_is_reused(server: LabServer, holder: str) -> None:
+def test_extra_files_are_part_of_the_topology_identity(server: LabServer, holder: str) -> None:
     files = [topology(), extra("a.yml", "a: 1"), extra("b.yml", "b: 1")]
     assert upload(server, holder, files).json()["reused"] is False
     assert upload(server, holder, [files[0], files[2], files[1]]).json()["reused"] is True
@@ -130,7 +130,7 @@ def test_the_parts_of_the_form_may_come_in_any_order(server: LabServer, holder: 
 
 
 @pytest.mark.parametrize("name", ["topology.yaml", "TOPOLOGY.YAML", "über topo.yml", "a;b.yml", 'quo"te.yml'])
-def test_a_topology_may_have_any_plain_name(server: LabServer, holder: str, name: str) -> None:
+def test_a_topology_may_have_any_ordinary_name(server: LabServer, holder: str, name: str) -> None:
     assert upload(server, holder, [topology(name=name)]).status_code == 200
     shown = lab(server, holder)["topology"]
     assert shown.endswith(".yml")
@@ -162,7 +162,7 @@ def test_scripts_keep_their_executable_bit(server: LabServer, holder: str) -> No
     assert modes[0] == modes[1] | (modes[1] & 0o444) >> 2
 
 
-def test_which_files_are_executable_is_part_of_what_is_reused(server: LabServer, holder: str) -> None:
+def test_executable_bits_are_part_of_the_topology_identity(server: LabServer, holder: str) -> None:
     files = [topology(), extra("a.sh"), extra("b.sh")]
     assert executable(server, holder, files, "a.sh").json()["reused"] is False
     assert executable(server, holder, files, "a.sh", "a.sh").json()["reused"] is True
@@ -188,7 +188,7 @@ def test_an_executable_file_that_is_not_in_the_upload_is_refused(server: LabServ
 # Files that nobody meant
 
 
-def test_files_that_a_desktop_or_git_leaves_are_ignored(server: LabServer, holder: str) -> None:
+def test_files_of_desktops_and_git_are_ignored(server: LabServer, holder: str) -> None:
     files = [topology(), extra("templates/a.j2", "x"), extra(".DS_Store", "y" * 1000)]
     assert upload(server, holder, files).json()["reused"] is False
     (folder,) = [Path(entry["dir"]) for entry in fake(server).instances().values()]
@@ -205,7 +205,7 @@ def test_files_that_are_ignored_count_against_the_limits(server: LabServer, hold
     assert_refused(server, upload(server, holder, [topology(), *large]), 413, "extra files together")
 
 
-def test_a_dot_file_that_is_refused_is_told_why(server: LabServer, holder: str) -> None:
+def test_a_refused_dot_file_has_a_reason(server: LabServer, holder: str) -> None:
     answer = upload(server, holder, [topology(), extra("a/.netrc")])
     assert_refused(server, answer, 400, "'.netrc', which begins with a dot: .* obey such files.*but for .*[.]gitkeep")
 
@@ -260,7 +260,7 @@ def test_an_extra_file_with_a_dangerous_name_is_refused(server: LabServer, holde
     ],
     ids=["NUL", "NUL before the suffix", "encoded parent", "encoded absolute", "empty"],
 )
-def test_a_dangerous_name_is_refused_however_it_is_spelt(server: LabServer, holder: str, disposition: str) -> None:
+def test_a_dangerous_name_is_refused_in_any_spelling(server: LabServer, holder: str, disposition: str) -> None:
     body = form(part('name="topology"; filename="topology.yml"'), part(disposition, "x"))
     answer = send(server, holder, body)
     assert answer.status_code in (400, 422), answer.text
@@ -301,7 +301,7 @@ def test_an_extra_file_cannot_replace_the_topology(server: LabServer, holder: st
 @pytest.mark.parametrize(
     "name", ["--cleanup.yml", "-v.yml", "--set=a.yml", "--defaults=x.yml", "-.yml", "--snapshot.yml", "$(id).yml"]
 )
-def test_a_name_is_shown_and_never_an_argument(server: LabServer, holder: str, name: str) -> None:
+def test_a_file_name_never_becomes_an_argument(server: LabServer, holder: str, name: str) -> None:
     before = len(fake(server).log())
     with server.client(holder) as client:
         assert client.post("/topology/check", files=[topology(name=name)]).json() == {"nodes": 1, "links": 0}
@@ -317,7 +317,7 @@ def test_a_name_is_shown_and_never_an_argument(server: LabServer, holder: str, n
     assert not [word for word in words if name in word]
 
 
-def test_an_extra_file_may_be_called_as_the_topology_was(server: LabServer, holder: str) -> None:
+def test_an_extra_file_may_have_the_name_of_the_uploaded_topology(server: LabServer, holder: str) -> None:
     assert upload(server, holder, [topology(), extra("topology.yml", "a: 1")]).status_code == 200
     (directory,) = [Path(entry["dir"]) for entry in fake(server).instances().values()]
     assert (directory / "topology.yml").read_text() == "a: 1"
@@ -355,9 +355,7 @@ def stream(server: LabServer, session_id: str, head: bytes, size: int) -> tuple[
         pytest.param(form(end=b"\r\n") + part('name="extra_files"; filename="big"', ""), id="extra file"),
     ],
 )
-def test_an_upload_that_is_too_large_is_stopped_and_not_read_to_its_end(
-    server: LabServer, holder: str, head: bytes
-) -> None:
+def test_an_upload_that_is_too_large_is_not_read_to_its_end(server: LabServer, holder: str, head: bytes) -> None:
     size = 256 << 20
     sent, answer = stream(server, holder, head, size)
     assert sent < size // 4
@@ -373,7 +371,7 @@ def test_a_topology_over_the_limit_is_refused(server: LabServer, holder: str) ->
     assert upload(server, holder, [topology(fits)]).status_code == 200
 
 
-def test_extra_files_over_the_limit_together_are_refused(server: LabServer, holder: str) -> None:
+def test_extra_files_whose_total_size_exceeds_the_limit_are_refused(server: LabServer, holder: str) -> None:
     halves = [extra("a", b"a" * (MAX_EXTRA // 2)), extra("b", b"b" * (MAX_EXTRA // 2))]
     assert_refused(server, upload(server, holder, [topology(), *halves, extra("c", b"c")]), 413, "extra files together")
     assert upload(server, holder, [topology(), *halves]).status_code == 200
@@ -412,13 +410,13 @@ def test_too_many_parts_are_refused(server: LabServer, holder: str) -> None:
         pytest.param(b"a: " + b"[" * 5000 + b"]" * 5000, "nested too deeply", id="deep nesting"),
     ],
 )
-def test_what_is_no_topology_is_refused_before_netlab_sees_it(
+def test_an_invalid_topology_is_refused_before_netlab_runs(
     server: LabServer, holder: str, content: bytes, sentence: str
 ) -> None:
     assert_refused(server, upload(server, holder, [topology(content)]), 422, sentence)
 
 
-def test_a_topology_nested_without_measure_does_not_end_the_server(lab_server: LabServer) -> None:
+def test_a_deeply_nested_topology_does_not_end_the_server(lab_server: LabServer) -> None:
     session_id = lab_server.join()
     answer = upload(lab_server, session_id, [topology(b"a: " + b"[" * 1_000_000)])
     assert_refused(lab_server, answer, 422, "nested|not valid")
@@ -440,7 +438,7 @@ def test_a_topology_nested_without_measure_does_not_end_the_server(lab_server: L
         ("nonsense", b""),
     ],
 )
-def test_a_body_that_is_no_form_is_refused(server: LabServer, holder: str, content_type: str, body: bytes) -> None:
+def test_a_body_that_is_not_a_form_is_refused(server: LabServer, holder: str, content_type: str, body: bytes) -> None:
     assert_refused(server, send(server, holder, body, content_type), 422, "form")
 
 
@@ -484,11 +482,11 @@ TOPOLOGY_PART = part('name="topology"; filename="topology.yml"')
         pytest.param(form(b"no colon\r\n\r\nx"), "cannot be read", id="a header without a colon"),
     ],
 )
-def test_a_form_that_is_wrong_is_refused(server: LabServer, holder: str, body: bytes, sentence: str) -> None:
+def test_an_invalid_form_is_refused(server: LabServer, holder: str, body: bytes, sentence: str) -> None:
     assert_refused(server, send(server, holder, body), 422, sentence)
 
 
-def test_a_client_that_goes_away_during_its_upload_leaves_nothing(server: LabServer, holder: str) -> None:
+def test_an_interrupted_upload_leaves_nothing_behind(server: LabServer, holder: str) -> None:
     head = (
         f"POST /lab HTTP/1.1\r\nHost: lab\r\nX-Session-ID: {holder}\r\nContent-Length: 100000\r\n"
         f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n"
@@ -513,7 +511,7 @@ def begin(server: LabServer, session_id: str, size: int) -> socket.socket:
 
 @pytest.mark.parametrize("abruptly", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("size", [100, 150_000])
-def test_clients_that_vanish_during_their_uploads_leave_no_descriptor_open(
+def test_interrupted_uploads_leave_no_open_descriptors(
     server: LabServer, holder: str, size: int, abruptly: bool
 ) -> None:
     assert server.process
@@ -540,7 +538,7 @@ def open_files(server: LabServer) -> list[str]:
     return [path for path in paths if path.startswith(str(server.work_dir)) and "/upload/" in path]
 
 
-def test_no_file_is_open_while_an_upload_is_waited_for(tmp_path: Path) -> None:
+def test_no_file_is_open_while_an_upload_waits_for_data(tmp_path: Path) -> None:
     with running_server(tmp_path, max_extra_bytes="900000") as server:
         session_id = server.join()
         size = 600_000
@@ -556,7 +554,7 @@ def test_no_file_is_open_while_an_upload_is_waited_for(tmp_path: Path) -> None:
         wait_until(lambda: server.work_folders() == [])
 
 
-def test_an_upload_that_stands_still_is_given_up(tmp_path: Path) -> None:
+def test_a_stalled_upload_is_refused(tmp_path: Path) -> None:
     with running_server(tmp_path, upload_timeout="0.5") as server:
         session_id = server.join()
         with begin(server, session_id, 1000) as connection:
@@ -569,15 +567,13 @@ def test_an_upload_that_stands_still_is_given_up(tmp_path: Path) -> None:
         assert server.place(session_id)["position"] == 0
 
 
-def test_a_session_that_may_not_have_the_lab_is_refused_before_its_upload_is_written(
-    server: LabServer, holder: str
-) -> None:
+def test_a_session_that_is_not_active_is_refused_before_its_upload_is_written(server: LabServer, holder: str) -> None:
     answer = upload(server, server.join(), [topology()])
     assert_refused(server, answer, 423, "not active")
     assert server.work_folders() == []
 
 
-def test_a_full_disk_is_the_hosts_trouble_and_not_the_clients(tmp_path: Path, server: LabServer, holder: str) -> None:
+def test_a_full_disk_is_a_server_error(tmp_path: Path, server: LabServer, holder: str) -> None:
     """The work directory cannot be written to: as good as a full disk, and it does not need one."""
     server.work_dir.rename(server.root / "away")
     server.work_dir.write_text("in the way")

@@ -67,7 +67,7 @@ def until_active(server: LabServer, session_id: str) -> dict[str, Any]:
     return place
 
 
-def test_the_lab_of_a_client_that_was_killed_is_free_soon(server: LabServer) -> None:
+def test_the_lab_of_a_killed_client_is_free_soon(server: LabServer) -> None:
     with user(server) as (process, session_id):
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "200"
@@ -87,7 +87,7 @@ def test_the_lab_of_a_client_that_was_killed_is_free_soon(server: LabServer) -> 
     assert len(fake(server).containers()) == 2
 
 
-def test_the_lab_of_a_client_that_was_killed_while_it_started_is_free_soon(server: LabServer) -> None:
+def test_the_starting_lab_of_a_killed_client_is_free_soon(server: LabServer) -> None:
     fake(server).control(hang="start")
     with user(server) as (process, session_id):
         waiting = server.join()
@@ -103,7 +103,7 @@ def test_the_lab_of_a_client_that_was_killed_while_it_started_is_free_soon(serve
     assert fake(server).violations() == []
 
 
-def test_a_client_that_waits_and_is_killed_is_passed_over(tmp_path: Path) -> None:
+def test_a_killed_waiting_client_is_skipped(tmp_path: Path) -> None:
     with running_server(tmp_path, waiting_timeout="1", active_timeout="60") as server:
         holder = server.join()
         gone = server.join()
@@ -118,7 +118,7 @@ def test_a_client_that_waits_and_is_killed_is_passed_over(tmp_path: Path) -> Non
             assert held.result()["status"] == "active"
 
 
-def test_who_holds_the_lab_for_too_long_is_ended(tmp_path: Path) -> None:
+def test_the_maximum_hold_ends_a_session(tmp_path: Path) -> None:
     with running_server(tmp_path, max_hold="2") as server, user(server) as (process, session_id):
         waiting = server.join()
         assert server.place(waiting, wait=2 + GRACE)["status"] == "active"  # although the holder's heartbeats go on

@@ -15,7 +15,7 @@ def log_size(server: LabServer) -> int:
     return server.database.with_name(f"{server.database.name}-wal").stat().st_size
 
 
-def test_a_log_that_a_reader_makes_grow_is_told_and_cut_off_when_the_reader_has_gone(tmp_path: Path) -> None:
+def test_a_write_ahead_log_that_a_reader_makes_grow_is_reported_and_truncated_afterwards(tmp_path: Path) -> None:
     with running_server(tmp_path, wal_limit=str(LIMIT)) as server:
         with (
             closing(sqlite3.connect(server.database, isolation_level=None)) as reader,

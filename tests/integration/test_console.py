@@ -73,7 +73,7 @@ def test_each_key_reaches_the_console(shell: Shell, console: Console) -> None:
     assert console.received == b"\x03\x1a\x1c\t\r"
 
 
-def test_the_escape_sequences_are_told_and_explained(shell: Shell) -> None:
+def test_the_escape_sequences_work_and_are_explained(shell: Shell) -> None:
     with shell.terminal("console", "r1") as terminal:
         terminal.wait_for("console of r1; ~. at the start of a line disconnects")
         terminal.type("~?")
@@ -93,7 +93,7 @@ def test_the_console_has_the_size_of_the_terminal(shell: Shell, console: Console
 
 
 @pytest.mark.parametrize("end", ["~.", "\x04", "break", signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_the_terminal_is_as_before_at_the_end(shell: Shell, end: str | signal.Signals) -> None:
+def test_the_terminal_is_restored_at_the_end(shell: Shell, end: str | signal.Signals) -> None:
     with shell.terminal("console", "r1") as terminal:
         before = termios.tcgetattr(terminal.descriptor)
         terminal.wait_for("router> ")
@@ -109,7 +109,7 @@ def test_the_terminal_is_as_before_at_the_end(shell: Shell, end: str | signal.Si
     assert ("the lab or its session has ended" in terminal.shown) == (end == "break")
 
 
-def test_a_pipe_is_typed_and_ends_the_console(shell: Shell, console: Console) -> None:
+def test_input_from_a_pipe_is_sent_and_ends_the_console(shell: Shell, console: Console) -> None:
     done = subprocess.run(
         shell.words("console", "r1"), env=shell.environment, input=b"show version\n", capture_output=True, check=False
     )
@@ -119,7 +119,7 @@ def test_a_pipe_is_typed_and_ends_the_console(shell: Shell, console: Console) ->
 
 
 @pytest.mark.parametrize("source", ["/dev/null", "script"])
-def test_a_file_is_typed_too(shell: Shell, source: str) -> None:
+def test_input_from_a_file_is_sent_too(shell: Shell, source: str) -> None:
     (shell.directory / "script").write_text("show version\n")
     with (shell.directory / source).open("rb") as file:
         done = subprocess.run(
@@ -129,7 +129,7 @@ def test_a_file_is_typed_too(shell: Shell, source: str) -> None:
     assert done.stdout.startswith(b"router> ")
 
 
-def test_a_node_that_there_is_not_is_told(shell: Shell) -> None:
+def test_an_unknown_node_is_reported(shell: Shell) -> None:
     done = shell.run("console", "r9")
     assert done.returncode == 125
     assert "the lab has no device 'r9': it has r1" in done.stderr
