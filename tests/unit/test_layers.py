@@ -190,7 +190,7 @@ def test_client_and_plugin_load_nothing_of_the_server(room: str) -> None:
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "serve"])
 def test_a_command_for_people_loads_no_server(command: str) -> None:
     loaded = loaded_by(f"from {NAME}.cli.main import main; main([{command!r}, '--help'])")
-    assert "httpx" in loaded
+    assert "httpx" in loaded or command == "copy-database"
     assert not {"uvicorn", "starlette", "sqlalchemy", f"{NAME}.cli.server"} & loaded
 
 

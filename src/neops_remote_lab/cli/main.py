@@ -19,8 +19,11 @@ from typing import Final, Protocol, cast
 from neops_remote_lab.cli import serve
 from neops_remote_lab.cli.command import COMMAND, PROGRAM, Commands, ExitStatus
 
-COMMANDS: Final = (serve.NAME, "queue", "up", "down", "devices", "log", "exec", "console", "ssh", "forward", "run")
-"""In the order of the help."""
+COMMANDS: Final = (
+    *(serve.NAME, "queue", "up", "down", "devices", "log", "exec", "console", "ssh", "forward", "run"),
+    "copy-database",
+)
+"""In the order of the help. A module's name has `_` instead of `-`."""
 
 
 class _Command(Protocol):
@@ -67,7 +70,7 @@ def _parser(word: str) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="command", prog=PROGRAM)
     for name in (word,) if word in COMMANDS else COMMANDS:
-        command = cast("_Command", importlib.import_module(f"{__package__}.{name}"))
+        command = cast("_Command", importlib.import_module(f"{__package__}.{name.replace('-', '_')}"))
         added = command.add_parser(commands)
         added.set_defaults(run=command.run, parser=added)
     serve.add_flags(parser)  # only for the help: `main` passes them to `serve`

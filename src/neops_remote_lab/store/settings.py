@@ -13,11 +13,11 @@ class StoreSettings(SettingsGroup, title="Database"):
 
     database: Annotated[str, ComputedDefault("`remote-lab.sqlite3` in the state directory")] = Field(
         default_factory=lambda: f"sqlite+aiosqlite:///{state_dir() / 'remote-lab.sqlite3'}",
-        description="SQLAlchemy URL of the SQLite database",
+        description="SQLite file, by its absolute path, or SQLAlchemy URL of a SQLite file or a PostgreSQL database",
     )
     synchronous: Literal["FULL", "NORMAL", "EXTRA"] = Field(
         default="FULL",
-        description="SQLite's synchronous level: with FULL, commits survive a power loss; with NORMAL, only a crash",
+        description="with FULL, commits survive a power loss; with NORMAL, only a crash; EXTRA is a level of SQLite",
     )
     busy_timeout: Seconds = Field(
         default=5, description="seconds to wait for a database that another program has locked"

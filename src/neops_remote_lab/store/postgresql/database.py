@@ -1,24 +1,21 @@
 """The PostgreSQL database: one connection, which also listens for changes that other programs make."""
 
-import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
 import psycopg
-from psycopg.abc import Buffer
 from psycopg.errors import DeadlockDetected, LockNotAvailable
-from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import NullPool, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from neops_remote_lab.store.postgresql.values import TextDumper, as_json
 from neops_remote_lab.store.protocol import DatabaseError
 from neops_remote_lab.store.sql.database import SqlDatabase, Statement
 from neops_remote_lab.store.sql.dialect import Dialect
-from neops_remote_lab.store.sql.tables import written
 
 T = TypeVar("T")
 
@@ -34,6 +31,8 @@ DIALECT: Final = Dialect(
 
 CHANNEL: Final = "neops_remote_lab"
 """On which triggers of the schema notify of changes."""
+SERVERS: Final = "hashtext('neops-remote-lab servers')"
+"""The advisory lock that all servers of a database share."""
 DEADLOCK_TRIES: Final = 3
 """How often a transaction is tried that PostgreSQL rolls back because it and an operator's wait for each other."""
 _LOCK_QUEUE: Final = "SELECT FROM queue WHERE name = :queue FOR NO KEY UPDATE"
@@ -122,28 +121,37 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
         driver = (await sql.get_raw_connection()).driver_connection
         if not isinstance(driver, psycopg.AsyncConnection):
             raise TypeError(f"the driver is {type(driver).__name__}, not psycopg")
+        try:
+            await self._prepare(driver)
+        except BaseException:
+            await sql.close()
+            raise
+        return _Connections(sql, driver)
+
+    async def _prepare(self, driver: psycopg.AsyncConnection[Any]) -> None:
+        """Set a connection up. Raises `DatabaseError` if the database cannot be used with it."""
         [(pid,)] = await self._rows(driver, "SELECT pg_backend_pid()", {})
         if pid != driver.info.backend_pid:
-            await sql.close()
             raise DatabaseError(
                 "a connection pooler answers in the place of PostgreSQL, and poolers drop notifications of changes: "
                 "name PostgreSQL itself with --database"
             )
         if driver.info.parameter_status("server_encoding") != "UTF8":
-            await sql.close()
             raise DatabaseError("the database must have the encoding UTF8")
-        driver.adapters.register_dumper(str, _TextDumper)
+        driver.adapters.register_dumper(str, TextDumper)
         for name, value in self._settings.items():
             await self._rows(driver, "SELECT set_config(:name, :value, false)", {"name": name, "value": value})
+        [(is_shared,)] = await self._rows(driver, f"SELECT pg_try_advisory_lock_shared({SERVERS})", {})
+        if not is_shared:
+            raise DatabaseError("the database is being copied")
         driver.add_notify_handler(lambda notify: self._changed(by_us=notify.pid == pid))
         await driver.execute(f"LISTEN {CHANNEL}")
         self._changed(by_us=False)  # perhaps: until now, nothing has listened
-        return _Connections(sql, driver)
 
     async def _rows(self, driver: psycopg.AsyncConnection[Any], statement: str, values: dict[str, Any]) -> list[Any]:
         if statement not in self._statements:
             self._statements[statement] = str(text(statement).compile(dialect=self._engine.dialect)).encode()
-        stored = {name: _json(value) if isinstance(value, list) else value for name, value in values.items()}
+        stored = {name: as_json(value) if isinstance(value, list) else value for name, value in values.items()}
         cursor = await driver.execute(self._statements[statement], stored)
         return await cursor.fetchall() if cursor.description else []
 
@@ -168,29 +176,6 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
             with suppress(Deadlock):
                 return await super()._locked(work)
         return await super()._locked(work)
-
-
-class _TextDumper(StrDumperUnknown):
-    """Replaces the one character that PostgreSQL cannot store."""
-
-    def dump(self, obj: str) -> Buffer | None:
-        return super().dump(_storable(obj))
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _json(rows: list[Any]) -> str:
-    def stored(value: Any) -> Any:
-        match value:
-            case str():
-                return _storable(value)
-            case list() | tuple():
-                return [*map(stored, value)]
-        return value
-
-    return json.dumps(stored(rows), default=written)
 
 
 def _create_engine(url: URL, seconds: int) -> AsyncEngine:
