@@ -274,7 +274,7 @@ def assert_nothing_is_left(server: LabServer) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(120 + 15 * KILLS)
-def test_no_kill_breaks_a_promise(tmp_path: Path) -> None:
+def test_no_kill_violates_an_invariant(tmp_path: Path) -> None:
     sys.stdout.write(f"{KILLS} kills; again with REMOTE_LAB_CHAOS_SEED={SEED}\n")
     choice = random.Random(SEED)  # noqa: S311 - nothing here is a secret
     ledger, stop = Ledger(), threading.Event()

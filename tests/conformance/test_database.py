@@ -12,7 +12,7 @@ from tests.conformance.conftest import Opener
 from tests.stores import NOON, OpenStores, joining
 
 
-async def test_what_another_program_writes_is_noticed_and_what_we_write_is_not(
+async def test_only_changes_by_other_programs_are_noticed(
     open_stores: Opener, stores: OpenStores, sessions: SessionStore
 ) -> None:
     before = await stores.database.data_version()
@@ -45,7 +45,7 @@ async def test_a_cancelled_caller_leaves_the_database_usable(stores: OpenStores,
     await sessions.join(joining("bob"), promote=True)
 
 
-async def test_the_log_is_measured_and_cut_off(stores: OpenStores, sessions: SessionStore) -> None:
+async def test_the_write_ahead_log_is_measured_and_truncated(stores: OpenStores, sessions: SessionStore) -> None:
     for number in range(20):
         await sessions.join(joining(f"s{number}"), promote=False)
     before = await stores.database.measure_log()

@@ -76,7 +76,7 @@ async def test_one_key_is_one_reference(labs: LabStore) -> None:
     assert await labs.reference_by_key("ann", "other") is None
 
 
-async def test_a_key_tells_what_its_latest_acquire_got(labs: LabStore) -> None:
+async def test_a_key_returns_the_result_of_its_latest_acquire(labs: LabStore) -> None:
     await labs.starting(lab("one"), NOON)
     await labs.add_reference("one", "ann", "k", NOON)
     await labs.release_reference("one", "k", NOON)
@@ -100,7 +100,7 @@ async def test_the_end_of_a_lab_ends_its_references(labs: LabStore) -> None:
     assert await labs.last_ended("ann") is None
 
 
-async def test_a_reference_to_a_lab_that_never_was_is_refused(labs: LabStore) -> None:
+async def test_a_reference_to_an_unknown_lab_is_refused(labs: LabStore) -> None:
     with pytest.raises(DatabaseError):
         await labs.add_reference("nowhere", "ann", None, NOON)
 

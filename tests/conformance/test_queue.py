@@ -21,7 +21,7 @@ async def join(queue: SessionQueue, key: str | None = None) -> str:
     return (await queue.join(client=None, purpose=None, key=key)).session.session_id
 
 
-async def test_whoever_joins_while_the_holder_leaves_gets_the_lab(queue: SessionQueue) -> None:
+async def test_a_join_during_the_end_of_the_active_session_becomes_active(queue: SessionQueue) -> None:
     for _ in range(10):
         holder = await join(queue)
         assert queue.is_active(holder)
@@ -32,7 +32,7 @@ async def test_whoever_joins_while_the_holder_leaves_gets_the_lab(queue: Session
         await queue.end(joined)
 
 
-async def test_a_join_tells_the_place_that_the_session_has_by_then(queue: SessionQueue) -> None:
+async def test_a_join_returns_the_current_position(queue: SessionQueue) -> None:
     holder = await join(queue)
     places = await asyncio.gather(*(queue.join(client=None, purpose=None, key=None) for _ in range(5)))
     assert [place.position for place in places] == [1, 2, 3, 4, 5]

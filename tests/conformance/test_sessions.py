@@ -55,7 +55,7 @@ async def test_a_key_of_a_live_session_gives_that_session_again(sessions: Sessio
 
 
 @pytest.mark.parametrize("promote", [True, False])
-async def test_those_who_join_together_keep_their_order_and_one_key_is_one_session(
+async def test_concurrent_joins_keep_their_order_and_one_key_is_one_session(
     sessions: SessionStore, promote: bool
 ) -> None:
     keys = ["a", None, "b", "a", None, "b", "a"]
@@ -67,7 +67,7 @@ async def test_those_who_join_together_keep_their_order_and_one_key_is_one_sessi
     assert [session.state for session in live] == ["active" if promote else "waiting", *["waiting"] * 3]
 
 
-async def test_numbers_and_ranks_only_grow_even_when_everybody_has_left(sessions: SessionStore) -> None:
+async def test_numbers_and_ranks_only_grow_even_in_an_empty_queue(sessions: SessionStore) -> None:
     given = []
     for round_ in range(3):
         names = [f"{name}-{round_}" for name in ("ann", "bob")]
@@ -78,7 +78,7 @@ async def test_numbers_and_ranks_only_grow_even_when_everybody_has_left(sessions
         assert counted == sorted(set(counted))
 
 
-async def test_labels_and_times_come_back_as_they_were_written(sessions: SessionStore) -> None:
+async def test_labels_and_times_are_read_as_written(sessions: SessionStore) -> None:
     elsewhere = datetime.fromisoformat("2026-05-01T14:00:00.123456+02:00")
     label = "Zoë 🧪 \"'; DROP TABLE"
     for promote in (True, False):
@@ -98,7 +98,7 @@ async def test_a_join_is_seen_by_another_connection_once_it_is_answered(
         assert await other.sessions().live_sessions() == [joined]
 
 
-async def test_a_cancelled_join_is_written_all_the_same(sessions: SessionStore) -> None:
+async def test_a_cancelled_join_is_still_written(sessions: SessionStore) -> None:
     task = asyncio.ensure_future(sessions.join(joining("ann"), promote=True))
     other = asyncio.ensure_future(sessions.join(joining("bob"), promote=True))
     await asyncio.sleep(0)
@@ -157,7 +157,7 @@ async def test_several_free_slots_go_to_the_first_in_the_queue(sessions: Session
     assert await sessions.promote(NOON) == ()
 
 
-async def test_those_who_end_together_make_room_for_as_many(sessions: SessionStore) -> None:
+async def test_sessions_that_end_together_are_replaced_by_as_many(sessions: SessionStore) -> None:
     await sessions.register_host("boot-1", 3)
     for name in ("ann", "bob", "cem", "dan", "eve", "fay"):
         await sessions.join(joining(name), promote=True)
@@ -203,7 +203,7 @@ async def test_two_live_labs_of_a_host_never_have_the_same_number(stores: OpenSt
 # Ending
 
 
-async def test_an_end_makes_the_next_active_in_the_same_transaction(sessions: SessionStore) -> None:
+async def test_the_end_of_a_session_promotes_the_next_one_in_the_same_transaction(sessions: SessionStore) -> None:
     for name in ("ann", "bob", "cem"):
         await sessions.join(joining(name), promote=True)
     ending = await sessions.end(["ann"], EndCode.CLIENT, "done", NOON + timedelta(minutes=1))
@@ -214,7 +214,7 @@ async def test_an_end_makes_the_next_active_in_the_same_transaction(sessions: Se
     assert await sessions.ended("ann") == (EndCode.CLIENT, "done")
 
 
-async def test_several_who_end_together_make_room_for_one(sessions: SessionStore) -> None:
+async def test_several_sessions_that_end_together_promote_one(sessions: SessionStore) -> None:
     for name in ("ann", "bob", "cem", "dan"):
         await sessions.join(joining(name), promote=True)
     ending = await sessions.end(["bob", "ann", "nobody"], EndCode.STALE, "timeout", NOON)
@@ -225,7 +225,7 @@ async def test_several_who_end_together_make_room_for_one(sessions: SessionStore
     assert await sessions.ended("nobody") is None
 
 
-async def test_who_has_ended_cannot_end_again(sessions: SessionStore) -> None:
+async def test_an_ended_session_cannot_end_again(sessions: SessionStore) -> None:
     await sessions.join(joining("ann"), promote=True)
     await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
     assert (await sessions.end(["ann"], EndCode.STALE, "again", NOON)).ended == ()
@@ -235,7 +235,7 @@ async def test_who_has_ended_cannot_end_again(sessions: SessionStore) -> None:
 # Quarantine
 
 
-async def test_nobody_is_made_active_on_a_quarantined_host(sessions: SessionStore) -> None:
+async def test_no_session_becomes_active_on_a_quarantined_host(sessions: SessionStore) -> None:
     quarantine = (QuarantineSource.SERVER, "a container is left")
     assert await sessions.set_quarantine("a container is left", NOON) == quarantine
     assert (await sessions.join(joining("ann"), promote=True)).state == "waiting"
@@ -246,7 +246,7 @@ async def test_nobody_is_made_active_on_a_quarantined_host(sessions: SessionStor
     assert ids(await sessions.promote(NOON)) == ["ann"]
 
 
-async def test_a_quarantine_holds_for_one_host_alone(stores: OpenStores, sessions: SessionStore) -> None:
+async def test_a_quarantine_applies_to_one_host(stores: OpenStores, sessions: SessionStore) -> None:
     other = stores.sessions("lab-8")
     await other.register_host("boot-1")
     await sessions.set_quarantine("a container is left", NOON)
@@ -269,7 +269,7 @@ async def test_only_sessions_that_ended_long_enough_ago_are_forgotten(sessions: 
     assert await states(sessions) == [("cem", "active")]
 
 
-async def test_holds_are_the_seconds_from_active_to_the_end(sessions: SessionStore) -> None:
+async def test_active_times_are_the_seconds_from_the_promotion_to_the_end(sessions: SessionStore) -> None:
     for name, seconds in (("ann", 10), ("bob", 30)):
         await sessions.join(joining(name), promote=True)
         await sessions.end([name], EndCode.CLIENT, "done", NOON + timedelta(seconds=seconds))
@@ -280,7 +280,7 @@ async def test_holds_are_the_seconds_from_active_to_the_end(sessions: SessionSto
     assert await sessions.latest_holds(1) == pytest.approx([30], abs=0.01)
 
 
-async def test_when_sessions_were_last_seen_is_written_for_many_and_for_none(sessions: SessionStore) -> None:
+async def test_last_seen_times_are_written_for_many_sessions_and_for_none(sessions: SessionStore) -> None:
     joined = [await sessions.join(joining(name), promote=True) for name in ("ann", "bob")]
     await sessions.record_last_seen({"ann": NOON + timedelta(hours=1), "nobody": NOON})
     await sessions.record_last_seen({})

@@ -117,7 +117,7 @@ def test_up_prints_its_phases_and_registers_the_lab(fake: FakeNetlab, shell: She
     assert yaml.safe_load((shell.folder / "clab.yml").read_text())["mgmt"]["network"] == "netlab_mgmt"
 
 
-def test_down_with_cleanup_leaves_the_topology_alone(fake: FakeNetlab, shell: Shell) -> None:
+def test_down_with_cleanup_keeps_the_topology(fake: FakeNetlab, shell: Shell) -> None:
     shell("netlab", "up", "topo.yml")
     down = shell("netlab", "down", "--cleanup")
 
@@ -135,7 +135,7 @@ def test_down_without_cleanup_keeps_the_snapshot(fake: FakeNetlab, shell: Shell)
     assert "netlab.lock" not in shell.files()
 
 
-def test_create_and_up_from_the_snapshot_are_up_in_two_steps(fake: FakeNetlab, shell: Shell) -> None:
+def test_create_and_up_from_the_snapshot_equal_up(fake: FakeNetlab, shell: Shell) -> None:
     assert shell("netlab", "create", "topo.yml").returncode == 0
     assert fake.is_clean()
     assert shell("netlab", "inspect", "--node", "r1", "--format", "json").returncode == 0
@@ -162,7 +162,7 @@ def test_external_provider_asks_on_standard_input(fake: FakeNetlab, shell: Shell
     assert fake.instances()["external_ext"]["status"] == "started"
 
 
-def test_a_second_up_in_the_folder_is_refused(shell: Shell) -> None:
+def test_a_second_up_in_the_directory_is_refused(shell: Shell) -> None:
     shell("netlab", "up", "topo.yml")
     again = shell("netlab", "up", "topo.yml")
 
@@ -220,14 +220,14 @@ def test_a_wrong_topology_is_rejected_before_anything_is_registered(
     assert fake.is_clean()
 
 
-def test_down_in_a_folder_without_snapshot_fails(shell: Shell) -> None:
+def test_down_in_a_directory_without_snapshot_fails(shell: Shell) -> None:
     down = shell("netlab", "down", "--cleanup")
 
     assert down.returncode == 1
     assert "The topology snapshot file netlab.snapshot.pickle does not exist" in down.stderr
 
 
-def test_a_lab_killed_half_way_is_mended_by_down(fake: FakeNetlab, shell: Shell) -> None:
+def test_a_lab_killed_halfway_is_removed_by_down(fake: FakeNetlab, shell: Shell) -> None:
     fake.control(hang="start")
     process = shell.start("netlab", "up", "topo.yml")
     wait_until(lambda: any(line["event"] == "hang" for line in fake.log()))
@@ -243,7 +243,7 @@ def test_a_lab_killed_half_way_is_mended_by_down(fake: FakeNetlab, shell: Shell)
 # What can be asked
 
 
-def test_devices_of_one_expression_equal_those_of_each_node(shell: Shell) -> None:
+def test_devices_of_one_expression_equal_those_of_single_nodes(shell: Shell) -> None:
     shell("netlab", "create", "topo.yml")
     together = json.loads(shell("netlab", "inspect", "--format", "json", DEVICES).stdout)
     single = {
@@ -299,7 +299,7 @@ def test_version_is_a_command_and_no_option(shell: Shell) -> None:
         ("config", 3, "netlab initial failed, aborting..."),
     ],
 )
-def test_up_fails_where_told_and_as_often_as_told(
+def test_up_fails_in_the_configured_phase_as_often_as_configured(
     fake: FakeNetlab, shell: Shell, what: str, nodes: int, last: str
 ) -> None:
     fake.control(fail=what, fail_times=1)
@@ -313,7 +313,7 @@ def test_up_fails_where_told_and_as_often_as_told(
     assert shell("netlab", "up", "topo.yml").returncode == 0
 
 
-def test_a_failed_down_changes_nothing_and_a_forced_one_hides_what_is_left(fake: FakeNetlab, shell: Shell) -> None:
+def test_a_failed_down_changes_nothing_and_a_forced_one_hides_leftovers(fake: FakeNetlab, shell: Shell) -> None:
     shell("netlab", "up", "topo.yml")
     fake.control(fail="down")
 
@@ -332,7 +332,7 @@ def test_down_claims_success_when_its_probes_fail(fake: FakeNetlab, shell: Shell
     assert len(fake.containers()) == 3
 
 
-def test_down_leaks_as_many_containers_as_told(fake: FakeNetlab, shell: Shell) -> None:
+def test_down_leaks_the_configured_number_of_containers(fake: FakeNetlab, shell: Shell) -> None:
     shell("netlab", "up", "topo.yml")
     fake.control(leak_containers=1)
 
@@ -340,7 +340,7 @@ def test_down_leaks_as_many_containers_as_told(fake: FakeNetlab, shell: Shell) -
     assert fake.leftovers() == [f"container {fake.containers()[0]['name']}", "network netlab_mgmt"]
 
 
-def test_a_topology_carries_its_own_knobs(fake: FakeNetlab, shell: Shell) -> None:
+def test_a_topology_may_have_its_own_knobs(fake: FakeNetlab, shell: Shell) -> None:
     fake.control(fail="create")
     shell.write("topo.yml", topology_text(nodes=1, fail="config", fail_times=1))
 
@@ -349,7 +349,7 @@ def test_a_topology_carries_its_own_knobs(fake: FakeNetlab, shell: Shell) -> Non
     assert shell("netlab", "up", "topo.yml").returncode == 0
 
 
-def test_a_stubborn_hang_outlives_sigterm_and_has_a_child(fake: FakeNetlab, shell: Shell) -> None:
+def test_a_stubborn_hang_survives_sigterm_and_has_a_child(fake: FakeNetlab, shell: Shell) -> None:
     fake.control(hang="create", stubborn=True, hang_child=True)
     process = shell.start("netlab", "up", "topo.yml")
     wait_until(lambda: len([line for line in fake.log() if line["event"] == "hang"]) == 2)
@@ -361,7 +361,7 @@ def test_a_stubborn_hang_outlives_sigterm_and_has_a_child(fake: FakeNetlab, shel
     assert {line["pid"] for line in fake.log() if line["event"] == "hang"} > {process.pid}
 
 
-def test_phases_take_as_long_as_told(fake: FakeNetlab, shell: Shell) -> None:
+def test_phases_take_the_configured_time(fake: FakeNetlab, shell: Shell) -> None:
     fake.control(node_seconds=0.1)
     began = time.monotonic()
     shell("netlab", "up", "topo.yml")
@@ -383,7 +383,7 @@ def test_unknown_knobs_are_refused(fake: FakeNetlab, shell: Shell) -> None:
     assert shell("netlab", "create", "topo.yml").returncode == 1
 
 
-def test_the_log_tells_how_each_invocation_went(fake: FakeNetlab, shell: Shell) -> None:
+def test_the_log_has_the_result_of_each_invocation(fake: FakeNetlab, shell: Shell) -> None:
     shell("netlab", "create", "topo.yml")
     shell("netlab", "nonsense")
 
@@ -425,7 +425,7 @@ def test_the_fakes_run_as_plain_script_files(fake: FakeNetlab, shell: Shell) -> 
 # Evidence
 
 
-def test_configurations_are_collected_below_what_the_shell_takes_for_the_current_directory(shell: Shell) -> None:
+def test_configurations_are_collected_below_the_current_directory_of_the_shell(shell: Shell) -> None:
     shell.write("topo.yml", topology_text(nodes=3).replace("frr", "eos"))
     shell("netlab", "up", "topo.yml")
     shell.environment["PWD"] = str(shell.folder.parent)
@@ -436,7 +436,7 @@ def test_configurations_are_collected_below_what_the_shell_takes_for_the_current
     assert "hostname r1\n" in (written / "r1.cfg").read_text()
 
 
-def test_a_collection_that_fails_has_the_configurations_of_those_that_answered(fake: FakeNetlab, shell: Shell) -> None:
+def test_a_failed_collection_has_the_configurations_of_the_nodes_that_answered(fake: FakeNetlab, shell: Shell) -> None:
     shell.environment["PWD"] = str(shell.folder)
     shell("netlab", "up", "topo.yml")
     fake.control(fail="collect")
@@ -447,7 +447,7 @@ def test_a_collection_that_fails_has_the_configurations_of_those_that_answered(f
     assert "Cannot create output directory" in shell("netlab", "collect", "-o", "no/such").stderr
 
 
-def test_a_graph_is_drawn_where_graphviz_is(fake: FakeNetlab, shell: Shell) -> None:
+def test_a_graph_is_rendered_if_graphviz_is_installed(fake: FakeNetlab, shell: Shell) -> None:
     shell.environment["PATH"] = str(fake.bin)
     shell("netlab", "up", "topo.yml")
     shown = shell("netlab", "graph", "lab.svg")
@@ -465,7 +465,7 @@ def test_a_graph_is_drawn_where_graphviz_is(fake: FakeNetlab, shell: Shell) -> N
 # docker
 
 
-def test_docker_tells_what_a_container_has_printed_and_runs_its_shell(fake: FakeNetlab, shell: Shell) -> None:
+def test_docker_prints_the_log_of_a_container_and_runs_its_shell(fake: FakeNetlab, shell: Shell) -> None:
     shell("netlab", "up", "topo.yml")
     fake.control(log_bytes=1000)
     printed = shell("docker", "logs", "clab-lab-r1")
@@ -503,7 +503,7 @@ def test_docker_removes_containers_and_then_their_network(fake: FakeNetlab, shel
     assert (fake.containers(), fake.networks()) == ([], [])
 
 
-def test_docker_inspects_what_is_there_and_complains_about_the_rest(shell: Shell) -> None:
+def test_docker_inspects_existing_objects_and_reports_the_others(shell: Shell) -> None:
     shell("netlab", "up", "topo.yml")
     result = shell("docker", "inspect", "clab-lab-r1", "nothing")
     (details,) = json.loads(result.stdout)
@@ -516,7 +516,7 @@ def test_docker_inspects_what_is_there_and_complains_about_the_rest(shell: Shell
     assert len(network["Containers"]) == 3
 
 
-def test_a_dead_docker_daemon_stops_netlab_as_well(fake: FakeNetlab, shell: Shell) -> None:
+def test_an_unreachable_docker_daemon_makes_netlab_fail_too(fake: FakeNetlab, shell: Shell) -> None:
     fake.control(docker_unreachable=True)
 
     assert "Cannot connect to the Docker daemon" in shell("docker", "ps").stderr
@@ -663,7 +663,7 @@ def life(shell: Shell, answer: str, *extra: str) -> list[Any]:
 
 
 @pytest.mark.external
-def test_the_real_netlab_lives_the_same_external_life(shell: Shell, real: Shell) -> None:
+def test_the_real_netlab_behaves_the_same_with_the_external_provider(shell: Shell, real: Shell) -> None:
     text = topology_text(nodes=3, provider="external", name="fakecmp")
     for each in (shell, real):
         each.write("topo.yml", text)
@@ -685,7 +685,7 @@ def test_the_real_netlab_lives_the_same_external_life(shell: Shell, real: Shell)
         "provider: nope\ndefaults.device: frr\nnodes: [a]",
     ],
 )
-def test_the_real_netlab_rejects_in_the_same_words(shell: Shell, real: Shell, text: str) -> None:
+def test_the_real_netlab_rejects_topologies_with_the_same_messages(shell: Shell, real: Shell, text: str) -> None:
     results = []
     for each in (shell, real):
         each.write("topo.yml", text)
@@ -698,7 +698,7 @@ def test_the_real_netlab_rejects_in_the_same_words(shell: Shell, real: Shell, te
 
 @pytest.mark.external
 @pytest.mark.parametrize("argv", [["--version"], ["down"], ["up", "--snapshot"], ["up", "no.yml"], ["down", "--bogus"]])
-def test_the_real_netlab_refuses_in_the_same_words(shell: Shell, real: Shell, argv: list[str]) -> None:
+def test_the_real_netlab_refuses_commands_with_the_same_messages(shell: Shell, real: Shell, argv: list[str]) -> None:
     own, other = (each("netlab", *argv) for each in (shell, real))
 
     assert own.returncode == other.returncode
@@ -706,7 +706,7 @@ def test_the_real_netlab_refuses_in_the_same_words(shell: Shell, real: Shell, ar
 
 
 @pytest.mark.netlab
-def test_the_real_netlab_lives_the_same_life_with_containers(shell: Shell, real: Shell) -> None:
+def test_the_real_netlab_behaves_the_same_with_containers(shell: Shell, real: Shell) -> None:
     if problem := docker_problem() or ("" if shutil.which("containerlab") else "containerlab is not installed"):
         pytest.skip(problem)
     text = topology_text(nodes=2, name="fakecmp")

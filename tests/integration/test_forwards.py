@@ -65,7 +65,7 @@ def send_until_nobody_reads(connection: socket.socket) -> int:
     return sent
 
 
-def test_what_goes_in_comes_out_at_the_other_end(server: StubServer, forwards: Forwards) -> None:
+def test_bytes_pass_unchanged_in_both_directions(server: StubServer, forwards: Forwards) -> None:
     data = bytes(range(256)) * 40_000
     with forwards.open("r1", 22) as forward, socket.create_connection((forward.host, forward.port)) as connection:
         sender = threading.Thread(target=connection.sendall, args=(data,))
@@ -91,7 +91,9 @@ def test_it_serves_many_connections_at_once(forwards: Forwards) -> None:
             connection.close()
 
 
-def test_the_end_at_the_device_is_the_end_here(server: StubServer, forwards: Forwards, told: list[str]) -> None:
+def test_a_connection_closed_by_the_device_is_closed_here(
+    server: StubServer, forwards: Forwards, told: list[str]
+) -> None:
     async def say_goodbye(connection: ServerConnection) -> None:
         await connection.send(b"bye")
 
@@ -101,14 +103,16 @@ def test_the_end_at_the_device_is_the_end_here(server: StubServer, forwards: For
     assert told == []
 
 
-def test_a_refusal_is_told_and_resets_the_connection(server: StubServer, forwards: Forwards, told: list[str]) -> None:
+def test_a_refusal_is_reported_and_resets_the_connection(
+    server: StubServer, forwards: Forwards, told: list[str]
+) -> None:
     server.refusal = (HTTPStatus.BAD_GATEWAY, "r1 refuses connections to port 22")
     with forwards.open("r1", 22) as forward:
         expect_reset(forward)
     assert told == ["r1:22: GET /lab/devices/r1/tcp/22: 502: r1 refuses connections to port 22"]
 
 
-def test_the_end_of_the_lab_is_told_and_resets_the_connection(
+def test_the_end_of_the_lab_is_reported_and_resets_the_connection(
     server: StubServer, forwards: Forwards, told: list[str]
 ) -> None:
     async def end(connection: ServerConnection) -> None:
@@ -123,7 +127,7 @@ def test_the_end_of_the_lab_is_told_and_resets_the_connection(
     assert told == ["r1:22: the lab was torn down"]
 
 
-def test_a_server_that_is_away_is_told(server: StubServer, told: list[str]) -> None:
+def test_an_unreachable_server_is_reported(server: StubServer, told: list[str]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         access = Access(f"http://127.0.0.1:{unused.getsockname()[1]}")
@@ -277,7 +281,7 @@ def passes(access: Access) -> bool:
         return connection.recv(100) == b"data"
 
 
-def test_certificates_of_both_sides_count(secure: StubServer, credentials: Credentials, told: list[str]) -> None:
+def test_certificates_of_both_sides_are_checked(secure: StubServer, credentials: Credentials, told: list[str]) -> None:
     assert passes(Access(secure.url, credentials))
     without = Access(secure.url, Credentials(ca_file=credentials.ca_file))
     stranger = Access(secure.url, Credentials(client_cert=credentials.client_cert))

@@ -94,7 +94,7 @@ def python(script: str, host: FakeNetlab, settings: dict[str, Any], *arguments: 
 # Acquire and release
 
 
-def test_a_lab_lives_from_its_first_acquire_to_its_last_release(
+def test_a_lab_runs_from_its_first_acquire_to_its_last_release(
     manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     topology = write()
@@ -122,7 +122,9 @@ def test_the_same_bytes_under_another_name_are_the_same_lab(
     assert len(host.invocations("up")) == 1
 
 
-def test_a_busy_host_is_told_at_once(manager: LabManager, settings: dict[str, Any], write: Callable[..., Path]) -> None:
+def test_a_busy_host_is_reported_at_once(
+    manager: LabManager, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
     topology = write()
     manager.acquire(topology)
     assert manager.try_acquire(topology, reuse=False) is None
@@ -142,7 +144,7 @@ def test_an_acquire_waits_until_the_host_is_free(manager: LabManager, write: Cal
     manager.release(second)
 
 
-def test_a_wait_tells_who_uses_the_host_and_may_be_given_up(manager: LabManager, write: Callable[..., Path]) -> None:
+def test_a_wait_reports_who_uses_the_host_and_may_be_ended(manager: LabManager, write: Callable[..., Path]) -> None:
     def give_up(who: str) -> None:
         told.append(who)
         if len(told) == 3:
@@ -192,7 +194,7 @@ def test_threads_that_want_different_labs_get_them_one_after_the_other(
     assert host.is_clean()
 
 
-def test_cleanup_takes_the_lab_from_whoever_holds_it(
+def test_cleanup_tears_the_lab_down_despite_references(
     manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     topology = write()
@@ -221,7 +223,7 @@ def test_only_yml_files_are_taken(manager: LabManager, host: FakeNetlab, write: 
     assert host.invocations() == []
 
 
-def test_a_missing_topology_is_told_as_such(manager: LabManager, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_missing_topology_is_reported_as_such(manager: LabManager, settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         manager.acquire(tmp_path / "missing.yml")
     assert folders(settings) == []
@@ -260,7 +262,7 @@ def test_extra_files_lie_beside_the_topology_with_their_modes(
 
 
 @pytest.mark.parametrize(("name", "error"), [("missing", FileNotFoundError), ("../other", ValueError)])
-def test_a_file_that_cannot_be_used_leaves_nothing(
+def test_an_invalid_file_leaves_nothing_behind(
     manager: LabManager, settings: dict[str, Any], write: Callable[..., Path], name: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -271,7 +273,7 @@ def test_a_file_that_cannot_be_used_leaves_nothing(
 # Devices
 
 
-def test_devices_are_read_by_one_process_whatever_their_number(
+def test_devices_are_read_by_one_process_regardless_of_their_number(
     manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
 ) -> None:
     for nodes in (1, 4, 16):
@@ -282,7 +284,7 @@ def test_devices_are_read_by_one_process_whatever_their_number(
         assert [argv[0] for argv in host.invocations()[before:]] == ["up", "inspect", "down"]
 
 
-def test_devices_are_read_one_by_one_where_netlab_cannot_give_them_together(
+def test_devices_are_read_one_by_one_if_netlab_cannot_list_them_together(
     new_manager: Manage, host: FakeNetlab, write: Callable[..., Path]
 ) -> None:
     together = new_manager()
@@ -331,7 +333,7 @@ def test_each_lab_has_a_name_of_its_own_whatever_its_topology_says(
 
 
 @pytest.mark.parametrize("phase", ["probe", "start", "config"])
-def test_a_start_that_fails_leaves_nothing_and_the_next_one_works(
+def test_a_failed_start_leaves_nothing_behind_and_the_next_one_works(
     manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path], phase: str
 ) -> None:
     host.control(fail=phase)
@@ -345,7 +347,7 @@ def test_a_start_that_fails_leaves_nothing_and_the_next_one_works(
     assert names(manager.acquire(write())) == ["r1", "r2"]
 
 
-def test_a_topology_that_netlab_rejects_is_told_in_its_words(
+def test_a_rejected_topology_is_reported_with_netlabs_message(
     manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     with pytest.raises(ValueError, match="Invalid topology attribute 'colour'"):
@@ -354,7 +356,7 @@ def test_a_topology_that_netlab_rejects_is_told_in_its_words(
     assert folders(settings) == []
 
 
-def test_a_start_that_takes_too_long_leaves_nothing(
+def test_a_start_that_takes_too_long_leaves_nothing_behind(
     new_manager: Manage, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     host.control(hang="start", stubborn=True, hang_child=True)
@@ -364,7 +366,7 @@ def test_a_start_that_takes_too_long_leaves_nothing(
     assert folders(settings) == []
 
 
-def test_without_netlab_the_lock_is_free_again(
+def test_without_netlab_the_lock_is_released(
     new_manager: Manage, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     with pytest.raises(FileNotFoundError):
@@ -386,7 +388,7 @@ def test_an_interrupt_ends_a_start(manager: LabManager, host: FakeNetlab, write:
     assert manager.status().state == "none"
 
 
-def test_a_cleanup_ends_a_start_first(
+def test_a_cleanup_interrupts_a_start_first(
     manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     host.control(hang="start")
@@ -402,7 +404,7 @@ def test_a_cleanup_ends_a_start_first(
     assert len(host.invocations("down")) == 1
 
 
-def test_two_teardowns_at_once_are_one(manager: LabManager, host: FakeNetlab, write: Callable[..., Path]) -> None:
+def test_two_concurrent_teardowns_are_one(manager: LabManager, host: FakeNetlab, write: Callable[..., Path]) -> None:
     manager.acquire(write(down_seconds=0.5))
     with ThreadPoolExecutor(2) as pool:
         assert [one.result(20) for one in [pool.submit(manager.tear_down) for _ in range(2)]] == [[], []]
@@ -431,7 +433,7 @@ def test_a_teardown_is_repeated_until_nothing_is_left(
     assert folders(settings) == []
 
 
-def test_what_is_left_is_named_and_the_host_stays_taken(
+def test_leftovers_are_named_and_the_host_stays_locked(
     manager: LabManager, new_manager: Manage, host: FakeNetlab, write: Callable[..., Path]
 ) -> None:
     topology = write()
@@ -447,7 +449,7 @@ def test_what_is_left_is_named_and_the_host_stays_taken(
     assert names(new_manager().try_acquire(topology)) == ["r1", "r2"]
 
 
-def test_a_host_that_cannot_be_looked_at_counts_as_not_clean(
+def test_a_host_that_cannot_be_checked_counts_as_not_clean(
     manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
 ) -> None:
     topology = write()
@@ -462,7 +464,7 @@ def test_a_host_that_cannot_be_looked_at_counts_as_not_clean(
 # Other processes
 
 
-def test_another_process_is_kept_out_for_as_long_as_the_lab_lives(
+def test_other_processes_cannot_use_the_host_while_a_lab_runs(
     manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     topology = write()
@@ -480,7 +482,7 @@ def test_another_process_is_kept_out_for_as_long_as_the_lab_lives(
     assert host.violations() == []
 
 
-def test_another_process_waits_for_its_turn(
+def test_another_process_waits_until_the_host_is_free(
     manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     topology = write()
@@ -497,7 +499,7 @@ def test_another_process_waits_for_its_turn(
     assert host.violations() == []
 
 
-def test_a_process_that_was_killed_gives_the_host_free(
+def test_a_killed_process_releases_the_host(
     manager: LabManager, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     topology = write()
@@ -530,7 +532,7 @@ atexit.register(setattr, threading.Thread, "start", refuse)
         pytest.param(NO_THREAD_AT_EXIT, id="no thread at exit"),
     ],
 )
-def test_a_process_that_ends_without_a_release_leaves_nothing_and_says_nothing(
+def test_a_process_that_ends_without_a_release_leaves_nothing_and_prints_nothing(
     host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path], end: str
 ) -> None:
     script = "logging.basicConfig(level='DEBUG', stream=sys.stdout); logging.disable(); logging.disable(0)\n"
@@ -543,7 +545,7 @@ def test_a_process_that_ends_without_a_release_leaves_nothing_and_says_nothing(
     assert len(host.invocations("down")) == 1
 
 
-def test_a_process_that_fails_shows_its_own_error_and_leaves_nothing(
+def test_a_process_that_fails_shows_its_error_and_leaves_nothing_behind(
     host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     script = "manager.acquire(Path(sys.argv[1]))\nraise ValueError('mine')"
@@ -647,7 +649,7 @@ def test_no_thread_or_process_is_left_of_a_lab(manager: LabManager, write: Calla
     wait_until(lambda: threading.active_count() <= before)
 
 
-def test_without_settings_the_environment_counts(
+def test_without_settings_those_of_the_environment_are_used(
     host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("work_dir", "lock_dir"):

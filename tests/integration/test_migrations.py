@@ -87,7 +87,7 @@ def test_the_migrated_schema_is_the_declared_one(engine: Engine) -> None:
         assert compare_metadata(context, METADATA) == []
 
 
-def test_the_migrations_make_what_the_tables_make(engine: Engine, file: Path, tmp_path: Path) -> None:
+def test_the_migrations_create_the_declared_tables(engine: Engine, file: Path, tmp_path: Path) -> None:
     """Down to the conditions of indexes and to constraints, which a comparison by alembic does not see."""
     declared = tmp_path / "declared.sqlite3"
     other = create_engine(f"sqlite:///{declared}", poolclass=NullPool)
@@ -117,13 +117,13 @@ def test_a_migrated_database_is_left_alone(file: Path) -> None:
     assert file.read_bytes() == before
 
 
-def test_the_newest_script_is_the_one_that_the_program_expects(tmp_path: Path) -> None:
+def test_the_newest_migration_is_the_one_that_the_program_expects(tmp_path: Path) -> None:
     scripts = ScriptDirectory.from_config(config(tmp_path / "x"))
     assert scripts.get_heads() == [HEAD]
     assert len(scripts.get_bases()) == 1
 
 
-def test_every_step_can_be_taken_back_and_repeated(file: Path) -> None:
+def test_every_migration_can_be_downgraded_and_repeated(file: Path) -> None:
     migrate(url(file))
     first = schema(file)
     command.downgrade(config(file), "base")
@@ -143,7 +143,7 @@ def test_a_start_that_was_interrupted_before_its_first_table_is_repeated(file: P
     assert sql(file, "SELECT version_num FROM alembic_version") == [(HEAD,)]
 
 
-def test_a_newer_schema_is_refused_with_a_sentence(file: Path) -> None:
+def test_a_newer_schema_is_refused_with_a_message(file: Path) -> None:
     migrate(url(file))
     sql(file, "UPDATE alembic_version SET version_num = '9999'")
     before = file.read_bytes()
@@ -154,7 +154,7 @@ def test_a_newer_schema_is_refused_with_a_sentence(file: Path) -> None:
     assert file.read_bytes() == before
 
 
-def test_the_database_of_another_program_is_refused_with_a_sentence(file: Path) -> None:
+def test_the_database_of_another_program_is_refused_with_a_message(file: Path) -> None:
     file.parent.mkdir()
     sql(file, "CREATE TABLE recipes (name TEXT)")
     with pytest.raises(RuntimeError, match="not a database of neops-remote-lab: it has the table recipes"):
@@ -170,7 +170,7 @@ def test_a_file_that_is_no_database_is_refused(file: Path) -> None:
     assert file.read_text().startswith("dear diary")
 
 
-def test_the_wheel_brings_its_migrations_and_can_use_them(tmp_path: Path) -> None:
+def test_the_wheel_contains_its_migrations_and_can_run_them(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="the build backend is not installed")
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "bench", "dist", "build")

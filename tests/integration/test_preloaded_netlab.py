@@ -83,7 +83,7 @@ def up(host: FakeNetlab, preloaded: PreloadedNetlab | None, directory: Path, *wo
 
 
 @pytest.mark.parametrize("options", [" -I", ""], ids=["isolated", "usual"])
-def test_a_loaded_netlab_is_told_what_any_other_is_told(
+def test_a_preloaded_netlab_gets_the_same_command_as_any_other(
     host: FakeNetlab, preloaded: PreloadedNetlab, children: Children, tmp_path: Path, options: str
 ) -> None:
     script = host.bin / "netlab"
@@ -98,7 +98,7 @@ def test_a_loaded_netlab_is_told_what_any_other_is_told(
     assert anew["lab"] == "lab-1"
 
 
-def test_it_serves_one_command_and_the_next_one_is_loaded_on_request(
+def test_a_preloaded_netlab_runs_one_command_and_the_next_one_is_loaded_on_request(
     host: FakeNetlab, preloaded: PreloadedNetlab, children: Children, tmp_path: Path
 ) -> None:
     preloaded.load()
@@ -111,7 +111,7 @@ def test_it_serves_one_command_and_the_next_one_is_loaded_on_request(
     assert up(host, preloaded, tmp_path)["pid"] not in {first, None}
 
 
-def test_its_failure_is_told_like_any_other(host: FakeNetlab, preloaded: PreloadedNetlab, tmp_path: Path) -> None:
+def test_its_failure_is_reported_like_any_other(host: FakeNetlab, preloaded: PreloadedNetlab, tmp_path: Path) -> None:
     preloaded.load()
     with pytest.raises(subprocess.CalledProcessError) as failed:
         up(host, preloaded, tmp_path, "fail")
@@ -120,7 +120,7 @@ def test_its_failure_is_told_like_any_other(host: FakeNetlab, preloaded: Preload
     assert failed.value.cmd == [str(host.bin / "netlab"), "up", "fail"]
 
 
-def test_a_netlab_that_was_replaced_in_the_meantime_is_not_run_by_halves(
+def test_a_netlab_that_was_replaced_meanwhile_is_not_used(
     host: FakeNetlab, preloaded: PreloadedNetlab, children: Children, tmp_path: Path
 ) -> None:
     preloaded.load()
@@ -132,7 +132,7 @@ def test_a_netlab_that_was_replaced_in_the_meantime_is_not_run_by_halves(
     assert (told["version"], told["pid"]) == (22, waiting.pid)
 
 
-def test_one_that_has_died_is_no_loss(
+def test_a_preloaded_netlab_that_has_died_is_replaced_by_a_normal_start(
     host: FakeNetlab, preloaded: PreloadedNetlab, children: Children, tmp_path: Path
 ) -> None:
     preloaded.load()
@@ -142,7 +142,9 @@ def test_one_that_has_died_is_no_loss(
     assert up(host, preloaded, tmp_path)["pid"] != waiting.pid
 
 
-def test_one_that_cannot_be_loaded_is_no_loss(host: FakeNetlab, preloaded: PreloadedNetlab, tmp_path: Path) -> None:
+def test_a_netlab_that_cannot_be_preloaded_is_started_normally(
+    host: FakeNetlab, preloaded: PreloadedNetlab, tmp_path: Path
+) -> None:
     (commands(host).parent / "up.py").write_text("raise ImportError('a netlab with other modules')")
     preloaded.load()
     assert up(host, preloaded, tmp_path)["version"] == 1
@@ -157,7 +159,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
-def test_only_a_python_script_of_netlab_is_loaded_ahead(tmp_path: Path, text: str) -> None:
+def test_only_a_python_script_of_netlab_is_preloaded(tmp_path: Path, text: str) -> None:
     script = tmp_path / "netlab"
     script.write_text(text)
     script.chmod(0o755)
@@ -176,7 +178,7 @@ def test_without_netlab_nothing_is_loaded_and_nothing_fails(tmp_path: Path) -> N
     assert preloaded.take() is None
 
 
-def test_a_netlab_that_may_not_be_read_is_none_to_load(host: FakeNetlab, tmp_path: Path) -> None:
+def test_an_unreadable_netlab_is_not_preloaded(host: FakeNetlab, tmp_path: Path) -> None:
     directory = host.bin / "netlab"
     preloaded = PreloadedNetlab(str(directory))
     directory.unlink()
@@ -185,7 +187,7 @@ def test_a_netlab_that_may_not_be_read_is_none_to_load(host: FakeNetlab, tmp_pat
     assert preloaded.take() is None
 
 
-def test_it_ends_when_nobody_is_there_to_tell_it_anything(host: FakeNetlab) -> None:
+def test_a_preloaded_netlab_ends_with_its_parent(host: FakeNetlab) -> None:
     preloaded = PreloadedNetlab(str(host.bin / "netlab"))
     preloaded.load()
     waiting = preloaded.take()
@@ -195,7 +197,7 @@ def test_it_ends_when_nobody_is_there_to_tell_it_anything(host: FakeNetlab) -> N
     assert waiting.wait(10) == 0
 
 
-def test_once_closed_it_loads_no_more(host: FakeNetlab, preloaded: PreloadedNetlab, children: Children) -> None:
+def test_a_closed_preloader_loads_nothing(host: FakeNetlab, preloaded: PreloadedNetlab, children: Children) -> None:
     preloaded.load()
     waiting = loaded(children)
     preloaded.close()

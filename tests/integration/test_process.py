@@ -59,7 +59,7 @@ def pids(directory: Path) -> list[int]:
     return [int(word) for word in ready.read_text().split()]
 
 
-def test_a_command_finds_its_directory_where_a_shell_would_tell_it(tmp_path: Path) -> None:
+def test_a_command_has_its_directory_in_the_variable_of_the_shell(tmp_path: Path) -> None:
     assert run("import os; print(os.environ['PWD'])", tmp_path) == f"{tmp_path}\n"
 
 
@@ -87,7 +87,7 @@ def test_an_interrupt_ends_a_command_with_its_children(tmp_path: Path) -> None:
     wait_until(lambda: not any(is_running(pid) for pid in both), 5)
 
 
-def test_an_interrupt_that_comes_first_ends_the_command_that_comes_next(tmp_path: Path) -> None:
+def test_an_interrupt_before_the_start_ends_the_command(tmp_path: Path) -> None:
     interrupt = threading.Event()
     interrupt.set()
     began = time.monotonic()
@@ -96,7 +96,7 @@ def test_an_interrupt_that_comes_first_ends_the_command_that_comes_next(tmp_path
     assert time.monotonic() - began < 10
 
 
-def test_a_command_is_polite_to_be_ended_politely(tmp_path: Path) -> None:
+def test_a_command_gets_time_to_end_by_itself(tmp_path: Path) -> None:
     code = """
 import pathlib, signal, sys, time
 def bye(*_):
@@ -116,7 +116,7 @@ time.sleep(600)
     assert (tmp_path / "farewell").exists()
 
 
-def test_a_second_ctrl_c_does_not_leave_a_command_behind(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_does_not_leave_a_command_running(tmp_path: Path) -> None:
     stubborn = """
 import os, pathlib, signal, time
 signal.signal(signal.SIGTERM, lambda *_: pathlib.Path("asked").touch())
@@ -163,7 +163,7 @@ def test_a_signal_to_our_group_does_not_reach_the_command(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_command_that_wants_too_much_memory_fails_and_takes_nobody_along(tmp_path: Path) -> None:
+def test_a_command_over_its_memory_limit_fails_alone(tmp_path: Path) -> None:
     limit = 300 << 20
     code = "import sys; sys.stdin.read(); print(len(bytearray(600 << 20)))"  # input comes after the limit
     with pytest.raises(subprocess.CalledProcessError) as failed:
@@ -173,21 +173,21 @@ def test_a_command_that_wants_too_much_memory_fails_and_takes_nobody_along(tmp_p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_command_can_be_made_to_yield_to_others(tmp_path: Path) -> None:
+def test_a_command_can_have_a_lower_priority(tmp_path: Path) -> None:
     code = "import os, sys; sys.stdin.read(); print(os.nice(0))"
     assert int(run(code, tmp_path, niceness=5)) == int(run(code, tmp_path)) + 5
 
 
-def test_megabytes_of_output_block_nobody(tmp_path: Path) -> None:
+def test_megabytes_of_output_do_not_block(tmp_path: Path) -> None:
     code = "import sys; sys.stdout.write('x' * 20_000_000); sys.stderr.write('y' * 20_000_000)"
     assert len(run(code, tmp_path)) == 20_000_000
 
 
-def test_output_that_is_no_text_does_not_fail_the_command(tmp_path: Path) -> None:
+def test_binary_output_does_not_fail_the_command(tmp_path: Path) -> None:
     assert run(r"import sys; sys.stdout.buffer.write(b'a\xffb')", tmp_path) == "a\ufffdb"
 
 
-def test_output_that_a_child_holds_open_does_not_keep_us_waiting(tmp_path: Path) -> None:
+def test_output_that_a_child_keeps_open_does_not_delay_the_result(tmp_path: Path) -> None:
     code = """
 import os, time
 if os.fork():
@@ -220,17 +220,17 @@ def test_a_log_grows_while_the_command_runs_and_is_appended_to(tmp_path: Path) -
 # Input and surroundings
 
 
-def test_standard_input_is_what_it_is_told_and_then_closed(tmp_path: Path) -> None:
+def test_standard_input_is_written_and_then_closed(tmp_path: Path) -> None:
     code = "import sys; print(repr(sys.stdin.read()))"
     assert run(code, tmp_path) == "''\n"
     assert run(code, tmp_path, answer="y\n") == "'y\\n'\n"
 
 
-def test_a_command_that_does_not_listen_is_no_failure(tmp_path: Path) -> None:
+def test_a_command_that_does_not_read_its_input_does_not_fail(tmp_path: Path) -> None:
     assert run("import sys; sys.stdin.close(); print(1)", tmp_path, answer="y\n" * 100_000) == "1\n"
 
 
-def test_a_command_runs_in_its_folder_and_is_marked_with_its_lab(tmp_path: Path) -> None:
+def test_a_command_runs_in_its_directory_and_is_marked_with_its_lab(tmp_path: Path) -> None:
     code = f"import os; print(os.getcwd(), os.environ[{LAB_ID_VARIABLE!r}], os.environ['CLAB_VERSION_CHECK'])"
     assert run(code, tmp_path, lab_id="lab-1").split() == [str(tmp_path.resolve()), "lab-1", "disable"]
 
@@ -241,14 +241,14 @@ def test_arguments_go_through_no_shell(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_ours_are_not_open_in_the_command(tmp_path: Path) -> None:
+def test_a_command_does_not_inherit_open_files(tmp_path: Path) -> None:
     with (tmp_path / "ours").open("w"):
         names = run("import os; print([os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)])", tmp_path)
         found = run("import psutil; print([f.path for f in psutil.Process().open_files()])", tmp_path)
     assert str(tmp_path / "ours") not in names + found
 
 
-def test_a_log_is_bounded_while_it_grows_and_has_its_begin_and_its_end(tmp_path: Path) -> None:
+def test_a_log_over_its_limit_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
     log, limit = tmp_path / "log", 40_000
     code = """
 import os, time
@@ -276,7 +276,7 @@ raise SystemExit("end")
     assert text.endswith(b"last\nend\n")
 
 
-def test_a_command_is_never_less_nice_than_this_process(tmp_path: Path) -> None:
+def test_a_command_never_has_a_higher_priority_than_this_process(tmp_path: Path) -> None:
     """A server may be nice itself, and not allowed to make anything less nice."""
     # Its input ends once the command has its limits.
     inner = "import os, sys; sys.stdin.read(); print(os.getpriority(os.PRIO_PROCESS, 0), flush=True)"
@@ -297,7 +297,7 @@ def test_a_command_is_never_less_nice_than_this_process(tmp_path: Path) -> None:
     assert [int(line) for line in shown.stdout.split()] == [min(19, own + niceness) for niceness in (0, 3, 10)]
 
 
-def test_a_command_beside_this_python_is_found_and_finds_what_lies_beside_it(
+def test_a_command_beside_this_python_is_found_with_the_programs_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = tmp_path / "venv" / "bin"
@@ -314,14 +314,14 @@ def test_a_command_beside_this_python_is_found_and_finds_what_lies_beside_it(
 # Failure
 
 
-def test_a_missing_command_is_told_as_such(tmp_path: Path) -> None:
+def test_a_missing_command_is_reported_as_such(tmp_path: Path) -> None:
     before = psutil.Process().children()
     with pytest.raises(FileNotFoundError):
         run_netlab(["up"], directory=tmp_path, timeout=5, command="no-such-netlab")
     assert psutil.Process().children() == before
 
 
-def test_a_failure_tells_its_status_and_last_words(tmp_path: Path) -> None:
+def test_a_failure_has_the_exit_status_and_the_last_lines(tmp_path: Path) -> None:
     code = "import sys; print('out'); print('why', file=sys.stderr); sys.exit(7)"
     with pytest.raises(subprocess.CalledProcessError) as failed:
         run(code, tmp_path)
@@ -331,7 +331,7 @@ def test_a_failure_tells_its_status_and_last_words(tmp_path: Path) -> None:
     assert "why" in failed.value.stderr
 
 
-def test_the_last_words_are_those_of_this_command_and_not_of_an_earlier_one(tmp_path: Path) -> None:
+def test_the_last_lines_are_those_of_this_command(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("an earlier complaint\n")
     with pytest.raises(subprocess.CalledProcessError) as failed:
@@ -339,7 +339,7 @@ def test_the_last_words_are_those_of_this_command_and_not_of_an_earlier_one(tmp_
     assert failed.value.stderr == "now"
 
 
-def test_the_last_words_are_few(tmp_path: Path) -> None:
+def test_the_number_of_last_lines_is_limited(tmp_path: Path) -> None:
     code = "import sys\nfor n in range(100_000): print('line', n, file=sys.stderr)\nsys.exit(1)"
     with pytest.raises(subprocess.CalledProcessError) as failed:
         run(code, tmp_path)
@@ -365,7 +365,7 @@ RuntimeError: no image in /var/lib/docker/images/frr.tar
 """
 
 
-def test_last_words_have_no_traceback_and_no_folder_of_the_host() -> None:
+def test_the_last_lines_have_no_traceback_and_no_directory_of_the_host() -> None:
     words = tail(TRACEBACK)
     assert "RuntimeError: no image in frr.tar" in words
     assert "Creating configuration files" in words
@@ -386,5 +386,5 @@ def test_last_words_have_no_traceback_and_no_folder_of_the_host() -> None:
         ("group_vars/all/topology.json", "group_vars/all/topology.json"),
     ],
 )
-def test_only_folders_of_the_host_are_hidden(printed: str, shown: str) -> None:
+def test_only_directories_of_the_host_are_hidden(printed: str, shown: str) -> None:
     assert scrub(printed) == shown

@@ -48,7 +48,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("provider", ["clab", "libvirt", "external"])
-def test_every_file_and_directory_that_netlab_makes_is_a_name_that_is_refused(directory: Path, provider: str) -> None:
+def test_every_name_of_a_file_that_netlab_creates_is_refused(directory: Path, provider: str) -> None:
     done = create(directory, provider)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in directory.iterdir()} - {"lab.yml"}
@@ -62,14 +62,14 @@ def test_every_file_and_directory_that_netlab_makes_is_a_name_that_is_refused(di
     assert TopologyFiles.of(directory / "lab.yml", ["."]).found() == []
 
 
-def test_what_netlab_writes_for_its_tools_is_left_out(directory: Path) -> None:
+def test_files_that_netlab_writes_for_its_tools_are_omitted(directory: Path) -> None:
     done = create(directory, more="tools: {graphite: , nuts: , suzieq: }\n")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in directory.iterdir()} > {"graphite", "nuts", "suzieq"}
     assert TopologyFiles.of(directory / "lab.yml", ["."]).found() == []
 
 
-def test_netlab_keeps_the_variables_that_a_user_brings(directory: Path) -> None:
+def test_netlab_keeps_the_variables_of_a_user(directory: Path) -> None:
     names = ["host_vars/r1/users.yml", "host_vars/r2.yml", "group_vars/all.yml"]
     for name in names:
         extra_file_name(name)
@@ -80,7 +80,7 @@ def test_netlab_keeps_the_variables_that_a_user_brings(directory: Path) -> None:
     assert [(directory / name).read_text() for name in names] == ["a: 1\n"] * 3
 
 
-def test_a_file_that_is_called_like_a_node_is_in_netlabs_way(directory: Path) -> None:
+def test_a_file_with_the_name_of_a_node_is_refused(directory: Path) -> None:
     (directory / "host_vars").mkdir()
     (directory / "host_vars/r1").write_text("a: 1\n")
     assert create(directory).returncode != 0

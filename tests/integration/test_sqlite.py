@@ -108,7 +108,7 @@ def test_two_live_sessions_with_one_key_are_refused(path: Path) -> None:
         "UPDATE lab_host SET quarantined_by = 'nobody'",
     ],
 )
-async def test_values_that_the_server_could_not_read_are_refused(
+async def test_values_that_the_server_cannot_read_are_refused(
     path: Path, sessions: SessionStore, statement: str
 ) -> None:
     await sessions.join(joining("ann"), promote=True)
@@ -116,13 +116,13 @@ async def test_values_that_the_server_could_not_read_are_refused(
         sql(path, statement)
 
 
-async def test_numbers_are_never_given_twice(path: Path, sessions: SessionStore) -> None:
+async def test_numbers_are_never_reused(path: Path, sessions: SessionStore) -> None:
     first = await sessions.join(joining("ann"), promote=True)
     sql(path, "DELETE FROM session")
     assert (await sessions.join(joining("bob"), promote=True)).number > first.number
 
 
-async def test_no_other_program_ever_sees_a_host_without_its_next_session(path: Path, sessions: SessionStore) -> None:
+async def test_the_end_of_a_session_and_the_promotion_are_one_transaction(path: Path, sessions: SessionStore) -> None:
     for name in ("ann", "bob"):
         await sessions.join(joining(name), promote=True)
     # a failure after the end of one and before the promotion of the other undoes both
@@ -140,7 +140,7 @@ async def test_no_other_program_ever_sees_a_host_without_its_next_session(path: 
 # People
 
 
-async def test_a_session_ended_by_hand_gets_its_time_and_reason(path: Path, sessions: SessionStore) -> None:
+async def test_a_session_ended_with_sql_gets_its_time_and_reason(path: Path, sessions: SessionStore) -> None:
     for name in ("ann", "bob"):
         await sessions.join(joining(name), promote=True)
     sql(path, "UPDATE session SET state = 'ended' WHERE session_id = 'ann'")
@@ -154,7 +154,7 @@ async def test_a_session_ended_by_hand_gets_its_time_and_reason(path: Path, sess
     assert await sessions.latest_holds()
 
 
-async def test_a_session_made_active_by_hand_gets_the_free_host_of_its_queue(
+async def test_a_session_made_active_with_sql_gets_the_free_host_of_its_queue(
     path: Path, stores: OpenStores, sessions: SessionStore
 ) -> None:
     await stores.sessions("lab-6").register_host("boot-1")
@@ -171,9 +171,7 @@ async def test_a_session_made_active_by_hand_gets_the_free_host_of_its_queue(
     assert [session.session_id for session in await sessions.live_sessions()] == ["ann", "bob", "cem"]
 
 
-async def test_a_rank_is_never_given_twice_wherever_an_operator_moves_somebody(
-    path: Path, sessions: SessionStore
-) -> None:
+async def test_a_rank_is_never_reused_after_an_operator_has_moved_a_session(path: Path, sessions: SessionStore) -> None:
     for name in ("ann", "bob", "cem"):
         await sessions.join(joining(name), promote=False)
     to_the_back = (
@@ -194,7 +192,7 @@ async def test_a_rank_is_never_given_twice_wherever_an_operator_moves_somebody(
 EVENTS = "SELECT what, session_id, lab_id, host, slot, code, detail FROM event ORDER BY number"
 
 
-async def test_each_change_leaves_its_event(path: Path, sessions: SessionStore, labs: LabStore) -> None:
+async def test_each_change_writes_an_event(path: Path, sessions: SessionStore, labs: LabStore) -> None:
     for name in ("ann", "bob"):
         await sessions.join(joining(name, name), promote=True)
     await sessions.join(joining("again", "bob"), promote=False)
@@ -231,7 +229,7 @@ async def test_each_change_leaves_its_event(path: Path, sessions: SessionStore, 
     ]
 
 
-async def test_what_a_person_changes_leaves_its_event_too(path: Path, sessions: SessionStore) -> None:
+async def test_a_change_made_with_sql_writes_an_event_too(path: Path, sessions: SessionStore) -> None:
     for name in ("ann", "bob", "cem"):
         await sessions.join(joining(name), promote=False)
     sql(path, "DELETE FROM event")
@@ -256,7 +254,7 @@ async def test_what_a_person_changes_leaves_its_event_too(path: Path, sessions: 
         assert abs(datetime.now(UTC) - datetime.fromisoformat(at).replace(tzinfo=UTC)) < timedelta(minutes=1)
 
 
-async def test_an_event_is_never_changed_and_is_forgotten_with_the_history(path: Path, sessions: SessionStore) -> None:
+async def test_an_event_never_changes_and_is_removed_with_the_history(path: Path, sessions: SessionStore) -> None:
     for days in range(3):
         await sessions.join(replace(joining(f"s{days}"), now=NOON + timedelta(days=days)), promote=False)
     with pytest.raises(sqlite3.IntegrityError):
@@ -269,9 +267,7 @@ async def test_an_event_is_never_changed_and_is_forgotten_with_the_history(path:
     assert sql(path, "SELECT number FROM event") == [(4,)]
 
 
-async def test_a_quarantine_set_by_hand_is_the_operators_and_only_the_operator_lifts_it(
-    path: Path, sessions: SessionStore
-) -> None:
+async def test_a_quarantine_set_with_sql_is_lifted_only_with_sql(path: Path, sessions: SessionStore) -> None:
     assert await sessions.set_quarantine("a container is left", NOON) == (
         QuarantineSource.SERVER,
         "a container is left",
@@ -291,7 +287,7 @@ async def test_a_quarantine_set_by_hand_is_the_operators_and_only_the_operator_l
     assert await sessions.quarantine() == (QuarantineSource.SERVER, "a container is left")
 
 
-async def test_the_views_say_who_waits_who_is_active_and_what_was(
+async def test_the_views_show_waiting_active_and_ended_sessions(
     path: Path, sessions: SessionStore, labs: LabStore
 ) -> None:
     def look(view: str) -> list[dict[str, Any]]:
@@ -340,9 +336,7 @@ async def test_the_views_say_who_waits_who_is_active_and_what_was(
 # The connection
 
 
-async def test_a_database_that_somebody_has_locked_fails_the_write_and_is_fine_afterwards(
-    path: Path, sessions: SessionStore
-) -> None:
+async def test_a_locked_database_fails_a_write_and_works_afterwards(path: Path, sessions: SessionStore) -> None:
     await sessions.join(joining("ann"), promote=True)
     with locked(path):
         for promote in (True, False):
@@ -360,7 +354,7 @@ async def test_a_database_that_somebody_has_locked_fails_the_write_and_is_fine_a
     [PROMOTE, end_statement(DIALECT), LIVE, join_statement(DIALECT)],
     ids=["promote", "end", "live", "join"],
 )
-def test_what_runs_often_finds_its_rows_by_an_index(path: Path, statement: str) -> None:
+def test_frequent_statements_use_an_index(path: Path, statement: str) -> None:
     names = ("queue", "host", "slot", "now", "code", "detail")
     parameters = {**dict.fromkeys(names, "x"), "ending": "[]", "joining": "[]"}
     with closing(sqlite3.connect(path)) as database:

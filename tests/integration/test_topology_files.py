@@ -59,17 +59,17 @@ def test_entries_are_files_directories_and_patterns(
     assert found(directory, *entries) == expected
 
 
-def test_an_absolute_path_below_the_topology_is_as_good(lay: Lay) -> None:
+def test_an_absolute_path_below_the_topology_is_accepted(lay: Lay) -> None:
     directory = lay("templates/ospf.j2")
     assert found(directory, directory / "templates") == ["templates/ospf.j2"]
     assert found(directory, directory / "templates" / "*.j2") == ["templates/ospf.j2"]
 
 
-def test_a_file_whose_name_looks_like_a_pattern_is_that_file(lay: Lay) -> None:
+def test_a_file_whose_name_looks_like_a_pattern_is_found(lay: Lay) -> None:
     assert found(lay("vars[1].yml", "vars1.yml"), "vars[1].yml") == ["vars[1].yml"]
 
 
-def test_an_empty_directory_stands_for_no_file(lay: Lay) -> None:
+def test_an_empty_directory_is_refused(lay: Lay) -> None:
     directory = lay("templates/.gitkeep")
     assert found(directory, "templates") == []
 
@@ -83,7 +83,7 @@ def test_an_empty_directory_stands_for_no_file(lay: Lay) -> None:
         (".", "'dangling' is a symbolic link to nothing"),
     ],
 )
-def test_what_is_missing_is_named(lay: Lay, entry: str, message: str) -> None:
+def test_a_missing_file_is_named(lay: Lay, entry: str, message: str) -> None:
     directory = lay("motd.j2")
     (directory / "dangling").symlink_to("gone")
     with pytest.raises(FileNotFoundError, match=message):
@@ -109,7 +109,7 @@ def test_what_is_missing_is_named(lay: Lay, entry: str, message: str) -> None:
         ("", "is empty"),
     ],
 )
-def test_a_name_that_the_lab_host_refuses_is_refused_before(lay: Lay, entry: str, message: str) -> None:
+def test_a_name_that_the_lab_host_refuses_is_refused_by_the_client(lay: Lay, entry: str, message: str) -> None:
     directory = lay("clab.yml", "node_files/r1/frr.cfg", "sub/ansible.cfg", ".netlab.yml", ".git/config")
     lay("remote-lab-topology.yml", "host_vars/r1", "two\nlines.j2")
     os.mkfifo(directory / "pipe")
@@ -125,7 +125,7 @@ def test_two_files_that_differ_in_the_case_of_their_letters_are_refused(lay: Lay
         found(directory, "*.j2")
 
 
-def test_one_path_is_no_sequence(lay: Lay) -> None:
+def test_one_path_is_not_accepted_as_a_sequence(lay: Lay) -> None:
     with pytest.raises(TypeError, match=r"such as \['templates'\]"):
         TopologyFiles.of("ring.yml", "templates")
 
@@ -144,7 +144,7 @@ SENT = [
 ]
 
 
-def test_what_netlab_and_others_leave_in_a_directory_is_left_out(lay: Lay) -> None:
+def test_files_written_by_netlab_and_other_tools_are_omitted(lay: Lay) -> None:
     directory = lay(*WRITTEN, *SENT)
     assert sorted(found(directory, ".")) == sorted(SENT)
     assert sorted(found(directory, "**/*")) == sorted(SENT)
@@ -161,7 +161,7 @@ def test_links_inside_the_directory_are_followed(lay: Lay) -> None:
     assert found(directory, "more") == ["more/isis.j2", "more/ospf.j2"]
 
 
-def test_a_link_out_of_the_directory_is_followed_where_it_is_named_alone(lay: Lay, tmp_path: Path) -> None:
+def test_a_link_out_of_the_directory_is_followed_only_if_it_is_named(lay: Lay, tmp_path: Path) -> None:
     directory = lay("templates/ospf.j2")
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -180,7 +180,7 @@ def test_a_link_out_of_the_directory_is_followed_where_it_is_named_alone(lay: La
 # Identity
 
 
-def test_the_identity_is_that_of_contents_names_and_modes(lay: Lay) -> None:
+def test_the_identity_depends_on_contents_names_and_modes(lay: Lay) -> None:
     directory = lay("start.sh", "motd.j2")
     topology = TopologyFiles.of(directory / "ring.yml", ["*.sh", "motd.j2"])
     plain = topology.identity()

@@ -64,7 +64,7 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"user:{PASSWORD}@lab", "lacks the scheme"),
     ],
 )
-def test_an_address_that_cannot_work_is_refused_in_one_sentence(url: str, reason: str) -> None:
+def test_an_invalid_address_is_refused_with_one_message(url: str, reason: str) -> None:
     with pytest.raises(ValueError, match=r"^REMOTE_LAB_URL ") as caught:
         read({"REMOTE_LAB_URL": url})
     message = str(caught.value)
@@ -97,7 +97,7 @@ def test_no_representation_shows_credentials() -> None:
     assert not [thing for thing in things if PASSWORD in f"{thing} {thing!r}"]
 
 
-def test_an_address_that_is_not_set_is_no_wrong_one() -> None:
+def test_a_missing_address_differs_from_an_invalid_one() -> None:
     with pytest.raises(RuntimeError, match="REMOTE_LAB_URL is not set"):
         read({})
 
@@ -105,7 +105,7 @@ def test_an_address_that_is_not_set_is_no_wrong_one() -> None:
 # Credentials
 
 
-def test_credentials_are_sent_and_never_in_the_address() -> None:
+def test_credentials_are_sent_but_never_in_the_address() -> None:
     seen: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -119,7 +119,7 @@ def test_credentials_are_sent_and_never_in_the_address() -> None:
 
 
 @pytest.mark.parametrize("token", ["two words", "line\n", "é", "", NOT_UTF8])
-def test_a_token_that_no_header_can_carry_is_refused_and_not_shown(token: str) -> None:
+def test_a_token_that_is_not_valid_in_a_header_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(ValueError, match=r"^REMOTE_LAB_TOKEN has a space") as caught:
         Access("http://lab", Credentials(token))
     assert not token or token not in str(caught.value)
@@ -131,7 +131,7 @@ def test_a_password_and_a_token_exclude_each_other() -> None:
         read(environment)
 
 
-def test_what_is_given_goes_before_the_environment() -> None:
+def test_arguments_override_the_environment() -> None:
     environment = Credentials("env", "env.pem", "env.key", "env-ca.pem")
     assert Credentials().over(environment) == environment
     assert Credentials("t", "c.pem").over(environment) == Credentials("t", "c.pem", None, "env-ca.pem")
@@ -178,7 +178,7 @@ def files(tmp_path: Path) -> Path:
         ({"REMOTE_LAB_CLIENT_KEY": "ann.key"}, "REMOTE_LAB_CLIENT_KEY is set without REMOTE_LAB_CLIENT_CERT"),
     ],
 )
-def test_a_certificate_that_cannot_be_used_is_told_by_its_variable(
+def test_an_unusable_certificate_is_reported_with_its_variable(
     files: Path, variables: dict[str, str], message: str
 ) -> None:
     environment = {name: str(files / value) for name, value in variables.items()}
@@ -196,7 +196,7 @@ def test_a_certificate_that_cannot_be_used_is_told_by_its_variable(
         ("SSLKEYLOGFILE", "missing/keys", "SSLKEYLOGFILE names a file that cannot be written"),
     ],
 )
-def test_what_the_environment_says_of_certificates_is_told_by_its_variable(
+def test_an_unusable_authority_of_the_environment_is_reported_with_its_variable(
     files: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(variable, str(files / value))
@@ -237,7 +237,7 @@ def test_a_certificate_and_its_key_may_be_in_one_file_or_two(files: Path, certif
         ("http://lab", {"HTTPS_PROXY": "nonsense://"}, None),
     ],
 )
-def test_the_proxy_is_the_one_that_the_environment_names(
+def test_the_proxy_is_chosen_by_the_environment(
     monkeypatch: pytest.MonkeyPatch, url: str, variables: dict[str, str], expected: str | None
 ) -> None:
     for name, value in variables.items():
@@ -258,7 +258,7 @@ def test_the_proxy_is_the_one_that_the_environment_names(
         ("ALL_PROXY", "socks4://proxy:1080", "ALL_PROXY has another scheme"),
     ],
 )
-def test_a_proxy_that_cannot_work_is_told_by_its_variable(
+def test_an_invalid_proxy_is_reported_with_its_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(variable, value)

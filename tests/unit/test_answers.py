@@ -43,7 +43,7 @@ def answer(status: int, path: str = "/session", **options: Any) -> httpx.Respons
     ],
 )
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_says_where_it_leads_and_what_to_set(status: int, location: str, expected: str) -> None:
+def test_a_redirect_names_its_target_and_the_setting(status: int, location: str, expected: str) -> None:
     detail = detail_of(answer(status, headers={"Location": location}, html=PAGE))
     assert expected in detail
     assert "<" not in detail
@@ -70,14 +70,14 @@ def test_a_redirect_does_not_show_the_session() -> None:
         ({}, "Bad Gateway"),
     ],
 )
-def test_the_first_line_of_an_answer_is_told_and_no_markup(options: dict[str, Any], expected: str | None) -> None:
+def test_the_first_line_of_a_response_is_shown_without_markup(options: dict[str, Any], expected: str | None) -> None:
     detail = detail_of(answer(502, **options))
     assert expected is None or detail == expected
     assert "\x1b" not in detail
 
 
 @pytest.mark.parametrize("body", ["x" * 10**6, "<p>" + "x" * 10**6, "<" * 10**5, "<a " * 10**5])
-def test_what_is_told_of_an_answer_is_bounded(body: str) -> None:
+def test_the_shown_part_of_a_response_is_limited(body: str) -> None:
     assert len(detail_of(answer(500, text=body))) <= PAGE_LENGTH
 
 
@@ -90,13 +90,13 @@ def test_what_is_told_of_an_answer_is_bounded(body: str) -> None:
         (400, "The plain HTTP request was sent to HTTPS port", "https://"),
     ],
 )
-def test_an_answer_of_a_proxy_says_what_to_set(status: int, text: str, variable: str) -> None:
+def test_a_response_of_a_proxy_names_the_setting(status: int, text: str, variable: str) -> None:
     with pytest.raises(httpx.HTTPStatusError, match=rf"^GET /lab-1/session: {status}: {text} \(.*{variable}"):
         raise_for_error(answer(status, html=f"<title>{text}</title>"))
 
 
 @pytest.mark.parametrize("options", [{"html": PAGE}, {"json": {"no": "queue"}}, {}, {"content": b"\xff"}])
-def test_a_success_of_something_else_is_no_answer_of_a_lab_server(options: dict[str, Any]) -> None:
+def test_a_success_of_another_service_is_not_accepted(options: dict[str, Any]) -> None:
     with pytest.raises(httpx.DecodingError, match="this is not a response of a lab server") as caught:
         parsed(answer(200, **options), QueueDto)
     assert "<" not in str(caught.value)

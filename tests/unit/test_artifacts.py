@@ -53,14 +53,14 @@ NO_ARCHIVES = {
 
 
 @pytest.mark.parametrize("archive", NO_ARCHIVES.values(), ids=NO_ARCHIVES)
-def test_what_is_no_archive_of_a_lab_leaves_nothing_behind(tmp_path: Path, archive: bytes) -> None:
+def test_an_invalid_archive_leaves_nothing_behind(tmp_path: Path, archive: bytes) -> None:
     output = tmp_path / "output"
     with pytest.raises(ValueError, match="the artifacts "):
         unpack_artifacts(archive, output)
     assert everything_below(tmp_path) == ["output"]
 
 
-def test_what_is_unpacked_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unpacked_size_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "MAX_BYTES", 1000)
     monkeypatch.setattr(artifacts, "MAX_FILES", 3)
     for archive in (packed(("lab-1/x", bytes(1001))), packed(*((f"lab-1/{number}", b"") for number in range(4)))):

@@ -156,7 +156,7 @@ def test_joins_and_ends_one_session(server: ScriptedServer, connect: Connect) ->
     assert [name_of(request) for request in server.requests] == [JOIN, POLL, END]
 
 
-def test_says_who_asks(server: ScriptedServer, connect: Connect) -> None:
+def test_sends_labels_of_the_client_and_the_purpose(server: ScriptedServer, connect: Connect) -> None:
     connect(purpose="x" * 500).close()
     connect(client="ci", purpose="job 7").close()
     first, second = server.of(JOIN)
@@ -175,18 +175,18 @@ def test_repeats_a_join_with_the_same_key(server: ScriptedServer, connect: Conne
     assert server.keys(JOIN)[0]
 
 
-def test_joins_with_the_key_that_it_is_given(server: ScriptedServer, connect: Connect) -> None:
+def test_joins_with_a_given_key(server: ScriptedServer, connect: Connect) -> None:
     connect(session_key="run-1").close()
     assert server.keys(JOIN) == ["run-1"]
 
 
-def test_gives_up_on_an_address_where_nobody_answers(server: ScriptedServer, connect: Connect) -> None:
+def test_gives_up_on_an_address_that_never_answers(server: ScriptedServer, connect: Connect) -> None:
     server.script(JOIN, httpx.ConnectError("connection refused"))
     with pytest.raises(httpx.ConnectError, match="no answer from http://lab in 30 s: connection refused"):
         connect(session_timeout=600)
 
 
-def test_says_why_the_server_refuses_a_session(server: ScriptedServer, connect: Connect) -> None:
+def test_reports_why_the_server_refuses_a_session(server: ScriptedServer, connect: Connect) -> None:
     server.script(JOIN, refusal(422, "purpose: too long"))
     with pytest.raises(httpx.HTTPStatusError, match="422: purpose: too long"):
         connect()
@@ -195,7 +195,7 @@ def test_says_why_the_server_refuses_a_session(server: ScriptedServer, connect: 
 # Waiting
 
 
-def test_waits_by_polls_that_the_server_holds(server: ScriptedServer, connect: Connect, clock: PausedClock) -> None:
+def test_waits_with_long_polls(server: ScriptedServer, connect: Connect, clock: PausedClock) -> None:
     def held(request: httpx.Request) -> httpx.Response:
         clock.pause(float(request.url.params["wait"]))
         return waiting(1)
@@ -207,26 +207,26 @@ def test_waits_by_polls_that_the_server_holds(server: ScriptedServer, connect: C
     assert server.moments(POLL) == [0, 0, 24, 48]
 
 
-def test_asks_a_server_that_does_not_hold_its_answer_once_a_second(server: ScriptedServer, connect: Connect) -> None:
+def test_polls_a_server_without_long_polls_once_a_second(server: ScriptedServer, connect: Connect) -> None:
     server.script(POLL, *[waiting(1)] * 5, active)
     connect().close()
     assert server.moments(POLL) == [0, 0, 1, 2, 3, 4]
 
 
-def test_never_asks_for_a_longer_hold_than_the_request_timeout(server: ScriptedServer, connect: Connect) -> None:
+def test_a_long_poll_is_shorter_than_the_request_timeout(server: ScriptedServer, connect: Connect) -> None:
     server.script(POLL, waiting(1), waiting(1), active)
     connect(request_timeout=5).close()
     assert [request.url.params["wait"] for request in server.of(POLL)] == ["0", "4", "4"]
 
 
-def test_tells_each_change_of_the_position(server: ScriptedServer, connect: Connect) -> None:
+def test_reports_each_change_of_the_position(server: ScriptedServer, connect: Connect) -> None:
     seen: list[tuple[int, str | None]] = []
     server.script(POLL, waiting(2, "ann holds the lab"), waiting(2, "ann holds the lab"), waiting(1, "bob"), active)
     connect(on_progress=lambda *change: seen.append(change)).close()
     assert seen == [(2, "ann holds the lab"), (1, "bob"), (0, None)]
 
 
-def test_tells_each_answer_with_the_expected_wait(server: ScriptedServer, connect: Connect) -> None:
+def test_reports_each_response_with_the_estimated_wait(server: ScriptedServer, connect: Connect) -> None:
     def expected(seconds: float) -> httpx.Response:
         return httpx.Response(200, json={"status": "waiting", "position": 1, "eta_seconds": seconds})
 
@@ -236,7 +236,7 @@ def test_tells_each_answer_with_the_expected_wait(server: ScriptedServer, connec
     assert seen == [60, 30, None]
 
 
-def test_asks_again_at_once_when_its_position_has_changed(
+def test_polls_again_at_once_when_the_position_has_changed(
     server: ScriptedServer, connect: Connect, clock: PausedClock
 ) -> None:
     seen: list[int] = []
@@ -247,13 +247,13 @@ def test_asks_again_at_once_when_its_position_has_changed(
     assert server.moments(POLL) == [0, 0, 1, 1, 1]  # only the second answer said nothing new
 
 
-def test_tells_nothing_when_it_need_not_wait(connect: Connect) -> None:
+def test_reports_nothing_when_it_does_not_wait(connect: Connect) -> None:
     seen: list[tuple[int, str | None]] = []
     connect(on_progress=lambda *change: seen.append(change)).close()
     assert seen == []
 
 
-def test_leaves_the_queue_when_the_wait_is_over(server: ScriptedServer, connect: Connect) -> None:
+def test_leaves_the_queue_after_the_session_timeout(server: ScriptedServer, connect: Connect) -> None:
     server.script(POLL, waiting(3, "ann holds the lab"))
     with pytest.raises(TimeoutError, match=r"not active within 20 s: position 3 in the queue \(ann holds the lab\)"):
         connect(session_timeout=20)
@@ -272,7 +272,7 @@ def test_survives_a_restart_of_the_server_while_it_waits(
     assert server.moments(POLL)[-1] >= 300
 
 
-def test_a_server_that_stays_away_does_not_prolong_the_wait(server: ScriptedServer, connect: Connect) -> None:
+def test_an_unreachable_server_does_not_prolong_the_wait(server: ScriptedServer, connect: Connect) -> None:
     server.script(POLL, waiting(1), refusal(503, "draining"))
     with pytest.raises(TimeoutError, match="not active within 30 s: draining"):
         connect(session_timeout=30)
@@ -282,7 +282,7 @@ def test_a_server_that_stays_away_does_not_prolong_the_wait(server: ScriptedServ
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_says_why_the_server_has_ended_a_waiting_session(server: ScriptedServer, connect: Connect, status: int) -> None:
+def test_reports_why_the_server_ended_a_waiting_session(server: ScriptedServer, connect: Connect, status: int) -> None:
     server.script(POLL, waiting(1), refusal(status, "ended by an operator"))
     with pytest.raises(RuntimeError, match="the session was ended by the server: ended by an operator"):
         connect()
@@ -314,7 +314,9 @@ def test_checks_a_topology_with_its_extra_files(server: ScriptedServer, connect:
     assert [b"welcome" in request.content for request in server.of(CHECK)] == [False, True]
 
 
-def test_checks_nothing_when_its_turn_is_now(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+def test_checks_nothing_if_the_session_is_active_at_once(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
     connect(topologies=[topology]).close()
     assert not server.of(CHECK)
 
@@ -345,7 +347,9 @@ def test_a_check_may_take_as_long_as_the_session_waits(
     assert limits == [500]
 
 
-def test_the_turn_does_not_wait_for_a_check_that_runs(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+def test_an_active_session_does_not_wait_for_a_running_check(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
     def busy(_: httpx.Request) -> httpx.Response:
         asked.set()
         granted.wait(30)
@@ -364,14 +368,16 @@ def test_the_turn_does_not_wait_for_a_check_that_runs(server: ScriptedServer, co
     assert len(server.of(CHECK)) == 1
 
 
-def test_trouble_with_a_check_is_left_to_the_acquire(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+def test_errors_of_a_check_are_left_to_the_acquire(server: ScriptedServer, connect: Connect, topology: Path) -> None:
     server.script(POLL, *[waiting(1)] * 2, active)
     server.script(CHECK, CUT)
     with connect(topologies=[topology]) as client:
         assert client.rejected == {}
 
 
-def test_leaves_the_queue_when_no_topology_is_left(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+def test_leaves_the_queue_if_all_topologies_are_rejected(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
     server.script(POLL, waiting(5))
     server.script(CHECK, refusal(422, "unknown attribute"))
     client = connect(topologies=[topology])
@@ -381,7 +387,9 @@ def test_leaves_the_queue_when_no_topology_is_left(server: ScriptedServer, conne
         client.acquire(topology)
 
 
-def test_the_end_of_a_session_and_a_call_after_close_are_told_apart(server: ScriptedServer, connect: Connect) -> None:
+def test_the_end_of_a_session_and_a_call_after_close_are_different_exceptions(
+    server: ScriptedServer, connect: Connect
+) -> None:
     server.script(DESTROY, refusal(410, "held for too long"))
     with connect() as client, pytest.raises(SessionEnded) as caught:
         client.destroy()
@@ -456,7 +464,7 @@ def test_sends_extra_files_anew_with_each_repetition(server: ScriptedServer, con
     assert all("Content-Length" in request.headers for request in server.of(ACQUIRE))
 
 
-def test_a_missing_extra_file_is_told_before_anything_is_sent(
+def test_a_missing_extra_file_is_reported_before_anything_is_sent(
     server: ScriptedServer, connect: Connect, topology: Path
 ) -> None:
     with connect() as client:
@@ -467,7 +475,9 @@ def test_a_missing_extra_file_is_told_before_anything_is_sent(
     assert not server.of(ACQUIRE)
 
 
-def test_a_file_that_shrinks_while_it_is_sent_is_told(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+def test_a_file_that_shrinks_during_the_upload_is_reported(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
     def busy(_: httpx.Request) -> httpx.Response:
         log.write_bytes(b"")
         return refusal(423, "lab busy")
@@ -478,7 +488,7 @@ def test_a_file_that_shrinks_while_it_is_sent_is_told(server: ScriptedServer, co
         client.acquire(topology, extra_files=["old.log"])
 
 
-def test_waits_for_a_busy_lab_as_long_as_the_server_says(
+def test_waits_for_a_busy_lab_for_the_seconds_in_retry_after(
     server: ScriptedServer, connect: Connect, topology: Path
 ) -> None:
     busy = [
@@ -500,19 +510,21 @@ def test_gives_up_on_a_lab_that_stays_busy(server: ScriptedServer, connect: Conn
         assert client.references == ()
 
 
-def test_gives_up_on_a_server_that_does_not_come_back(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+def test_gives_up_an_acquire_if_the_server_does_not_come_back(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
     server.script(ACQUIRE, CUT)
     with connect(lab_acquisition_timeout=10) as client, pytest.raises(TimeoutError, match="connection reset"):
         client.acquire(topology)
 
 
-def test_says_why_the_server_refuses_a_topology(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+def test_reports_why_the_server_refuses_a_topology(server: ScriptedServer, connect: Connect, topology: Path) -> None:
     server.script(ACQUIRE, refusal(422, "netlab: unknown attribute"))
     with connect() as client, pytest.raises(httpx.HTTPStatusError, match="POST /lab: 422: netlab: unknown attribute"):
         client.acquire(topology)
 
 
-def test_the_answer_to_an_acquire_may_take_longer_than_others(
+def test_the_response_to_an_acquire_may_take_longer_than_others(
     server: ScriptedServer, connect: Connect, topology: Path
 ) -> None:
     with connect(request_timeout=5, lab_acquisition_timeout=300) as client:
@@ -522,7 +534,9 @@ def test_the_answer_to_an_acquire_may_take_longer_than_others(
     assert [timeout["read"] for timeout in timeouts] == [300, 5]
 
 
-def test_releases_the_very_references_that_it_holds(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+def test_releases_exactly_the_references_that_it_holds(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
     server.script(RELEASE, CUT, httpx.Response(204))
     with connect() as client:
         client.acquire(topology)
@@ -535,7 +549,7 @@ def test_releases_the_very_references_that_it_holds(server: ScriptedServer, conn
     assert server.keys(RELEASE) == [second, second, first]
 
 
-def test_keeps_a_reference_when_the_server_cannot_be_told(
+def test_keeps_a_reference_if_the_release_cannot_be_sent(
     server: ScriptedServer, connect: Connect, topology: Path
 ) -> None:
     server.script(RELEASE, CUT)
@@ -579,7 +593,7 @@ def test_gives_up_when_the_server_does_not_come_back(server: ScriptedServer, con
     client.close()
 
 
-def test_waits_between_two_attempts_and_longer_each_time(server: ScriptedServer, connect: Connect) -> None:
+def test_the_delay_between_attempts_grows(server: ScriptedServer, connect: Connect) -> None:
     client = connect()
     server.script(DESTROY, *[CUT] * 7, refusal(503, "draining", **{"Retry-After": "3"}), httpx.Response(204))
     client.destroy()
@@ -593,7 +607,7 @@ def test_waits_between_two_attempts_and_longer_each_time(server: ScriptedServer,
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_every_call_says_that_the_session_is_over(
+def test_every_call_reports_the_end_of_the_session(
     server: ScriptedServer, connect: Connect, topology: Path, status: int
 ) -> None:
     gone = refusal(status, "held for too long")
@@ -656,7 +670,7 @@ def test_an_interrupted_join_ends_the_session(server: ScriptedServer, connect: C
     assert len(set(server.keys(JOIN))) == 1
 
 
-def test_an_interrupted_join_is_no_reason_to_wait_for_a_server_that_is_away(
+def test_an_interrupted_join_does_not_wait_for_an_unreachable_server(
     server: ScriptedServer, connect: Connect, clock: PausedClock
 ) -> None:
     def interrupt(_: httpx.Request) -> httpx.Response:
@@ -682,7 +696,7 @@ def test_an_interrupted_wait_ends_the_session(server: ScriptedServer, connect: C
 # Heartbeats; these run on a thread of their own, in real time
 
 
-def test_heartbeats_go_on_while_the_session_waits(server: ScriptedServer, connect: Connect) -> None:
+def test_heartbeats_continue_while_the_session_waits(server: ScriptedServer, connect: Connect) -> None:
     seen = threading.Event()
 
     def beat(request: httpx.Request) -> httpx.Response:
@@ -699,7 +713,7 @@ def test_heartbeats_go_on_while_the_session_waits(server: ScriptedServer, connec
     connect(heartbeat_interval=0.001).close()
 
 
-def test_heartbeats_go_on_after_trouble(server: ScriptedServer, connect: Connect) -> None:
+def test_heartbeats_continue_after_errors(server: ScriptedServer, connect: Connect) -> None:
     seen = threading.Event()
 
     def beat(_: httpx.Request) -> httpx.Response:
@@ -718,7 +732,7 @@ def test_heartbeats_stop_with_the_session(server: ScriptedServer, connect: Conne
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_a_lost_session_is_told_once(server: ScriptedServer, connect: Connect, status: int) -> None:
+def test_a_lost_session_is_reported_once(server: ScriptedServer, connect: Connect, status: int) -> None:
     reasons: list[str] = []
     lost = threading.Event()
 
@@ -744,7 +758,7 @@ def told() -> list[str]:
     return []
 
 
-def test_an_unreachable_server_is_told_soon_and_given_up_sooner_before_its_first_answer(
+def test_an_unreachable_server_is_reported_soon_and_given_up_sooner_before_its_first_response(
     server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
 ) -> None:
     server.script(JOIN, httpx.ConnectError("connection refused"))
@@ -760,7 +774,7 @@ def test_an_unreachable_server_is_told_soon_and_given_up_sooner_before_its_first
     assert 1 <= moments[0] <= 2
 
 
-def test_a_wait_tells_of_trouble_again_and_again_and_of_its_end(
+def test_a_wait_reports_an_unreachable_server_repeatedly_and_its_return(
     server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
 ) -> None:
     def goes_down(_: httpx.Request) -> httpx.Response:
@@ -774,7 +788,7 @@ def test_a_wait_tells_of_trouble_again_and_again_and_of_its_end(
     assert told[-1] == "http://lab answers again"
 
 
-def test_a_restart_that_is_over_in_a_second_is_not_told(
+def test_a_restart_of_less_than_a_second_is_not_reported(
     server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
 ) -> None:
     server.script(POLL, waiting(1), CUT, refusal(503, "draining"), active)
@@ -782,7 +796,7 @@ def test_a_restart_that_is_over_in_a_second_is_not_told(
     assert told == []
 
 
-def test_trouble_is_logged_where_nobody_wants_to_be_told(
+def test_without_a_callback_an_unreachable_server_is_logged(
     server: ScriptedServer, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.script(JOIN, CUT)
@@ -791,7 +805,7 @@ def test_trouble_is_logged_where_nobody_wants_to_be_told(
     assert "no answer from http://lab: connection reset; giving up in 29 s" in caplog.messages
 
 
-def test_a_wait_gives_up_a_server_that_stays_away(server: ScriptedServer, connect: Connect) -> None:
+def test_a_wait_gives_up_a_server_that_does_not_come_back(server: ScriptedServer, connect: Connect) -> None:
     server.script(POLL, waiting(1), CUT)
     with pytest.raises(httpx.ReadError, match="no answer from http://lab in 50 s: connection reset"):
         connect(session_timeout=3600, unreachable_timeout=50)
@@ -800,7 +814,7 @@ def test_a_wait_gives_up_a_server_that_stays_away(server: ScriptedServer, connec
         connect(session_timeout=3600, unreachable_timeout=50)
 
 
-def test_after_the_first_defeat_every_call_is_tried_once(
+def test_after_failed_retries_each_call_is_tried_once(
     server: ScriptedServer, connect: Connect, clock: PausedClock, topology: Path
 ) -> None:
     client = connect(unreachable_timeout=50)
@@ -815,7 +829,7 @@ def test_after_the_first_defeat_every_call_is_tried_once(
     assert len([moment for moment in server.moments(ACQUIRE) if moment >= 50]) == 3
 
 
-def test_a_server_that_is_back_is_trusted_again(
+def test_calls_to_a_server_that_has_come_back_are_retried_again(
     server: ScriptedServer, connect: Connect, clock: PausedClock, topology: Path
 ) -> None:
     client = connect(unreachable_timeout=50)
@@ -829,7 +843,7 @@ def test_a_server_that_is_back_is_trusted_again(
     client.close()
 
 
-def test_a_long_acquire_that_a_proxy_cuts_again_and_again_goes_on(
+def test_an_acquire_continues_although_a_proxy_cuts_it_repeatedly(
     server: ScriptedServer, connect: Connect, clock: PausedClock, topology: Path
 ) -> None:
     def cut(status: int) -> Answer:
@@ -849,7 +863,7 @@ def test_a_long_acquire_that_a_proxy_cuts_again_and_again_goes_on(
     assert len(server.keys(ACQUIRE)) == 8
 
 
-def test_a_proxy_that_cuts_held_polls_does_not_end_the_wait(
+def test_a_wait_continues_although_a_proxy_cuts_long_polls(
     server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
 ) -> None:
     def cut(_: httpx.Request) -> httpx.Response:
@@ -862,7 +876,7 @@ def test_a_proxy_that_cuts_held_polls_does_not_end_the_wait(
     assert told == []
 
 
-def test_the_end_of_the_interpreter_is_no_trouble(
+def test_a_call_at_the_end_of_the_interpreter_works(
     server: ScriptedServer, connect: Connect, monkeypatch: pytest.MonkeyPatch, topology: Path
 ) -> None:
     client = connect()
@@ -879,7 +893,7 @@ def test_the_end_of_the_interpreter_is_no_trouble(
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504, 520, 521, 522, 523, 524])
 @pytest.mark.parametrize("call", [JOIN, POLL, ACQUIRE, RELEASE, DESTROY, END])
-def test_what_a_proxy_answers_for_a_while_is_ridden_out(
+def test_temporary_errors_of_a_proxy_are_retried(
     server: ScriptedServer, connect: Connect, topology: Path, status: int, call: str
 ) -> None:
     usual = server.scripted(call)
@@ -893,13 +907,13 @@ def test_what_a_proxy_answers_for_a_while_is_ridden_out(
     assert [later - sooner for sooner, later in pairwise(moments)][:2] == [2, 2]
 
 
-def test_a_page_in_the_place_of_an_answer_is_no_traceback(server: ScriptedServer, connect: Connect) -> None:
+def test_a_page_in_place_of_a_response_raises_no_other_exception(server: ScriptedServer, connect: Connect) -> None:
     server.script(JOIN, httpx.Response(200, html="<title>Please log in</title>"))
     with pytest.raises(httpx.HTTPError, match="200: Please log in: this is not a response of a lab server"):
         connect()
 
 
-def test_a_redirect_says_what_to_set(server: ScriptedServer, connect: Connect) -> None:
+def test_a_redirect_names_the_setting(server: ScriptedServer, connect: Connect) -> None:
     server.script(JOIN, httpx.Response(308, html="<h1>Moved</h1>", headers={"Location": "https://lab/session"}))
     with pytest.raises(httpx.HTTPStatusError, match=r"308: redirected to .*: set REMOTE_LAB_URL=https://lab$"):
         connect()
@@ -914,7 +928,7 @@ def test_the_end_of_a_session_takes_a_few_seconds(server: ScriptedServer, connec
     assert clock.seconds - 1000 <= 2 * CLOSE_TIMEOUT
 
 
-def test_an_address_that_cannot_work_fails_before_anything_is_sent(server: ScriptedServer) -> None:
+def test_an_invalid_address_fails_before_anything_is_sent(server: ScriptedServer) -> None:
     for url in ("lab-host:8000", "lab-host/8000", "http://lab-host:8000\n", "http://"):
         with pytest.raises(ValueError, match="base_url"):
             RemoteLabClient(url, transport=httpx.MockTransport(server))
@@ -945,7 +959,7 @@ def test_the_attributes_of_1x(connect: Connect) -> None:
         ("x" * 500, "x" * 200),
     ],
 )
-def test_labels_are_made_fit_for_the_queue(server: ScriptedServer, connect: Connect, label: str, sent: str) -> None:
+def test_labels_are_escaped_and_cut(server: ScriptedServer, connect: Connect, label: str, sent: str) -> None:
     connect(client=label, purpose=label, session_key=label).close()
     assert json.loads(server.of(JOIN)[0].content) == {"client": sent, "purpose": sent}
 
@@ -1032,7 +1046,9 @@ def test_a_connection_ends_a_session_by_its_key(server: ScriptedServer, clock: P
         (httpx.Response(500), "Internal Server Error"),
     ],
 )
-def test_an_answer_of_any_form_is_told(server: ScriptedServer, connect: Connect, answer: Answer, text: str) -> None:
+def test_a_response_of_any_form_is_reported(
+    server: ScriptedServer, connect: Connect, answer: Answer, text: str
+) -> None:
     server.script(DESTROY, answer)
     with connect() as client, pytest.raises(httpx.HTTPStatusError, match=f"DELETE /lab: 500: {text}"):
         client.destroy()

@@ -41,7 +41,7 @@ def _answer(status: int, said: str, probe: str | None = None) -> tuple[int, str]
         pytest.param(2, "netlab create: error: unrecognized arguments", None, 500, "exit status 2", id="arguments"),
     ],
 )
-def test_only_the_topologys_own_faults_are_422(
+def test_only_errors_of_the_topology_are_422(
     status: int, said: str, probe: str | None, code: int, sentence: str
 ) -> None:
     answered, detail = _answer(status, said, probe)
@@ -54,7 +54,7 @@ def test_a_full_disk_of_the_server_itself_is_507_too() -> None:
     assert STATUS[refused.reason] == 507
 
 
-def test_a_host_without_a_free_process_is_no_lab_in_the_way() -> None:
+def test_a_host_without_a_free_process_is_not_a_lab_in_the_way() -> None:
     refused = refusal_of(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"))
     assert STATUS[refused.reason] == 500
 
@@ -63,7 +63,7 @@ def test_every_reason_has_a_status() -> None:
     assert STATUS.keys() == set(Reason)
 
 
-def test_the_good_topology_is_asked_for_once_while_the_defaults_stay(
+def test_the_defaults_of_the_host_are_checked_once_until_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -56,7 +56,7 @@ def test_nornir_reaches_a_container_by_its_address() -> None:
     }
 
 
-def test_nornir_gets_all_that_a_login_needs() -> None:
+def test_nornir_gets_everything_that_a_login_needs() -> None:
     host = nornir_host(**ROUTER)
     assert {name: host[name] for name in ("hostname", "port", "username", "password", "platform")} == {
         "hostname": "192.168.121.102",
@@ -67,7 +67,7 @@ def test_nornir_gets_all_that_a_login_needs() -> None:
     }
 
 
-def test_the_configuration_names_the_files_where_they_lie() -> None:
+def test_the_configuration_has_the_paths_of_its_files() -> None:
     files = inventories.for_nornir([device(**ROUTER)], Path("/labs"))
     options = yaml.safe_load(files[inventories.NORNIR_CONFIG])["inventory"]["options"]
     assert {Path(path).name for path in options.values()} == files.keys() - {inventories.NORNIR_CONFIG}
@@ -75,6 +75,6 @@ def test_the_configuration_names_the_files_where_they_lie() -> None:
 
 
 @pytest.mark.parametrize(("system", "group"), [(None, "unknown"), ("sr-os", "sr_os"), ("6wind", "_6wind")])
-def test_a_group_has_a_name_that_ansible_takes(system: str | None, group: str) -> None:
+def test_a_group_has_a_valid_name_for_ansible(system: str | None, group: str) -> None:
     inventory = yaml.safe_load(inventories.for_ansible([device(ansible_network_os=system)]))
     assert list(inventory["all"]["children"]) == [group]

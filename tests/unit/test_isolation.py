@@ -127,7 +127,7 @@ def test_what_netlab_would_share_is_named_by_its_key(facts: dict[str, Any], key:
     assert found.startswith(f"{key}: ")
 
 
-def test_an_old_containerlab_must_be_locked() -> None:
+def test_an_old_containerlab_needs_a_lock() -> None:
     commands: dict[str, Any] = {key: f"flock -E 42 /run/lock/provider.lock {FACTS[key]}" for key in ("start", "stop")}
     assert problems(isolation=LOCKED, **commands) == []
     found = problems(isolation=LOCKED, **commands | {"stop": "containerlab destroy"})

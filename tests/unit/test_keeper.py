@@ -67,7 +67,7 @@ def entry(status: str) -> dict[str, object]:
     }
 
 
-def test_it_ends_with_the_session(tmp_path: Path) -> None:
+def test_the_keeper_ends_with_its_session(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.beat = lambda seconds: ALIVE if seconds < 4 * INTERVAL else ENDED
     assert scene.run() == "the server has ended the session: an operator ended it"
@@ -75,14 +75,14 @@ def test_it_ends_with_the_session(tmp_path: Path) -> None:
     assert scene.state.find(URL) is None
 
 
-def test_it_ends_without_a_call_when_the_session_is_forgotten(tmp_path: Path) -> None:
+def test_the_keeper_ends_without_a_call_if_the_session_is_forgotten(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.state.forget(scene.kept)
     assert scene.run() == "the state file of the session was removed or replaced"
     assert scene.calls == []
 
 
-def test_it_leaves_alone_what_has_taken_the_place_of_its_session(tmp_path: Path) -> None:
+def test_the_keeper_does_not_touch_a_session_that_has_replaced_its_own(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     later = scene.kept.model_copy(update={"session_id": "fedcba9876543210"})
     scene.state.save(later)
@@ -90,7 +90,7 @@ def test_it_leaves_alone_what_has_taken_the_place_of_its_session(tmp_path: Path)
     assert scene.state.find(URL) == later
 
 
-def test_it_ends_the_session_when_its_time_is_up(tmp_path: Path) -> None:
+def test_the_keeper_ends_the_session_at_its_time_limit(tmp_path: Path) -> None:
     scene = Scene(tmp_path, kept_until=START + timedelta(minutes=30))
     assert scene.run() == "the session is over: its time is up"
     assert scene.seconds == 1800
@@ -113,7 +113,7 @@ def test_a_session_that_yields_ends_as_soon_as_another_one_waits(tmp_path: Path)
 
 
 @pytest.mark.parametrize("away", [httpx.Response(503), httpx.Response(502), None])
-def test_it_waits_for_a_server_that_restarts(tmp_path: Path, away: httpx.Response | None) -> None:
+def test_the_keeper_waits_for_a_server_that_restarts(tmp_path: Path, away: httpx.Response | None) -> None:
     scene = Scene(tmp_path)
 
     def beat(seconds: float) -> httpx.Response:
@@ -127,7 +127,7 @@ def test_it_waits_for_a_server_that_restarts(tmp_path: Path, away: httpx.Respons
     assert "an operator ended it" in scene.run()
 
 
-def test_a_server_that_is_gone_for_ever_is_given_up(tmp_path: Path) -> None:
+def test_the_keeper_gives_up_an_unreachable_server(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
 
     def beat(_: float) -> httpx.Response:

@@ -59,7 +59,7 @@ OF_AN_ENDED_SESSION = lab(references=1, in_session=False)
         pytest.param(lab(LiveLabState.STOPPING), MINE, True, Step.STOP, id="its teardown could not be written down"),
     ],
 )
-def test_an_acquire_is_decided_by_identity_state_and_references(
+def test_an_acquire_depends_on_identity_state_and_references(
     seen: Observed, wanted: Identity, reuse: bool, step: Step
 ) -> None:
     assert next_step(seen, Wanted(wanted, reuse, same_session=True)).step is step
@@ -73,7 +73,7 @@ def test_an_acquire_is_decided_by_identity_state_and_references(
         pytest.param(lab(in_session=False, held=False), Decision(Step.ADOPT), id="and it is not taken over yet"),
     ],
 )
-def test_the_lab_of_another_session_makes_room(seen: Observed, decision: Decision) -> None:
+def test_the_lab_of_another_session_is_stopped(seen: Observed, decision: Decision) -> None:
     assert next_step(seen, Wanted(MINE, reuse=True, same_session=False)) == decision
 
 
@@ -102,7 +102,7 @@ def test_the_lab_of_another_session_makes_room(seen: Observed, decision: Decisio
         pytest.param(Observed(leftovers_for=math.inf), Decision(Step.SWEEP), id="something is left of another lab"),
     ],
 )
-def test_without_an_acquire_what_is_due_is_done(seen: Observed, decision: Decision) -> None:
+def test_without_an_acquire_pending_steps_are_taken(seen: Observed, decision: Decision) -> None:
     assert next_step(seen, sweep_interval=SWEEP_INTERVAL) == decision
 
 
@@ -122,21 +122,21 @@ requests = st.none() | st.builds(Wanted, identities, st.booleans(), st.booleans(
 
 
 @given(situations, requests)
-def test_no_operation_begins_beside_another(seen: Observed, wanted: Wanted | None) -> None:
+def test_no_operation_begins_during_another_one(seen: Observed, wanted: Wanted | None) -> None:
     step = next_step(seen, wanted, sweep_interval=SWEEP_INTERVAL).step
     if seen.operation:
         assert step in {Step.WAIT, Step.JOIN, Step.REFUSE, Step.INTERRUPT}
 
 
 @given(situations, requests)
-def test_a_lab_starts_only_where_there_is_none_and_nothing_is_left(seen: Observed, wanted: Wanted | None) -> None:
+def test_a_lab_starts_only_without_another_lab_and_without_leftovers(seen: Observed, wanted: Wanted | None) -> None:
     if next_step(seen, wanted, sweep_interval=SWEEP_INTERVAL).step is Step.START:
         assert wanted
         assert (seen.state, seen.operation, seen.leftovers_for) == (None, None, None)
 
 
 @given(situations, requests)
-def test_nobody_loses_a_lab_that_is_held_in_an_active_session(seen: Observed, wanted: Wanted | None) -> None:
+def test_a_lab_with_references_in_an_active_session_is_kept(seen: Observed, wanted: Wanted | None) -> None:
     if wanted and not wanted.same_session and seen.in_session:
         return  # two sessions are never active at once
     in_use = seen.state is LiveLabState.RUNNING and seen.held and seen.in_session and seen.references
@@ -145,14 +145,14 @@ def test_nobody_loses_a_lab_that_is_held_in_an_active_session(seen: Observed, wa
 
 
 @given(situations, requests)
-def test_what_is_shared_is_what_is_wanted(seen: Observed, wanted: Wanted | None) -> None:
+def test_a_shared_lab_has_the_requested_identity(seen: Observed, wanted: Wanted | None) -> None:
     if next_step(seen, wanted, sweep_interval=SWEEP_INTERVAL).step in {Step.SHARE, Step.JOIN}:
         assert wanted
         assert seen.identity == wanted.identity
 
 
 @given(situations)
-def test_each_situation_ends_with_nothing_to_do(seen: Observed) -> None:
+def test_each_situation_ends_in_a_stable_state(seen: Observed) -> None:
     """Steps that succeed come to an end: nothing is done over and over."""
     steps = []
     while (step := next_step(seen, sweep_interval=0).step) is not Step.NOTHING:

@@ -87,7 +87,7 @@ def violations(layers: tuple[set[str], ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("layers", [SERVER, CLIENT], ids=["server", "client"])
-def test_nothing_imports_anything_above_or_beside_it(layers: tuple[set[str], ...]) -> None:
+def test_packages_import_only_from_packages_below(layers: tuple[set[str], ...]) -> None:
     assert violations(layers) == []
 
 
@@ -96,14 +96,14 @@ def test_the_sub_commands_alone_use_the_client() -> None:
     assert {name.split(".")[0] for name in users} == {"cli", "client", "testing"}
 
 
-def test_netlabs_room_waits_until_a_run_without_a_server_has_a_lab() -> None:
+def test_the_netlab_package_is_loaded_with_the_first_lab_of_a_run_without_a_server() -> None:
     assert not [name for name in loaded(modules()[LOCAL]) if name.startswith("netlab")]
     imported_by_plugin = loaded_by(f"import {NAME}.testing.plugin, {NAME}.testing.holder, {NAME}.testing.lab_socket")
     assert f"{NAME}.{LOCAL}" in imported_by_plugin
     assert not [name for name in imported_by_plugin if name.startswith(f"{NAME}.netlab")]
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     """Cycles: a depth-first walk along the imports that run when a module is loaded."""
     known = modules()
     edges = {
@@ -188,7 +188,7 @@ def test_client_and_plugin_load_nothing_of_the_server(room: str) -> None:
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "serve"])
-def test_a_command_for_people_loads_no_server(command: str) -> None:
+def test_a_client_command_loads_no_module_of_the_server(command: str) -> None:
     loaded = loaded_by(f"from {NAME}.cli.main import main; main([{command!r}, '--help'])")
     assert "httpx" in loaded or command == "copy-database"
     assert not {"uvicorn", "starlette", "sqlalchemy", f"{NAME}.cli.server"} & loaded
@@ -205,7 +205,7 @@ def calls(path: Path) -> Iterator[tuple[str, str]]:
             yield node.func.value.id, node.func.attr
 
 
-def test_programs_are_started_in_one_place_of_server_and_client_and_never_through_a_shell() -> None:
+def test_programs_are_started_in_one_module_of_server_and_client_and_without_a_shell() -> None:
     starters = {("subprocess", name) for name in ("run", "call", "check_call", "check_output", "Popen")}
     starters |= {("psutil", "Popen"), ("os", "system"), ("pty", "spawn")}
     starters |= {("asyncio", "create_subprocess_exec"), ("asyncio", "create_subprocess_shell")}
@@ -216,7 +216,7 @@ def test_programs_are_started_in_one_place_of_server_and_client_and_never_throug
         assert "shell=True" not in modules()[name].read_text(encoding="utf-8")
 
 
-def test_the_environment_is_read_in_one_place_a_program() -> None:
+def test_the_environment_is_read_in_few_modules() -> None:
     readers = {
         name
         for name, path in modules().items()
@@ -242,6 +242,6 @@ LONG_MODULES = {
 """Modules that are longer, and why."""
 
 
-def test_no_module_is_too_long_to_be_read_at_once() -> None:
+def test_no_module_is_too_long() -> None:
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
     assert {name for name, count in lines.items() if count > LONGEST_MODULE} == LONG_MODULES.keys()

@@ -74,7 +74,7 @@ def with_line(count: int, work: Callable[[Line], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-def test_who_stands_behind_is_answered_and_who_stands_before_is_held_on() -> None:
+def test_only_sessions_behind_a_change_are_answered() -> None:
     async def work(line: Line) -> None:
         line.leave("s3")
         await line.until(lambda: set(line.answered) >= {"s3", "s4", "s5"})
@@ -94,7 +94,7 @@ def test_the_session_itself_comes_first() -> None:
     with_line(10, work)
 
 
-def test_those_far_back_are_told_once_they_come_near() -> None:
+def test_sessions_far_back_are_answered_once_they_come_near() -> None:
     async def work(line: Line) -> None:
         line.leave("s1")
         near = set(line.ids[: NEAR + 1])
@@ -105,7 +105,7 @@ def test_those_far_back_are_told_once_they_come_near() -> None:
     with_line(3 * NEAR, work)
 
 
-def test_the_loop_turns_between_batches_of_answers() -> None:
+def test_the_event_loop_runs_between_batches_of_answers() -> None:
     async def work(line: Line) -> None:
         line.polls.answer_all()
         assert await line.largest_batch() <= BATCH
@@ -124,7 +124,7 @@ def test_many_calls_of_one_session_are_answered_in_batches_too() -> None:
     with_line(1, work)
 
 
-def test_calls_that_are_over_are_forgotten() -> None:
+def test_completed_calls_are_forgotten() -> None:
     async def work(line: Line) -> None:
         await line.polls.hold("nobody", 1, 0)
         assert set(line.polls._held) == {"s1"}
@@ -133,14 +133,14 @@ def test_calls_that_are_over_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize("position", [None, 1])
-def test_a_call_is_over_when_its_time_is(position: int | None) -> None:
+def test_a_call_ends_after_its_time(position: int | None) -> None:
     async def work(line: Line) -> None:
         await line.polls.hold("s1", position, 0.001)
 
     with_line(1, work)
 
 
-def test_who_waits_for_the_turn_alone_is_not_told_of_positions() -> None:
+def test_calls_that_wait_only_for_activation_are_not_answered_for_positions() -> None:
     async def work(line: Line) -> None:
         turn = asyncio.create_task(line.polls.hold("s3", None, 60))
         await asyncio.sleep(0)

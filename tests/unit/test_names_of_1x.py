@@ -42,7 +42,7 @@ def test_importing_the_package_costs_nothing() -> None:
     assert done.stdout.split()[0] == "False"
 
 
-def test_a_state_is_an_enum_and_its_word() -> None:
+def test_a_state_is_an_enum_and_a_string() -> None:
     answer = models.SessionStatusResponseDto.model_validate({"status": "active", "position": 0})
     assert answer.status is SessionState.ACTIVE
     assert str(answer.status) == "active"
@@ -73,7 +73,7 @@ def test_the_fields_of_1x_are_there() -> None:
         (client.InvalidSetting(), ValueError),
     ],
 )
-def test_what_the_client_raises_is_caught_by_the_except_clauses_of_1x(
+def test_exceptions_of_the_client_are_caught_by_except_clauses_for_1x(
     error: Exception, builtin: type[Exception]
 ) -> None:
     assert isinstance(error, builtin)

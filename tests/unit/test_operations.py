@@ -114,7 +114,7 @@ def test_every_failure_that_a_handler_raises_is_described(operation: Operation) 
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")
-def test_every_call_says_that_server_and_database_may_fail(operation: Operation) -> None:
+def test_every_call_describes_failures_of_server_and_database(operation: Operation) -> None:
     described = describe("0")["paths"][operation.path][operation.method]["responses"]
     assert operation.path == "/healthz" or {"500", "503"} <= described.keys()
 

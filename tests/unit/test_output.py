@@ -27,7 +27,7 @@ def test_a_traceback_is_hidden_and_its_cause_is_shown(printed: str) -> None:
 
 
 @every_traceback
-def test_a_traceback_may_be_cut_anywhere_into_pieces(printed: str) -> None:
+def test_a_traceback_may_arrive_in_any_pieces(printed: str) -> None:
     data = printed.encode()
     whole = shown_in_pieces(data)
     assert whole.split() == scrub(printed).split()
@@ -45,7 +45,7 @@ def test_a_tail_that_begins_within_a_traceback_shows_nothing_of_it(printed: str,
     assert len(re.findall(r"HIDDEN\(\)", shown)) <= ("[r1]" in printed or "|" in printed or "11:" in printed)
 
 
-def test_the_last_lines_hide_a_traceback_longer_than_what_is_read() -> None:
+def test_the_last_lines_hide_a_traceback_that_is_longer_than_the_part_that_is_read() -> None:
     frames = '  File "/usr/lib/a.py", line 1, in run\n    HIDDEN()\n' * (TAIL_BYTES // 20)
     file = io.BytesIO(f"Traceback (most recent call last):\n{frames}RecursionError: too deep\n".encode())
     assert last_lines(file, 0) == "RecursionError: too deep"
@@ -59,11 +59,11 @@ def test_a_line_without_an_end_is_cut(end: str) -> None:
     assert shown == [["x" * MAX_LINE_BYTES + CUT], *([["next"]] if "next" in end else [])]
 
 
-def test_a_tail_within_one_line_says_so() -> None:
+def test_a_tail_within_one_line_is_marked() -> None:
     assert last_lines(io.BytesIO(b"x" * 3 * TAIL_BYTES), 0) == CUT.strip()
 
 
-def test_a_line_has_as_many_parts_as_carriage_returns_cut_it_into() -> None:
+def test_carriage_returns_split_a_line_into_parts() -> None:
     assert Lines().feed(b"10%\r20%\rdone\r\nnext\n") == [["10%", "20%", "done"], ["next"]]
 
 
@@ -82,7 +82,7 @@ def test_a_line_has_as_many_parts_as_carriage_returns_cut_it_into() -> None:
         ("a\u202eb\u2028c", r"a\u202eb\u2028c"),
     ],
 )
-def test_nothing_commands_a_terminal(printed: str, shown: str) -> None:
+def test_control_sequences_for_terminals_are_removed(printed: str, shown: str) -> None:
     assert scrub(printed) == shown
 
 
@@ -92,7 +92,7 @@ def test_a_control_character_other_than_a_tab_is_never_shown(character: str) -> 
 
 
 @pytest.mark.parametrize("piece", ["\x1b]", "\x9d", "\x1b[0", "/-", '  File "', "Traceback ", "\\n ", "a" * 7 + "/"])
-def test_no_text_takes_long(piece: str) -> None:
+def test_no_text_takes_long_to_clean(piece: str) -> None:
     # a pattern of quadratic cost would take minutes here
     lines = Lines()
     for _ in range(50):

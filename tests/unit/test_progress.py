@@ -84,7 +84,7 @@ def test_a_log_gets_a_line_for_each_position_and_each_minute(log: Run) -> None:
     ]
 
 
-def test_a_wait_that_is_shown_again_is_no_new_one(log: Run) -> None:
+def test_a_wait_that_is_shown_again_continues(log: Run) -> None:
     progress = log.progress()
     progress.queued(place(1))
     progress.idle()
@@ -106,7 +106,7 @@ def test_a_log_gets_the_phases_of_each_start_once(log: Run) -> None:
     assert log.screen.lines == ["remote lab: ring: starting clab nodes"] * 2
 
 
-def test_a_start_without_phases_is_told_after_a_minute(log: Run) -> None:
+def test_a_start_without_phases_is_shown_after_a_minute(log: Run) -> None:
     with log.progress().starting("ring"):
         log.passes(59)
         assert log.screen.lines == []
@@ -134,7 +134,7 @@ def test_a_terminal_does_not_flicker_for_a_short_start(terminal: Run) -> None:
         assert terminal.shown() == "remote lab [2 s]: ring: waiting for the lab"
 
 
-def test_workers_that_share_a_session_tell_it_once(log: Run) -> None:
+def test_workers_that_share_a_session_show_messages_once(log: Run) -> None:
     first, second = log.progress("gw0"), log.progress("gw1")
     for progress in (first, second):
         progress.note("joining the queue of http://lab")
@@ -149,7 +149,7 @@ def test_workers_that_share_a_session_tell_it_once(log: Run) -> None:
     ]
 
 
-def test_what_a_worker_sends_is_shown(log: Run) -> None:
+def test_messages_of_a_worker_are_shown(log: Run) -> None:
     sent: list[tuple[str, Any]] = []
     worker, shown = RelayedProgress(sent.append), log.progress("gw0")
     worker.note("a note")
@@ -165,7 +165,7 @@ def test_what_a_worker_sends_is_shown(log: Run) -> None:
     ]
 
 
-def test_a_worker_whose_controller_is_gone_tells_nobody() -> None:
+def test_messages_of_a_worker_without_a_controller_are_dropped() -> None:
     def fail(_: object) -> None:
         raise OSError
 

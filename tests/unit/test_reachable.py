@@ -78,7 +78,7 @@ def test_an_http_api_has_a_port_of_its_own(variables: dict[str, Any], port: int)
     assert (raw["ansible_port"], raw["ansible_httpapi_port"]) == (40022, 40000 + port)
 
 
-def test_what_the_lab_says_of_host_keys_stays() -> None:
+def test_settings_of_the_lab_for_host_keys_stay() -> None:
     raw = through(ansible_connection="ssh", ansible_ssh_common_args="-o Ciphers=aes128-ctr")
     assert raw["ansible_ssh_common_args"] == "-o Ciphers=aes128-ctr"
 

@@ -45,7 +45,7 @@ def stale(cache: SessionCache, now: float, waiting_timeout: float = 10, active_t
 # Order
 
 
-def test_the_active_session_is_at_0_and_those_who_wait_follow_in_the_order_they_joined() -> None:
+def test_the_active_session_is_at_0_and_waiting_sessions_follow_in_the_order_of_their_joins() -> None:
     cache = queue(active(3), waiting(7), waiting(8), waiting(12))
     assert positions(cache) == {"s3": 0, "s7": 1, "s8": 2, "s12": 3}
     assert cache.active == [active(3)]
@@ -60,17 +60,17 @@ def test_several_active_sessions_are_in_the_order_of_their_slots_and_all_at_0() 
     assert positions(cache) == {"s3": 0, "s7": 1, "s8": 2}
 
 
-def test_the_number_decides_and_not_the_order_in_which_sessions_become_known() -> None:
+def test_positions_follow_the_numbers_of_the_sessions() -> None:
     assert order(queue(waiting(12), waiting(7), active(3), waiting(8))) == ["s3", "s7", "s8", "s12"]
 
 
-def test_who_leaves_from_the_middle_moves_up_only_those_behind() -> None:
+def test_only_sessions_behind_one_that_leaves_move_up() -> None:
     cache = queue(active(1), waiting(2), waiting(3), waiting(4), waiting(5))
     cache.drop("s3")
     assert positions(cache) == {"s1": 0, "s2": 1, "s4": 2, "s5": 3}
 
 
-def test_a_promoted_session_leaves_the_waiting_line() -> None:
+def test_a_promoted_session_is_no_longer_waiting() -> None:
     cache = queue(active(1), waiting(2), waiting(3))
     cache.drop("s1")
     assert cache.active == []
@@ -79,7 +79,7 @@ def test_a_promoted_session_leaves_the_waiting_line() -> None:
     assert cache.waiting == 1
 
 
-def test_dropping_somebody_unknown_changes_nothing() -> None:
+def test_dropping_an_unknown_session_changes_nothing() -> None:
     cache = queue(active(1), waiting(2))
     cache.drop("nobody")
     assert order(cache) == ["s1", "s2"]
@@ -97,7 +97,7 @@ def test_a_waiting_session_is_stale_once_its_timeout_is_over_and_not_before() ->
     assert stale(cache, 10.1) == ["s2"]
 
 
-def test_a_call_starts_the_timeout_anew() -> None:
+def test_a_call_restarts_the_timeout() -> None:
     cache = queue(active(1), waiting(2), waiting(3), now=0)
     for session_id in ("s1", "s2"):
         cache.renew(session_id, 8)
@@ -105,7 +105,7 @@ def test_a_call_starts_the_timeout_anew() -> None:
     assert stale(cache, 18.5, active_timeout=100) == ["s3", "s2"]
 
 
-def test_waiting_and_active_sessions_have_time_outs_of_their_own() -> None:
+def test_waiting_and_active_sessions_have_different_timeouts() -> None:
     cache = queue(active(1), waiting(2), now=0)
     assert stale(cache, 30, waiting_timeout=10, active_timeout=100) == ["s2"]
     assert stale(cache, 30, waiting_timeout=100, active_timeout=10) == ["s1"]
@@ -145,7 +145,7 @@ def test_a_session_that_was_ended_during_its_call_stays_forgotten() -> None:
     assert stale(cache, 1000) == []
 
 
-def test_an_open_call_of_the_stalest_does_not_hide_others() -> None:
+def test_an_open_call_of_one_stale_session_does_not_hide_others() -> None:
     cache = queue(waiting(1), waiting(2), waiting(3), now=0)
     cache.call_opened("s1")
     assert sorted(stale(cache, 11)) == ["s2", "s3"]
@@ -163,7 +163,7 @@ def test_an_open_call_survives_promotion() -> None:
 # Reload
 
 
-def test_a_reload_without_changes_keeps_when_sessions_were_seen_and_says_nothing() -> None:
+def test_a_reload_without_changes_keeps_the_last_seen_times_and_reports_nothing() -> None:
     rows = [active(1), waiting(2)]
     cache = queue(*rows, now=0)
     difference = cache.reload(rows, now=100)
@@ -171,7 +171,7 @@ def test_a_reload_without_changes_keeps_when_sessions_were_seen_and_says_nothing
     assert cache.unseen_for("s2", 100) == 100
 
 
-def test_a_reload_tells_who_has_vanished() -> None:
+def test_a_reload_reports_vanished_sessions() -> None:
     cache = queue(active(1), waiting(2), waiting(3))
     difference = cache.reload([waiting(2), waiting(3)], now=1)
     assert difference.vanished == {"s1"}
@@ -180,7 +180,7 @@ def test_a_reload_tells_who_has_vanished() -> None:
     assert positions(cache) == {"s2": 1, "s3": 2}
 
 
-def test_a_reload_tells_whose_state_has_changed() -> None:
+def test_a_reload_reports_changed_states() -> None:
     cache = queue(active(1), waiting(2), waiting(3))
     difference = cache.reload([active(2), waiting(3)], now=1)
     assert (difference.vanished, difference.changed) == (frozenset({"s1"}), frozenset({"s2"}))
@@ -201,7 +201,7 @@ def test_the_active_session_and_a_waiting_one_may_swap_their_states() -> None:
     assert positions(cache) == {"s2": 0, "s1": 1}
 
 
-def test_a_reload_takes_in_newcomers_and_gives_them_their_full_time() -> None:
+def test_a_reload_adds_new_sessions_with_their_full_timeout() -> None:
     cache = queue(active(1), now=0)
     difference = cache.reload([active(1), waiting(2)], now=100)
     assert difference.changed == frozenset()
@@ -219,14 +219,14 @@ def test_a_call_that_is_open_during_a_reload_stays_open() -> None:
 # How long it will take
 
 
-def test_the_hold_is_counted_from_the_promotion() -> None:
+def test_the_active_time_begins_with_the_promotion() -> None:
     cache = queue(active(1), now=100)
     assert cache.held_for(130) == {"s1": 30}
     cache.drop("s1")
     assert cache.held_for(130) == {}
 
 
-def test_without_history_nobody_can_tell_how_long_it_takes() -> None:
+def test_without_history_there_is_no_estimate() -> None:
     assert HoldHistory().eta(1, []) is None
 
 
@@ -240,7 +240,7 @@ def test_without_history_nobody_can_tell_how_long_it_takes() -> None:
         pytest.param(3, 5, 55, id="everybody in between holds as long as the mean"),
     ],
 )
-def test_the_expected_wait_follows_from_the_mean_hold(position: int, held_for: float, expected: float) -> None:
+def test_the_estimated_wait_follows_from_the_mean_active_time(position: int, held_for: float, expected: float) -> None:
     assert HoldHistory([10, 30]).eta(position, [held_for]) == pytest.approx(expected)
 
 
@@ -254,17 +254,17 @@ def test_the_expected_wait_follows_from_the_mean_hold(position: int, held_for: f
         pytest.param(5, 25, id="and so on in turns"),
     ],
 )
-def test_the_expected_wait_follows_from_all_slots(position: int, expected: float) -> None:
+def test_the_estimated_wait_uses_all_slots(position: int, expected: float) -> None:
     assert HoldHistory([10, 30]).eta(position, [0, 15], slots=3) == pytest.approx(expected)
 
 
-def test_only_the_latest_holds_count() -> None:
+def test_only_the_latest_active_times_are_used() -> None:
     history = HoldHistory([1000, 1000, 10], size=2)
     history.add(20)
     assert history.eta(1, [0]) == pytest.approx(15)
 
 
-def test_time_in_which_nobody_could_be_heard_counts_against_nobody() -> None:
+def test_time_in_which_the_server_was_blocked_does_not_count() -> None:
     cache = queue(active(1), waiting(2), waiting(3))
     cache.renew_all(100)
     assert stale(cache, 109) == []

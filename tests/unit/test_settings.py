@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def test_defaults_count_where_nothing_is_given() -> None:
+def test_defaults_are_used_for_missing_values() -> None:
     settings = read_settings(Settings, {}, {})
     server, service, uploads = settings.server, settings.service, settings.service.uploads
     assert (server.port, server.log_level, server.debug) == (8000, "INFO", False)
@@ -50,13 +50,13 @@ def test_defaults_count_where_nothing_is_given() -> None:
     assert (uploads.max_topology_bytes, uploads.max_extra_bytes, uploads.max_extra_files) == (1 << 20, 64 << 20, 200)
 
 
-def test_the_environment_wins_over_the_defaults_and_a_flag_over_both() -> None:
+def test_a_flag_overrides_a_variable_and_a_variable_the_default() -> None:
     environment = {"NEOPS_REMOTE_LAB_PORT": "9000", "NEOPS_REMOTE_LAB_HOST": "::1"}
     settings = read_settings(ServerSettings, {"port": "9001"}, environment)
     assert (settings.port, settings.host) == (9001, "::1")
 
 
-def test_an_empty_variable_is_as_good_as_none() -> None:
+def test_an_empty_variable_counts_as_not_set() -> None:
     assert read_settings(ServerSettings, {}, {"NEOPS_REMOTE_LAB_PORT": ""}).port == 8000
 
 
@@ -75,13 +75,13 @@ def test_variables_of_other_programs_are_ignored() -> None:
     ],
 )
 @pytest.mark.parametrize("value", ["9000", ""])
-def test_a_mistyped_variable_is_refused_and_the_nearest_one_named(name: str, nearest: str, value: str) -> None:
+def test_a_mistyped_variable_is_refused_with_a_suggestion(name: str, nearest: str, value: str) -> None:
     with pytest.raises(ValueError, match=name) as refusal:
         read_settings(Settings, {}, {name: value})
     assert nearest in str(refusal.value)
 
 
-def test_a_room_reads_its_own_settings_and_knows_the_variables_of_the_others() -> None:
+def test_a_group_reads_its_own_settings_and_accepts_variables_of_others() -> None:
     environment = {"NEOPS_REMOTE_LAB_PORT": "http", "NEOPS_REMOTE_LAB_WORK_DIR": "/labs"}
     assert read_settings(NetlabSettings, {"port": "1", "on_exit": "burn"}, environment).work_dir == Path("/labs")
     with pytest.raises(ValueError, match="NEOPS_REMOTE_LAB_PORT may be meant"):
@@ -109,7 +109,7 @@ def test_every_setting_has_a_flag_a_variable_and_a_description(name: str) -> Non
 @pytest.mark.parametrize(
     "arguments", ["--no-confg", "--snapshot", "--dry-run", "lab.yml", "-d", "--no-config=yes", "-o none", "-- -v"]
 )
-def test_arguments_that_netlab_up_does_not_take_are_refused(arguments: str) -> None:
+def test_arguments_that_netlab_up_does_not_accept_are_refused(arguments: str) -> None:
     with pytest.raises(ValueError, match="NEOPS_REMOTE_LAB_NETLAB_UP_ARGS"):
         read_settings(NetlabSettings, {}, {variable("netlab_up_args"): arguments})
 
@@ -123,7 +123,7 @@ def test_arguments_that_netlab_up_does_not_take_are_refused(arguments: str) -> N
         ("--defaults a.yml b.yml -q --plugin p", ["--defaults", "a.yml", "b.yml", "--plugin", "p"], ["-q"]),
     ],
 )
-def test_arguments_that_change_the_topology_are_told_from_the_others(
+def test_arguments_that_change_the_topology_are_separated(
     arguments: str, topology: list[str], start: list[str]
 ) -> None:
     assert up_arguments.split(arguments.split()) == (tuple(topology), tuple(start))
@@ -169,7 +169,7 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(tmp_path: Path) -> N
         ("lab_network", "10.199.1.0/16"),
     ],
 )
-def test_a_wrong_value_is_refused_and_the_message_names_where_it_came_from(name: str, value: str) -> None:
+def test_an_invalid_value_is_refused_with_its_source(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{flag(name)}: .*{value}"):
         read_settings(Settings, {name: value}, {variable(name): "also wrong"})
     with pytest.raises(ValueError, match=f"{variable(name)}: .*{value}"):
@@ -185,13 +185,13 @@ def test_a_time_is_a_finite_number_of_seconds(name: str, value: str) -> None:
         read_settings(Settings, {name: value}, {})
 
 
-def test_several_wrong_values_are_told_together() -> None:
+def test_several_invalid_values_are_reported_together() -> None:
     with pytest.raises(ValueError, match="--port") as refusal:
         read_settings(Settings, {"port": "x"}, {"NEOPS_REMOTE_LAB_ON_EXIT": "burn"})
     assert "NEOPS_REMOTE_LAB_ON_EXIT" in str(refusal.value)
 
 
-def test_a_wrong_command_line_ends_the_program_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_command_line_ends_the_program_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--port", "http"])
     assert end.value.code == 2

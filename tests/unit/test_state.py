@@ -37,7 +37,7 @@ def test_a_session_is_found_by_its_server_and_its_name(state: StateDirectory) ->
     assert list(state) == [first, second]
 
 
-def test_nobody_else_can_read_it_whatever_the_umask(state: StateDirectory) -> None:
+def test_a_state_file_is_private_regardless_of_the_umask(state: StateDirectory) -> None:
     before = os.umask(0)
     try:
         state.save(session())
@@ -47,7 +47,7 @@ def test_nobody_else_can_read_it_whatever_the_umask(state: StateDirectory) -> No
     assert stat.S_IMODE(state.directory.stat().st_mode) == 0o700
 
 
-def test_a_session_that_has_taken_its_place_is_not_forgotten(state: StateDirectory) -> None:
+def test_a_session_that_has_replaced_another_one_is_not_forgotten(state: StateDirectory) -> None:
     old, new = session(), session("fedcba9876543210")
     state.save(old)
     state.save(new)
@@ -59,7 +59,7 @@ def test_a_session_that_has_taken_its_place_is_not_forgotten(state: StateDirecto
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"version": 2}', "\xff", "[]"])
-def test_a_file_of_another_version_is_as_none(state: StateDirectory, text: str) -> None:
+def test_a_file_of_another_version_is_ignored(state: StateDirectory, text: str) -> None:
     state.save(session())
     state.path(URL).write_bytes(text.encode("latin-1"))
     assert state.find(URL) is None
@@ -67,7 +67,7 @@ def test_a_file_of_another_version_is_as_none(state: StateDirectory, text: str) 
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "-a", ".a", "a" * 65, "a\n"])
-def test_a_name_that_is_none_for_a_file_is_refused(state: StateDirectory, name: str) -> None:
+def test_a_name_that_is_not_valid_for_a_file_is_refused(state: StateDirectory, name: str) -> None:
     with pytest.raises(InvalidSetting, match="is not a valid name for a session"):
         state.find(URL, name)
 
@@ -76,7 +76,7 @@ def test_the_session_id_is_not_shown() -> None:
     assert "0123456789abcdef" not in repr(session())
 
 
-def test_a_process_is_told_from_a_later_one_of_the_same_number() -> None:
+def test_a_process_differs_from_a_later_one_with_the_same_pid() -> None:
     mine = ProcessRecord.of()
     found = mine.find()
     assert found is not None

@@ -47,7 +47,7 @@ def test_a_tilde_counts_at_the_start_of_a_line(text: bytes, expected: list[bytes
     assert typed(*(text[index : index + 1] for index in range(len(text)))) == expected
 
 
-def test_a_tilde_waits_for_what_follows() -> None:
+def test_a_tilde_waits_for_the_next_character() -> None:
     assert list(Escapes().feed(b"~")) == []
 
 
@@ -64,7 +64,7 @@ def test_the_terminal_is_restored_after_an_error() -> None:
         os.close(theirs)
 
 
-def test_what_is_no_terminal_is_left_alone() -> None:
+def test_input_that_is_not_a_terminal_is_not_changed() -> None:
     reading, writing = os.pipe()
     with raw_mode(reading):
         os.write(writing, b"x")

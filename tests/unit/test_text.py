@@ -31,7 +31,7 @@ def test_ordinary_text_of_any_script_stays_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize("character", UNPRINTABLE.values(), ids=UNPRINTABLE.keys())
-def test_what_a_terminal_would_act_on_is_named_and_escaped(character: str) -> None:
+def test_control_characters_are_named_and_escaped(character: str) -> None:
     text = f"a{character}b"
     assert unprintable(text) == f"U+{ord(character):04X}"
     with pytest.raises(ValueError, match=rf"the label has the character U\+{ord(character):04X}"):
@@ -57,7 +57,7 @@ def test_escapes_are_those_of_python(text: str, shown: str) -> None:
 
 
 @given(st.text(st.characters(codec=None)), st.integers(1, 20))
-def test_a_limit_bounds_what_is_shown(text: str, limit: int) -> None:
+def test_a_limit_cuts_the_text(text: str, limit: int) -> None:
     shown = one_line(text, limit)
     assert len(shown) <= limit
     assert shown == one_line(text) or shown.endswith("…")

@@ -46,13 +46,13 @@ def test_a_topology_is_shown_as_yml(uploaded: str, shown: str) -> None:
     "uploaded",
     ["topology.txt", "topology", "topology.yml.exe", ".yml", "yml", "", "folder/topology.yml", "topology.json"],
 )
-def test_a_topology_of_another_kind_or_in_a_folder_is_refused(uploaded: str) -> None:
+def test_a_topology_with_another_suffix_or_in_a_directory_is_refused(uploaded: str) -> None:
     with pytest.raises(ValueError, match=r"file name"):
         topology_name(uploaded)
 
 
 @pytest.mark.parametrize("uploaded", ["vars.yml", "templates/frr/ospf.j2", "a/b/c/d", "netlab.locks", "name..txt"])
-def test_extra_files_may_be_in_folders(uploaded: str) -> None:
+def test_extra_files_may_be_in_directories(uploaded: str) -> None:
     assert relative_name(uploaded) == PurePosixPath(uploaded)
 
 
@@ -91,13 +91,13 @@ LEAVING = {
 
 
 @pytest.mark.parametrize("uploaded", LEAVING.values(), ids=LEAVING.keys())
-def test_a_name_that_leaves_the_folder_or_would_be_obeyed_is_refused(uploaded: str) -> None:
+def test_a_name_that_leaves_the_directory_or_acts_on_netlab_is_refused(uploaded: str) -> None:
     with pytest.raises(ValueError, match=r"file name"):
         relative_name(uploaded)
 
 
 @pytest.mark.parametrize(("uploaded", "sentence"), REFUSED_NAMES)
-def test_a_name_that_netlab_writes_obeys_or_deletes_is_refused_with_the_reason(uploaded: str, sentence: str) -> None:
+def test_a_name_that_netlab_writes_reads_or_deletes_is_refused_with_the_reason(uploaded: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"file name.*{re.escape(sentence)}"):
         extra_file_name(uploaded)
 
@@ -120,7 +120,7 @@ def test_a_name_that_netlab_writes_obeys_or_deletes_is_refused_with_the_reason(u
         "initial.j2",
     ],
 )
-def test_names_that_netlab_leaves_alone_are_accepted(uploaded: str) -> None:
+def test_other_names_are_accepted(uploaded: str) -> None:
     assert extra_file_name(uploaded) == PurePosixPath(uploaded)
 
 
@@ -139,7 +139,7 @@ def test_a_lone_surrogate_in_a_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", [".DS_Store", ".gitkeep", "a/.gitignore", "._motd.j2", "a/b/._x", ".GitKeep"])
-def test_files_that_nobody_meant_are_ignored(name: str) -> None:
+def test_files_of_operating_systems_and_editors_are_ignored(name: str) -> None:
     assert is_ignored(name)
 
 
@@ -149,7 +149,7 @@ def test_no_other_dot_file_is_ignored(name: str) -> None:
 
 
 @given(st.text(alphabet=st.sampled_from("aA./\\:\0~ %.."), max_size=12))
-def test_no_accepted_name_leads_out_of_its_folder(uploaded: str) -> None:
+def test_no_accepted_name_leads_out_of_its_directory(uploaded: str) -> None:
     try:
         name = relative_name(uploaded)
     except ValueError:
@@ -213,7 +213,7 @@ def test_a_mapping_in_utf_8_passes(content: bytes) -> None:
         pytest.param(b"a: " + b"[" * 5000 + b"]" * 5000, "nested too deeply", id="depth that no parser takes"),
     ],
 )
-def test_what_cannot_be_a_topology_is_refused_in_a_sentence(content: bytes, sentence: str) -> None:
+def test_an_invalid_topology_is_refused_with_a_message(content: bytes, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         check_topology(content, max_nodes=1000)
 
@@ -240,7 +240,7 @@ def test_a_small_file_that_would_cost_much_is_refused(upload: Upload) -> None:
     ],
     ids=lambda content: content[:20],
 )
-def test_what_a_topology_may_have_is_accepted(content: str) -> None:
+def test_valid_topologies_are_accepted(content: str) -> None:
     check_topology(content.encode(), max_nodes=UploadSettings().max_yaml_nodes)
 
 
@@ -258,7 +258,7 @@ def test_the_limit_counts_each_use_of_an_alias() -> None:
 
 
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
-def test_nesting_of_any_depth_is_refused_and_kills_nobody(opening: str) -> None:
+def test_deep_nesting_is_refused_and_does_not_crash(opening: str) -> None:
     # In a process of its own: a parser that runs out of stack takes the whole process with it.
     script = f"""
 import threading

@@ -26,11 +26,11 @@ from neops_remote_lab.models.session import SessionStatusResponseDto
         ("", None),
     ],
 )
-def test_a_phase_is_told_in_the_words_of_netlab(line: str, phase: str | None) -> None:
+def test_a_phase_has_the_words_of_netlab(line: str, phase: str | None) -> None:
     assert phase_of(line) == phase
 
 
-def test_events_are_read_whatever_the_pieces_they_come_in() -> None:
+def test_events_may_arrive_in_any_pieces() -> None:
     text = b"id: 1\ndata: one\ndata: two\n\n: still here\n\ndata: a\x0bb\xe2\x80\xa8\n\nevent: end\ndata: too slow\n\n"
     for size in (1, 7, len(text)):
         pieces = (text[start : start + size] for start in range(0, len(text), size))
@@ -47,7 +47,7 @@ def test_events_are_read_whatever_the_pieces_they_come_in() -> None:
         (60, 60, "position 2 in the queue, ann holds it"),
     ],
 )
-def test_the_expected_wait_shrinks_while_it_is_waited(eta: float | None, waited: float, expected: str) -> None:
+def test_the_estimated_wait_shrinks_with_time(eta: float | None, waited: float, expected: str) -> None:
     status = SessionStatusResponseDto(
         status=SessionState.WAITING, position=2, eta_seconds=eta, waiting_for="ann holds it"
     )
