@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 # netlab and its Ansible are in the venv, and the programs that they start look for each other on PATH.
 # Python keeps what it has compiled, whatever the shell says: the tests start hundreds of programs from these files.
 RUN  := PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH"
-CODE := src $(foreach folder,tests bench examples,$(if $(wildcard $(folder)/*),$(folder)))
+CODE := src $(foreach directory,tests bench examples,$(if $(wildcard $(directory)/*),$(directory)))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv check docs format format-check lint types audit test coverage demo bench bench-full build chaos clean
@@ -26,50 +26,50 @@ help:  ## list the targets
 
 venv: $(READY)  ## build .venv with the project, its extras and the tools
 
-# The minimum of pip is the first one with --group.
+# pip 25.1 is the first version with --group.
 $(READY): pyproject.toml
 	@rm -rf $(VENV)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed and $(PYTHON) is not: name one with 'make PYTHON=python3.12 …'" >&2; exit 1; }
 	@echo "building $(VENV) (once, and again when pyproject.toml changes)"
 	@$(PYTHON) -m venv $(VENV) || { \
-	  rm -rf $(VENV); echo "No venv could be made. Debian keeps that module apart: apt-get install python3-venv" >&2; exit 1; }
+	  rm -rf $(VENV); echo "The venv could not be created. Debian has the module in a separate package: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' --group dev
 	@touch $@
 
 check: format-check lint types audit test  ## everything that must pass before a merge
 
-docs: $(READY)  ## write the tables in docs/ that are made from the code; the tests say when they are old
+docs: $(READY)  ## write the tables in docs/ that are generated from the code; a test fails if they are outdated
 	$(BIN)/cog -I .ci --verbosity=1 -r docs/*.md
 
-format: $(READY)  ## format the code and mend what the linter can
+format: $(READY)  ## format the code, and fix what the linter can fix
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-format-check: $(READY)  ## the formatter's word, nothing changed
+format-check: $(READY)  ## check the formatting, without changes
 	$(BIN)/ruff format --check .
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 
-# By package bases, so that two directories may hold a conftest.py each.
+# With package bases, because two directories contain a conftest.py.
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy --explicit-package-bases $(CODE)
 
 audit: $(READY)  ## known vulnerabilities of the dependencies; AUDIT=required fails where none can be looked up
 	$(BIN)/python .ci/audit.py --mode $(AUDIT) $(AUDIT_IGNORE:%=--ignore=%)
 
-# A busy machine can fail a test that waits for processes: what failed gets one more try, alone, and the output names it.
-test: $(READY)  ## all tests; PYTEST_ARGS="-k queue -x" is passed on; REPEAT=0 gives failed ones no second try
+# On a busy machine, a test that waits for processes can fail: failed tests are repeated once, alone, and listed.
+test: $(READY)  ## all tests; PYTEST_ARGS="-k queue -x" is passed on; REPEAT=0 does not repeat failed ones
 	$(RUN) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) || { status=$$?; \
 	  [ $$status = 1 ] && [ "$(REPEAT)" = 1 ] || exit $$status; \
-	  echo "FAILED: the tests above get one more try, one after the other" >&2; \
+	  echo "FAILED: the tests above are repeated, one after the other" >&2; \
 	  $(RUN) $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --exitfirst -rA; }
 
 # Not a part of the tests: Python 3.11 can spin for ever in a traced process when two threads end at nearly the same time
 # (a pending call of greenlet's runs a traced callback, and pending calls do not nest).
-coverage: $(READY)  ## the tests, and how much of the code they run; needs Python 3.12 or newer
+coverage: $(READY)  ## the tests with code coverage; needs Python 3.12 or newer
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { \
 	  echo "Python 3.12 or newer is needed: 'make clean', then 'make PYTHON=python3.12 coverage'" >&2; exit 1; }
 	$(MAKE) test PYTEST_ARGS="--cov --cov-report=term $(PYTEST_ARGS)"
@@ -77,21 +77,21 @@ coverage: $(READY)  ## the tests, and how much of the code they run; needs Pytho
 demo: $(READY)  ## two test runs share one lab host, from start to finish; DEMO=hosts needs no Docker
 	$(RUN) $(BIN)/python examples/demo.py $(if $(DEMO),--lab $(DEMO))
 
-bench: $(READY)  ## short measurements side by side, 4 minutes; BENCH_ARGS="--only start joining" is passed on
+bench: $(READY)  ## short benchmarks, 4 minutes; BENCH_ARGS="--only start joining" is passed on
 	$(RUN) $(BIN)/python -m bench $(BENCH_ARGS)
 
-bench-full: $(READY)  ## the same with more rounds, and a whole run on the real netlab, 20 minutes
+bench-full: $(READY)  ## benchmarks with more rounds, and a whole run on the real netlab, 20 minutes
 	$(RUN) $(BIN)/python -m bench --full $(BENCH_ARGS)
 
-build: $(READY)  ## sdist and wheel in dist/, checked
+build: $(READY)  ## build and check sdist and wheel in dist/
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python .ci/check_dist.py dist
 
-chaos: $(READY)  ## long tests that kill, cut off and fill up
+chaos: $(READY)  ## long tests with kills, broken connections and full disks
 	$(RUN) REMOTE_LAB_CHAOS_KILLS=$(KILLS) $(BIN)/python -m pytest tests/chaos -m chaos -s $(PYTEST_ARGS)
 
-clean:  ## remove all that these targets have made
+clean:  ## remove everything that these targets have created
 	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
-"""Looks up known vulnerabilities of everything that is installed beside this project.
+"""Looks up known vulnerabilities of all installed dependencies.
 
-A dependency that no service knows counts as not audited, never as clean. A known vulnerability always fails. What could
-not be looked up is said loudly, and fails with `--mode required`.
+A dependency that no service knows counts as not audited, never as clean. A known vulnerability always fails.
+Dependencies that are not audited are reported, and fail with `--mode required`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ LOOKUP_SECONDS = 300
 
 @dataclass
 class Report:
-    """What one or more services said, by dependency."""
+    """The results of the services, by dependency."""
 
     vulnerable: dict[str, list[str]] = field(default_factory=dict)
     clean: set[str] = field(default_factory=set)
@@ -25,14 +25,14 @@ class Report:
 
 
 def installed() -> list[str]:
-    """The dependencies as `name==version`, this project left out."""
+    """The dependencies as `name==version`, without this project."""
     options = ["--format=freeze", "--exclude-editable", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "list", *options]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
 def look_up(dependencies: list[str], service: str, ignored: list[str], report: Report) -> None:
-    """Ask one service about some dependencies and sort them into the report."""
+    """Query one service about some dependencies, and add the results to the report."""
     options = ["--no-deps", "--disable-pip", "--format=json", "--progress-spinner=off", "--timeout=15"]
     options += [f"--ignore-vuln={name}" for name in ignored]
     command = [sys.executable, "-m", "pip_audit", f"--vulnerability-service={service}", *options]
@@ -65,7 +65,7 @@ def look_up(dependencies: list[str], service: str, ignored: list[str], report: R
 
 
 def audit(dependencies: list[str], ignored: list[str]) -> Report:
-    """Ask the services in turn, each about what the ones before it did not know."""
+    """Query the services in turn, each about the dependencies that the earlier ones did not know."""
     report = Report(unknown={normal(dependency) for dependency in dependencies})
     for service in SERVICES:
         if report.unknown:
@@ -74,13 +74,13 @@ def audit(dependencies: list[str], ignored: list[str]) -> Report:
 
 
 def normal(dependency: str) -> str:
-    """`name==version` with the name as package indexes spell it."""
+    """`name==version` with the normalized name."""
     name, _, version = dependency.partition("==")
     return f"{name.lower().replace('_', '-').replace('.', '-')}=={version}"
 
 
 def main() -> int:
-    """Audit, say what came of it, and return the exit status."""
+    """Audit, print the results, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", choices=["optional", "required"], default="optional")
     parser.add_argument("--ignore", action="append", default=[], metavar="ID", help="accept this vulnerability")

@@ -1,4 +1,4 @@
-"""Checks what `make build` has built: the wheel has what the server needs and nothing else, and the sdist builds it."""
+"""Checks the output of `make build`: the wheel contains only what the server needs, and the sdist builds it."""
 
 import subprocess
 import sys
@@ -11,13 +11,13 @@ PACKAGE = "neops_remote_lab/"
 
 
 def names(wheel: Path) -> set[str]:
-    """The files of a wheel, its metadata left out."""
+    """The files of a wheel, without its metadata."""
     with zipfile.ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
 def main(directory: str) -> int:
-    """Print what is wrong, and return the exit status."""
+    """Print errors, and return the exit status."""
     (wheel,) = Path(directory).glob("*.whl")
     (sdist,) = Path(directory).glob("*.tar.gz")
     found = names(wheel)

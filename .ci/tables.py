@@ -1,4 +1,4 @@
-"""The tables of docs/ that are made from the code; cog puts them into the pages (`make docs`)."""
+"""Tables of docs/ that are generated from the code; cog inserts them into the pages (`make docs`)."""
 
 import ast
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from neops_remote_lab.testing import options
 
 PACKAGE: Final = Path(__file__).parents[1] / "src" / "neops_remote_lab"
 STEP: Final = 100
-"""Lines of modules are given in such steps, so that a page need not change with every line."""
+"""Sizes of modules are rounded up to this, so that the page does not change with every line."""
 
 
 def settings() -> str:

@@ -1,4 +1,4 @@
-"""The lab host of a measurement: the fake netlab with the times of a real one, for whichever server runs on it."""
+"""The lab host of a measurement: the fake netlab with the durations of a real one."""
 
 import shutil
 import subprocess
@@ -36,7 +36,7 @@ def install(root: Path, **knobs: object) -> FakeNetlab:
 
 
 def real_netlab_is_here() -> str:
-    """What the real netlab lacks on this machine; nothing where it can start containers."""
+    """What the real netlab needs and this machine lacks; empty if it can start containers."""
     absent = [program for program in ("netlab", "docker", "containerlab") if shutil.which(program) is None]
     if absent:
         return f"this machine lacks {', '.join(absent)}"
@@ -65,12 +65,12 @@ class Since:
 
 
 def require_order(fake: FakeNetlab) -> None:
-    """Raise `BenchError` where two labs were alive at the same time."""
+    """Raise `BenchError` if two labs were running at the same time."""
     require(not fake.violations(), f"two labs at the same time: {fake.violations()}")
 
 
 def wait_clean(host: FakeNetlab | RealNetlab, timeout: float = 60) -> None:
-    """Wait until nothing of any lab is left."""
+    """Wait until no lab has left anything."""
     try:
         wait_until(lambda: not host.leftovers(), timeout)
     except AssertionError:
@@ -78,7 +78,7 @@ def wait_clean(host: FakeNetlab | RealNetlab, timeout: float = 60) -> None:
 
 
 def netlab(host: FakeNetlab | RealNetlab, folder: Path, *arguments: str) -> float:
-    """Run the bare netlab in a folder; its seconds."""
+    """Run netlab in a directory. Returns the seconds that it took."""
     environment: dict[str, Any] = host.environment()
     program = shutil.which("netlab", path=environment["PATH"])
     require(program, "netlab is not on PATH")

@@ -26,7 +26,7 @@ class Answer:
     body: bytes
 
     def expect(self, status: int) -> "Answer":
-        """Itself; raises `BenchError` where the status is another one."""
+        """This answer; raises `BenchError` if it has another status."""
         if self.status != status:
             raise BenchError(f"the answer was {self.status} instead of {status}: {self.body[:500]!r}")
         return self
@@ -117,7 +117,7 @@ def _content_length(head: bytes) -> int:
 
 
 async def connect(port: int, count: int) -> list[Connection]:
-    """So many open connections, made a few at a time, since a server's backlog is limited."""
+    """A number of open connections, opened a few at a time because the backlog of a server is limited."""
     connections = [Connection(port) for _ in range(count)]
     for start in range(0, count, 50):
         await asyncio.gather(*(one.open() for one in connections[start : start + 50]))
@@ -125,7 +125,7 @@ async def connect(port: int, count: int) -> list[Connection]:
 
 
 async def repeat(connection: Connection, sent: bytes, status: int, count: int) -> list[float]:
-    """The seconds that each of so many calls, one after the other, took."""
+    """The durations of sequential calls, in seconds."""
     took = []
     for _ in range(count):
         began = time.perf_counter()
@@ -136,7 +136,7 @@ async def repeat(connection: Connection, sent: bytes, status: int, count: int) -
 
 
 async def saturate(port: int, requests: Sequence[bytes], status: int, seconds: float) -> tuple[float, list[float]]:
-    """Send each request on a connection of its own, again and again; calls a second, and the seconds of each call."""
+    """Send each request repeatedly on a separate connection. Returns calls per second, and the seconds of each call."""
     connections = await connect(port, len(requests))
     took: list[float] = []
     end = time.perf_counter() + seconds
@@ -157,7 +157,7 @@ async def saturate(port: int, requests: Sequence[bytes], status: int, seconds: f
 
 
 async def join(port: int, count: int, at_once: int) -> tuple[float, list[float], list[str]]:
-    """Join so many sessions; joins a second, the seconds of each, and the ids in the order of the answers."""
+    """Join a number of sessions. Returns joins per second, the seconds of each, and the ids in order of the answers."""
     connections = await connect(port, at_once)
     left = iter(range(count))
     took: list[float] = []
@@ -185,12 +185,12 @@ def in_background(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 
 async def settle(seconds: float = 0.05) -> None:
-    """Let calls that are to be held arrive at the server."""
+    """Wait until long polls have arrived at the server."""
     await asyncio.sleep(seconds)
 
 
 def run(work: Callable[[], Awaitable[T]], timeout: float) -> T:
-    """Run a coroutine to its end, on the fastest event loop there is; raises `BenchError` after `timeout` seconds."""
+    """Run a coroutine on the fastest available event loop; raises `BenchError` after `timeout` seconds."""
 
     async def bounded() -> T:
         return await asyncio.wait_for(work(), timeout)

@@ -1,4 +1,4 @@
-"""Numbers, rows of the table, and what is thrown when a measurement did not happen."""
+"""Samples, rows of the table, and the exception for a failed measurement."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ PEER: Final = "peer 1.4.0"
 
 
 class BenchError(Exception):
-    """What was to be measured did not happen: the numbers would mean nothing."""
+    """The measurement failed, so its numbers would mean nothing."""
 
 
 def require(condition: object, message: str) -> None:
@@ -21,7 +21,7 @@ def require(condition: object, message: str) -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was measured again and again."""
+    """The samples of a repeated measurement."""
 
     values: Sequence[float]
 
@@ -34,7 +34,7 @@ class Sample:
 
     @property
     def p99(self) -> float:
-        """The smallest value that 99 % are not above: the largest one of fewer than 100."""
+        """The 99th percentile; of fewer than 100 samples, the maximum."""
         return sorted(self.values)[math.ceil(0.99 * len(self.values)) - 1]
 
     def scaled(self, factor: float) -> "Sample":
@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Target:
-    """What a row should show.
+    """The target of a row.
 
     Attributes:
         ratio: limit of ours / reference.
@@ -60,7 +60,7 @@ class Target:
     excess: float | None = None
 
     def describe(self, unit: str) -> str:
-        """The target in a few signs."""
+        """The target as a short text."""
         parts = [] if self.ratio is None else [f"{self.sense} {self.ratio:g}{' of p99' if self.of == 'p99' else ''}"]
         parts += [] if self.ceiling is None else [f"p99 ≤ {self.ceiling:g} {unit}"]
         parts += [] if self.excess is None else [f"≤ {self.excess:g} {unit} more"]
@@ -80,7 +80,7 @@ class Row:
     target: Target = field(default_factory=Target)
     given_ratio: float | None = None
     given_excess: float | None = None
-    """Ours minus the reference's where the row knows better than the difference of the medians: of pairs, say."""
+    """The difference from the reference, if the row has a better one than that of the medians, for example of pairs."""
     note: str = ""
     chart: str = ""
     line: str = ""
@@ -88,7 +88,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Ours / reference; of rates where the row gives them, else of the numbers that the target names."""
+        """Our value divided by the reference: of rates if the row has them, otherwise of the target's statistic."""
         if self.given_ratio is not None:
             return self.given_ratio
         if self.ours is None or self.reference is None:
@@ -98,7 +98,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None where there is none, or where what it needs is missing."""
+        """Whether the target is met; None if there is none or its data is missing."""
         goal, verdicts = self.target, list[bool]()
         if goal.ratio is not None:
             if self.ratio is None:

@@ -1,4 +1,4 @@
-"""Version 1.4.0 from the package registry, in a virtual environment of its own; used as its users do."""
+"""Version 1.4.0 from the package index, installed in a separate virtual environment."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ INSTALL_TIMEOUT: Final = 600
 
 
 class NoPeerError(Exception):
-    """There is no peer to compare with; the message says why."""
+    """Version 1.4.0 is not available; the message says why."""
 
 
 @dataclass(frozen=True)

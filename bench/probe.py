@@ -1,4 +1,4 @@
-"""Status calls at an even pace from a process of its own, so that whatever else the bench does delays none of them."""
+"""Status calls at a constant rate from a separate process, so that other work of the benchmark does not delay them."""
 
 import asyncio
 import multiprocessing

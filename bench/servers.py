@@ -37,7 +37,7 @@ NEVER: Final = "86400"
 """A timeout, in seconds, that no measurement sees."""
 
 REAL_HOST_TIMEOUT: Final = 120.0
-"""Seconds to wait until nobody else uses the real netlab."""
+"""Seconds to wait until no other process uses the real netlab."""
 
 
 class Server(Protocol):
@@ -137,14 +137,14 @@ class Bench:
         return full if self.full else short
 
     def folder(self, name: str) -> Path:
-        """A new, empty folder."""
+        """A new, empty directory."""
         made = self.root / f"{next(self._numbers)}-{name}"
         made.mkdir(parents=True)
         return made
 
     @contextmanager
     def ours(self, lab_host: FakeNetlab | RealNetlab | None = None, **settings: str) -> Iterator[LabServer]:
-        """Our server with its own defaults, on a lab host of its own unless one is given."""
+        """Our server with its defaults, on a separate lab host unless one is given."""
         server = self.our_server(lab_host, **settings)
         try:
             start(server)
@@ -179,7 +179,7 @@ class Bench:
 
     @contextmanager
     def both(self) -> Iterator[tuple[LabServer, PeerServer | None]]:
-        """One server of each, on lab hosts of their own."""
+        """One server of each version, on separate lab hosts."""
         with self.ours() as ours, self.theirs() as theirs:
             yield ours, theirs
 
@@ -204,7 +204,7 @@ def start(server: Server) -> None:
 
 
 def _temporary(root: Path) -> dict[str, str]:
-    """A temporary folder of its own, for whatever a server leaves or locks there."""
+    """A separate temporary directory for the files and locks of a server."""
     folder = root / "tmp"
     folder.mkdir(exist_ok=True)
     return {"TMPDIR": str(folder)}
@@ -257,7 +257,7 @@ def sessions(server: Server) -> int:
 
 
 def has_no_lab(server: LabServer) -> bool:
-    """Whether our server has no lab, not even one that it takes down."""
+    """Whether our server has no lab, not even one that is being torn down."""
     return 'lab_state{state="none"} 1.0' in httpx.get(f"{server.url}/metrics").text
 
 
@@ -300,6 +300,6 @@ def process_of(server: Server) -> psutil.Process:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for everything that servers write; removed at the end."""
+    """A directory for all files of servers; removed at the end."""
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)

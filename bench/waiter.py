@@ -1,4 +1,4 @@
-"""A client that waits for its turn: one `RemoteLabClient` for each line that it is sent.
+"""A client that waits in the queue: one `RemoteLabClient` for each line on standard input.
 
 Run by the bench with the Python that has the client to be measured, so it imports nothing of the bench. `go` makes a
 client, whose return is reported as `@active SECONDS` (monotonic, the same clock for all processes); `close` ends it.
@@ -11,7 +11,7 @@ from neops_remote_lab.client import RemoteLabClient
 
 
 def main(url: str) -> None:
-    """Obey until standard input ends."""
+    """Run the commands on standard input until it ends."""
     client = None
     for line in sys.stdin:
         if line.strip() == "go":

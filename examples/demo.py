@@ -1,4 +1,4 @@
-"""Two test runs share one lab host, from a clean machine to a clean machine. `make demo` starts it.
+"""Two test runs share one lab host and leave nothing behind. `make demo` starts it.
 
 It starts a server of its own on a free loopback port, runs the same example suite twice at the same time against it,
 shows the queue while the second run waits, ends the server and looks for anything that is left. Where this machine has
@@ -37,11 +37,11 @@ begin = time.monotonic()
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the text says why and what to do."""
+    """The demo cannot continue; the message says why and what to do."""
 
 
 def say(text: str) -> None:
-    """Print a line of the demo's own, with the seconds since its start."""
+    """Print a message of the demo, with the seconds since its start."""
     sys.stdout.write(f"demo    | {time.monotonic() - begin:5.1f} s  {text}\n")
     sys.stdout.flush()
 
@@ -84,7 +84,7 @@ def running(
 
 
 def stop(process: Program, farewell: signal.Signals = signal.SIGTERM) -> int:
-    """End a program politely, by force when that takes too long, and return its status."""
+    """End a program with SIGTERM, after a timeout with SIGKILL, and return its status."""
     if process.poll() is None:
         process.send_signal(farewell)
     try:

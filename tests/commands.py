@@ -1,4 +1,4 @@
-"""A user who types commands of the program, with a state directory of its own."""
+"""A user of the command line, with a separate state directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation asks its readers to type."""
+"""The commands and files in the documentation."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ exec {python} -I -c "import fake_docker; fake_docker.main()" "$@"
 
 
 SOON = 0.3
-"""Seconds for which a condition is asked often; whoever waits for longer must not keep the machine busy."""
+"""Seconds for which a condition is checked often; after that the checks are rarer, to save processor time."""
 
 HOST_QUESTIONS = (["version"], ["defaults"])
 

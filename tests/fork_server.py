@@ -1,4 +1,4 @@
-"""Processes that are forked from one that has imported their program already: most of a start is imports."""
+"""Processes forked from one that has already imported their program, because most of a start is imports."""
 
 from __future__ import annotations
 

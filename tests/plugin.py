@@ -49,7 +49,7 @@ def ups(lab_server: LabServer) -> int:
 
 @contextmanager
 def other_session(lab_server: LabServer) -> Iterator[str]:
-    """Somebody else holds the lab host."""
+    """Another session holds the lab host."""
     session_id = httpx.post(f"{lab_server.url}/session", json={"client": "ann@office"}).json()["session_id"]
     try:
         yield session_id

@@ -1,4 +1,4 @@
-"""Somebody who does what a page of the documentation says, from top to bottom, word by word."""
+"""Follows a page of the documentation from top to bottom, and runs each command."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def opened(database: str) -> AsyncIterator[OpenStores]:
 
 
 def joining(name: str, key: str | None = None, now: datetime = NOON) -> Joining:
-    """Somebody who joins."""
+    """A session that joins."""
     return Joining(name, f"{name}@office", None, key, now)
 
 

@@ -1,4 +1,4 @@
-"""A lab server whose WebSockets do what a test wants."""
+"""A lab server with stub WebSockets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Handler = Callable[[ServerConnection], Awaitable[None]]
 
 
 class StubServer:
-    """WebSockets as a lab server has them, which do what they are told; in a thread."""
+    """WebSockets of a lab server with behaviour that the test chooses, in a thread."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.handler: Handler = self.echo
@@ -46,7 +46,7 @@ class StubServer:
             await connection.send(message)
 
     async def swallow(self, connection: ServerConnection) -> None:
-        """Read nothing until that is wanted."""
+        """Stop reading."""
         await self._goes_on.wait()
         async for message in connection:
             self.received += len(message)
@@ -56,7 +56,7 @@ class StubServer:
         self._loop.call_soon_threadsafe(self._goes_on.set)
 
     async def pour(self, connection: ServerConnection) -> None:
-        """Send as much as is taken."""
+        """Send until the receiver stops reading."""
         while True:
             await connection.send(bytes(1 << 16))
             self.received += 1 << 16

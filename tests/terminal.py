@@ -1,4 +1,4 @@
-"""A program on a terminal, and what a person sees there."""
+"""A program on a terminal, and the contents of its screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebSocket connections of tests, in whatever version of the library there is."""
+"""WebSocket connections of tests, with any supported version of the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reaching into real routers: commands, and connections, against `docker exec` and direct TCP."""
+"""Commands and connections to real routers, compared with `docker exec` and direct TCP."""
 
 import json
 import shutil

@@ -24,7 +24,7 @@ RHYTHM = 5.0
 
 
 class Waiter:
-    """A process with a `RemoteLabClient` that queues when it is told to."""
+    """A process with a `RemoteLabClient` that joins the queue on command."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
@@ -42,7 +42,7 @@ class Waiter:
         self._process.stdin.flush()
 
     def hear(self, word: str, timeout: float = 60) -> str:
-        """What follows the word that the client says next."""
+        """The text after the keyword in the client's next line."""
         try:
             said, _, rest = self._said.get(timeout=timeout).partition(" ")
         except queue.Empty:

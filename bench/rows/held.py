@@ -1,4 +1,4 @@
-"""Thousands of clients that are held in `?wait=`: memory, hand-over and an idle processor."""
+"""Thousands of long polls: memory, time until the next session is active, and processor time while idle."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ HOLD = 60
 
 
 class Crowd:
-    """The waiting sessions of one server, each with a connection on which its answer is held."""
+    """The waiting sessions of one server, each with an open long poll."""
 
     def __init__(self, server: LabServer, ids: list[str]) -> None:
         self.server = server
@@ -33,7 +33,7 @@ class Crowd:
         self._began = 0.0
 
     async def gather(self) -> None:
-        """Hold a call for everybody who waits; how much memory each of them takes."""
+        """Open a long poll for each waiting session. Returns the memory per session."""
         self.process = process_of(self.server)
         # The first call makes the server import and compile what every later one shares.
         (await Connection(self.server.port).call(request("GET", f"/session/{self.ids[-1]}?wait=0.1"))).expect(200)
@@ -47,7 +47,7 @@ class Crowd:
         self.memory = (self.process.memory_info().rss - before) / len(self._held)
 
     async def quiet(self) -> None:
-        """Wait until the server has taken in all that was sent."""
+        """Wait until the server has read everything that was sent."""
         await load.settle()
         for _ in range(60):
             if await self.idle(0.3) < QUIET:
@@ -88,13 +88,13 @@ class Crowd:
         return took
 
     async def idle(self, seconds: float) -> float:
-        """Percent of a core that the server takes while nothing happens."""
+        """The processor time of the idle server, in percent of a core."""
         before, began = _processor_seconds(self.process), time.monotonic()
         await asyncio.sleep(seconds)
         return 100 * (_processor_seconds(self.process) - before) / (time.monotonic() - began)
 
     async def disperse(self) -> None:
-        """Check that everybody was held to the end, and let go."""
+        """Check that all long polls were open to the end, and close them."""
         early = [session for session, held in self._held.items() if held.done()]
         require(not early, f"{len(early)} calls were over before their turn")
         require(time.monotonic() - self._began < HOLD, "the calls could not be held for as long as was measured")
@@ -104,7 +104,7 @@ class Crowd:
 
 
 def _processor_seconds(process: psutil.Process) -> float:
-    """What a process has used so far; by the scheduler's own count where it is told, for others go by 10 ms."""
+    """The processor time of a process; from the scheduler if possible, because other counts have steps of 10 ms."""
     counts = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
     if nanoseconds := [int(count.read_text().split()[0]) for count in counts]:
         return sum(nanoseconds) / 1e9

@@ -1,4 +1,4 @@
-"""How long a status call takes while a large upload and a long acquire go on."""
+"""The duration of a status call during a large upload and a long acquire."""
 
 import asyncio
 import json

@@ -78,7 +78,7 @@ def _difference(took: dict[str, list[float]], other: str) -> float:
 
 
 def _environments(folder: Path) -> dict[str, str]:
-    """For each kind a folder that Python searches: pytest, and what is installed beside it."""
+    """For each kind, a directory for Python's path with pytest and the packages installed beside it."""
     found = {kind: folder / kind for kind in (OURS, EMPTY, NONE)}
     for path in found.values():
         _link_distributions(path, "pytest")

@@ -1,4 +1,4 @@
-"""The worst stall of the event loop: the longest status call while clients do what they should not."""
+"""The worst stall of the event loop: the longest status call while clients misbehave."""
 
 import re
 import socket

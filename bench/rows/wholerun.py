@@ -1,4 +1,4 @@
-"""One pytest suite from start to finish: with our plugin and server, with the peer's, and with a script by hand."""
+"""One pytest suite from start to finish: with our plugin and server, with version 1.4.0, and with a script."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ def test_other(number):
 
 
 class Suite:
-    """The files of the suite, and the lab folders of the script."""
+    """The files of the suite, and the lab directories of the script."""
 
     def __init__(self, folder: Path, *, by_hand: bool) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""`GET /lab/artifacts`: what would explain the failure of a test."""
+"""`GET /lab/artifacts`: an archive that helps to explain the failure of a test."""
 
 from __future__ import annotations
 

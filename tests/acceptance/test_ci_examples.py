@@ -1,4 +1,4 @@
-"""The CI examples: their commands are run, and cancelled, as a runner does it."""
+"""The CI examples: their commands are run and cancelled as a CI runner does."""
 
 from __future__ import annotations
 

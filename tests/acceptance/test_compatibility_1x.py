@@ -1,4 +1,4 @@
-"""Clients of the 1.x line: the published client as it is, and the calls that people's scripts make."""
+"""Clients of 1.x: the published client, and the calls of users' scripts."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def old_python() -> Path:
 
 
 class OldClient:
-    """The old client in a process of its own, which obeys words."""
+    """The old client in a separate process, controlled by commands."""
 
     def __init__(self, python: Path, server: LabServer, folder: Path) -> None:
         self._process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Every upload of the corpora is refused by a real server, which serves on and keeps nothing of it."""
+"""A real server refuses every upload of the corpora, keeps nothing of it, and continues to serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands in devices: output, limits, and their end in the node, on a fake Docker that runs real programs."""
+"""Commands in devices: output, limits and termination, on a fake Docker that runs real programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TCP connections to devices through a WebSocket: what goes through, what is refused, and when they are cut."""
+"""TCP connections to devices through a WebSocket: transfer, refusals and closing."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ ELSEWHERE = {"loopback": "127.0.0.1", "another loopback": "127.9.9.9", "this hos
 def test_an_address_is_used_only_in_the_network_of_the_lab(
     server: LabServer, session: str, host_listener: int, claimed: str
 ) -> None:
-    """Even where Docker itself says so: somebody may have given its network a subnet of the host's."""
+    """Even if Docker reports it: the network may have a subnet of the host."""
     change_container(server, "r2", lambda known: known.update(ipv4=claimed or address(0)))
     assert refusal(server, session, "r2", host_listener)[0] in {501, 502, 504}
 

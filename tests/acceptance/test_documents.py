@@ -1,4 +1,4 @@
-"""The documentation, done word by word: each block is run, or says why it is not."""
+"""The documentation: each block is run, or states why it is not."""
 
 from __future__ import annotations
 

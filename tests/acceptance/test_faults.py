@@ -1,4 +1,4 @@
-"""Trouble around the server: disk, database, netlab, clients, clock. Each has an outcome that says what to do."""
+"""Faults around the server: disk, database, netlab, clients, clock. Each leads to a clear error."""
 
 from __future__ import annotations
 
@@ -466,7 +466,7 @@ async def test_a_jump_of_the_wall_clock_ends_no_session(
             return [(await client.get(f"/session/{name}")).json()["position"] for name in sessions]
 
         async def looked_around() -> None:
-            """Wait until the server has had a look at everybody: it ends the one who is new, as it is told to."""
+            """Wait until the maintenance loop has run: it ends the new session, as configured."""
             marker = await join()
             statement = "UPDATE session SET state = 'ended' WHERE session_id = ?"
             await asyncio.to_thread(sql, tmp_path / "remote-lab.sqlite3", statement, marker)

@@ -1,4 +1,4 @@
-"""Requests that a proxy could read differently, byte by byte, for each HTTP parser that may be installed."""
+"""Requests that a proxy could interpret differently, for each HTTP parser that may be installed."""
 
 import socket
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The other users of the lab host: what they share with a server, and what they can neither break nor read."""
+"""Other users of the lab host: what they share with a server, and what they cannot change or read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What netlab prints, while it prints it."""
+"""`GET /lab/log`: netlab's output as text and as a live stream."""
 
 import re
 import socket

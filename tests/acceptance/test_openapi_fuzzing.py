@@ -1,4 +1,4 @@
-"""Requests made up from the OpenAPI description: whatever a client sends, the response is one that is described."""
+"""Requests generated from the OpenAPI description: every response is one that is described."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ schemathesis.openapi.format(
 
 @dataclass
 class Callers:
-    """An active session and one that waits, whatever an earlier request has done to those before."""
+    """An active and a waiting session, joined again if an earlier request has ended them."""
 
     server: LabServer
     http: httpx.Client

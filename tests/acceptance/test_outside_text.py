@@ -1,4 +1,4 @@
-"""Text that one person writes and another one's terminal or browser shows."""
+"""Untrusted text that is shown on the terminal or in the browser of another user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is not ours is never touched: directories, labs and networks of others, and what other processes run."""
+"""Foreign directories, labs, networks and processes are never touched."""
 
 from __future__ import annotations
 

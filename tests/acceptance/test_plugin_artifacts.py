@@ -1,4 +1,4 @@
-"""The pytest plugin as a user sees it: what a failed test leaves behind."""
+"""The pytest plugin as a user sees it: artifacts of failed tests."""
 
 from __future__ import annotations
 

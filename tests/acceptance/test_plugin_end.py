@@ -1,4 +1,4 @@
-"""The pytest plugin as a user sees it: nothing is left, however a run ends."""
+"""The pytest plugin as a user sees it: a run leaves nothing behind, regardless of its end."""
 
 from __future__ import annotations
 

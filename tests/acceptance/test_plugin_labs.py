@@ -1,4 +1,4 @@
-"""The pytest plugin as a user sees it: what a test gets when it asks for a lab."""
+"""The pytest plugin as a user sees it: the labs that tests get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pytest plugin as a user sees it: a run that waits for its turn, or for nothing."""
+"""The pytest plugin as a user sees it: waiting in the queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lab that cannot be removed keeps everybody out until it is gone; what belongs to others is left alone."""
+"""A host with leftovers of a lab is quarantined until they are removed; foreign objects are not touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README, done word by word on a fresh virtual environment with the real netlab."""
+"""The commands of the README, run in a fresh virtual environment with the real netlab."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reaching into real routers: what a fake Docker cannot show."""
+"""Access to real routers: behaviour that the fake Docker does not have."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def joined(lab_host: LabServer) -> str:
 
 
 def have_lab(server: LabServer, session: str, topology: str) -> None:
-    """Have a lab of this topology, whatever there was before."""
+    """Acquire a lab of this topology, and tear down any other lab first."""
     answer = server.acquire(session, topology)
     if answer.status_code == 423:
         with server.client(session) as client:

@@ -1,4 +1,4 @@
-"""Ends of the server, by signal and by kill -9, and what the next one makes of what it finds."""
+"""Restarts of the server, after a signal and after kill -9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`neops-remote-lab run`: a command with a lab, and nothing left of either."""
+"""`neops-remote-lab run`: a command with a lab, of which nothing is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's own log: one line an event, for people and for programs."""
+"""The server's log: one line per event, as text and as JSON."""
 
 from __future__ import annotations
 

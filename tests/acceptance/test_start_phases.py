@@ -1,4 +1,4 @@
-"""A client is told what netlab does while its lab starts."""
+"""A client reports the phases of netlab while its lab starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Topologies are checked, and prepared, while their sessions wait."""
+"""Topologies are checked and prepared while their sessions wait."""
 
 import threading
 from pathlib import Path

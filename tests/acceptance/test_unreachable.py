@@ -1,4 +1,4 @@
-"""What client and command line say of a server that cannot be reached: real sockets, real names, real proxies."""
+"""Messages of client and command line about an unreachable server, with real sockets, names and proxies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad uploads: each is refused with a sentence, and leaves neither files nor a changed queue behind."""
+"""Invalid uploads: each is refused with a message, and leaves no files behind."""
 
 from __future__ import annotations
 

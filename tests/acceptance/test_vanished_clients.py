@@ -1,4 +1,4 @@
-"""Nobody holds the lab for ever: clients that die, go stale or stay too long."""
+"""Clients that die, become stale or hold the lab for too long."""
 
 from __future__ import annotations
 

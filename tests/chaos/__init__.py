@@ -1,1 +1,1 @@
-"""Long tests that kill the server again and again, and what they share with other tests that break things."""
+"""Long tests that kill the server repeatedly, and helpers that they share with other fault tests."""

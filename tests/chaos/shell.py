@@ -1,4 +1,4 @@
-"""What a person at the lab host does: plain SQL from another program, a look at who runs, a walk to the server room."""
+"""What an operator does on the lab host: SQL from another program, and listing or killing processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def refused(database: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def locked(database: Path | str) -> Iterator[None]:
-    """Hold the database as somebody does who forgot to commit: nobody else can write."""
+    """Lock the database with an open transaction, so that no other program can write."""
     if isinstance(database, str) and (file := urls.sqlite_file(urls.parse(database))):
         database = file
     if isinstance(database, str):
@@ -67,7 +67,7 @@ def locked(database: Path | str) -> Iterator[None]:
 
 @contextmanager
 def in_background(call: Any, *arguments: Any, **options: Any) -> Iterator[Future[Any]]:
-    """Begin a call that takes long; whoever asks for the result waits for it."""
+    """Begin a long call in a thread; reading the result waits for it."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(call, *arguments, **options)
 

@@ -1,4 +1,4 @@
-"""The server is killed again and again while clients queue, wait, acquire, release and leave."""
+"""The server is killed repeatedly while clients queue, wait, acquire, release and leave."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def log_lines(server: LabServer) -> int:
 
 
 def some_progress(ledger: Ledger, stop: threading.Event) -> None:
-    """Leave a server alive until somebody has got a lab and gone: else a slow machine would never get that far."""
+    """Keep a server alive until a session has had a lab and left; a slow machine would otherwise never get that far."""
     left = len(ledger.left)
     deadline = time.monotonic() + PATIENCE
     while len(ledger.left) == left and time.monotonic() < deadline and not stop.wait(0.01):
@@ -199,7 +199,7 @@ def moment(server: LabServer, choice: random.Random, stop: threading.Event) -> s
 
 
 def check_database(server: LabServer, ledger: Ledger) -> None:
-    """What must hold at any moment, whatever the server was doing when it died."""
+    """The invariants at any moment, regardless of what the server was doing when it died."""
     # What was promised first, then what was given back: a set that is read later may only explain more.
     joined, left, acquired, released = ledger.snapshot("joined", "left", "acquired", "released")
     states = dict(sql(server.database, "SELECT session_id, state FROM session"))
@@ -239,7 +239,7 @@ def check_host(server: LabServer) -> None:
 
 
 def processes_of(server: LabServer) -> list[int]:
-    """Programs that the server has started, whoever is their parent now."""
+    """Programs started by the server, even if they have another parent now."""
     state = str(fake(server).state)
     server_pid = server.process.pid if server.process else None
     found = []

@@ -1,1 +1,1 @@
-"""What every implementation of the store must do, whatever database it uses."""
+"""What every implementation of the store must do."""

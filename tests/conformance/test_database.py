@@ -1,4 +1,4 @@
-"""The connection: what others write is noticed, and nobody who is cancelled leaves it half done."""
+"""The connection: writes of other programs are noticed, and a cancelled call leaves no open transaction."""
 
 from __future__ import annotations
 

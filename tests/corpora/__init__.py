@@ -1,4 +1,4 @@
-"""What an attacker or an accident may send, as data: a new case is a new entry in a file beside this one."""
+"""Hostile and damaged uploads, as data: a new case is a new entry in a file beside this one."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`neops-remote-lab console` on a terminal, against a server that answers as it is told."""
+"""`neops-remote-lab console` on a terminal, with a stub server."""
 
 from __future__ import annotations
 

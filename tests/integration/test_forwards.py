@@ -1,4 +1,4 @@
-"""Forwarded ports, against a server that answers as it is told and devices that are programs of this machine."""
+"""Forwarded ports, with a stub server and with programs of this machine as devices."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_local_reset_closes_the_connection_to_the_device(server: StubServer, f
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """An HTTP proxy that connects its clients with whatever they name, and notes what they say."""
+    """An HTTP proxy that connects its clients to any address, and records their requests."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""The lab without a server: started, shared, locked against other processes, and gone without a trace."""
+"""The lab without a server: started, shared, locked against other processes, and removed completely."""
 
 from __future__ import annotations
 

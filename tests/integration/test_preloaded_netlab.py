@@ -1,4 +1,4 @@
-"""A netlab that is loaded ahead: it does what any other would do, and is never a reason to fail."""
+"""A preloaded netlab: it behaves like any other, and its failure fails no command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main():
     print("a complaint", file=sys.stderr)
     return 3 if "fail" in sys.argv else 0
 """
-"""In the place of netlab's commands: prints what it was told."""
+"""Stands in for netlab's commands: prints its arguments."""
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ Children = Callable[[], list[psutil.Process]]
 
 @pytest.fixture
 def children() -> Children:
-    """The processes that the test has started, whatever other tests have left."""
+    """The processes that the test has started."""
     before = set(psutil.Process().children())
     return lambda: [child for child in psutil.Process().children() if child not in before]
 
@@ -70,7 +70,7 @@ def is_reading(process: psutil.Process) -> bool:
 
 
 def up(host: FakeNetlab, preloaded: PreloadedNetlab | None, directory: Path, *words: str) -> dict[str, Any]:
-    """Run the telltale; what it was told."""
+    """Run the stand-in. Returns the arguments that it got."""
     log = directory / "log"
     log.write_text("before\n")
     command = str(host.bin / "netlab")

@@ -1,4 +1,4 @@
-"""Running a command: its time, its memory, its output, its children, and what is told of its failure."""
+"""Running a command: time, memory, output, child processes and failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue against a model of a few lines, whatever clients, time, an operator and restarts do to it."""
+"""The queue compared with a small model, under random actions of clients, time, an operator and restarts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOST = "model-host"
 
 
 class HandClock(Clock):
-    """Moves only when it is told to; the wall clock jumps about on its own account."""
+    """A clock that only the test moves; the wall clock also jumps."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0

@@ -1,4 +1,4 @@
-"""What the real netlab writes beside a topology is what an upload may not bring."""
+"""Files that the real netlab writes beside a topology must not be uploaded."""
 
 from __future__ import annotations
 

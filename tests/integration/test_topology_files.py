@@ -1,4 +1,4 @@
-"""Which files are sent with a topology, and what two topologies are told apart by."""
+"""Which files are sent with a topology, and how topologies are distinguished."""
 
 from __future__ import annotations
 

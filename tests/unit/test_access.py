@@ -1,4 +1,4 @@
-"""The way to the server: addresses, credentials, proxies and certificates, and what is wrong with them."""
+"""Access to the server: addresses, credentials, proxies and certificates, and errors in them."""
 
 from __future__ import annotations
 

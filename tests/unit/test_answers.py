@@ -1,4 +1,4 @@
-"""What an answer says that is not the server's own: redirects, pages of proxies, dates."""
+"""Responses that are not from the server: redirects, pages of proxies, dates."""
 
 from __future__ import annotations
 

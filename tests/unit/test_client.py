@@ -1,4 +1,4 @@
-"""`RemoteLabClient` against a server that answers as it is told, on a clock that only pauses move."""
+"""`RemoteLabClient` with a stub server, on a clock that only pauses move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation must not lack."""
+"""What the documentation must contain."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Whose fault it is that netlab made no lab of a topology."""
+"""How failures of netlab are classified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The devices of a lab as Ansible and nornir take them."""
+"""Inventories of the devices of a lab for Ansible and nornir."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that keeps a session alive, against a server that answers as it is told."""
+"""The process that keeps a session alive, with a stub server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done next about a lab, by a table and by what must hold in every situation."""
+"""The next step of a lab: a table of cases, and properties of all situations."""
 
 from __future__ import annotations
 

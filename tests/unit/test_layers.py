@@ -1,4 +1,4 @@
-"""Who imports whom: data flows one way, and nothing below imports anything above it."""
+"""Imports between packages: no package imports from one above or beside it."""
 
 from __future__ import annotations
 

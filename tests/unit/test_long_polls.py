@@ -1,4 +1,4 @@
-"""Who is answered when, with as many calls held as a test likes."""
+"""When long polls are answered."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""What the handlers can answer, as their source says, is what the OpenAPI description says."""
+"""The OpenAPI description contains every status that the source of the handlers can return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown of an output, however it is cut into pieces."""
+"""The visible part of an output that arrives in pieces."""
 
 import io
 import re

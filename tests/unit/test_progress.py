@@ -1,4 +1,4 @@
-"""What a board shows of the waits of a run's processes, on a clock that only the test moves."""
+"""What a board shows of the waits of several processes, on a clock that only the test moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of the queue: who is where, who is stale, what a reload changes, how long it will take."""
+"""The session cache: positions, stale sessions, reloads and estimates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: flags, environment, defaults, and what is said of a wrong value."""
+"""Settings: flags, environment, defaults, and messages about invalid values."""
 
 from __future__ import annotations
 

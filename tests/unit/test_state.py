@@ -1,4 +1,4 @@
-"""The sessions that are remembered for later commands."""
+"""Sessions that are saved for later commands."""
 
 from __future__ import annotations
 

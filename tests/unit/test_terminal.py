@@ -1,4 +1,4 @@
-"""Escape sequences of a console, and the terminal that it has meanwhile."""
+"""Escape sequences of a console, and the state of its terminal."""
 
 from __future__ import annotations
 

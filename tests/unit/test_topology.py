@@ -1,4 +1,4 @@
-"""Names that an upload may bring, and contents that no netlab should see."""
+"""Names of uploaded files, and contents that are refused before netlab runs."""
 
 from __future__ import annotations
 

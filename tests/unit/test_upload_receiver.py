@@ -1,4 +1,4 @@
-"""What becomes of an upload whose request is cancelled."""
+"""Uploads whose request is cancelled."""
 
 from __future__ import annotations
 

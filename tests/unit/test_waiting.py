@@ -1,4 +1,4 @@
-"""What a client tells of a wait: the place in the queue, and the phases of a start."""
+"""What a client reports during a wait: the position in the queue, and the phases of a start."""
 
 from __future__ import annotations
 
