@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from neops_remote_lab.netlab.failures import SharesHost
 from neops_remote_lab.netlab.host_lab import HostLab
 from tests.fakes import REAL_NETLAB_LOCK, wait_until
 from tests.labs import Labs, killed_server
-from tests.server import RealNetlab, docker_problem
+from tests.server import RealNetlab, docker_problem, running_real_server
 
 NO_NETLAB = "" if shutil.which("netlab") else "netlab is not installed"
 NO_LAB_HOST = NO_NETLAB or docker_problem() or ("" if shutil.which("containerlab") else "containerlab is not installed")
@@ -35,6 +36,12 @@ ospf.timers: {hello: 1, dead: 10}
 links: [r1-r2, r2-r3, r1-r2-r3]
 """
 DEAD_SECONDS = 10
+LAN = """\
+provider: clab
+defaults.device: frr
+nodes: [r1, r2, r3]
+links: [r1-r2-r3]
+"""
 HEAD = "provider: clab\ndefaults.device: frr\n"
 NODES = "nodes: [r1, r2, r3]\n"
 LINKS = "links: [r1-r2, r1-r2-r3]\n"
@@ -198,3 +205,28 @@ def test_the_labs_of_a_killed_server_are_adopted(
     assert adopting[1].runs()
     assert adopting[1].tear_down() == []
     assert RealNetlab().leftovers() == []
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_a_restarted_server_adopts_three_labs(tmp_path: Path) -> None:
+    with running_real_server(tmp_path, slots="3") as server:
+        sessions = [server.join() for _ in range(3)]
+        with ThreadPoolExecutor() as pool:
+            answers = list(pool.map(lambda session: server.acquire(session, LAN), sessions))
+        assert [answer.status_code for answer in answers] == [200, 200, 200], [answer.text for answer in answers]
+        before = server.netlab.containers()
+        assert len(before) == 9
+        server.restart()
+        for session, answer in zip(sessions, answers, strict=True):
+            with server.client(session) as client:
+                assert client.get("/lab/devices").json() == answer.json()["devices"]
+        assert server.netlab.containers() == before
+        with server.client() as client:
+            assert client.delete(f"/session/{sessions[0]}").status_code == 204
+        wait_until(lambda: len(server.netlab.containers()) == 6, 60, "the lab is not torn down")
+        refused = server.acquire(server.join(), f"{HEAD}{NODES}links: [{{r1: , r2: , r3: , bridge: shared0}}]\n")
+        assert refused.status_code == 422, refused.text
+        assert "links.bridge: the bridge shared0" in refused.json()["detail"]
+        assert len(server.netlab.containers()) == 6
+    assert server.is_clean()
