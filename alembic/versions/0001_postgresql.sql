@@ -183,9 +183,12 @@ BEGIN
     PERFORM pg_notify('neops_remote_lab', '');
     RETURN NULL;
 END $$;
-CREATE TRIGGER session_notify AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON session
+-- Signs of life of hosts and sessions are not worth a notification.
+CREATE TRIGGER session_notify AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF
+    session_id, queue, rank, state, host, slot, client, purpose ON session
 FOR EACH STATEMENT EXECUTE FUNCTION notify_servers();
-CREATE TRIGGER lab_host_notify AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON lab_host
+CREATE TRIGGER lab_host_notify AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF
+    queue, address, state, is_draining, epoch, quarantine_reason ON lab_host
 FOR EACH STATEMENT EXECUTE FUNCTION notify_servers();
 CREATE TRIGGER slot_notify AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON slot
 FOR EACH STATEMENT EXECUTE FUNCTION notify_servers();

@@ -281,11 +281,18 @@ def upgrade() -> None:
         sa.Column("name", sa.Text, nullable=False),
         sa.Column("queue", sa.Text, nullable=False),
         sa.Column("boot_id", sa.Text),
+        sa.Column("address", sa.Text),
+        sa.Column("state", sa.Text, nullable=False, server_default="live"),
+        sa.Column("is_draining", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("epoch", NUMBER, nullable=False, server_default="0"),
+        sa.Column("incarnation", sa.Text),
+        sa.Column("beat", NUMBER, nullable=False, server_default="0"),
         sa.Column("quarantined_at", TIME),
         sa.Column("quarantined_by", sa.Text),
         sa.Column("quarantine_reason", sa.Text),
         sa.PrimaryKeyConstraint("name", name="pk_lab_host"),
         sa.ForeignKeyConstraint(["queue"], ["queue.name"], name="fk_lab_host_queue"),
+        _one_of("lab_host", "state", "live", "silent", "gone"),
         _one_of("lab_host", "quarantined_by", "server", "operator"),
         *_is_a_time("lab_host", "quarantined_at"),
     )
@@ -357,13 +364,14 @@ def _create_session() -> None:
         sa.UniqueConstraint("session_id", name="uq_session_session_id"),
         sa.ForeignKeyConstraint(["queue"], ["queue.name"], name="fk_session_queue"),
         _one_of("session", "state", "waiting", "active", "ended"),
-        _one_of("session", "end_code", "client", "stale", "max_hold", "operator"),
+        _one_of("session", "end_code", "client", "stale", "max_hold", "host_gone", "operator"),
         *_is_a_time("session", "created_at", "activated_at", "last_seen_at", "ended_at"),
         sqlite_autoincrement=True,
     )
     active, waiting, ended = (_where(f"state = '{state}'") for state in ("active", "waiting", "ended"))
     keyed = _where("idempotency_key IS NOT NULL AND state IN ('waiting', 'active')")
     op.create_index("uq_session_active_slot", "session", ["host", "slot"], unique=True, **active)
+    op.create_index("ix_session_active", "session", ["queue"], **active)
     op.create_index("ix_session_waiting", "session", ["queue", "rank"], **waiting)
     op.create_index("uq_session_live_key", "session", ["queue", "idempotency_key"], unique=True, **keyed)
     op.create_index("ix_session_ended_at", "session", ["ended_at"], **ended)

@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from neops_remote_lab.store.protocol import LabStore, SessionStore
+from neops_remote_lab.store.rows import Registration
 from tests.stores import OpenStores, opened
 
 Opener = Callable[[], AbstractAsyncContextManager[OpenStores]]
@@ -27,7 +28,7 @@ async def stores(open_stores: Opener) -> AsyncIterator[OpenStores]:
 @pytest_asyncio.fixture
 async def sessions(stores: OpenStores) -> SessionStore:
     store = stores.sessions()
-    await store.register_host("boot-1")
+    await store.register_host(Registration("boot-1"))
     return store
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
+import pytest_asyncio
 
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.protocol import SessionStore
+from tests.stores import HOST
 
 
-@pytest.fixture
-def queue(sessions: SessionStore) -> SessionQueue:
-    return SessionQueue(sessions, QueueSettings(), Clock())
+@pytest_asyncio.fixture
+async def queue(sessions: SessionStore) -> SessionQueue:
+    queue = SessionQueue(sessions, QueueSettings(), Clock(), host=HOST)
+    await queue.load()
+    return queue
 
 
 async def join(queue: SessionQueue, key: str | None = None) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from neops_remote_lab.core.codes import EndCode, OutcomeCode, QuarantineSource
 from neops_remote_lab.store.protocol import DatabaseError, LabStore, SessionStore
-from neops_remote_lab.store.rows import Session
+from neops_remote_lab.store.rows import Registration, Session
 from tests.conformance.conftest import Opener
 from tests.stores import NOON, OpenStores, joining, lab
 
@@ -29,9 +29,9 @@ def ids(sessions: Iterable[Session]) -> list[str]:
 
 async def test_a_host_remembers_the_boot_that_it_served_in(stores: OpenStores) -> None:
     sessions = stores.sessions()
-    assert await sessions.register_host("boot-1") is None
-    assert await sessions.register_host("boot-2") == "boot-1"
-    assert await stores.sessions("another host").register_host("boot-9") is None
+    assert await sessions.register_host(Registration("boot-1")) is None
+    assert await sessions.register_host(Registration("boot-2")) == "boot-1"
+    assert await stores.sessions("another host").register_host(Registration("boot-9")) is None
 
 
 # Joining
@@ -114,22 +114,30 @@ async def test_a_cancelled_join_is_still_written(sessions: SessionStore) -> None
 
 async def test_a_host_serves_its_own_queue(stores: OpenStores, sessions: SessionStore) -> None:
     other = stores.sessions("lab-8", "big labs")
-    await other.register_host("boot-1")
+    await other.register_host(Registration("boot-1"))
     await sessions.join(joining("ann", "k"), promote=True)
     assert (await other.join(joining("bob", "k"), promote=True)).state == "active"
     assert await states(other) == [("bob", "active")]
     assert await states(sessions) == [("ann", "active")]
 
 
-async def test_hosts_of_one_queue_take_turns_at_its_head(stores: OpenStores, sessions: SessionStore) -> None:
+async def test_free_slots_of_all_hosts_go_to_the_head_of_their_queue(
+    stores: OpenStores, sessions: SessionStore
+) -> None:
     other = stores.sessions("lab-8")
-    await other.register_host("boot-1")
-    for name in ("ann", "bob", "cem"):
+    await other.register_host(Registration("boot-1", 2))
+    for name in ("ann", "bob", "cem", "dan"):
         await sessions.join(joining(name), promote=False)
-    promoted = [ids(await one.promote(NOON)) for one in (sessions, other, sessions, other)]
-    assert promoted == [["ann"], ["bob"], [], []]
-    assert await states(sessions) == [("ann", "active"), ("cem", "waiting")]
-    assert await states(other) == [("bob", "active"), ("cem", "waiting")]
+    promoted = await sessions.promote(NOON)
+    assert [(session.session_id, session.host, session.slot) for session in promoted] == [
+        ("ann", "lab-7", 1),
+        ("bob", "lab-8", 1),
+        ("cem", "lab-8", 2),
+    ]
+    assert await other.promote(NOON) == ()
+    assert await sessions.live_sessions() == await other.live_sessions()
+    ending = await sessions.end(["cem"], EndCode.CLIENT, "done", NOON)
+    assert [(session.session_id, session.host, session.slot) for session in ending.promoted] == [("dan", "lab-8", 2)]
 
 
 # Slots
@@ -141,7 +149,7 @@ async def slots(sessions: SessionStore) -> dict[str, int | None]:
 
 
 async def test_as_many_sessions_are_active_as_the_host_has_slots(sessions: SessionStore) -> None:
-    await sessions.register_host("boot-1", 3)
+    await sessions.register_host(Registration("boot-1", 3))
     joined = [await sessions.join(joining(name), promote=True) for name in ("ann", "bob", "cem", "dan")]
     assert [session.slot for session in joined] == [1, 2, 3, None]
     assert [session.host for session in joined] == ["lab-7", "lab-7", "lab-7", None]
@@ -151,14 +159,14 @@ async def test_as_many_sessions_are_active_as_the_host_has_slots(sessions: Sessi
 async def test_several_free_slots_go_to_the_first_in_the_queue(sessions: SessionStore) -> None:
     for name in ("ann", "bob", "cem", "dan"):
         await sessions.join(joining(name), promote=False)
-    await sessions.register_host("boot-1", 3)
+    await sessions.register_host(Registration("boot-1", 3))
     promoted = await sessions.promote(NOON)
     assert [(session.session_id, session.slot) for session in promoted] == [("ann", 1), ("bob", 2), ("cem", 3)]
     assert await sessions.promote(NOON) == ()
 
 
 async def test_sessions_that_end_together_are_replaced_by_as_many(sessions: SessionStore) -> None:
-    await sessions.register_host("boot-1", 3)
+    await sessions.register_host(Registration("boot-1", 3))
     for name in ("ann", "bob", "cem", "dan", "eve", "fay"):
         await sessions.join(joining(name), promote=True)
     ending = await sessions.end(["cem", "ann", "fay"], EndCode.CLIENT, "done", NOON)
@@ -167,15 +175,15 @@ async def test_sessions_that_end_together_are_replaced_by_as_many(sessions: Sess
 
 
 async def test_sessions_keep_their_slots_when_the_host_offers_fewer(stores: OpenStores, sessions: SessionStore) -> None:
-    await sessions.register_host("boot-1", 3)
+    await sessions.register_host(Registration("boot-1", 3))
     for name in ("ann", "bob", "cem", "dan", "eve"):
         await sessions.join(joining(name), promote=True)
-    await sessions.register_host("boot-2", 1)
+    await sessions.register_host(Registration("boot-2", 1))
     assert await sessions.occupied_slots() == [1, 2, 3]
     assert (await sessions.end(["cem", "bob"], EndCode.CLIENT, "done", NOON)).promoted == ()
     assert ids((await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)).promoted) == ["dan"]
     assert await sessions.occupied_slots() == [1]
-    await sessions.register_host("boot-3", 2)
+    await sessions.register_host(Registration("boot-3", 2))
     assert ids(await sessions.promote(NOON)) == ["eve"]
 
 
@@ -248,11 +256,12 @@ async def test_no_session_becomes_active_on_a_quarantined_host(sessions: Session
 
 async def test_a_quarantine_applies_to_one_host(stores: OpenStores, sessions: SessionStore) -> None:
     other = stores.sessions("lab-8")
-    await other.register_host("boot-1")
+    await other.register_host(Registration("boot-1"))
     await sessions.set_quarantine("a container is left", NOON)
-    await sessions.join(joining("ann"), promote=True)
     assert await other.quarantine() is None
-    assert ids(await other.promote(NOON)) == ["ann"]
+    joined = await sessions.join(joining("ann"), promote=True)
+    assert (joined.session_id, joined.host) == ("ann", "lab-8")
+    assert (await sessions.join(joining("bob"), promote=True)).state == "waiting"
 
 
 # History

@@ -19,6 +19,7 @@ from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.opening import Stores
+from neops_remote_lab.store.rows import Registration
 from neops_remote_lab.store.settings import StoreSettings
 from neops_remote_lab.store.sql.migrate import migrate
 
@@ -91,9 +92,10 @@ class QueueMachine(RuleBasedStateMachine):
             self.stores.sessions(HOST),
             QueueSettings.model_validate(limits),
             self.clock,
+            host=HOST,
             slots=self.model.slots,
         )
-        self.do(self.queue.register_host("boot"))
+        self.do(self.stores.sessions(HOST).register_host(Registration("boot", self.model.slots)))
         self.do(self.queue.load())
 
     def sql(self, statement: str, *values: object) -> list[Any]:

@@ -162,6 +162,7 @@ async def check_topology(request: Request) -> Response:
     404 if the session is not live; 409 if the session becomes active before the check begins.
     """
     services, session_id = services_of(request), session_header(request)
+    await services.queue.learn(session_id)
     if services.queue.place(session_id) is None:
         raise await not_live(services, session_id)
     refuse_while_draining(services)

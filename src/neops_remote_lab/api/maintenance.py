@@ -40,14 +40,15 @@ class Maintenance:
         services = self._services
         await services.run_blocking(ownership.claim, services.settings.netlab.work_dir)
         boot = boot_id()
-        before = await services.queue.register_host(boot)
+        before = await services.liveness.register(boot)
         self._data_version = await services.database.data_version()
         await services.queue.load()
         rebooted = before is not None and before != boot
         await services.slots.open(rebooted=rebooted)
         self._announcement = asyncio.create_task(self._announce())
         self._task = asyncio.create_task(self._run())
-        self._others = [asyncio.create_task(services.admission.measure_repeatedly())]
+        others = (services.admission.measure_repeatedly(), services.liveness.run())
+        self._others = [asyncio.create_task(other) for other in others]
         if services.prestarts:
             self._others.append(asyncio.create_task(services.prestarts.run()))
 
@@ -68,7 +69,7 @@ class Maintenance:
         pause, clock = self._services.settings.maintenance.sql_poll, self._services.clock
         while True:
             before = clock.monotonic()
-            await asyncio.sleep(pause)
+            await self._services.database.wait_for_change(pause)
             if (late := clock.monotonic() - before - pause) > STOPPED_AFTER:
                 logger.warning("this process was suspended for %.0f s: all session timeouts start anew", late)
                 self._services.queue.renew_all()
@@ -100,6 +101,7 @@ class Maintenance:
         if now >= self._last_seen_due:
             self._last_seen_due = now + services.settings.maintenance.last_seen_write
             await services.queue.write_last_seen()
+            await services.queue.notice_signs_of_life()
         if now >= self._prune_due:
             self._prune_due = now + PRUNE_EVERY
             before = services.clock.now() - timedelta(days=services.settings.maintenance.history_days)

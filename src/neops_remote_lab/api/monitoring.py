@@ -1,6 +1,7 @@
 """Handlers for monitoring: queue, health, readiness, metrics."""
 
 import asyncio
+from collections import Counter
 from datetime import datetime
 from itertools import islice
 from typing import Final
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from neops_remote_lab import __version__
-from neops_remote_lab.api.requests import SHOWN_ID, label, quarantined, seconds, services_of, topology_of
+from neops_remote_lab.api.requests import SHOWN_ID, SHOWN_REASON, label, quarantined, seconds, services_of, topology_of
 from neops_remote_lab.api.responses import json_response
 from neops_remote_lab.api.services import Services
 from neops_remote_lab.core.text import one_line
@@ -24,7 +25,7 @@ from neops_remote_lab.models import (
     ReadyDto,
     SessionState,
 )
-from neops_remote_lab.store.rows import Session
+from neops_remote_lab.store.rows import Host, Session
 
 QUEUE_SHOWN: Final = 1000
 """Default of `?limit=`: how many sessions GET /queue lists."""
@@ -43,14 +44,21 @@ async def get_queue(request: Request) -> Response:
             shown.append(_entry(services, session, now))
         if number % QUEUE_PIECE == 0:
             await asyncio.sleep(0)  # let other requests run
-    host = QueueHostDto(
-        name=services.settings.netlab.lab_host,
-        slots=services.queue.slots,
-        active=len(services.queue.active),
-        quarantined=quarantined(services),
-    )
+    busy = Counter(session.host for session in services.queue.active)
+    hosts = [_host(host, busy[host.name]) for host in services.queue.hosts]
     length, reason = len(services.queue), quarantined(services)
-    return json_response(QueueDto(length=length, quarantined=reason, sessions=shown, hosts=[host]))
+    return json_response(QueueDto(length=length, quarantined=reason, sessions=shown, hosts=hosts))
+
+
+def _host(host: Host, active: int) -> QueueHostDto:
+    return QueueHostDto(
+        name=one_line(host.name),
+        state=host.state,
+        draining=host.is_draining,
+        slots=host.slots,
+        active=active,
+        quarantined=one_line(host.quarantined, SHOWN_REASON) if host.quarantined else None,
+    )
 
 
 def _entry(services: Services, session: Session, now: datetime) -> QueueEntryDto:

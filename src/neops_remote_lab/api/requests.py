@@ -105,6 +105,7 @@ async def active_caller(request: HTTPConnection) -> tuple[Services, str]:
     Raises HTTPException 422 without a session header, 404 if the session is not live, 423 if it is not active.
     """
     services, session_id = services_of(request), session_header(request)
+    await services.queue.learn(session_id)
     if not services.queue.renew(session_id):
         raise await not_live(services, session_id)
     if not services.queue.is_active(session_id):

@@ -22,6 +22,7 @@ from neops_remote_lab.labs.slots import Slots
 from neops_remote_lab.labs.topology_checks import TopologyChecks
 from neops_remote_lab.netlab.host_labs import HostLabs
 from neops_remote_lab.netlab.logs import FailedLogs
+from neops_remote_lab.queue.host_liveness import HostLiveness
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.opening import Stores
 from neops_remote_lab.store.protocol import Database
@@ -38,6 +39,7 @@ class Services:
     clock: Clock
     database: Database
     queue: SessionQueue
+    liveness: HostLiveness
     slots: Slots
     admission: Admission
     prestarts: Prestarts | None
@@ -71,7 +73,18 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
     # Not the framework's threads, which netlab could exhaust. An operation of one slot must not wait for another's.
     run_blocking = in_threads(max(settings.labs.lab_threads, 2 * host.slots))
     metrics = Metrics()
-    queue = SessionQueue(stores.sessions(host.lab_host), settings.queue, clock, metrics, slots=host.slots)
+    sessions, is_shared = stores.sessions(host.lab_host), stores.database.is_shared
+    queue = SessionQueue(
+        sessions,
+        settings.queue,
+        clock,
+        metrics,
+        host=host.lab_host,
+        slots=host.slots,
+        is_shared=is_shared,
+        late=2 * settings.maintenance.last_seen_write if is_shared else 0,
+    )
+    liveness = HostLiveness(sessions, queue, settings.queue, clock, host=host.lab_host, is_shared=is_shared)
     host_labs = HostLabs(host)
     netlab = host_labs.commands
     admission = Admission(
@@ -138,6 +151,7 @@ def build_services(settings: ServiceSettings, clock: Clock) -> Services:
         clock,
         stores.database,
         queue,
+        liveness,
         slots,
         admission,
         prestarts,

@@ -53,6 +53,8 @@ async def get_session(request: Request) -> Response:
     services, session_id = services_of(request), request.path_params["session_id"]
     longest = min(seconds(request, "wait"), services.settings.http.max_wait)
     known = int(seconds(request, "position")) if "position" in request.query_params else None
+    if not services.queue.is_live(session_id):
+        await services.queue.learn(session_id)
     if services.queue.place(session_id) is None:
         raise await gone(services, session_id)
     with services.queue.open_call(session_id):
@@ -98,6 +100,8 @@ async def get_active_session(request: Request) -> Response:
 async def heartbeat(request: Request) -> Response:
     """Renew a session; 404 if it is not live. Only memory changes: the database is updated later."""
     services, session_id = services_of(request), session_header(request)
+    if not services.queue.is_live(session_id):
+        await services.queue.learn(session_id)
     if not services.queue.renew(session_id):
         raise await not_live(services, session_id)
     return Response(status_code=status.HTTP_204_NO_CONTENT)
@@ -112,7 +116,7 @@ def _waiting_for(services: Services, place: Place) -> str | None:
     sessions = services.queue.active
     if services.queue.grants_held:
         return "no session becomes active while a lab waits for memory of the lab host"
-    if len(sessions) < services.queue.slots:
+    if len(sessions) < services.queue.hosts.capacity:
         return "a slot is free; the next session becomes active in a moment"
     active = min(sessions, key=lambda session: (session.activated_at or session.created_at, session.number))
     who = label(active.client) or f"session {one_line(active.session_id[:SHOWN_ID])}"

@@ -222,6 +222,9 @@ def serve(settings: ServerSettings, service: ServiceSettings) -> None:
         *(__version__, os.getpid(), settings.host, settings.port),
         *(urls.shown(database), service.netlab.work_dir, service.netlab.lock_dir),
     )
+    if service.queue.advertise is None:
+        address = {"advertise": f"http://{socket.gethostname()}:{settings.port}"}
+        service = service.model_copy(update={"queue": service.queue.model_copy(update=address)})
     umask = int(settings.umask, 8)
     try:
         file_modes.limit_directory(service.netlab.work_dir, umask)

@@ -16,6 +16,17 @@ class SessionState(StrEnum):
     """It may use the lab host."""
 
 
+class HostState(StrEnum):
+    """What the servers of a queue know of a lab host."""
+
+    LIVE = "live"
+    """Its server shows signs of life."""
+    SILENT = "silent"
+    """Its server has shown none for a while: no session becomes active on it."""
+    GONE = "gone"
+    """Its server has shown none for so long that its labs count as lost."""
+
+
 class LiveLabState(StrEnum):
     """The state of a live lab."""
 
@@ -43,6 +54,7 @@ class EndCode(StrEnum):
     CLIENT = "client", "ended by its client"
     STALE = "stale", "timeout: no call came from its client for too long"
     MAX_HOLD = "max_hold", "maximum hold: it held the lab for more than {max_hold:g} s"
+    HOST_GONE = "host_gone", "the lab host vanished"
     OPERATOR = "operator", "ended by an operator"
 
     def __new__(cls, value: str, message: str = "") -> Self:

@@ -174,7 +174,7 @@ class LabCoordinator:
         """Begin to start the lab of a waiting session, without a reference, if this slot is idle."""
         acquire = Acquire(session_id, Upload(workspace, reuse=True), key=None, in_advance=True)
         async with self._decisions:
-            if self.is_idle and self._queue.is_live(session_id):
+            if self.is_idle and self._queue.is_waiting(session_id):
                 self._slot.carry_out(Decision(Step.START), acquire)
                 return
         await self._discard(acquire.upload)

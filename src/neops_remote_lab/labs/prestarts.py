@@ -57,4 +57,4 @@ class Prestarts:
 
     def _is_in_advance(self, each: LabCoordinator) -> bool:
         session_id = each.session_id
-        return session_id is not None and self._queue.is_live(session_id) and not self._queue.is_active(session_id)
+        return session_id is not None and self._queue.is_waiting(session_id)

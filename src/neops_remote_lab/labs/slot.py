@@ -164,7 +164,7 @@ class Slot:
         if session_id is None:
             return False
         in_advance = self._prestart and not self._references
-        return self._queue.is_active(session_id) or (in_advance and self._queue.is_live(session_id))
+        return self._queue.is_active(session_id) or (in_advance and self._queue.is_waiting(session_id))
 
     def carry_out(self, decision: Decision, acquire: Acquire | None = None) -> Running | None:
         """Begin what was decided. Returns the operation in progress, or None if there is none."""

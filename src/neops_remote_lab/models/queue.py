@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, Field
 
-from neops_remote_lab.core.codes import SessionState
+from neops_remote_lab.core.codes import HostState, SessionState
 
 
 class QueueEntryDto(BaseModel):
@@ -25,6 +25,10 @@ class QueueHostDto(BaseModel):
     """A lab host that serves the queue."""
 
     name: str
+    state: HostState = Field(
+        default=HostState.LIVE, description="`silent` and `gone`: its server shows no sign of life"
+    )
+    draining: bool = Field(default=False, description="true if an operator lets no further session become active on it")
     slots: int = Field(ge=0, description="number of sessions that can be active at once")
     active: int = Field(ge=0, description="number of active sessions")
     quarantined: str | None = Field(

@@ -16,6 +16,7 @@ from neops_remote_lab.core.codes import EndCode, QuarantineSource, SessionState
 from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.queue.estimates import HoldHistory
+from neops_remote_lab.queue.known_hosts import KnownHosts
 from neops_remote_lab.queue.long_polls import LongPolls
 from neops_remote_lab.queue.session_cache import SessionCache
 from neops_remote_lab.queue.settings import QueueSettings
@@ -35,7 +36,7 @@ class Place:
 
 
 class SessionQueue:
-    """The queue of one lab host."""
+    """A queue, as one of the servers sees it that serve the queue with their lab hosts."""
 
     def __init__(
         self,
@@ -44,16 +45,26 @@ class SessionQueue:
         clock: Clock,
         metrics: Metrics | None = None,
         *,
+        host: str,
         slots: int = 1,
+        is_shared: bool = False,
+        late: float = 0,
     ) -> None:
         """Create an empty queue; `load` fills it.
 
         Args:
             metrics: defaults to a registry that is not exported.
+            host: the name of this server's lab host.
             slots: the number of slots of this host.
+            is_shared: whether other servers may serve the queue too.
+            late: seconds by which this server may learn late that another one has seen a session.
         """
+        self._is_shared = is_shared
+        self._late = late
         self._store = store
         self._slots = slots
+        self._hosts = KnownHosts(host)
+        self._seen_elsewhere: dict[str, datetime] = {}
         self._settings = settings
         self._clock = clock
         self._metrics = metrics or Metrics()
@@ -71,9 +82,15 @@ class SessionQueue:
         self._cache.reload(await self._store.live_sessions(), self._clock.monotonic())  # counted by an earlier server
         await self.reconcile()
 
-    async def register_host(self, boot_id: str) -> str | None:
-        """Record that this host serves the queue. Returns the boot id recorded before; None for a new host."""
-        return await self._store.register_host(boot_id, self._slots)
+    @property
+    def hosts(self) -> KnownHosts:
+        """The lab hosts of the queue."""
+        return self._hosts
+
+    def owner_address(self, session_id: str) -> str | None:
+        """The URL of the server whose host a session is active on; None if it is this one, or if there is none."""
+        session = self._cache.get(session_id)
+        return self._hosts.address_of(session) if session else None
 
     async def occupied_slots(self) -> list[int]:
         """The slots of this host that have an active session or a live lab, according to the database."""
@@ -81,7 +98,7 @@ class SessionQueue:
 
     @property
     def slots(self) -> int:
-        """The number of sessions that can be active at once on this host."""
+        """The number of slots of this host."""
         return self._slots
 
     @property
@@ -91,7 +108,7 @@ class SessionQueue:
 
     @property
     def _may_grant(self) -> bool:
-        return self._cache.occupied < self._slots and not self._grants_held
+        return self._hosts.have_room(self._cache.active, here=not self._grants_held)
 
     def hold_grants(self, *, on: bool) -> None:
         """Make no further session active, while a lab waits for memory of this host. `promote` resumes the grants."""
@@ -140,7 +157,7 @@ class SessionQueue:
     async def promote(self) -> None:
         """Make waiting sessions active if this host has free slots."""
         if self._may_grant and self.waiting and not self.quarantined:
-            self._promoted(await self._store.promote(self._clock.now()))
+            self._promoted(await self._store.promote(self._clock.now(), here=not self._grants_held))
 
     def place(self, session_id: str) -> Place | None:
         """The place of a session; None if the session is not live."""
@@ -152,17 +169,22 @@ class SessionQueue:
         eta = None
         if not self.quarantined:
             held_for = self._cache.held_for(self._clock.monotonic()).values()
-            eta = self._holds.eta(position, held_for, self._slots)
+            eta = self._holds.eta(position, held_for, max(1, self._hosts.capacity))
         return Place(session, position, eta)
 
     def is_active(self, session_id: str) -> bool:
-        """Whether a session is active."""
+        """Whether a session is active on this host."""
         return self.slot_of(session_id) is not None
 
     def slot_of(self, session_id: str) -> int | None:
-        """The slot of an active session on this host; None if the session is not active."""
+        """The slot of a session that is active on this host; None for any other session."""
         session = self._cache.get(session_id)
-        return session.slot if session and session.state is SessionState.ACTIVE else None
+        return session.slot if session and self._hosts.is_own(session) else None
+
+    def is_waiting(self, session_id: str) -> bool:
+        """Whether a session is live and not yet active."""
+        session = self._cache.get(session_id)
+        return session is not None and session.state is SessionState.WAITING
 
     def is_live(self, session_id: str) -> bool:
         """Whether a session is waiting or active."""
@@ -226,13 +248,14 @@ class SessionQueue:
 
     async def end(self, session_id: str) -> bool:
         """End a session and promote the next ones, durably. Returns False if the session is not live."""
+        await self.learn(session_id)
         if session_id not in self._cache:
             return False
         return session_id in await self._end([session_id], EndCode.CLIENT)
 
     async def _end(self, session_ids: list[str], code: EndCode) -> tuple[str, ...]:
         detail = code.message.format(max_hold=self._settings.max_hold)
-        ending = await self._store.end(session_ids, code, detail, self._clock.now(), promote=not self._grants_held)
+        ending = await self._store.end(session_ids, code, detail, self._clock.now(), here=not self._grants_held)
         for session_id in session_ids:
             self._forget(session_id, code, detail)
         self._promoted(ending.promoted)
@@ -266,7 +289,9 @@ class SessionQueue:
             self._became_active(session)
 
     def _became_active(self, session: Session) -> None:
-        """Count and log a session's activation. Call it once per session, however it became active."""
+        """Count and log a session's activation on this host. Call it once per session, however it became active."""
+        if not self._hosts.is_own(session):
+            return
         waited = (session.activated_at or session.created_at) - session.created_at
         self._metrics.became_active(max(0.0, waited.total_seconds()))
         who = one_line(session.client or "without a label")
@@ -276,7 +301,8 @@ class SessionQueue:
         """End stale sessions, and active ones that exceed the maximum hold. Returns their ids."""
         now = self._clock.monotonic()
         limits = self._settings
-        stale = self._cache.stale(now, waiting_timeout=limits.waiting_timeout, active_timeout=limits.active_timeout)
+        waiting, active = limits.waiting_timeout + self._late, limits.active_timeout + self._late
+        stale = self._cache.stale(now, waiting_timeout=waiting, active_timeout=active)
         ended: tuple[str, ...] = ()
         if stale:
             ended += await self._end(stale, EndCode.STALE)
@@ -289,6 +315,7 @@ class SessionQueue:
     async def reconcile(self) -> None:
         """Apply changes that an operator made in the database, as if they had been made through the API."""
         self._note_quarantine(await self._store.quarantine())
+        self._hosts.update(await self._store.hosts())
         truth = await self._store.live_sessions()
         before = {session.session_id for session in self.active}
         difference = self._cache.reload(truth, self._clock.monotonic())
@@ -301,6 +328,25 @@ class SessionQueue:
             if session.session_id not in before:
                 self._became_active(session)
         await self.promote()
+
+    async def learn(self, session_id: str) -> None:
+        """Read a session that another server may have changed a moment ago, unless it is active on this host."""
+        if not self._is_shared or self.is_active(session_id):
+            return
+        session = await self._store.live_session(session_id)
+        if session and session != self._cache.get(session_id):
+            self._put(session)
+            self._polls.answer([session_id])
+
+    async def notice_signs_of_life(self) -> None:
+        """Restart the timeouts of sessions that other servers have seen."""
+        if not self._is_shared:
+            return
+        seen = await self._store.last_seen()
+        for session_id, at in seen.items():
+            if session_id in self._cache and self._seen_elsewhere.get(session_id, at) != at:
+                self._cache.renew(session_id, self._clock.monotonic())
+        self._seen_elsewhere = seen
 
     async def quarantine(self, reason: str | None) -> None:
         """Quarantine the host for a reason; None lifts the quarantine. One set by an operator is not changed."""
@@ -319,6 +365,8 @@ class SessionQueue:
     async def write_last_seen(self) -> None:
         """Write the times at which sessions were last seen. Operators read them; the server does not."""
         seen, self._unwritten = self._unwritten, {}
+        if self._is_shared:  # other servers do not know which calls are open here
+            seen |= dict.fromkeys(self._cache.with_open_calls, self._clock.now())
         await self._store.record_last_seen(seen)
 
     async def prune(self, before: datetime) -> int:

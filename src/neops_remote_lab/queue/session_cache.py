@@ -144,6 +144,11 @@ class SessionCache:
         if session_id in self._sessions:
             self.renew(session_id, now)
 
+    @property
+    def with_open_calls(self) -> list[str]:
+        """The ids of the sessions that have open calls."""
+        return list(self._open_calls)
+
     def unseen_for(self, session_id: str, now: float) -> float:
         """Seconds since a session was last seen; 0 while it has an open call."""
         return 0.0 if session_id in self._open_calls else max(0.0, now - self._last_seen[session_id])

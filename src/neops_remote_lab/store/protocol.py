@@ -8,16 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from neops_remote_lab.core.codes import EndCode, OutcomeCode
+from neops_remote_lab.core.codes import EndCode, HostState, OutcomeCode
 from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.store.rows import (
     EndedLab,
     EndedSession,
     Ending,
+    Host,
     Joining,
     KeyedReference,
     Lab,
     Quarantine,
+    Registration,
     Session,
 )
 
@@ -26,8 +28,19 @@ class DatabaseError(Exception):
     """The database cannot be used, or a constraint is violated; the message is the database's."""
 
 
+class Fenced(DatabaseError):
+    """Other servers have declared this host silent or gone, or another process serves with its name."""
+
+
 class Database(Protocol):
     """The connection to the database, and its maintenance."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several servers can use the database."""
+
+    async def wait_for_change(self, seconds: float) -> None:
+        """Wait until another program changes the database, for at most so many seconds."""
 
     @property
     def log_bytes(self) -> int:
@@ -47,19 +60,39 @@ class Database(Protocol):
 
 
 class SessionStore(Protocol):
-    """The sessions of one queue, and the lab host that serves it."""
+    """The sessions of one queue, and the lab hosts that serve it. One of them is this host."""
 
-    async def register_host(self, boot_id: str, slots: int = 1) -> str | None:
-        """Record that this host serves the queue with a number of slots. Slots beyond that number are closed.
+    async def register_host(self, registration: Registration) -> str | None:
+        """Record that this host serves the queue, in a new epoch. Writes of earlier epochs raise `Fenced` from then on.
 
         Returns the boot id recorded before; None for a new host.
+        """
+
+    async def beat(self) -> bool:
+        """Show the other servers a sign of life. Returns False if this host's epoch has ended."""
+
+    async def hosts(self) -> list[Host]:
+        """All hosts of the queue, by name."""
+
+    async def declare(self, host: Host, state: HostState, now: datetime) -> bool:
+        """Declare another host silent or gone, unless it has shown a sign of life since it was read.
+
+        Active sessions of a silent host that have no lab wait again, at their place in the queue. Active sessions of a
+        host that is gone end, and its labs are lost. Waiting sessions become active as with `promote`. Returns whether
+        the host was declared so.
         """
 
     async def occupied_slots(self) -> list[int]:
         """The slots of this host that have an active session or a live lab, in order."""
 
     async def live_sessions(self) -> list[Session]:
-        """The active sessions of this host by slot, then the waiting ones in FIFO order."""
+        """The active sessions of all hosts by host and slot, then the waiting ones in FIFO order."""
+
+    async def live_session(self, session_id: str) -> Session | None:
+        """A waiting or active session; None if there is none with that id."""
+
+    async def last_seen(self) -> dict[str, datetime]:
+        """When the live sessions were last seen, as far as servers have written it, by session id."""
 
     async def join(self, joining: Joining, *, promote: bool) -> Session:
         """Append a session. If a live session of the queue has the same key, return that session instead.
@@ -72,14 +105,18 @@ class SessionStore(Protocol):
         """
 
     async def end(
-        self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, promote: bool = True
+        self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, here: bool = True
     ) -> Ending:
-        """End live sessions and, with `promote`, make waiting ones active, in one transaction."""
+        """End live sessions and make waiting ones active, as `promote` does, in one transaction."""
 
-    async def promote(self, now: datetime) -> tuple[Session, ...]:
-        """Make as many sessions active, from the head of the queue, as this host has free and open slots.
+    async def promote(self, now: datetime, *, here: bool = True) -> tuple[Session, ...]:
+        """Make as many sessions active, from the head of the queue, as the hosts have free and open slots.
 
-        On a quarantined host no session becomes active. Returns the sessions that became active, in FIFO order.
+        On a host that is quarantined, draining or not live, no session becomes active. Returns the sessions that became
+        active, in FIFO order.
+
+        Args:
+            here: sessions may also become active on this host.
         """
 
     async def ended(self, session_id: str) -> EndedSession | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from neops_remote_lab.core.codes import EndCode, LiveLabState, OutcomeCode, QuarantineSource, SessionState
+from neops_remote_lab.core.codes import EndCode, HostState, LiveLabState, OutcomeCode, QuarantineSource, SessionState
 
 DEFAULT_QUEUE: Final = "default"
 """The queue that hosts serve and sessions join by default."""
@@ -90,6 +90,43 @@ class EndedSession(NamedTuple):
 
     code: EndCode
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A server that begins to serve a queue with its host."""
+
+    boot_id: str
+    slots: int = 1
+    """Number of sessions that can be active at once. Slots beyond it are closed."""
+    address: str | None = None
+    """URL at which the other servers of the queue reach it."""
+    incarnation: str | None = None
+    """Identifies the process among all that ever served with this host's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A lab host of a queue."""
+
+    name: str
+    address: str | None
+    state: HostState
+    is_draining: bool
+    """An operator wants no further session to become active on it."""
+    epoch: int
+    """Counts its servers, and the times that it was declared silent or gone."""
+    incarnation: str | None
+    beat: int
+    """Grows while its server is alive."""
+    slots: int
+    """Number of open slots."""
+    quarantined: str | None
+
+    @property
+    def admits(self) -> bool:
+        """Whether sessions can become active on it."""
+        return self.state is HostState.LIVE and not self.is_draining and self.quarantined is None
 
 
 class Quarantine(NamedTuple):

@@ -1,5 +1,6 @@
 """The PostgreSQL database: one connection, which also listens for changes that other programs make."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -7,9 +8,10 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import psycopg
 from psycopg.errors import DeadlockDetected, LockNotAvailable
-from sqlalchemy import NullPool, text
+from sqlalchemy import NullPool, PoolProxiedConnection, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from neops_remote_lab.store.postgresql.values import TextDumper, as_json
@@ -33,6 +35,8 @@ CHANNEL: Final = "neops_remote_lab"
 """On which triggers of the schema notify of changes."""
 SERVERS: Final = "hashtext('neops-remote-lab servers')"
 """The advisory lock that all servers of a database share."""
+CHANGE_PAUSE: Final = 0.02
+"""Seconds to wait for further notifications before a change is looked at."""
 DEADLOCK_TRIES: Final = 3
 """How often a transaction is tried that PostgreSQL rolls back because it and an operator's wait for each other."""
 _LOCK_QUEUE: Final = "SELECT FROM queue WHERE name = :queue FOR NO KEY UPDATE"
@@ -69,6 +73,9 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
             self._settings["synchronous_commit"] = "off"
         self._statements: dict[str, bytes] = {}  # with the placeholders of the driver
         self._changes = 0
+        self._pid = 0
+        self._notified = asyncio.Event()
+        self._listener: asyncio.Task[None] | None = None
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async def transaction(connections: _Connections) -> T:
@@ -103,6 +110,28 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
         return await self._shielded(ask)
 
     @property
+    def is_shared(self) -> bool:
+        return True
+
+    async def wait_for_change(self, seconds: float) -> None:
+        if self._listener is None or self._listener.done():
+            self._listener = asyncio.create_task(self._listen())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._notified.wait(), seconds)
+        await asyncio.sleep(CHANGE_PAUSE)
+        self._notified.clear()
+
+    async def _listen(self) -> None:
+        """Receive notifications as they arrive: the other connection receives them only when it is used."""
+        with suppress(psycopg.Error, DBAPIError):  # the other connection reports it, and the next wait tries again
+            async with self._engine.connect() as sql:
+                driver = _driver(await sql.get_raw_connection())
+                await driver.execute(f"LISTEN {CHANNEL}")
+                async for notify in driver.notifies():
+                    if notify.pid != self._pid:
+                        self._notified.set()
+
+    @property
     def log_bytes(self) -> int:
         return 0  # PostgreSQL limits its log by itself
 
@@ -116,11 +145,15 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
     async def shrink_log(self) -> bool:
         return True
 
+    async def close(self) -> None:
+        if self._listener:
+            self._listener.cancel()
+            await asyncio.wait([self._listener])
+        await super().close()
+
     async def _connect(self) -> _Connections:
         sql = await self._engine.connect()
-        driver = (await sql.get_raw_connection()).driver_connection
-        if not isinstance(driver, psycopg.AsyncConnection):
-            raise TypeError(f"the driver is {type(driver).__name__}, not psycopg")
+        driver = _driver(await sql.get_raw_connection())
         try:
             await self._prepare(driver)
         except BaseException:
@@ -144,6 +177,7 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
         [(is_shared,)] = await self._rows(driver, f"SELECT pg_try_advisory_lock_shared({SERVERS})", {})
         if not is_shared:
             raise DatabaseError("the database is being copied")
+        self._pid = pid
         driver.add_notify_handler(lambda notify: self._changed(by_us=notify.pid == pid))
         await driver.execute(f"LISTEN {CHANNEL}")
         self._changed(by_us=False)  # perhaps: until now, nothing has listened
@@ -176,6 +210,13 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
             with suppress(Deadlock):
                 return await super()._locked(work)
         return await super()._locked(work)
+
+
+def _driver(raw: PoolProxiedConnection) -> psycopg.AsyncConnection[Any]:
+    driver = raw.driver_connection
+    if not isinstance(driver, psycopg.AsyncConnection):
+        raise TypeError(f"the driver is {type(driver).__name__}, not psycopg")
+    return driver
 
 
 def _create_engine(url: URL, seconds: int) -> AsyncEngine:

@@ -1,8 +1,9 @@
 """SQL statements for labs and their references."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Update, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,7 +12,10 @@ from neops_remote_lab.core.codes import ENDED, LiveLabState, OutcomeCode
 from neops_remote_lab.store.protocol import LabStore
 from neops_remote_lab.store.rows import FIRST_SLOT, EndedLab, KeyedReference, Lab
 from neops_remote_lab.store.sql.database import SqlDatabase
+from neops_remote_lab.store.sql.fence import Fence
 from neops_remote_lab.store.sql.tables import LAB, LAB_REFERENCE
+
+T = TypeVar("T")
 
 _COLUMNS = tuple(LAB.c[field.name] for field in fields(Lab))
 _HELD = LAB_REFERENCE.c.released_at.is_(None)
@@ -20,8 +24,9 @@ _HELD = LAB_REFERENCE.c.released_at.is_(None)
 class SqlLabStore(LabStore):
     """The labs of one slot of a host. At most one is live."""
 
-    def __init__(self, database: SqlDatabase[Any], host: str, slot: int = FIRST_SLOT) -> None:
+    def __init__(self, database: SqlDatabase[Any], fence: Fence, host: str, slot: int = FIRST_SLOT) -> None:
         self._database = database
+        self._fence = fence
         self._host = host
         self._slot = slot
 
@@ -54,7 +59,7 @@ class SqlLabStore(LabStore):
             await connection.execute(held.values(released_at=now))
             await connection.execute(_of(lab_id).values(end))
 
-        await self._database.write(work)
+        await self._write(work)
 
     async def last_ended(self, session_id: str) -> EndedLab | None:
         columns = (LAB.c.lab_id, LAB.c.outcome_code, LAB.c.outcome_detail)
@@ -73,7 +78,7 @@ class SqlLabStore(LabStore):
             await connection.execute(insert(LAB_REFERENCE).values(row))
             return await _held_references(connection, lab_id)
 
-        return await self._database.write(work)
+        return await self._write(work)
 
     async def reference_by_key(self, session_id: str, key: str) -> KeyedReference | None:
         query = (
@@ -104,7 +109,7 @@ class SqlLabStore(LabStore):
                 await connection.execute(_of(lab_id).values(state=LiveLabState.STOPPING))
             return left
 
-        return await self._database.write(work)
+        return await self._write(work)
 
     async def held_references(self, lab_id: str) -> int:
         return await self._database.read(lambda connection: _held_references(connection, lab_id))
@@ -121,7 +126,14 @@ class SqlLabStore(LabStore):
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(statement)
 
-        await self._database.write(work)
+        await self._write(work)
+
+    async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async def fenced(connection: AsyncConnection) -> T:
+            await self._fence.check(connection)
+            return await work(connection)
+
+        return await self._database.write(fenced)
 
 
 def _lab(lab_id: str, session_id: str, state: str, *columns: Any) -> Lab:

@@ -7,16 +7,34 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import Update, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neops_remote_lab.core.codes import ENDED, EndCode, LiveLabState, QuarantineSource, SessionState
+from neops_remote_lab.core.codes import (
+    ENDED,
+    EndCode,
+    HostState,
+    LiveLabState,
+    OutcomeCode,
+    QuarantineSource,
+    SessionState,
+)
 from neops_remote_lab.store.group_commit import JoinGroups
 from neops_remote_lab.store.protocol import SessionStore
-from neops_remote_lab.store.rows import DEFAULT_QUEUE, EndedSession, Ending, Joining, Quarantine, Session
+from neops_remote_lab.store.rows import (
+    DEFAULT_QUEUE,
+    EndedSession,
+    Ending,
+    Host,
+    Joining,
+    Quarantine,
+    Registration,
+    Session,
+)
 from neops_remote_lab.store.sql.database import SqlDatabase, Statement
 from neops_remote_lab.store.sql.dialect import Dialect
-from neops_remote_lab.store.sql.tables import EVENT, LAB, LAB_HOST, QUEUE, SESSION, SLOT, read
+from neops_remote_lab.store.sql.fence import Fence
+from neops_remote_lab.store.sql.tables import EVENT, LAB, LAB_HOST, LAB_REFERENCE, QUEUE, SESSION, SLOT, read
 
 _COLUMNS: Final = (
     "session.number, session.rank, session.session_id, session.state, session.client, session.purpose, "
@@ -35,9 +53,10 @@ _JOIN: Final = f"""
 """
 PROMOTE: Final = f"""
     WITH free AS (
-        SELECT slot.slot, row_number() OVER (ORDER BY slot.slot) AS place
-        FROM slot JOIN lab_host ON lab_host.name = slot.host AND quarantine_reason IS NULL
-        WHERE slot.host = :host AND is_open AND NOT EXISTS (
+        SELECT slot.host, slot.slot, row_number() OVER (ORDER BY slot.slot, slot.host) AS place
+        FROM lab_host JOIN slot ON slot.host = lab_host.name
+        WHERE lab_host.queue = :queue AND lab_host.state = 'live' AND NOT is_draining AND quarantine_reason IS NULL
+        AND is_open AND slot.host <> :excluded AND NOT EXISTS (
             SELECT 1 FROM session AS busy
             WHERE busy.host = slot.host AND busy.slot = slot.slot AND busy.state = 'active'
         )
@@ -47,7 +66,7 @@ PROMOTE: Final = f"""
             ORDER BY rank, number LIMIT (SELECT count(*) FROM free)
         ) AS first
     )
-    UPDATE session SET state = 'active', host = :host, slot = free.slot, activated_at = :now
+    UPDATE session SET state = 'active', host = free.host, slot = free.slot, activated_at = :now
     FROM head JOIN free USING (place) WHERE number = next
     RETURNING {_COLUMNS}
 """
@@ -58,43 +77,82 @@ _END: Final = """
 """
 LIVE: Final = f"""
     SELECT {_COLUMNS} FROM session
-    WHERE host = :host AND state = 'active' OR queue = :queue AND state = 'waiting'
-    ORDER BY state, CASE state WHEN 'active' THEN slot END, rank, number
+    WHERE queue = :queue AND state = 'active' OR queue = :queue AND state = 'waiting'
+    ORDER BY state, host, slot, rank, number
 """
+LIVE_SESSION: Final = f"SELECT {_COLUMNS} FROM session WHERE session_id = :session_id AND state <> 'ended'"
+_BEAT: Final = "UPDATE lab_host SET beat = beat + 1 WHERE name = :host AND epoch = :epoch RETURNING beat"
 _RECORD_LAST_SEEN = (
     update(SESSION).where(SESSION.c.session_id == bindparam("seen")).values(last_seen_at=bindparam("seen_at"))
 )
 
 
 class SqlSessionStore(SessionStore):
-    """The sessions of one queue, and the lab host that serves it."""
+    """The sessions of one queue, and the lab hosts that serve it. One of them is this host."""
 
-    def __init__(self, database: SqlDatabase[Any], host: str, queue: str = DEFAULT_QUEUE) -> None:
+    def __init__(self, database: SqlDatabase[Any], fence: Fence, host: str, queue: str = DEFAULT_QUEUE) -> None:
         self._database = database
+        self._fence = fence
         self._host = host
         self._queue = queue
         self._groups = JoinGroups(self._append)
         self._join = join_statement(database.dialect)
         self._end = end_statement(database.dialect)
 
-    async def register_host(self, boot_id: str, slots: int = 1) -> str | None:
-        row = {"queue": self._queue, "boot_id": boot_id}
+    async def register_host(self, registration: Registration) -> str | None:
+        slots = registration.slots
+        row = {"queue": self._queue, "boot_id": registration.boot_id, "address": registration.address}
+        row |= {"incarnation": registration.incarnation, "state": HostState.LIVE}
         offered = [{"host": self._host, "slot": slot, "is_open": True} for slot in range(1, slots + 1)]
         beyond = update(SLOT).where(SLOT.c.host == self._host, SLOT.c.slot > slots).values(is_open=False)
+        insert = self._database.dialect.insert
+        host = insert(LAB_HOST).values(name=self._host, epoch=1, **row)
+        again = row | {"epoch": LAB_HOST.c.epoch + 1, "beat": LAB_HOST.c.beat + 1}
 
-        async def work(connection: AsyncConnection) -> str | None:
+        async def work(connection: AsyncConnection) -> tuple[str | None, int]:
             known = await connection.execute(select(LAB_HOST.c.boot_id).where(LAB_HOST.c.name == self._host))
             before = known.scalar_one_or_none()
-            queue = self._database.dialect.insert(QUEUE).values(name=self._queue, last_rank=0)
+            queue = insert(QUEUE).values(name=self._queue, last_rank=0)
             await connection.execute(queue.on_conflict_do_nothing())
-            host = self._database.dialect.insert(LAB_HOST).values(name=self._host, **row)
-            await connection.execute(host.on_conflict_do_update(index_elements=["name"], set_=row))
-            slot = self._database.dialect.insert(SLOT)
-            await connection.execute(
-                slot.on_conflict_do_update(index_elements=["host", "slot"], set_={"is_open": True}), offered
-            )
+            registered = host.on_conflict_do_update(index_elements=["name"], set_=again).returning(LAB_HOST.c.epoch)
+            epoch = (await connection.execute(registered)).scalar_one()
+            slot = insert(SLOT).on_conflict_do_update(index_elements=["host", "slot"], set_={"is_open": True})
+            await connection.execute(slot, offered)
             await connection.execute(beyond)
-            return before
+            return before, epoch
+
+        before, self._fence.epoch = await self._database.write(work)
+        return before
+
+    async def beat(self) -> bool:
+        [rows] = await self._database.run((_BEAT, {"host": self._host, "epoch": self._fence.epoch}))
+        return bool(rows)
+
+    async def hosts(self) -> list[Host]:
+        slots = select(func.count()).where(SLOT.c.host == LAB_HOST.c.name, SLOT.c.is_open).scalar_subquery()
+        columns = (
+            *(LAB_HOST.c.name, LAB_HOST.c.address, LAB_HOST.c.state, LAB_HOST.c.is_draining, LAB_HOST.c.epoch),
+            *(LAB_HOST.c.incarnation, LAB_HOST.c.beat, slots, LAB_HOST.c.quarantine_reason),
+        )
+        query = select(*columns).where(LAB_HOST.c.queue == self._queue).order_by(LAB_HOST.c.name)
+
+        async def work(connection: AsyncConnection) -> list[Host]:
+            rows = await connection.execute(query)
+            return [Host(name, address, HostState(state), *rest) for name, address, state, *rest in rows]
+
+        return await self._database.read(work)
+
+    async def declare(self, host: Host, state: HostState, now: datetime) -> bool:
+        unchanged = (LAB_HOST.c.name == host.name, LAB_HOST.c.epoch == host.epoch, LAB_HOST.c.beat == host.beat)
+        fence = update(LAB_HOST).where(*unchanged).values(state=state, epoch=LAB_HOST.c.epoch + 1)
+
+        async def work(connection: AsyncConnection) -> bool:
+            await connection.execute(select(QUEUE.c.name).where(QUEUE.c.name == self._queue).with_for_update())
+            if not (await connection.execute(fence)).rowcount:
+                return False
+            for statement in _lost(host.name, now) if state is HostState.GONE else _requeued(host.name):
+                await connection.execute(statement)
+            return True
 
         return await self._database.write(work)
 
@@ -109,8 +167,21 @@ class SqlSessionStore(SessionStore):
         return await self._database.read(work)
 
     async def live_sessions(self) -> list[Session]:
-        [rows] = await self._database.run((LIVE, {"host": self._host, "queue": self._queue}))
+        [rows] = await self._database.run((LIVE, {"queue": self._queue}))
         return [_session(row) for row in rows]
+
+    async def live_session(self, session_id: str) -> Session | None:
+        [rows] = await self._database.run((LIVE_SESSION, {"session_id": session_id}))
+        return _session(rows[0]) if rows else None
+
+    async def last_seen(self) -> dict[str, datetime]:
+        query = select(SESSION.c.session_id, SESSION.c.last_seen_at)
+        query = query.where(SESSION.c.queue == self._queue, SESSION.c.state.in_(SessionState))
+
+        async def work(connection: AsyncConnection) -> dict[str, datetime]:
+            return {row[0]: row[1] for row in await connection.execute(query)}
+
+        return await self._database.read(work)
 
     async def join(self, joining: Joining, *, promote: bool) -> Session:
         return await self._groups.join(joining, promote=promote)
@@ -128,23 +199,20 @@ class SqlSessionStore(SessionStore):
         return [active.get(session.number, session) for session in sessions]
 
     async def end(
-        self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, promote: bool = True
+        self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, here: bool = True
     ) -> Ending:
         asked = list(session_ids)
         end = {"ending": asked, "code": code, "detail": detail, "now": now}
-        promotion = [self._promotion(now)] if promote else []
-        ended, *granted = await self._database.run((self._end, end), *promotion, queue=self._queue)
+        ended, promoted = await self._database.run((self._end, end), self._promotion(now, here=here), queue=self._queue)
         done = {session_id for (session_id,) in ended}
-        return Ending(
-            tuple(name for name in asked if name in done), _in_order([row for rows in granted for row in rows])
-        )
+        return Ending(tuple(name for name in asked if name in done), _in_order(promoted))
 
-    async def promote(self, now: datetime) -> tuple[Session, ...]:
-        [promoted] = await self._database.run(self._promotion(now), queue=self._queue)
+    async def promote(self, now: datetime, *, here: bool = True) -> tuple[Session, ...]:
+        [promoted] = await self._database.run(self._promotion(now, here=here), queue=self._queue)
         return _in_order(promoted)
 
-    def _promotion(self, now: datetime) -> Statement:
-        return PROMOTE, {"queue": self._queue, "host": self._host, "now": now}
+    def _promotion(self, now: datetime, *, here: bool = True) -> Statement:
+        return PROMOTE, {"queue": self._queue, "excluded": "" if here else self._host, "now": now}
 
     async def ended(self, session_id: str) -> EndedSession | None:
         columns = (SESSION.c.end_code, SESSION.c.end_detail)
@@ -188,6 +256,7 @@ class SqlSessionStore(SessionStore):
         change = change.values(quarantined_by=source, quarantine_reason=reason, quarantined_at=now if reason else None)
 
         async def work(connection: AsyncConnection) -> Quarantine | None:
+            await self._fence.check(connection)
             await connection.execute(change)
             return await self._quarantine(connection)
 
@@ -211,6 +280,34 @@ class SqlSessionStore(SessionStore):
             return (await connection.execute(old)).rowcount
 
         return await self._database.write(work)
+
+
+def _requeued(host: str) -> list[Update]:
+    """The statements that let the active sessions of a host that have no lab wait again."""
+    with_lab = select(LAB.c.session_id).where(LAB.c.host == host, LAB.c.state.in_(LiveLabState))
+    active = update(SESSION).where(SESSION.c.host == host, SESSION.c.state == SessionState.ACTIVE)
+    return [active.where(SESSION.c.session_id.not_in(with_lab)).values(state=SessionState.WAITING)]
+
+
+def _lost(host: str, now: datetime) -> list[Update]:
+    """The statements that end the active sessions of a host, and its labs."""
+    labs = (LAB.c.host == host, LAB.c.state.in_(LiveLabState))
+    held = update(LAB_REFERENCE).where(
+        LAB_REFERENCE.c.lab_id.in_(select(LAB.c.lab_id).where(*labs)), LAB_REFERENCE.c.released_at.is_(None)
+    )
+    lost = {
+        "outcome_code": OutcomeCode.LOST,
+        "outcome_detail": EndCode.HOST_GONE.message,
+        "ended_at": now,
+        "devices": None,
+    }
+    ended = {"end_code": EndCode.HOST_GONE, "end_detail": EndCode.HOST_GONE.message, "ended_at": now}
+    active = update(SESSION).where(SESSION.c.host == host, SESSION.c.state == SessionState.ACTIVE)
+    return [
+        held.values(released_at=now),
+        update(LAB).where(*labs).values(state=ENDED, **lost),
+        active.values(state=ENDED, **ended),
+    ]
 
 
 def join_statement(dialect: Dialect) -> str:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    false,
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -29,6 +30,7 @@ from neops_remote_lab.core.codes import (
     ENDED,
     EndCode,
     EventKind,
+    HostState,
     LiveLabState,
     OutcomeCode,
     QuarantineSource,
@@ -132,9 +134,16 @@ LAB_HOST = Table(
     Column("name", Text, primary_key=True),
     Column("queue", Text, ForeignKey("queue.name"), nullable=False),
     Column("boot_id", Text),
+    Column("address", Text),
+    Column("state", Text, nullable=False, server_default=HostState.LIVE),
+    Column("is_draining", Boolean, nullable=False, server_default=false()),
+    Column("epoch", _NUMBER, nullable=False, server_default="0"),
+    Column("incarnation", Text),
+    Column("beat", _NUMBER, nullable=False, server_default="0"),
     _time("quarantined_at"),
     Column("quarantined_by", Text),
     Column("quarantine_reason", Text),
+    _one_of("state", *HostState),
     _one_of("quarantined_by", *QuarantineSource),
     *_readable("quarantined_at"),
 )
@@ -179,6 +188,7 @@ Index(
     unique=True,
     **_where(SESSION.c.state == SessionState.ACTIVE),
 )
+Index("ix_session_active", SESSION.c.queue, **_where(SESSION.c.state == SessionState.ACTIVE))
 Index(
     "ix_session_waiting",
     *(SESSION.c.queue, SESSION.c.rank),

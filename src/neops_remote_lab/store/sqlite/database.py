@@ -103,6 +103,13 @@ class SqliteDatabase(SqlDatabase[_Connections]):
         return await self._shielded(ask)
 
     @property
+    def is_shared(self) -> bool:
+        return False
+
+    async def wait_for_change(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    @property
     def log_bytes(self) -> int:
         return self._log_bytes
 
