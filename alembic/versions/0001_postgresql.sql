@@ -185,7 +185,7 @@ BEGIN
 END $$;
 -- Signs of life of hosts and sessions are not worth a notification.
 CREATE TRIGGER session_notify AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF
-    session_id, queue, rank, state, host, slot, client, purpose ON session
+    session_id, queue, rank, state, host, slot, client, purpose, created_at, activated_at ON session
 FOR EACH STATEMENT EXECUTE FUNCTION notify_servers();
 CREATE TRIGGER lab_host_notify AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF
     queue, address, state, is_draining, epoch, quarantine_reason ON lab_host

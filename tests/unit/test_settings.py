@@ -136,6 +136,7 @@ def test_every_setting_can_be_given_by_flag_and_by_variable(tmp_path: Path) -> N
         "lock_dir": tmp_path, "on_exit": "keep", "netlab": "/opt/netlab",
         "netlab_up_args": ("--no-config", "-s", "message=a b"), "docker": "podman", "containers": "no",
         "preload": False, "prestart": True, "lab_network": IPv4Network("172.30.0.0/16"),
+        "advertise": "http://rack-7:9000",
         "http_parser": "h11", "host_root": tmp_path, "log_format": "json", "umask": "027",
     }  # fmt: skip
     for name in NAMES.keys() - values.keys():

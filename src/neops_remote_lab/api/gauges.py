@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 from neops_remote_lab.core.codes import SessionState, StartObstacle
 from neops_remote_lab.core.metrics import (
     DATABASE_WAL,
+    LAB_MEMORY,
     LAB_REFERENCES,
     LAB_STATE,
     NO_LAB,
@@ -46,6 +47,7 @@ class Gauges(Collector):
         yield SLOT_ACTIVE.gauges(((self._lab_host, str(slot)), float(slot in active)) for slot in slots)
         yield LAB_STATE.gauge({each: float(states[each]) for each in LAB_STATE.labels["state"]})
         yield LAB_REFERENCES.gauge(self._slots.references)
+        yield LAB_MEMORY.gauge(self._admission.used)
         waits = Counter(obstacle.code for obstacle in self._admission.waiting)
         yield STARTS_WAITING.gauge({code: float(waits[code]) for code in StartObstacle})
         yield QUARANTINED.gauge(float(self._queue.quarantined is not None))

@@ -66,6 +66,9 @@ SLOT_ACTIVE: Final = Family(
     "gauge", "slot_active", "1 while a session is active in the slot", {"host": ("--lab-host",), "slot": ("1", "…")}
 )
 LAB_REFERENCES: Final = Family("gauge", "lab_references", "Acquires not yet released")
+LAB_MEMORY: Final = Family(
+    "gauge", "lab_memory_bytes", "Memory of all labs at the latest measurement, on a host with several slots"
+)
 STARTS_WAITING: Final = Family(
     "gauge", "starts_waiting", "Starts that wait, by what they wait for", {"reason": StartObstacle}
 )
@@ -74,7 +77,7 @@ DATABASE_WAL: Final = Family("gauge", "database_wal_bytes", "Write-ahead log of 
 
 FAMILIES: Final = (
     *(SESSIONS, SESSIONS_JOINED, SESSIONS_ENDED, QUEUE_WAIT, HOLD),
-    *(SLOT_ACTIVE, LAB_STATE, LAB_REFERENCES, STARTS_WAITING, LAB_START, LAB_TEARDOWN),
+    *(SLOT_ACTIVE, LAB_STATE, LAB_REFERENCES, LAB_MEMORY, STARTS_WAITING, LAB_START, LAB_TEARDOWN),
     *(QUARANTINED, DATABASE_WAL),
 )
 """All metrics, for the documentation."""

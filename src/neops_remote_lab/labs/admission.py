@@ -118,6 +118,11 @@ class Admission:
         return self._limits
 
     @property
+    def used(self) -> int:
+        """The memory of all labs at the latest measurement, in bytes."""
+        return sum(each.used for each in self._admitted.values())
+
+    @property
     def memory_is_short(self) -> bool:
         """Whether a start waits for memory."""
         return any(obstacle.code is StartObstacle.MEMORY for obstacle in self.waiting)

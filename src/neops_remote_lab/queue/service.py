@@ -156,7 +156,7 @@ class SessionQueue:
 
     async def promote(self) -> None:
         """Make waiting sessions active if this host has free slots."""
-        if self._may_grant and self.waiting and not self.quarantined:
+        if self._may_grant and self.waiting:
             self._promoted(await self._store.promote(self._clock.now(), here=not self._grants_held))
 
     def place(self, session_id: str) -> Place | None:
@@ -167,9 +167,9 @@ class SessionQueue:
     def _place(self, session: Session) -> Place:
         position = self._cache.position(session)
         eta = None
-        if not self.quarantined:
+        if capacity := self._hosts.capacity:
             held_for = self._cache.held_for(self._clock.monotonic()).values()
-            eta = self._holds.eta(position, held_for, max(1, self._hosts.capacity))
+            eta = self._holds.eta(position, held_for, capacity)
         return Place(session, position, eta)
 
     def is_active(self, session_id: str) -> bool:
@@ -352,6 +352,7 @@ class SessionQueue:
         """Quarantine the host for a reason; None lifts the quarantine. One set by an operator is not changed."""
         if reason != self.quarantined:
             self._note_quarantine(await self._store.set_quarantine(reason, self._clock.now()))
+            self._hosts.update(await self._store.hosts())
         await self.promote()
 
     def _note_quarantine(self, quarantine: Quarantine | None) -> None:

@@ -17,7 +17,7 @@ class QueueSettings(SettingsGroup, title="Queue"):
         default=120, description="seconds without a call after which the active session is stale and is ended"
     )
     advertise: Annotated[str | None, ComputedDefault("`http://`, the machine's name, and the port")] = Field(
-        default=None, description="URL at which the other servers of the queue reach this one"
+        default=None, pattern="^https?://", description="URL at which the other servers of the queue reach this one"
     )
     host_beat: PositiveSeconds = Field(
         default=2, description="seconds between two signs of life to the other servers of the queue"

@@ -82,6 +82,7 @@ KNOBS = {
     "no_shell": "the nodes have no shell",
     "docker_exec_fails": "a command in a container fails",
     "log_bytes": "how much each container has printed",
+    "container_memory": "how much memory each container uses, as docker stats prints it",
 }
 
 PROVIDER_FILE = {"clab": "clab.yml", "external": "external.txt", "libvirt": "Vagrantfile"}
