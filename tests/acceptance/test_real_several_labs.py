@@ -53,7 +53,8 @@ def post_transform(topology):
 
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
-    return {"work_dir": tmp_path / "labs", "lock_dir": tmp_path / "locks"}
+    # Not the default network: servers of other tests, which run at the same time, would refuse to start beside it.
+    return {"work_dir": tmp_path / "labs", "lock_dir": tmp_path / "locks", "lab_network": "10.198.0.0/16"}
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from neops_remote_lab.core.codes import EndCode, OutcomeCode, QuarantineSource
 from neops_remote_lab.store.protocol import DatabaseError, LabStore, SessionStore
 from neops_remote_lab.store.rows import Registration
 from neops_remote_lab.store.sql import urls
+from neops_remote_lab.store.sql.migrate import migrate
 from neops_remote_lab.store.sql.sessions import LIVE, PROMOTE, end_statement, join_statement
 from neops_remote_lab.store.sql.tables import METADATA
 from neops_remote_lab.store.sqlite.database import DIALECT, SqliteDatabase
@@ -35,7 +36,9 @@ ADD_LAB = (
 
 @pytest_asyncio.fixture
 async def stores(tmp_path: Path) -> AsyncIterator[OpenStores]:
-    async with opened(sqlite_url(tmp_path / "lab.sqlite3")) as stores:
+    url = sqlite_url(tmp_path / "lab.sqlite3")
+    migrate(url)
+    async with opened(url) as stores:
         yield stores
 
 
