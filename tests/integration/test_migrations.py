@@ -26,6 +26,7 @@ from neops_remote_lab.store.protocol import DatabaseError
 from neops_remote_lab.store.sql.migrate import HEAD, migrate
 from neops_remote_lab.store.sql.tables import METADATA
 from tests.chaos.shell import sql
+from tests.postgresql import Cluster
 
 PROJECT = Path(__file__).parents[2]
 SCRIPTS = PROJECT / "alembic"
@@ -168,6 +169,71 @@ def test_a_file_that_is_no_database_is_refused(file: Path) -> None:
     with pytest.raises(DatabaseError):
         migrate(url(file))
     assert file.read_text().startswith("dear diary")
+
+
+# PostgreSQL
+
+
+@pytest.fixture
+def empty(cluster: Cluster) -> Iterator[str]:
+    """A PostgreSQL database without a table."""
+    with cluster.new_database(with_tables=False) as made:
+        yield made
+
+
+CONSTRAINTS = "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint ORDER BY 1, 2"
+INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
+FUNCTIONS = "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1"
+
+
+def test_the_migrations_create_the_declared_tables_in_postgresql(empty: str, cluster: Cluster) -> None:
+    migrate(empty)
+    engine = create_engine(empty, poolclass=NullPool)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, METADATA) == []
+    with cluster.new_database(with_tables=False) as declared:
+        other = create_engine(declared, poolclass=NullPool)
+        METADATA.create_all(other)
+        for query in (CONSTRAINTS, INDEXES):
+            migrated = [row for row in sql(empty, query) if "alembic" not in row[0]]
+            assert [row for row in migrated if "pg_" not in row[0]] == [
+                row for row in sql(declared, query) if "pg_" not in row[0]
+            ]
+
+
+def test_every_migration_can_be_downgraded_and_repeated_in_postgresql(empty: str) -> None:
+    migrate(empty)
+    made = Config()
+    made.set_main_option("script_location", str(SCRIPTS))
+    made.set_main_option("sqlalchemy.url", empty.replace("%", "%%"))
+    functions = sql(empty, FUNCTIONS)
+    command.downgrade(made, "base")
+    assert sql(empty, FUNCTIONS) == []
+    assert sql(empty, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1") == [
+        ("alembic_version",),
+        ("alembic_version_pkc",),
+    ]
+    migrate(empty)
+    assert sql(empty, FUNCTIONS) == functions
+
+
+def test_a_postgresql_database_of_another_program_or_version_is_refused(empty: str) -> None:
+    sql(empty, "CREATE TABLE recipes (name text)")
+    with pytest.raises(RuntimeError, match="not a database of neops-remote-lab: it has the table recipes"):
+        migrate(empty)
+    sql(empty, "DROP TABLE recipes")
+    migrate(empty)
+    sql(empty, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(RuntimeError, match="schema 9999, which this version does not know"):
+        migrate(empty)
+
+
+def test_several_servers_that_start_together_create_one_schema(empty: str) -> None:
+    script = f"from neops_remote_lab.store.sql.migrate import migrate; migrate({empty!r})"
+    servers = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(3)]
+    assert [server.wait(60) for server in servers] == [0, 0, 0]
+    assert sql(empty, "SELECT version_num FROM alembic_version") == [(HEAD,)]
 
 
 def test_the_wheel_contains_its_migrations_and_can_run_them(tmp_path: Path) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import tempfile
 from collections.abc import Awaitable
-from contextlib import closing
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.queue.service import SessionQueue
@@ -21,7 +28,8 @@ from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.opening import Stores
 from neops_remote_lab.store.rows import Registration
 from neops_remote_lab.store.settings import StoreSettings
-from neops_remote_lab.store.sql.migrate import migrate
+from tests.chaos.shell import sql
+from tests.stores import NewDatabase
 
 T = TypeVar("T")
 TIMEOUT = 100.0
@@ -71,12 +79,15 @@ class Model:
 class QueueMachine(RuleBasedStateMachine):
     """Does to both what can be done, and compares."""
 
+    def __init__(self, new_database: NewDatabase) -> None:
+        super().__init__()
+        self.new_database = new_database
+        self.resources = ExitStack()
+
     @initialize(slots=st.integers(1, 3))
     def begin(self, slots: int) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "queue.sqlite3"
-        self.url = f"sqlite+aiosqlite:///{self.path}"
-        migrate(self.url)
+        folder = self.resources.enter_context(tempfile.TemporaryDirectory())
+        self.url = self.resources.enter_context(self.new_database(Path(folder)))
         self.loop = asyncio.new_event_loop()
         self.clock, self.model = HandClock(), Model(slots)
         self.ended: set[str] = set()
@@ -100,8 +111,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def sql(self, statement: str, *values: object) -> list[Any]:
         """What an operator does, and the server's next look at the database."""
-        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
-            rows = connection.execute(statement, values).fetchall()
+        rows = sql(self.url, statement, *values)
         self.do(self.queue.reconcile())
         return rows
 
@@ -226,9 +236,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_database_is_the_truth(self) -> None:
-        with closing(sqlite3.connect(self.path)) as connection:
-            waiting = [name for (name,) in connection.execute("SELECT session_id FROM waiting ORDER BY place")]
-            active = [name for (name,) in connection.execute("SELECT session_id FROM active")]
+        waiting = [name for (name,) in sql(self.url, "SELECT session_id FROM waiting ORDER BY place")]
+        active = [name for (name,) in sql(self.url, "SELECT session_id FROM active")]
         assert active + waiting == self.model.order
         assert len(active) == len(self.model.active)
 
@@ -236,14 +245,16 @@ class QueueMachine(RuleBasedStateMachine):
         if hasattr(self, "stores"):
             self.do(self.stores.database.close())
             self.loop.close()
-            self.folder.cleanup()
+        self.resources.close()
 
 
-TestQueue = QueueMachine.TestCase
-TestQueue.settings = settings(
-    max_examples=25,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    database=None,
-)
+def test_the_queue_behaves_as_its_model_does(new_database: NewDatabase) -> None:
+    limits = settings(
+        max_examples=15,
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        database=None,
+    )
+    machine = partial(QueueMachine, new_database)
+    run_state_machine_as_test(machine, settings=limits)  # type: ignore[arg-type]  # any callable will do
