@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from neops_remote_lab.core.codes import EndCode, OutcomeCode, QuarantineSource
 from neops_remote_lab.store.protocol import DatabaseError, LabStore, SessionStore
+from neops_remote_lab.store.rows import Registration
 from neops_remote_lab.store.sql.tables import read
 from tests.chaos.shell import locked, refused, sql
 from tests.stores import HOST, NOON, OpenStores, joining, lab, opened
@@ -35,7 +36,7 @@ async def stores(database: str) -> AsyncIterator[OpenStores]:
 @pytest_asyncio.fixture
 async def sessions(stores: OpenStores) -> SessionStore:
     store = stores.sessions()
-    await store.register_host("boot-1")
+    await store.register_host(Registration("boot-1"))
     return store
 
 
@@ -156,12 +157,12 @@ async def test_a_session_ended_with_sql_gets_its_time_and_reason(database: str, 
 async def test_a_session_made_active_with_sql_gets_the_free_host_of_its_queue(
     database: str, stores: OpenStores, sessions: SessionStore
 ) -> None:
-    await stores.sessions("lab-6").register_host("boot-1")
+    await stores.sessions("lab-6").register_host(Registration("boot-1"))
     for name in ("ann", "bob", "cem"):
-        await sessions.join(joining(name), promote=True)
+        await sessions.join(joining(name), promote=name == "ann")
     grant = "UPDATE session SET state = 'active' WHERE session_id = ?"
     sql(database, grant, "cem")
-    assert sql(database, "SELECT session, host, slot FROM active") == [("cem", "lab-6", 1), ("ann", HOST, 1)]
+    assert sql(database, "SELECT session, host, slot FROM active") == [("ann", "lab-6", 1), ("cem", HOST, 1)]
     assert sql(database, "SELECT count(*) FROM session WHERE state = 'active' AND activated_at IS NULL") == [(0,)]
     with refused(database):
         sql(database, grant, "bob")
