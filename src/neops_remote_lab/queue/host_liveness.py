@@ -42,6 +42,7 @@ class HostLiveness:
         self._host = host
         self._is_shared = is_shared
         self._incarnation = secrets.token_hex(8)
+        self._is_replaced = False
         self._boot_id = ""
         self._changed: dict[str, tuple[tuple[int, int], float]] = {}
         """Epoch and beat of each other host, and when this server saw them change, in monotonic seconds."""
@@ -57,8 +58,8 @@ class HostLiveness:
         return before
 
     async def run(self) -> None:
-        """Beat and judge, until the task is cancelled."""
-        while self._is_shared:
+        """Beat and judge, until the task is cancelled or another process takes this host's place."""
+        while self._is_shared and not self._is_replaced:
             await asyncio.sleep(self._settings.host_beat)
             try:
                 await self._beat()
@@ -78,6 +79,7 @@ class HostLiveness:
                 "name of its own with --lab-host",
                 one_line(self._host),
             )
+            self._is_replaced = True
             signal.raise_signal(signal.SIGTERM)  # as an operator would end it
             return
         logger.warning("other servers have declared this lab host %s: it registers anew", own.state)

@@ -1,0 +1,168 @@
+"""Several servers with one queue in PostgreSQL, each with its own lab host."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.chaos.shell import sql
+from tests.fakes import topology_text, wait_until
+from tests.postgresql import Cluster
+from tests.server import LabServer, running_server
+
+QUICK = {"host_beat": "0.1", "host_lease": "1", "host_gone_after": "2"}
+
+
+@pytest.fixture
+def shared(cluster: Cluster) -> Iterator[str]:
+    """A PostgreSQL database that several servers use."""
+    with cluster.new_database() as url:
+        yield url
+
+
+def serving(root: Path, database: str, name: str, **settings: str) -> Any:
+    """A server with a host of its own."""
+    root.mkdir(exist_ok=True)
+    return running_server(root, database=database, lab_host=name, **{**QUICK, **settings})
+
+
+@pytest.fixture
+def servers(shared: str, tmp_path: Path) -> Iterator[tuple[LabServer, LabServer]]:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(serving(tmp_path / name, shared, name)) for name in ("lab-1", "lab-2"))
+        yield first, second
+
+
+def call(server: LabServer, session_id: str, method: str, path: str, **options: Any) -> httpx.Response:
+    with server.client(session_id) as client:
+        return client.request(method, path, **options)
+
+
+def end(server: LabServer, session_id: str) -> None:
+    assert call(server, session_id, "DELETE", f"/session/{session_id}").status_code == 204
+
+
+def hosts(server: LabServer) -> dict[str, str]:
+    """The state of each host, as a server shows it."""
+    return {host["name"]: host["state"] for host in httpx.get(f"{server.url}/queue").json()["hosts"]}
+
+
+def test_one_queue_fills_the_slots_of_all_hosts(servers: tuple[LabServer, LabServer]) -> None:
+    first, second = servers
+    sessions = [first.join() for _ in range(4)]
+    assert [first.place(session)["host"] for session in sessions] == ["lab-1", "lab-2", None, None]
+    assert [second.place(session)["position"] for session in sessions] == [0, 0, 1, 2]
+    end(second, sessions[0])
+    assert first.place(sessions[2], wait=20)["host"] == "lab-1"
+    end(first, sessions[1])
+    assert second.place(sessions[3], wait=20)["host"] == "lab-2"
+
+
+def test_a_client_that_waits_at_one_server_is_answered_when_another_one_ends_a_session(
+    servers: tuple[LabServer, LabServer],
+) -> None:
+    first, second = servers
+    holders, waiter = [first.join(), first.join()], second.join()
+    assert second.place(waiter)["position"] == 1
+    end(first, holders[1])
+    assert second.place(waiter, wait=20)["position"] == 0
+
+
+def test_a_session_is_alive_whichever_server_hears_of_it(shared: str, tmp_path: Path) -> None:
+    timeouts = {"waiting_timeout": "2", "active_timeout": "2", "last_seen_write": "0.2"}
+    with (
+        serving(tmp_path / "lab-1", shared, "lab-1", **timeouts) as first,
+        serving(tmp_path / "lab-2", shared, "lab-2", **timeouts) as second,
+    ):
+        session, silent = first.join(), first.join()
+        wait_until(lambda: _renewed(second, session) and _is_gone(first, silent), 30, "the silent session is live")
+        assert first.place(session)["position"] == 0
+
+
+def _renewed(server: LabServer, session_id: str) -> bool:
+    return call(server, session_id, "POST", "/session/heartbeat").status_code == 204
+
+
+def _is_gone(server: LabServer, session_id: str) -> bool:
+    listed = httpx.get(f"{server.url}/queue").json()["sessions"]
+    return session_id[:8] not in {entry["session_id"] for entry in listed}
+
+
+def test_sessions_of_a_host_that_vanishes_wait_again_or_end_with_their_labs(
+    servers: tuple[LabServer, LabServer],
+) -> None:
+    first, second = servers
+    with_lab, without_lab = first.join(), first.join()
+    assert first.acquire(with_lab, topology_text(1)).status_code == 200
+    end(first, without_lab)
+    idle = first.join()
+    assert first.place(idle)["host"] == "lab-2"
+    second.kill()
+    wait_until(lambda: hosts(first)["lab-2"] == "silent", 20, "the host is not declared silent")
+    assert first.place(idle)["position"] == 1
+    assert call(first, with_lab, "GET", "/lab").json()["state"] == "running"
+    wait_until(lambda: hosts(first)["lab-2"] == "gone", 20, "the host is not declared gone")
+    end(first, with_lab)
+    assert first.place(idle, wait=20)["host"] == "lab-1"
+
+
+def test_a_host_that_comes_back_serves_again_and_its_lost_lab_is_removed(
+    servers: tuple[LabServer, LabServer],
+) -> None:
+    first, second = servers
+    here, there = first.join(), second.join()
+    assert second.acquire(there, topology_text(1)).status_code == 200
+    second.kill()
+    wait_until(lambda: hosts(first)["lab-2"] == "gone", 20, "the host is not declared gone")
+    answer = httpx.get(f"{first.url}/session/{there}")
+    assert answer.status_code == 410
+    assert "vanished" in answer.json()["detail"]
+    waiter = first.join()
+    assert first.place(waiter)["position"] == 1
+    second.start()
+    assert first.place(waiter, wait=20)["host"] == "lab-2"
+    wait_until(second.is_clean, 20, "the lost lab is not removed")
+    assert first.place(here)["host"] == "lab-1"
+
+
+def test_a_server_that_was_stopped_beyond_its_lease_goes_on_with_its_lab(
+    servers: tuple[LabServer, LabServer],
+) -> None:
+    first, second = servers
+    first.join()
+    there = second.join()
+    assert second.acquire(there, topology_text(1)).status_code == 200
+    second.signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: hosts(first)["lab-2"] == "silent", 20, "the host is not declared silent")
+    finally:
+        second.signal(signal.SIGCONT)
+    wait_until(lambda: hosts(first)["lab-2"] == "live", 20, "the host does not come back")
+    assert call(second, there, "GET", "/lab").json()["state"] == "running"
+    assert call(second, there, "POST", "/lab/release").status_code == 204
+    wait_until(second.is_clean, 20, "the lab is not torn down")
+
+
+def test_a_host_that_is_drained_takes_no_further_session(servers: tuple[LabServer, LabServer], shared: str) -> None:
+    first, second = servers
+    sql(shared, "UPDATE lab_host SET is_draining = true WHERE name = 'lab-2'")
+    wait_until(
+        lambda: [host["draining"] for host in httpx.get(f"{first.url}/queue").json()["hosts"]] == [False, True], 10
+    )
+    sessions = [second.join() for _ in range(2)]
+    assert [second.place(session)["host"] for session in sessions] == ["lab-1", None]
+    sql(shared, "UPDATE lab_host SET is_draining = false WHERE name = 'lab-2'")
+    assert first.place(sessions[1], wait=20)["host"] == "lab-2"
+
+
+def test_a_second_server_with_the_name_of_a_host_takes_its_place(shared: str, tmp_path: Path) -> None:
+    with serving(tmp_path / "old", shared, "lab-1") as old, serving(tmp_path / "new", shared, "lab-1") as new:
+        assert old.wait(30) == 0
+        assert "--lab-host" in old.log.read_text()
+        assert new.place(new.join())["host"] == "lab-1"
