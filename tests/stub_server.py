@@ -6,12 +6,13 @@ import asyncio
 import json
 import ssl
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 
 from websockets.asyncio.server import Server as WebSocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
 
 Handler = Callable[[ServerConnection], Awaitable[None]]
 
@@ -19,13 +20,14 @@ Handler = Callable[[ServerConnection], Awaitable[None]]
 class StubServer:
     """WebSockets of a lab server with behaviour that the test chooses, in a thread."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, subprotocols: Sequence[str] = ()) -> None:
         self.handler: Handler = self.echo
         self.refusal: tuple[HTTPStatus, str] | None = None
         self.requests: list[Request] = []
         self.received = 0
         self._goes_on = asyncio.Event()
         self._tls = tls
+        self._subprotocols = [Subprotocol(name) for name in subprotocols]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -62,7 +64,15 @@ class StubServer:
             self.received += 1 << 16
 
     async def _start(self) -> WebSocketServer:
-        return await serve(self._handle, "127.0.0.1", 0, ssl=self._tls, process_request=self._check, max_queue=1)
+        return await serve(
+            self._handle,
+            "127.0.0.1",
+            0,
+            ssl=self._tls,
+            process_request=self._check,
+            max_queue=1,
+            subprotocols=self._subprotocols or None,
+        )
 
     def _check(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/lab/devices":
@@ -75,6 +85,7 @@ class StubServer:
     @staticmethod
     def _json(connection: ServerConnection, status: HTTPStatus, content: object) -> Response:
         response = connection.respond(status, json.dumps(content))
+        del response.headers["Content-Type"]  # assignments add a header
         response.headers["Content-Type"] = "application/json"
         return response
 

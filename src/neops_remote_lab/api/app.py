@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
@@ -17,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 from neops_remote_lab import __version__
 from neops_remote_lab.api import devices, errors, labs, monitoring, openapi, sessions
 from neops_remote_lab.api.maintenance import Maintenance
+from neops_remote_lab.api.proxy import Proxy
 from neops_remote_lab.api.responses import json_response
 from neops_remote_lab.api.services import build_services
 from neops_remote_lab.api.settings import ServiceSettings
@@ -30,6 +32,7 @@ _STATIC: Final = Path(__file__).with_name("static")
 def create_app(settings: ServiceSettings, clock: Clock | None = None) -> Starlette:
     """Create the application. Its lifespan opens the database, which must be migrated, and resumes its state."""
     clock = clock or Clock()
+    proxy = Proxy(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -37,6 +40,7 @@ def create_app(settings: ServiceSettings, clock: Clock | None = None) -> Starlet
         maintenance = Maintenance(services)
         async with contextlib.AsyncExitStack() as ends:  # all callbacks run, even if one of them fails
             ends.push_async_callback(services.database.close)
+            ends.push_async_callback(proxy.close)
             ends.push_async_callback(services.slots.close, keep=settings.labs.on_exit == "keep")
             ends.push_async_callback(services.checks.close)
             ends.push_async_callback(maintenance.stop)
@@ -45,31 +49,32 @@ def create_app(settings: ServiceSettings, clock: Clock | None = None) -> Starlet
             yield
 
     return Starlette(
-        routes=_routes(),
+        routes=_routes(proxy),
         lifespan=lifespan,
         exception_handlers=errors.HANDLERS,
     )
 
 
-def _routes() -> list[BaseRoute]:
+def _routes(proxy: Proxy) -> list[BaseRoute]:
+    passed_on = [Middleware(proxy.around)]
     return [
         Route("/session", sessions.create_session, methods=["POST"]),
         Route("/session/heartbeat", sessions.heartbeat, methods=["POST"]),
         Route("/session/{session_id}", sessions.get_session, methods=["GET"]),
         Route("/session/{session_id}", sessions.end_session, methods=["DELETE"]),
         Route("/active-session", sessions.get_active_session, methods=["GET"]),
-        Route("/lab", labs.acquire_lab, methods=["POST"]),
-        Route("/lab", labs.get_lab, methods=["GET"]),
-        Route("/lab", labs.destroy_lab, methods=["DELETE"]),
-        Route("/lab/devices", labs.list_devices, methods=["GET"]),
-        Route("/lab/devices/{name}/exec", devices.execute, methods=["POST"]),
-        WebSocketRoute("/lab/devices/{name}/console", devices.console),
+        Route("/lab", labs.acquire_lab, methods=["POST"], middleware=passed_on),
+        Route("/lab", labs.get_lab, methods=["GET"], middleware=passed_on),
+        Route("/lab", labs.destroy_lab, methods=["DELETE"], middleware=passed_on),
+        Route("/lab/devices", labs.list_devices, methods=["GET"], middleware=passed_on),
+        Route("/lab/devices/{name}/exec", devices.execute, methods=["POST"], middleware=passed_on),
+        WebSocketRoute("/lab/devices/{name}/console", devices.console, middleware=passed_on),
         Route("/lab/devices/{name}/console", devices.upgrade_required, methods=["GET"]),
-        WebSocketRoute("/lab/devices/{name}/tcp/{port}", devices.forward),
+        WebSocketRoute("/lab/devices/{name}/tcp/{port}", devices.forward, middleware=passed_on),
         Route("/lab/devices/{name}/tcp/{port}", devices.upgrade_required, methods=["GET"]),
-        Route("/lab/log", labs.get_log, methods=["GET"]),
-        Route("/lab/artifacts", labs.get_artifacts, methods=["GET"]),
-        Route("/lab/release", labs.release_lab, methods=["POST"]),
+        Route("/lab/log", labs.get_log, methods=["GET"], middleware=passed_on),
+        Route("/lab/artifacts", labs.get_artifacts, methods=["GET"], middleware=passed_on),
+        Route("/lab/release", labs.release_lab, methods=["POST"], middleware=passed_on),
         Route("/topology/check", labs.check_topology, methods=["POST"]),
         Route("/queue", monitoring.get_queue, methods=["GET"]),
         Route("/healthz", monitoring.healthz, methods=["GET"]),

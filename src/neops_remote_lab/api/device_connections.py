@@ -22,6 +22,8 @@ class CloseCode(IntEnum):
 
     NORMAL = 1000
     """The stream has ended."""
+    GOING_AWAY = 1001
+    """The client has disconnected. Sent to the server to which the WebSocket was passed on."""
     UNSUPPORTED = 1003
     """The client sent a message of an unsupported kind."""
     RESTART = 1012
@@ -39,7 +41,7 @@ class CloseCode(IntEnum):
 class Close(NamedTuple):
     """Close code and reason of a WebSocket."""
 
-    code: CloseCode
+    code: int
     reason: str = ""
 
 

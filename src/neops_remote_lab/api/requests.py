@@ -20,6 +20,8 @@ from neops_remote_lab.store.rows import EndedSession, Session
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
+SESSION_HEADER: Final = "X-Session-ID"
+"""The header that names the calling session."""
 SHOWN_ID: Final = 8
 """Number of characters shown of another session's id."""
 SHOWN_KEY: Final = 50
@@ -72,7 +74,7 @@ def _shown_key(key: str | int) -> str | int:
 
 
 def session_header(request: HTTPConnection) -> str:
-    if session_id := request.headers.get("X-Session-ID"):
+    if session_id := request.headers.get(SESSION_HEADER):
         return session_id
     detail = "the header X-Session-ID is missing: send the session_id that POST /session answered"
     raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, detail=detail)

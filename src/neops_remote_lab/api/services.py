@@ -1,6 +1,7 @@
 """Creates the services of a server and connects them."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Final
 
 from neops_remote_lab.api.gauges import Gauges
@@ -52,6 +53,8 @@ class Services:
     run_blocking: RunBlocking
     started: float
     """Start time in monotonic seconds."""
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the server begins to shut down."""
 
     async def reconcile(self) -> None:
         """End labs and topology checks of sessions that have ended. Call it after a session may have ended."""
@@ -60,6 +63,7 @@ class Services:
 
     def drain(self) -> None:
         """Accept nothing new and end all waiting calls, because the server is shutting down."""
+        self.draining.set()
         self.queue.drain()
         self.readiness.stop()
         self.checks.drain()

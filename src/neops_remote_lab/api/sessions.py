@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from neops_remote_lab.api.requests import (
+    SESSION_HEADER,
     SHOWN_ID,
     gone,
     idempotency_key,
@@ -91,7 +92,7 @@ async def get_active_session(request: Request) -> Response:
     active = services_of(request).queue.active
     if not active:
         raise HTTPException(status.HTTP_404_NOT_FOUND, detail="no session is active")
-    own = request.headers.get("X-Session-ID")
+    own = request.headers.get(SESSION_HEADER)
     session = min(active, key=lambda each: (each.session_id != own, each.number))
     shown = session.session_id if session.session_id == own else session.session_id[:SHOWN_ID]
     return json_response(ActiveSessionResponseDto(session_id=shown, status=SessionState.ACTIVE, position=0))

@@ -1,0 +1,125 @@
+"""Relays a request to another server of the queue, and its response."""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from typing import Final
+
+import httpx
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Send
+
+from neops_remote_lab.api import hops
+from neops_remote_lab.api.requests import refuse_while_draining, services_of
+from neops_remote_lab.api.settings import HttpSettings
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS: Final = 2.0
+"""Seconds for which an idle connection is kept: less than the 5 s of uvicorn, which might close it during its reuse."""
+EVENT_STREAM: Final = "text/event-stream"
+
+
+class HttpRelay:
+    """Passes requests on to other servers."""
+
+    def __init__(self, settings: HttpSettings, trust: ssl.SSLContext) -> None:
+        """`trust` verifies the certificates of other servers."""
+        # A transport, not a client, which would interpret cookies and redirects, and use the environment's proxies.
+        self._transport = httpx.AsyncHTTPTransport(
+            verify=trust,
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS),
+            socket_options=hops.KEEP_ALIVE,
+        )
+        timeout = httpx.Timeout(None, connect=settings.proxy_connect_timeout, write=settings.send_timeout)
+        self._timeout = timeout.as_dict()
+
+    async def relay(self, request: Request, send: Send, address: str, draining: asyncio.Event) -> None:
+        """Pass a request on, and its response back.
+
+        Args:
+            address: base URL of the other server.
+            draining: set when this server shuts down. That ends the call, unless its response has begun.
+
+        Raises:
+            OwnerFails: there is no response.
+            ClientDisconnect: the client has disconnected before the response.
+        """
+        body = _Body(request)
+        left = asyncio.create_task(body.client_left())
+        drained = asyncio.create_task(draining.wait())
+        try:
+            response = await hops.unless(self._open(request, body, address), left, drained)
+            if response is None:
+                refuse_while_draining(services_of(request))
+                raise ClientDisconnect
+            headers = hops.of_response(response.headers.raw)
+            if not body.is_read.is_set():  # the rest of a refused upload
+                headers.append((b"connection", b"close"))
+                body.is_read.set()
+            try:
+                endless = response.headers.get("Content-Type", "").startswith(EVENT_STREAM)
+                await hops.unless(_send(response, headers, send), left, *([drained] if endless else []))
+            finally:
+                await response.aclose()
+        finally:
+            left.cancel()
+            drained.cancel()
+
+    async def close(self) -> None:
+        """Close the idle connections."""
+        await self._transport.aclose()
+
+    async def _open(self, request: Request, body: "_Body", address: str) -> httpx.Response:
+        url = httpx.URL(address)
+        passed = httpx.Request(
+            request.method,
+            url,
+            headers=hops.of_request(request.scope["headers"]),
+            content=body if body.expected else None,
+            # As it arrived: httpx would remove dot segments from the path.
+            extensions={"target": url.raw_path.rstrip(b"/") + hops.target(request.scope), "timeout": self._timeout},
+        )
+        try:
+            return await self._transport.handle_async_request(passed)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise hops.OwnerFails("cannot be reached") from error
+        except httpx.TransportError as error:
+            raise hops.OwnerFails("broke off the connection, after which the call may still take effect") from error
+
+
+class _Body:
+    """The body of a request, and the disconnect of the client that may follow it."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.expected = "Transfer-Encoding" in request.headers or request.headers.get("Content-Length", "0") != "0"
+        self.is_read = asyncio.Event()
+        """Set when nothing reads the body any more."""
+        if not self.expected:
+            self.is_read.set()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._request.stream():
+            if chunk:
+                yield chunk
+        self.is_read.set()
+
+    async def client_left(self) -> None:
+        """Wait until the client disconnects, after its body was read."""
+        await self.is_read.wait()
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+
+
+async def _send(response: httpx.Response, headers: hops.RawHeaders, send: Send) -> None:
+    """Send a response to the client. If it breaks off, it is left incomplete: uvicorn then closes the connection."""
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    try:
+        async for chunk in response.aiter_raw():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except httpx.TransportError as error:
+        logger.warning("a response of another server broke off: %r", error)
+    else:
+        await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,120 @@
+"""Passes calls on a lab to the server of the session's host, if that is another server of the queue.
+
+A client thus needs the address of one server only. Nothing is stored on the way: bodies, event streams and WebSockets
+are relayed as they arrive, at the speed of the slower side, and a side that disconnects disconnects the other one.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from starlette import status
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from neops_remote_lab.api import hops
+from neops_remote_lab.api.requests import SESSION_HEADER, refuse_while_draining, services_of, session_header
+from neops_remote_lab.api.settings import ServiceSettings
+from neops_remote_lab.core.log_format import shorten_ids
+from neops_remote_lab.core.text import one_line
+
+if TYPE_CHECKING:
+    from neops_remote_lab.api.http_relay import HttpRelay
+    from neops_remote_lab.api.websocket_relay import WebSocketRelay
+
+logger = logging.getLogger(__name__)
+
+
+class _Relays(NamedTuple):
+    http: "HttpRelay"
+    websocket: "WebSocketRelay"
+
+
+class Proxy:
+    """Passes the calls on labs of other hosts on."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+        self._loading: asyncio.Task[_Relays] | None = None
+        self._calls = 0
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """Middleware for the routes of labs: the application gets the calls that are not passed on.
+
+        Raises HTTPException 503 if a call cannot be passed on now.
+        """
+
+        async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
+            if address := await _owner_address(HTTPConnection(scope)):
+                await self._pass_on(scope, receive, send, address)
+            else:
+                await app(scope, receive, send)
+
+        return pass_on
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
+        call = HTTPConnection(scope)
+        services = services_of(call)
+        if hops.passed_on(scope["headers"]):
+            raise self._unavailable("the servers of the queue do not agree on the host of the session: try again later")
+        refuse_while_draining(services)
+        with self._counted(), services.queue.open_call(session_header(call)):
+            relays = await self._relays()
+            try:
+                if scope["type"] == "websocket":
+                    await relays.websocket.relay(WebSocket(scope, receive, send), address, services.draining)
+                else:
+                    await relays.http.relay(Request(scope, receive), send, address, services.draining)
+            except hops.OwnerFails as error:
+                path, cause = one_line(shorten_ids(call.url.path)), one_line(repr(error.__cause__))
+                logger.warning("%s is not passed on to %s: it %s: %s", path, one_line(address), error, cause)
+                raise self._unavailable(f"the server of the session's host {error}: try again later") from None
+
+    async def close(self) -> None:
+        """Close the idle connections to other servers."""
+        if self._loading is not None:
+            await (await self._loading).http.close()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self._calls >= self._settings.http.max_proxied_calls:
+            raise self._unavailable(f"{self._calls} calls are passed on to other servers already: try again later")
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    def _unavailable(self, detail: str) -> HTTPException:
+        headers = {"Retry-After": str(self._settings.http.retry_after)}
+        return HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail=detail, headers=headers)
+
+    async def _relays(self) -> _Relays:
+        if self._loading is None:
+            self._loading = asyncio.create_task(asyncio.to_thread(_load, self._settings))
+        return await asyncio.shield(self._loading)
+
+
+async def _owner_address(call: HTTPConnection) -> str | None:
+    """The address of the server of the session's host; None if the call is to be answered here."""
+    queue, session_id = services_of(call).queue, call.headers.get(SESSION_HEADER)
+    if not session_id or queue.is_active(session_id):
+        return None
+    if address := queue.owner_address(session_id):
+        return address
+    await queue.learn(session_id)  # another server may have made it active a moment ago
+    return queue.owner_address(session_id)
+
+
+def _load(settings: ServiceSettings) -> _Relays:
+    """Import the libraries, which takes too long for the event loop, and is not needed by most servers."""
+    from neops_remote_lab.api.http_relay import HttpRelay  # noqa: PLC0415
+    from neops_remote_lab.api.websocket_relay import WebSocketRelay  # noqa: PLC0415
+
+    trust = ssl.create_default_context()
+    return _Relays(HttpRelay(settings.http, trust), WebSocketRelay(settings.http, trust))
