@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
@@ -35,12 +35,12 @@ class HttpRelay:
         timeout = httpx.Timeout(None, connect=settings.proxy_connect_timeout, write=settings.send_timeout)
         self._timeout = timeout.as_dict()
 
-    async def relay(self, request: Request, send: Send, address: str, draining: asyncio.Event) -> None:
+    async def relay(self, request: Request, send: Send, address: str, drained: asyncio.Task[Any]) -> None:
         """Pass a request on, and its response back.
 
         Args:
             address: base URL of the other server.
-            draining: set when this server shuts down. That ends the call, unless its response has begun.
+            drained: ends when this server shuts down, which ends the call, unless its response has begun.
 
         Raises:
             OwnerFails: there is no response.
@@ -48,7 +48,6 @@ class HttpRelay:
         """
         body = _Body(request)
         left = asyncio.create_task(body.client_left())
-        drained = asyncio.create_task(draining.wait())
         try:
             response = await hops.unless(self._open(request, body, address), left, drained)
             if response is None:
@@ -65,7 +64,6 @@ class HttpRelay:
                 await response.aclose()
         finally:
             left.cancel()
-            drained.cancel()
 
     async def close(self) -> None:
         """Close the idle connections."""

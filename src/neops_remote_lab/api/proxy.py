@@ -9,7 +9,7 @@ import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette import status
 from starlette.exceptions import HTTPException
@@ -41,6 +41,7 @@ class Proxy:
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
         self._loading: asyncio.Task[_Relays] | None = None
+        self._drained: asyncio.Task[Any] | None = None
         self._calls = 0
 
     def around(self, app: ASGIApp) -> ASGIApp:
@@ -65,11 +66,12 @@ class Proxy:
         refuse_while_draining(services)
         with self._counted(), services.queue.open_call(session_header(call)):
             relays = await self._relays()
+            self._drained = self._drained or asyncio.create_task(services.draining.wait())
             try:
                 if scope["type"] == "websocket":
-                    await relays.websocket.relay(WebSocket(scope, receive, send), address, services.draining)
+                    await relays.websocket.relay(WebSocket(scope, receive, send), address, self._drained)
                 else:
-                    await relays.http.relay(Request(scope, receive), send, address, services.draining)
+                    await relays.http.relay(Request(scope, receive), send, address, self._drained)
             except hops.OwnerFails as error:
                 path, cause = one_line(shorten_ids(call.url.path)), one_line(repr(error.__cause__))
                 logger.warning("%s is not passed on to %s: it %s: %s", path, one_line(address), error, cause)
@@ -77,6 +79,8 @@ class Proxy:
 
     async def close(self) -> None:
         """Close the idle connections to other servers."""
+        if self._drained is not None:
+            self._drained.cancel()
         if self._loading is not None:
             await (await self._loading).http.close()
 

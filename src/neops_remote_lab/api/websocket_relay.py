@@ -30,34 +30,30 @@ class WebSocketRelay:
         self._settings = settings
         self._trust = trust
 
-    async def relay(self, websocket: WebSocket, address: str, draining: asyncio.Event) -> None:
+    async def relay(self, websocket: WebSocket, address: str, drained: asyncio.Task[Any]) -> None:
         """Open the WebSocket on the other server, and relay until either side ends.
 
         Args:
             address: base URL of the other server.
-            draining: set when this server shuts down, which ends the relay.
+            drained: ends when this server shuts down, which ends the relay.
 
         Raises:
             OwnerFails: the WebSocket cannot be opened.
         """
         await websocket.receive()  # that it is to be accepted
         left = asyncio.create_task(websocket.receive())  # the next event before that can only be a disconnect
-        drained = asyncio.create_task(draining.wait())
         try:
-            try:
-                owner = await hops.unless(self._open(websocket, address), left, drained)
-            except InvalidStatus as refused:
-                await websocket.send_denial_response(_denial(refused))
-                return
-            finally:
-                left.cancel()
-                await asyncio.wait({left})
-            if owner is not None:
-                await _relay(websocket, owner, drained)
-            else:
-                refuse_while_draining(services_of(websocket))
+            owner = await hops.unless(self._open(websocket, address), left, drained)
+        except InvalidStatus as refused:
+            await websocket.send_denial_response(_denial(refused))
+            return
         finally:
-            drained.cancel()
+            left.cancel()
+            await asyncio.wait({left})
+        if owner is not None:
+            await _relay(websocket, owner, drained)
+        else:
+            refuse_while_draining(services_of(websocket))
 
     async def _open(self, websocket: WebSocket, address: str) -> ClientConnection:
         url = "ws" + address.rstrip("/").removeprefix("http") + hops.target(websocket.scope).decode()
