@@ -17,10 +17,12 @@ import httpx
 import psutil
 import pytest
 
+from neops_remote_lab.client import RemoteLabClient
 from tests.artifacts import unpack
-from tests.fakes import topology_text, wait_until
+from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.hops import active_elsewhere
 from tests.plugin import queue
+from tests.postgresql import Cluster
 from tests.server import LabServer, free_port, running_server
 
 TOPOLOGY = topology_text(1)
@@ -264,6 +266,26 @@ def test_a_server_passes_on_so_many_calls_at_a_time(owner: LabServer, tmp_path: 
                 wait_until(lambda: other.get("/lab").status_code == 200)
         httpx.delete(f"{owner.url}/session/{session}")
         wait_until(owner.is_clean, 20)
+
+
+def test_a_client_with_one_url_gets_the_lab_of_any_host(cluster: Cluster, tmp_path: Path) -> None:
+    topology = tmp_path / "topology.yml"
+    topology.write_text(TOPOLOGY)
+    with cluster.new_database() as database, ExitStack() as ends:
+        servers = []
+        for name in ("lab-1", "lab-2"):
+            server = LabServer(tmp_path / name, install_fake_netlab(tmp_path / name / "fake"))
+            server.settings |= {"database": database, "lab-host": name, "advertise": server.url}
+            ends.callback(server.close)
+            server.start()
+            servers.append(server)
+        clients = [ends.enter_context(RemoteLabClient(servers[0].url)) for _ in servers]
+        for client in clients:  # both at once
+            assert [device.name for device in client.acquire(topology)] == ["r1"]
+        assert [len(server.fake.containers()) for server in servers] == [1, 1]
+        for client in clients:
+            client.release()
+        wait_until(lambda: all(server.is_clean() for server in servers), 20)
 
 
 class Recorder(BaseHTTPRequestHandler):
