@@ -81,7 +81,7 @@ def both(front: LabServer, owner: LabServer, session: str, *call: Any, **more: A
         (422, "DELETE", "/lab?force=perhaps", {}),
         (422, "POST", "/lab", {"content": b"no form"}),
         (400, "POST", "/lab", {"files": {"topology": ("topology.txt", TOPOLOGY)}}),
-        (413, "POST", "/lab", {"files": {"topology": ("topology.yml", "# " + "x" * (1 << 20))}}),
+        (413, "POST", "/lab", {"files": {"topology": ("topology.yml", bytes(30_000_000))}}),
         (422, "POST", "/lab/devices/r1/exec", {"json": {"command": []}}),
         (426, "GET", "/lab/devices/r1/console", {}),
         (404, "GET", "/lab/nothing", {}),

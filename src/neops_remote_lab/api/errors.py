@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 
+from neops_remote_lab.api import hops
 from neops_remote_lab.api.responses import NEVER_SNIFFED, error_response
 from neops_remote_lab.core.log_format import shorten_ids
 from neops_remote_lab.core.text import one_line
@@ -54,6 +55,8 @@ async def _http_exception(request: HTTPConnection, error: Exception) -> Response
     detail, headers = error.detail, dict(error.headers or {})
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
         detail = "this path does not take that method: see /docs"
+    if hops.passed_on(request.scope["headers"]):  # the other server ends a refused upload itself, and reads this first
+        headers.pop("Connection", None)
     if request.scope["type"] == "websocket":  # uvicorn adds it to the others alone
         headers |= [NEVER_SNIFFED]
     return error_response(detail, error.status_code, headers)

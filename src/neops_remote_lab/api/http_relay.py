@@ -4,13 +4,15 @@ import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
-import httpx
+import httpcore
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Send
 
 from neops_remote_lab.api import hops
+from neops_remote_lab.api.duplex import DuplexBackend
 from neops_remote_lab.api.requests import refuse_while_draining, services_of
 from neops_remote_lab.api.settings import HttpSettings
 
@@ -18,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 2.0
 """Seconds for which an idle connection is kept: less than the 5 s of uvicorn, which might close it during its reuse."""
-EVENT_STREAM: Final = "text/event-stream"
+EVENT_STREAM: Final = b"text/event-stream"
+_NOT_REACHED: Final = (httpcore.ConnectError, httpcore.ConnectTimeout)
+_BROKEN: Final = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
 
 
 class HttpRelay:
@@ -26,14 +30,15 @@ class HttpRelay:
 
     def __init__(self, settings: HttpSettings, trust: ssl.SSLContext) -> None:
         """`trust` verifies the certificates of other servers."""
-        # A transport, not a client, which would interpret cookies and redirects, and use the environment's proxies.
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=trust,
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS),
+        # Not a client of httpx, which interprets cookies and redirects, and changes paths.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=trust,
+            max_connections=None,
+            keepalive_expiry=IDLE_SECONDS,
             socket_options=hops.KEEP_ALIVE,
+            network_backend=DuplexBackend(),
         )
-        timeout = httpx.Timeout(None, connect=settings.proxy_connect_timeout, write=settings.send_timeout)
-        self._timeout = timeout.as_dict()
+        self._timeout = {"connect": settings.proxy_connect_timeout, "write": settings.send_timeout}
 
     async def relay(self, request: Request, send: Send, address: str, drained: asyncio.Task[Any]) -> None:
         """Pass a request on, and its response back.
@@ -49,41 +54,39 @@ class HttpRelay:
         body = _Body(request)
         left = asyncio.create_task(body.client_left())
         try:
-            response = await hops.unless(self._open(request, body, address), left, drained)
-            if response is None:
-                refuse_while_draining(services_of(request))
-                raise ClientDisconnect
-            headers = hops.of_response(response.headers.raw)
-            if not body.is_read.is_set():  # the rest of a refused upload
-                headers.append((b"connection", b"close"))
-                body.is_read.set()
-            try:
-                endless = response.headers.get("Content-Type", "").startswith(EVENT_STREAM)
+            async with AsyncExitStack() as ends:
+                response = await hops.unless(self._open(request, body, address, ends), left, drained)
+                if response is None:
+                    refuse_while_draining(services_of(request))
+                    raise ClientDisconnect
+                headers = hops.of_response(response.headers)
+                if not body.is_read.is_set():  # the rest of a refused upload
+                    headers.append((b"connection", b"close"))
+                    body.is_read.set()
+                endless = dict(headers).get(b"content-type", b"").startswith(EVENT_STREAM)
                 await hops.unless(_send(response, headers, send), left, *([drained] if endless else []))
-            finally:
-                await response.aclose()
         finally:
             left.cancel()
 
     async def close(self) -> None:
         """Close the idle connections."""
-        await self._transport.aclose()
+        await self._pool.aclose()
 
-    async def _open(self, request: Request, body: "_Body", address: str) -> httpx.Response:
-        url = httpx.URL(address)
-        passed = httpx.Request(
+    async def _open(self, request: Request, body: "_Body", address: str, ends: AsyncExitStack) -> httpcore.Response:
+        base = httpcore.URL(address)
+        target = base.target.rstrip(b"/") + hops.target(request.scope)
+        exchange = self._pool.stream(
             request.method,
-            url,
+            httpcore.URL(scheme=base.scheme, host=base.host, port=base.port, target=target),
             headers=hops.of_request(request.scope["headers"]),
-            content=body if body.expected else None,
-            # As it arrived: httpx would remove dot segments from the path.
-            extensions={"target": url.raw_path.rstrip(b"/") + hops.target(request.scope), "timeout": self._timeout},
+            content=aiter(body) if body.expected else None,
+            extensions={"timeout": self._timeout},
         )
         try:
-            return await self._transport.handle_async_request(passed)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            return await ends.enter_async_context(exchange)
+        except _NOT_REACHED as error:
             raise hops.OwnerFails("cannot be reached") from error
-        except httpx.TransportError as error:
+        except _BROKEN as error:
             raise hops.OwnerFails("broke off the connection, after which the call may still take effect") from error
 
 
@@ -111,13 +114,13 @@ class _Body:
             pass
 
 
-async def _send(response: httpx.Response, headers: hops.RawHeaders, send: Send) -> None:
+async def _send(response: httpcore.Response, headers: hops.RawHeaders, send: Send) -> None:
     """Send a response to the client. If it breaks off, it is left incomplete: uvicorn then closes the connection."""
-    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
     try:
-        async for chunk in response.aiter_raw():
+        async for chunk in response.aiter_stream():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    except httpx.TransportError as error:
+    except _BROKEN as error:
         logger.warning("a response of another server broke off: %r", error)
     else:
         await send({"type": "http.response.body", "body": b""})
