@@ -188,6 +188,11 @@ def test_an_owner_that_does_not_accept_is_a_matter_of_a_moment(front: LabServer)
             unavailable(front, "hangs")
 
 
+def test_an_address_that_is_none_is_not_reached(front: LabServer) -> None:
+    with active_elsewhere(front, "nowhere", "lab-2:8000"):
+        unavailable(front, "nowhere")
+
+
 def unavailable(front: LabServer, session: str) -> None:
     began = time.monotonic()
     answer = front.acquire(session, TOPOLOGY)

@@ -265,8 +265,9 @@ def test_a_refusal_is_passed_back(url: str, owner: StubServer) -> None:
     assert (status, detail) == (502, "the device refuses the connection")
 
 
-def test_an_owner_that_is_down_is_a_refusal(front: LabServer) -> None:
-    with active_elsewhere(front, SESSION, f"http://127.0.0.1:{free_port()}"):
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{port}", "lab-2:8000"])
+def test_an_owner_that_is_down_is_a_refusal(front: LabServer, address: str) -> None:
+    with active_elsewhere(front, SESSION, address.format(port=free_port())):
         status, headers, detail = refusal(f"ws://127.0.0.1:{front.port}{CONSOLE}")
     assert status == 503
     assert headers["retry-after"] == "2"

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS: Final = 2.0
 """Seconds for which an idle connection is kept: less than the 5 s of uvicorn, which might close it during its reuse."""
 EVENT_STREAM: Final = b"text/event-stream"
-_NOT_REACHED: Final = (httpcore.ConnectError, httpcore.ConnectTimeout)
+_NOT_REACHED: Final = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.UnsupportedProtocol)
 _BROKEN: Final = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
 
 

@@ -103,6 +103,8 @@ _NOT_ACTIVE: Final = {404: "unknown session, or no lab", 423: "the session is no
 _HEADER_MISSING: Final = {422: "X-Session-ID is missing"}
 _ALWAYS: Final = {500: "the server failed; its log says why", 503: "the server's database cannot be used"}
 """Failures of every operation that needs the database."""
+_OTHER_HOST: Final = "the server of the session's lab host cannot be reached"
+"""Added to 503 for calls that may be passed on to another server of the queue."""
 _UPLOAD_FAILURES: Final = {
     400: "a file name is not allowed",
     413: "the upload is too large",
@@ -316,7 +318,12 @@ def _describe(operation: Operation) -> dict[str, Any]:
 
 
 def _failures(operation: Operation) -> dict[int, str]:
-    return operation.failures if operation.path == "/healthz" else _ALWAYS | operation.failures
+    if operation.path == "/healthz":
+        return operation.failures
+    failures = _ALWAYS | operation.failures
+    if operation.path.startswith("/lab"):
+        failures[503] += f"; or {_OTHER_HOST}"
+    return failures
 
 
 def _answer(text: str, content: Content, *, many: bool = False) -> dict[str, Any]:

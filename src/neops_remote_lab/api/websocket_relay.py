@@ -7,7 +7,7 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
 from neops_remote_lab.api import hops
@@ -87,7 +87,7 @@ class WebSocketRelay:
                 )
         except InvalidStatus:
             raise
-        except (OSError, EOFError, InvalidHandshake) as error:  # a TimeoutError is an OSError
+        except (OSError, EOFError, InvalidHandshake, InvalidURI) as error:  # a TimeoutError is an OSError
             raise hops.OwnerFails("cannot be reached") from error
 
 
