@@ -245,11 +245,9 @@ def test_a_test_that_exceeds_its_timeout_releases_its_lab(
         import pytest, threading
 
         @pytest.mark.timeout(1, func_only=True)
-        @pytest.mark.parametrize("lab", ["shared", "fresh"])
-        def test_slow(request, lab):
-            request.getfixturevalue(lab)
-            threading.Event().wait(60)
-
+        def test_slow_shared(shared): threading.Event().wait(60)
+        @pytest.mark.timeout(1, func_only=True)
+        def test_slow_fresh(fresh): threading.Event().wait(60)
         def test_shared(shared): assert shared
         def test_fresh(fresh): assert fresh
         """
@@ -260,16 +258,16 @@ def test_a_test_that_exceeds_its_timeout_releases_its_lab(
 
 
 @BOTH
-@pytest.mark.parametrize("limit", [1, 3])  # while the topologies are checked, and after that
+@pytest.mark.parametrize("create_seconds", [60, 0], ids=["during the check of the topologies", "after it"])
 def test_a_timeout_in_the_queue_leaves_the_queue(
-    online: pytest.Pytester, lab_server: LabServer, options: list[str], limit: int
+    online: pytest.Pytester, lab_server: LabServer, options: list[str], create_seconds: float
 ) -> None:
-    lab_server.fake.control(create_seconds=2)
+    lab_server.fake.control(create_seconds=create_seconds)
     online.makepyfile(
-        f"""
+        """
         import pytest
 
-        @pytest.mark.timeout({limit})
+        @pytest.mark.timeout(5)
         def test_impatient(shared): pass
         def test_patient(shared): pass
         def test_plain(): pass
@@ -279,7 +277,7 @@ def test_a_timeout_in_the_queue_leaves_the_queue(
         result = online.runpytest_subprocess("-p", "pytest_timeout", *options)
         assert [session["client"] for session in queue(lab_server)] == ["ann@office"]
     result.assert_outcomes(passed=1, errors=2)
-    reason = f"remote lab: the wait for the lab host was interrupted: Timeout (>{limit}.0s) from pytest-timeout."
+    reason = "remote lab: the wait for the lab host was interrupted: Timeout (>5.0s) from pytest-timeout."
     assert result.outlines.count(reason) == 2
 
 
