@@ -77,16 +77,16 @@ def wait_clean(host: FakeNetlab | RealNetlab, timeout: float = 60) -> None:
         raise BenchError(f"the lab was not torn down: {host.leftovers()}") from None
 
 
-def netlab(host: FakeNetlab | RealNetlab, folder: Path, *arguments: str) -> float:
+def netlab(host: FakeNetlab | RealNetlab, directory: Path, *arguments: str) -> float:
     """Run netlab in a directory. Returns the seconds that it took."""
     environment: dict[str, Any] = host.environment()
     program = shutil.which("netlab", path=environment["PATH"])
     require(program, "netlab is not on PATH")
-    with (folder / "output.txt").open("ab") as output:
+    with (directory / "output.txt").open("ab") as output:
         began = time.perf_counter()
         done = subprocess.run(
             [str(program), *arguments],
-            cwd=folder,
+            cwd=directory,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -95,6 +95,6 @@ def netlab(host: FakeNetlab | RealNetlab, folder: Path, *arguments: str) -> floa
             timeout=300,
         )
         took = time.perf_counter() - began
-    shown = (folder / "output.txt").read_text(errors="replace")[-2000:]
+    shown = (directory / "output.txt").read_text(errors="replace")[-2000:]
     require(done.returncode == 0, f"netlab {' '.join(arguments)} failed: {shown}")
     return took

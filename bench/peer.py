@@ -24,7 +24,7 @@ class NoPeerError(Exception):
 class Peer:
     """The environment that holds it."""
 
-    folder: Path
+    directory: Path
 
     def without_ours(self, environment: dict[str, str]) -> dict[str, str]:
         """An environment in which its Python does not find this project in the place of the peer."""
@@ -32,10 +32,10 @@ class Peer:
 
     @property
     def python(self) -> str:
-        return str(self.folder / "bin" / "python")
+        return str(self.directory / "bin" / "python")
 
     def command(self, port: int) -> list[str]:
-        return [str(self.folder / "bin" / "neops-remote-lab"), "--host", "127.0.0.1", "--port", str(port)]
+        return [str(self.directory / "bin" / "neops-remote-lab"), "--host", "127.0.0.1", "--port", str(port)]
 
 
 def find_peer(given: Path | None = None) -> Peer:
@@ -44,12 +44,12 @@ def find_peer(given: Path | None = None) -> Peer:
     Raises:
         NoPeerError: there is no Python that is new enough, or the registry cannot be reached.
     """
-    folder = given or user_cache_path("neops-remote-lab") / f"bench-peer-{VERSION}"
-    peer = Peer(folder)
+    directory = given or user_cache_path("neops-remote-lab") / f"bench-peer-{VERSION}"
+    peer = Peer(directory)
     if not _is_complete(peer):
         if given:
             raise NoPeerError(f"{given} is not a virtual environment with neops-remote-lab {VERSION} and pytest")
-        _install(folder)
+        _install(directory)
     return peer
 
 
@@ -58,21 +58,21 @@ def _is_complete(peer: Peer) -> bool:
     return _output([peer.python, "-c", code]).startswith(f"{VERSION} ")
 
 
-def _install(folder: Path) -> None:
+def _install(directory: Path) -> None:
     python = next(_new_pythons(), None)
     if python is None:
         raise NoPeerError(f"version {VERSION} needs Python {OLDEST[0]}.{OLDEST[1]} or newer, and none is on PATH")
-    print(f"installing version {VERSION} into {folder} (once)")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for command in ([python, "-m", "venv", str(folder)], [*install, "-r", str(REQUIREMENTS)]):
+    print(f"installing version {VERSION} into {directory} (once)")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    install = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    for command in ([python, "-m", "venv", str(directory)], [*install, "-r", str(REQUIREMENTS)]):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False)
         except subprocess.TimeoutExpired:
             raise NoPeerError(f"version {VERSION} could not be installed in {INSTALL_TIMEOUT} s") from None
         if done.returncode:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise NoPeerError(f"version {VERSION} could not be installed: {last}")
 

@@ -22,7 +22,7 @@ class Line(NamedTuple):
     dashed: bool
 
 
-def draw_all(rows: Iterable[Row], folder: Path, prefix: str) -> list[Path]:
+def draw_all(rows: Iterable[Row], directory: Path, prefix: str) -> list[Path]:
     """One picture for each chart and unit that at least two x are known of; the files."""
     charts: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
@@ -33,7 +33,7 @@ def draw_all(rows: Iterable[Row], folder: Path, prefix: str) -> list[Path]:
         lines = _lines(found)
         if any(len(line.points) > 1 for line in lines):
             name = f"{chart} {unit}".replace(" ", "-").replace("%", "percent")
-            path = folder / f"{prefix}-{name}.svg"
+            path = directory / f"{prefix}-{name}.svg"
             path.write_text(draw(f"{chart}, {unit} (median; dotted: p99)", lines), encoding="utf-8")
             drawn.append(path)
     return drawn

@@ -136,7 +136,7 @@ class Bench:
     def choose(self, short: T, full: T) -> T:
         return full if self.full else short
 
-    def folder(self, name: str) -> Path:
+    def directory(self, name: str) -> Path:
         """A new, empty directory."""
         made = self.root / f"{next(self._numbers)}-{name}"
         made.mkdir(parents=True)
@@ -154,7 +154,7 @@ class Bench:
 
     def our_server(self, lab_host: FakeNetlab | RealNetlab | None = None, **settings: str) -> LabServer:
         """The same, not started."""
-        root = self.folder("ours")
+        root = self.directory("ours")
         flags = {"sql-poll": "0.5", **{name.replace("_", "-"): value for name, value in settings.items()}}
         return LabServer(root, lab_host or host.install(root / "host"), flags, _temporary(root))
 
@@ -174,7 +174,7 @@ class Bench:
         """The same, not started."""
         if self.peer is None:
             return None
-        root = self.folder("peer")
+        root = self.directory("peer")
         return PeerServer(root, lab_host or host.install(root / "host"), self.peer, _temporary(root))
 
     @contextmanager
@@ -205,9 +205,9 @@ def start(server: Server) -> None:
 
 def _temporary(root: Path) -> dict[str, str]:
     """A separate temporary directory for the files and locks of a server."""
-    folder = root / "tmp"
-    folder.mkdir(exist_ok=True)
-    return {"TMPDIR": str(folder)}
+    directory = root / "tmp"
+    directory.mkdir(exist_ok=True)
+    return {"TMPDIR": str(directory)}
 
 
 @contextmanager
@@ -301,5 +301,5 @@ def process_of(server: Server) -> psutil.Process:
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A directory for all files of servers; removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as directory:
+        yield Path(directory)

@@ -160,8 +160,8 @@ def install_fake_netlab(root: Path, *, import_seconds: float = 0) -> FakeNetlab:
     `import_seconds` is how long netlab's package takes to be imported: most of the start-up of the real one.
     """
     fake = FakeNetlab(root)
-    for folder in (fake.bin, fake.home, fake.state / "containers", fake.state / "networks"):
-        folder.mkdir(parents=True, exist_ok=True)
+    for directory in (fake.bin, fake.home, fake.state / "containers", fake.state / "networks"):
+        directory.mkdir(parents=True, exist_ok=True)
     python = _make_environment(root / "netlab-environment", import_seconds)
     programs = (("netlab", NETLAB), ("docker", DOCKER), ("containerlab", CONTAINERLAB), ("ip", IP))
     for program, text in programs:
@@ -171,19 +171,19 @@ def install_fake_netlab(root: Path, *, import_seconds: float = 0) -> FakeNetlab:
     return fake
 
 
-def _make_environment(folder: Path, import_seconds: float) -> Path:
+def _make_environment(directory: Path, import_seconds: float) -> Path:
     """A virtual environment with the package that netlab's script imports; its Python."""
     real = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
-    python = folder / "bin" / "python"
-    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    python = directory / "bin" / "python"
+    packages = directory / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     commands = packages / "netsim" / "cli"
     for made in (python.parent, commands):
         made.mkdir(parents=True, exist_ok=True)
     python.symlink_to(real)
     # As `venv` writes it: without the second line, the packages of the machine's own Python would count.
     configuration = f"home = {real.parent}\ninclude-system-site-packages = false\n"
-    (folder / "pyvenv.cfg").write_text(configuration, encoding="utf-8")
-    # Folders alone: what the .pth files of the second one ask for would be most of the start-up.
+    (directory / "pyvenv.cfg").write_text(configuration, encoding="utf-8")
+    # Directories alone: what the .pth files of the second one ask for would be most of the start-up.
     paths = [neops_remote_lab.testing.__path__[0], str(Path(yaml.__file__).parent.parent)]
     (packages / "fakes.pth").write_text("\n".join(paths), encoding="utf-8")
     (packages / "netsim" / "__init__.py").write_text(f"import time\ntime.sleep({import_seconds})\n", encoding="utf-8")
@@ -227,9 +227,9 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def _json_files(folder: Path, pattern: str) -> list[dict[str, Any]]:
+def _json_files(directory: Path, pattern: str) -> list[dict[str, Any]]:
     found = []
-    for path in sorted(folder.glob(pattern)):
+    for path in sorted(directory.glob(pattern)):
         try:
             found.append(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:  # it was removed since it was listed

@@ -34,7 +34,7 @@ class Times:
 def measure(bench: Bench) -> list[Row]:
     """The rows of both ways."""
     rounds = bench.choose(1, 3)
-    fake = host.install(bench.folder("host"))
+    fake = host.install(bench.directory("host"))
     times = {nodes: Times() for nodes in SIZES}
     with bench.ours(fake) as server:
         _bare(bench, fake, topology_text(1))  # the first netlab of all reads its files from the disk
@@ -101,11 +101,11 @@ def _end(server: LabServer, session: str, lab_host: FakeNetlab | RealNetlab) -> 
 
 
 def _bare(bench: Bench, lab_host: FakeNetlab | RealNetlab, topology: str) -> float:
-    folder = bench.folder("bare") / "topology"
-    folder.mkdir()
-    (folder / "topology.yml").write_text(topology)
-    took = host.netlab(lab_host, folder, "up", "topology.yml")
-    host.netlab(lab_host, folder, "down", "--cleanup")
+    directory = bench.directory("bare") / "topology"
+    directory.mkdir()
+    (directory / "topology.yml").write_text(topology)
+    took = host.netlab(lab_host, directory, "up", "topology.yml")
+    host.netlab(lab_host, directory, "down", "--cleanup")
     host.wait_clean(lab_host)
     return took
 

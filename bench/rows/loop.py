@@ -42,7 +42,7 @@ class Probe(NamedTuple):
 def measure(bench: Bench) -> list[Row]:
     """The row."""
     seconds = bench.choose(6, 30)
-    fake = host.install(bench.folder("host"), start_seconds=seconds - 3)
+    fake = host.install(bench.directory("host"), start_seconds=seconds - 3)
     since = host.Since.now(fake)
     with bench.ours(fake) as server, ThreadPoolExecutor(1) as pool:
         session, waiting = joined(server), joined(server)

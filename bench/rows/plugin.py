@@ -39,19 +39,19 @@ def pytest_unconfigure(config):
 
 def measure(bench: Bench) -> list[Row]:
     """The rows: milliseconds of processor time, beside none and an empty plugin, and what is imported for it."""
-    folder = bench.folder("plugin")
-    paths = _environments(folder)
-    (folder / "test_nothing.py").write_text(TESTS)
-    (folder / "listing.py").write_text(LISTING)
-    foreign = _foreign_modules(folder, paths)  # these runs also leave everything compiled
+    directory = bench.directory("plugin")
+    paths = _environments(directory)
+    (directory / "test_nothing.py").write_text(TESTS)
+    (directory / "listing.py").write_text(LISTING)
+    foreign = _foreign_modules(directory, paths)  # these runs also leave everything compiled
     cpu: dict[str, list[float]] = {kind: [] for kind in (OURS, EMPTY, NONE)}
     wall: dict[str, list[float]] = {kind: [] for kind in cpu}
     for turn in range(bench.choose(20, 100)):
         for kind in cpu if turn % 2 else reversed(cpu):
-            took, processor = _run(folder, paths[kind])
+            took, processor = _run(directory, paths[kind])
             wall[kind].append(1000 * took)
             cpu[kind].append(1000 * processor)
-    counted = {kind: _instructions(folder, path) for kind, path in paths.items()} if shutil.which("valgrind") else {}
+    counted = {kind: _instructions(directory, path) for kind, path in paths.items()} if shutil.which("valgrind") else {}
     names = ", ".join(foreign[:3]) or "the standard library alone"
     imports = Row(
         "plugin cost", "imports from elsewhere", "", Sample([len(foreign)]), NONE, None, Target(ceiling=0), note=names
@@ -77,9 +77,9 @@ def _difference(took: dict[str, list[float]], other: str) -> float:
     return Sample([ours - theirs for ours, theirs in zip(took[OURS], took[other], strict=True)]).median
 
 
-def _environments(folder: Path) -> dict[str, str]:
+def _environments(directory: Path) -> dict[str, str]:
     """For each kind, a directory for Python's path with pytest and the packages installed beside it."""
-    found = {kind: folder / kind for kind in (OURS, EMPTY, NONE)}
+    found = {kind: directory / kind for kind in (OURS, EMPTY, NONE)}
     for path in found.values():
         _link_distributions(path, "pytest")
     _unpack_wheel(found[OURS])
@@ -116,23 +116,23 @@ def _unpack_wheel(target: Path) -> None:
         archive.extractall(target)
 
 
-def _instructions(folder: Path, path: str) -> int:
+def _instructions(directory: Path, path: str) -> int:
     """How many instructions a run takes, as callgrind counts them."""
-    printed = _pytest(folder, path, guard=["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"])
+    printed = _pytest(directory, path, guard=["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"])
     found = re.search(r"Collected : (\d+)", printed)
     require(found, f"callgrind counted nothing: {printed[-1000:]}")
     assert found is not None
     return int(found[1])
 
 
-def _pytest(folder: Path, path: str, *options: str, guard: Sequence[str] = ()) -> str:
+def _pytest(directory: Path, path: str, *options: str, guard: Sequence[str] = ()) -> str:
     """One run; what it printed."""
     # Without -S Python would also search this environment, with all the plugins that are installed in it.
     command = [sys.executable, "-S", "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "test_nothing.py"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("REMOTE_LAB_", "PYTEST_"))}
     done = subprocess.run(
         guarded([*guard, *command]),
-        cwd=folder,
+        cwd=directory,
         env={**kept, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
@@ -143,20 +143,20 @@ def _pytest(folder: Path, path: str, *options: str, guard: Sequence[str] = ()) -
     return done.stdout + done.stderr
 
 
-def _run(folder: Path, path: str) -> tuple[float, float]:
+def _run(directory: Path, path: str) -> tuple[float, float]:
     """Wall and processor seconds of a run."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    _pytest(folder, path)
+    _pytest(directory, path)
     took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _foreign_modules(folder: Path, paths: dict[str, str]) -> list[str]:
+def _foreign_modules(directory: Path, paths: dict[str, str]) -> list[str]:
     """Top-level packages that come with the plugin and are neither it nor of the standard library."""
     found = {}
     for kind, path in paths.items():
-        _pytest(folder, path, "-p", "listing")
-        found[kind] = set((folder / "modules.txt").read_text().splitlines())
+        _pytest(directory, path, "-p", "listing")
+        found[kind] = set((directory / "modules.txt").read_text().splitlines())
     added = found[OURS] - found[NONE]
     require(PLUGIN in added, "the plugin was not loaded")
     require("empty_plugin" in found[EMPTY], "the empty plugin was not loaded")

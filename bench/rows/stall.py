@@ -26,7 +26,7 @@ ANSWERED = re.compile(rb"HTTP/1\.1 (\d+)")
 
 def measure(bench: Bench) -> list[Row]:
     """The rows."""
-    fake = host.install(bench.folder("host"), start_seconds=0.1)
+    fake = host.install(bench.directory("host"), start_seconds=0.1)
     with bench.ours(fake, waiting_timeout=NEVER, active_timeout=NEVER, send_timeout="2") as server, ExitStack() as ends:
         holder, waiting = joined(server), joined(server)
         body, content_type = form(topology_text(1))

@@ -35,7 +35,7 @@ ONE_FIXTURE = '{lab} = remote_lab_fixture(here / "{lab}.yml", name="{lab}", reus
 ONE_BY_HAND = """
 @pytest.fixture
 def {lab}():
-    return sorted(path.name for path in Path("{folder}/host_vars").iterdir())
+    return sorted(path.name for path in Path("{directory}/host_vars").iterdir())
 """
 LAB_TEST = """\
 import pytest
@@ -54,21 +54,21 @@ def test_other(number):
 class Suite:
     """The files of the suite, and the lab directories of the script."""
 
-    def __init__(self, folder: Path, *, by_hand: bool) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, *, by_hand: bool) -> None:
+        self.directory = directory
         conftest = BY_HAND if by_hand else FIXTURES
         for lab in LABS:
             (self.lab_folder(lab)).mkdir()
-            conftest += (ONE_BY_HAND if by_hand else ONE_FIXTURE).format(lab=lab, folder=self.lab_folder(lab))
+            conftest += (ONE_BY_HAND if by_hand else ONE_FIXTURE).format(lab=lab, directory=self.lab_folder(lab))
             topology = topology_text(3, name=f"lab{lab}")
-            (folder / f"{lab}.yml").write_text(topology)
+            (directory / f"{lab}.yml").write_text(topology)
             (self.lab_folder(lab) / "topology.yml").write_text(topology)
-            (folder / f"test_{lab}.py").write_text(LAB_TEST.format(lab=lab, count=LAB_TESTS))
-        (folder / "conftest.py").write_text(conftest)
-        (folder / "test_others.py").write_text(OTHER_TEST.format(count=OTHERS))
+            (directory / f"test_{lab}.py").write_text(LAB_TEST.format(lab=lab, count=LAB_TESTS))
+        (directory / "conftest.py").write_text(conftest)
+        (directory / "test_others.py").write_text(OTHER_TEST.format(count=OTHERS))
 
     def lab_folder(self, lab: str) -> Path:
-        return self.folder / f"lab-{lab}"
+        return self.directory / f"lab-{lab}"
 
     def pytest(self, python: str, plugin: list[str], url: str, expect: int, *files: str) -> None:
         """Run it, or only these files, with one plugin and no other."""
@@ -84,7 +84,7 @@ class Suite:
             environment.pop("PYTHONPATH", None)
         done = subprocess.run(
             guarded([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, *files]),
-            cwd=self.folder,
+            cwd=self.directory,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -98,7 +98,7 @@ class Suite:
 
 def measure(bench: Bench) -> list[Row]:
     """The rows."""
-    fake = host.install(bench.folder("host"))
+    fake = host.install(bench.directory("host"))
     rows = _on(bench, fake, "3 labs, fake", bench.choose(1, 3))
     host.require_order(fake)
     return rows
@@ -149,7 +149,7 @@ def _theirs(bench: Bench, lab_host: FakeNetlab | RealNetlab) -> float:
 def _with_server(
     bench: Bench, server: Server, lab_host: FakeNetlab | RealNetlab, python: str, plugin: list[str]
 ) -> float:
-    suite = Suite(bench.folder("suite"), by_hand=False)
+    suite = Suite(bench.directory("suite"), by_hand=False)
     with _three_ups(lab_host):
         began = time.perf_counter()
         suite.pytest(python, plugin, server.url, len(LABS) * LAB_TESTS + OTHERS)
@@ -161,16 +161,16 @@ def _with_server(
 
 def _script(bench: Bench, lab_host: FakeNetlab | RealNetlab) -> float:
     """`netlab up`, pytest, `netlab down` for each lab; the tests without a lab go with the last one."""
-    suite = Suite(bench.folder("script"), by_hand=True)
+    suite = Suite(bench.directory("script"), by_hand=True)
     with _three_ups(lab_host):
         began = time.perf_counter()
         for lab in LABS:
-            folder = suite.lab_folder(lab)
-            host.netlab(lab_host, folder, "up", "topology.yml")
+            directory = suite.lab_folder(lab)
+            host.netlab(lab_host, directory, "up", "topology.yml")
             last = lab == LABS[-1]
             files = [f"test_{lab}.py", *(["test_others.py"] if last else [])]
             suite.pytest(sys.executable, [], "", LAB_TESTS + (OTHERS if last else 0), *files)
-            host.netlab(lab_host, folder, "down", "--cleanup")
+            host.netlab(lab_host, directory, "down", "--cleanup")
         took = time.perf_counter() - began
     host.wait_clean(lab_host)
     return took

@@ -54,8 +54,8 @@ for line in sys.stdin:
 def find_python() -> str | None:
     """A Python for the old client. One that is only a version manager's shim for a missing one does not count."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    folders = [*os.get_exec_path(), *map(str, pyenv.glob("3.*/bin"))]
-    candidates = [shutil.which(name, path=folder) for folder in folders for name in OLD_PYTHONS]
+    directories = [*os.get_exec_path(), *map(str, pyenv.glob("3.*/bin"))]
+    candidates = [shutil.which(name, path=directory) for directory in directories for name in OLD_PYTHONS]
     if sys.version_info >= (3, 12):
         candidates.insert(0, sys.executable)
     check = ["-c", "import venv"]
@@ -67,33 +67,33 @@ def find_python() -> str | None:
 @pytest.fixture(scope="session")
 def old_python() -> Path:
     """The Python of an environment that has the old client, which is kept from run to run."""
-    folder = user_cache_path("neops-remote-lab-tests") / OLD_CLIENT.replace("==", "-")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    found = folder / "bin" / "python"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "complete").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    directory = user_cache_path("neops-remote-lab-tests") / OLD_CLIENT.replace("==", "-")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    found = directory / "bin" / "python"
+    with FileLock(f"{directory}.lock"):
+        if not (directory / "complete").exists():
+            shutil.rmtree(directory, ignore_errors=True)
             if (python := find_python()) is None:
                 pytest.skip(f"no Python for {OLD_CLIENT}: it needs 3.12 or later")
             for command in (
-                [python, "-m", "venv", str(folder)],
+                [python, "-m", "venv", str(directory)],
                 [str(found), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", OLD_CLIENT],
             ):
                 done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
                 if done.returncode:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    shutil.rmtree(directory, ignore_errors=True)
                     pytest.skip(f"{OLD_CLIENT} cannot be installed: {done.stderr.strip()[-300:]}")
-            (folder / "complete").touch()
+            (directory / "complete").touch()
     return found
 
 
 class OldClient:
     """The old client in a separate process, controlled by commands."""
 
-    def __init__(self, python: Path, server: LabServer, folder: Path) -> None:
+    def __init__(self, python: Path, server: LabServer, directory: Path) -> None:
         self._process = subprocess.Popen(
             [python, "-E", "-c", SCRIPT, server.url],  # -E: PYTHONPATH may name this tree
-            cwd=folder,
+            cwd=directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

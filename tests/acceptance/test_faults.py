@@ -33,13 +33,13 @@ MEGABYTE = 1 << 20
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={2 * MEGABYTE}", "tmpfs", str(folder)]
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={2 * MEGABYTE}", "tmpfs", str(directory)]
     if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("a small file system can be mounted by root only")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def server(database: str, tmp_path: Path) -> Iterator[LabServer]:
         yield started
 
 
-def fill(folder: Path) -> Path:
+def fill(directory: Path) -> Path:
     """Leave no byte free; the file that takes the room."""
-    filler = folder / "filler"
+    filler = directory / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
             while file.write(b"x" * 512):

@@ -117,8 +117,8 @@ def test_fixtures_and_the_client_offer_the_same_as_with_a_server(project: pytest
         import pathlib
 
         def test_files(lab, remote_lab_client):
-            [folder] = pathlib.Path({str(machine.work_dir)!r}).glob("*/lab")
-            assert (folder / "template.j2").read_text() == "welcome"
+            [directory] = pathlib.Path({str(machine.work_dir)!r}).glob("*/lab")
+            assert (directory / "template.j2").read_text() == "welcome"
             assert remote_lab_client.session_id
 
         def test_forward(lab, remote_lab_client):

@@ -152,9 +152,9 @@ def test_no_lab_is_started_beside_leftovers_of_an_earlier_server(patient: LabSer
 
 def test_directories_that_could_not_be_swept_at_the_start_are_swept_later(server: LabServer) -> None:
     server.kill()
-    folder = leave_directory(server.work_dir, "left-by-a-crash") / "topology"
-    folder.mkdir()
-    (folder / "clab.yml").write_text("name: topology\n")  # so it may have had containers
+    directory = leave_directory(server.work_dir, "left-by-a-crash") / "topology"
+    directory.mkdir()
+    (directory / "clab.yml").write_text("name: topology\n")  # so it may have had containers
     fake(server).control(docker_unreachable=True)
     server.start()
     wait_until(lambda: readiness(server).status_code == 503)
@@ -190,14 +190,17 @@ def test_a_quarantine_set_with_sql_is_lifted_only_with_sql(server: LabServer) ->
 class Neighbour:
     """Somebody else's lab on the same host."""
 
-    def __init__(self, host: FakeNetlab, folder: Path) -> None:
-        self.host, self.folder = host, folder
-        folder.mkdir(parents=True)
-        for name, topology_file in (("clab-theirs-r1", folder / "clab.yml"), ("clab-mine-r1", Path("/srv/clab.yml"))):
+    def __init__(self, host: FakeNetlab, directory: Path) -> None:
+        self.host, self.directory = host, directory
+        directory.mkdir(parents=True)
+        for name, topology_file in (
+            ("clab-theirs-r1", directory / "clab.yml"),
+            ("clab-mine-r1", Path("/srv/clab.yml")),
+        ):
             self._write_container(name, topology_file)
         network = {"name": "their_network", "id": "b" * 64, "created": 1.0, "driver": "bridge"}
         (host.state / "networks" / "their_network").write_text(json.dumps(network))
-        instances = {**host.instances(), "theirs": {"dir": str(folder), "status": "started", "providers": ["clab"]}}
+        instances = {**host.instances(), "theirs": {"dir": str(directory), "status": "started", "providers": ["clab"]}}
         (host.home / ".netlab").mkdir(exist_ok=True)
         (host.home / ".netlab" / "status.yaml").write_text(yaml.safe_dump(instances))
         self.before = self.things()
@@ -242,10 +245,10 @@ def test_foreign_containers_are_not_touched(server: LabServer) -> None:
     server.start()
     wait_until(lambda: not server.work_folders())
     assert neighbour.things() == neighbour.before
-    assert [entry["dir"] for entry in fake(server).instances().values()] == [str(neighbour.folder)]
+    assert [entry["dir"] for entry in fake(server).instances().values()] == [str(neighbour.directory)]
     assert {container["image"] for container in fake(server).containers()} == {"theirs"}
     assert readiness(server).status_code == 200
-    assert neighbour.folder.is_dir()
+    assert neighbour.directory.is_dir()
 
 
 def test_a_start_sweeps_the_leftovers_of_crashes(server: LabServer) -> None:

@@ -133,8 +133,8 @@ def test_three_routers_start_and_run_ospf(lab_host: LabServer) -> None:
 
     again = lab_host.acquire(session, ROUTERS, "same-bytes.yml")
     assert again.json() == {"reused": True, "devices": devices}
-    folder = next(lab_host.work_dir.glob("*/lab"))
-    validated = subprocess.run(["netlab", "validate"], cwd=folder, capture_output=True, text=True, check=False)
+    directory = next(lab_host.work_dir.glob("*/lab"))
+    validated = subprocess.run(["netlab", "validate"], cwd=directory, capture_output=True, text=True, check=False)
     assert validated.returncode == 0, validated.stdout
 
     with lab_host.client(session) as client:
@@ -189,10 +189,10 @@ def test_users_in_containers_can_read_mounted_files_below_a_private_directory(la
 def test_devices_are_the_output_of_netlab_inspect_for_each_node(lab_host: LabServer) -> None:
     session = lab_host.join()
     devices = lab_host.acquire(session, ROUTERS, "ospf.yml").json()["devices"]
-    folder = next(lab_host.work_dir.glob("*/lab"))
+    directory = next(lab_host.work_dir.glob("*/lab"))
     for device in devices:
         command = ["netlab", "inspect", "--node", device["name"], "--format", "json"]
-        shown = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+        shown = subprocess.run(command, cwd=directory, check=True, capture_output=True, text=True).stdout
         assert device["raw"] == json.loads(shown)
 
 

@@ -27,14 +27,14 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 @contextmanager
 def with_lab(
-    folder: Path, url: str, *command: str, topology: str = topology_text(2), patience: int = 60
+    directory: Path, url: str, *command: str, topology: str = topology_text(2), patience: int = 60
 ) -> Iterator[subprocess.Popen[str]]:
     """The script of the HTTP page, started in a process group of its own as a terminal does."""
-    folder.joinpath("with-lab.sh").write_text(WITH_LAB, encoding="utf-8")
-    folder.joinpath("lab.yml").write_text(topology, encoding="utf-8")
+    directory.joinpath("with-lab.sh").write_text(WITH_LAB, encoding="utf-8")
+    directory.joinpath("lab.yml").write_text(topology, encoding="utf-8")
     with subprocess.Popen(
         ["bash", "with-lab.sh", "lab.yml", *command],
-        cwd=folder,
+        cwd=directory,
         env={**os.environ, "REMOTE_LAB_URL": url, "PATIENCE": str(patience)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

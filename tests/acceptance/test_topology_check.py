@@ -74,7 +74,7 @@ def test_a_prepared_lab_does_not_survive_a_killed_server(lab_server: LabServer) 
     lab_server.join()
     assert check(lab_server, lab_server.join(), topology_text(2)).status_code == 200
     lab_server.restart()
-    wait_until(lambda: lab_server.work_folders() == [], 10, "a folder of the killed server is left")
+    wait_until(lambda: lab_server.work_folders() == [], 10, "a directory of the killed server is left")
 
 
 def test_a_pending_check_does_not_delay_a_session_that_becomes_active(lab_server: LabServer) -> None:

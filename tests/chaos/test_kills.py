@@ -234,8 +234,8 @@ def check_database(server: LabServer, ledger: Ledger) -> None:
 def check_host(server: LabServer) -> None:
     """At most one lab is up, and never was another one started beside it."""
     assert fake(server).violations() == []
-    folders = {container["labels"]["clab-topo-file"] for container in fake(server).containers()}
-    assert len(folders) <= 1
+    directories = {container["labels"]["clab-topo-file"] for container in fake(server).containers()}
+    assert len(directories) <= 1
 
 
 def processes_of(server: LabServer) -> list[int]:

@@ -39,13 +39,13 @@ DEVICES = (
 class Shell:
     """A work directory in which programs are run with a given environment."""
 
-    folder: Path
+    directory: Path
     environment: dict[str, str]
 
     def __call__(self, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             argv,
-            cwd=self.folder,
+            cwd=self.directory,
             env=self.environment,
             input=stdin,
             capture_output=True,
@@ -57,7 +57,7 @@ class Shell:
     def start(self, *argv: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             argv,
-            cwd=self.folder,
+            cwd=self.directory,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -66,10 +66,10 @@ class Shell:
         )
 
     def write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text, encoding="utf-8")
+        (self.directory / name).write_text(text, encoding="utf-8")
 
     def files(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir())
+        return sorted(path.name for path in self.directory.iterdir())
 
 
 @pytest.fixture
@@ -109,12 +109,12 @@ def test_up_prints_its_phases_and_registers_the_lab(fake: FakeNetlab, shell: She
     assert sorted(container["name"] for container in fake.containers()) == ["clab-lab-r1", "clab-lab-r2", "clab-lab-r3"]
     entry = fake.instances()["default"]
     assert (entry["dir"], entry["name"], entry["providers"], entry["status"]) == (
-        str(shell.folder),
+        str(shell.directory),
         "lab",
         ["clab"],
         "started",
     )
-    assert yaml.safe_load((shell.folder / "clab.yml").read_text())["mgmt"]["network"] == "netlab_mgmt"
+    assert yaml.safe_load((shell.directory / "clab.yml").read_text())["mgmt"]["network"] == "netlab_mgmt"
 
 
 def test_down_with_cleanup_keeps_the_topology(fake: FakeNetlab, shell: Shell) -> None:
@@ -180,7 +180,7 @@ def test_an_up_elsewhere_is_refused_while_the_instance_is_registered(
 
     assert refused.returncode == 1
     assert 'aborting "netlab up" request' in refused.stderr
-    assert str(shell.folder) in refused.stdout
+    assert str(shell.directory) in refused.stdout
     assert fake.violations() == []
 
 
@@ -396,7 +396,7 @@ def test_the_log_has_the_result_of_each_invocation(fake: FakeNetlab, shell: Shel
         ("end", None, 1),
     ]
     assert fake.invocations("create") == [["create", "topo.yml"]]
-    assert fake.log()[0]["cwd"] == str(shell.folder)
+    assert fake.log()[0]["cwd"] == str(shell.directory)
 
 
 SLOW_IMPORTS = {"argparse", "asyncio", "datetime", "neops_remote_lab", "subprocess", "typing", "yaml"}
@@ -428,22 +428,22 @@ def test_the_fakes_run_as_plain_script_files(fake: FakeNetlab, shell: Shell) -> 
 def test_configurations_are_collected_below_the_current_directory_of_the_shell(shell: Shell) -> None:
     shell.write("topo.yml", topology_text(nodes=3).replace("frr", "eos"))
     shell("netlab", "up", "topo.yml")
-    shell.environment["PWD"] = str(shell.folder.parent)
+    shell.environment["PWD"] = str(shell.directory.parent)
     assert shell("netlab", "collect", "-o", "configs", "--limit", "r1,r3").returncode == 0
-    assert list((shell.folder / "configs").iterdir()) == []
-    written = shell.folder.parent / "configs"
+    assert list((shell.directory / "configs").iterdir()) == []
+    written = shell.directory.parent / "configs"
     assert sorted(path.name for path in written.iterdir()) == ["r1.cfg", "r3.cfg"]
     assert "hostname r1\n" in (written / "r1.cfg").read_text()
 
 
 def test_a_failed_collection_has_the_configurations_of_the_nodes_that_answered(fake: FakeNetlab, shell: Shell) -> None:
-    shell.environment["PWD"] = str(shell.folder)
+    shell.environment["PWD"] = str(shell.directory)
     shell("netlab", "up", "topo.yml")
     fake.control(fail="collect")
     failed = shell("netlab", "collect")
     assert failed.returncode == 1
     assert "Executing Ansible playbook" in failed.stderr
-    assert sorted(path.name for path in (shell.folder / "config").iterdir()) == ["r1-daemons", "r1.cfg"]
+    assert sorted(path.name for path in (shell.directory / "config").iterdir()) == ["r1-daemons", "r1.cfg"]
     assert "Cannot create output directory" in shell("netlab", "collect", "-o", "no/such").stderr
 
 
@@ -453,13 +453,13 @@ def test_a_graph_is_rendered_if_graphviz_is_installed(fake: FakeNetlab, shell: S
     shown = shell("netlab", "graph", "lab.svg")
     assert (shown.returncode, shown.stdout) == (0, "Created graph file lab.dot in topology format\n")
     assert "Cannot find the dot command" in shown.stderr
-    assert ' "r1" -- "r2"\n' in (shell.folder / "lab.dot").read_text()
+    assert ' "r1" -- "r2"\n' in (shell.directory / "lab.dot").read_text()
 
     dot = fake.bin / "dot"
     dot.write_text('#!/bin/sh\necho "<svg/>" >"$5"\n')
     dot.chmod(0o755)
     assert shell("netlab", "graph", "lab.svg").stderr == ""
-    assert (shell.folder / "lab.svg").read_text() == "<svg/>\n"
+    assert (shell.directory / "lab.svg").read_text() == "<svg/>\n"
 
 
 # docker
@@ -484,7 +484,7 @@ def test_docker_lists_the_containers_of_a_lab(fake: FakeNetlab, shell: Shell) ->
     rows = [json.loads(line) for line in shell("docker", "ps", "-a", "--format", "{{json .}}").stdout.splitlines()]
 
     assert {row["Names"] for row in rows} == {"clab-lab-r1", "clab-lab-r2", "clab-lab-r3"}
-    assert all(f"clab-topo-file={shell.folder}/clab.yml" in row["Labels"] for row in rows)
+    assert all(f"clab-topo-file={shell.directory}/clab.yml" in row["Labels"] for row in rows)
     by_lab = shell("docker", "ps", "-aq", "--filter", "label=containerlab=lab", "--filter", "label=clab-node-name=r2")
     assert len(by_lab.stdout.split()) == 1
     assert shell("docker", "ps", "-q", "--filter", "label=containerlab=other").stdout == ""
@@ -550,8 +550,8 @@ def test_a_lab_destroys_another_with_its_id_and_succeeds(new_shell: Callable[[st
     shells = [new_shell(name) for name in ("one", "two")]
     for shell in shells:
         shell.write("topo.yml", topology_text(2))
-        assert multilab(shell, 5, f"defaults.lab_status_file={shell.folder}/status.yaml").returncode == 0
-    assert {each["labels"]["clab-topo-file"] for each in fake.containers()} == {f"{shells[1].folder}/clab.yml"}
+        assert multilab(shell, 5, f"defaults.lab_status_file={shell.directory}/status.yaml").returncode == 0
+    assert {each["labels"]["clab-topo-file"] for each in fake.containers()} == {f"{shells[1].directory}/clab.yml"}
     assert len(fake.violations()) == 1
     assert shells[0]("netlab", "down", "--cleanup").returncode == 0
     assert fake.containers() == []
@@ -617,7 +617,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         if shell("netlab", "status", "--all").returncode == 0:
             pytest.skip("a lab is registered on this machine")
         yield shell
-        if (shell.folder / "netlab.snapshot.pickle").exists():
+        if (shell.directory / "netlab.snapshot.pickle").exists():
             shell("netlab", "down", "--cleanup", "--force")
 
 
@@ -653,7 +653,7 @@ def life(shell: Shell, answer: str, *extra: str) -> list[Any]:
     story.append(devices["r1"] == json.loads(shell("netlab", "inspect", "--node", "r1", "--format", "json").stdout))
     story.append(outcome(shell("netlab", "validate")))
     story.append(outcome(shell("netlab", "graph", "picture.dot")))
-    lines = (shell.folder / "picture.dot").read_text().splitlines()
+    lines = (shell.directory / "picture.dot").read_text().splitlines()
     story.append([line.strip() for line in lines if line.strip().startswith(('"', "label="))])
     story.append(outcome(shell("netlab", "down", "--cleanup")))
     story.append(shell.files())
@@ -690,7 +690,7 @@ def test_the_real_netlab_rejects_topologies_with_the_same_messages(shell: Shell,
     for each in (shell, real):
         each.write("topo.yml", text)
         result = each("netlab", "up", "topo.yml")
-        lines = result.stderr.replace(str(each.folder), "").splitlines()
+        lines = result.stderr.replace(str(each.directory), "").splitlines()
         results.append((result.returncode, result.stdout, [line for line in lines if not line.startswith("...")]))
 
     assert results[0] == results[1]

@@ -58,7 +58,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def folders(settings: dict[str, Any]) -> list[Path]:
+def directories(settings: dict[str, Any]) -> list[Path]:
     return [settings["work_dir"] / name for name in labs_in(settings["work_dir"])]
 
 
@@ -106,7 +106,7 @@ def test_a_lab_runs_from_its_first_acquire_to_its_last_release(
     manager.release(topology)
     assert (manager.status().running, manager.status().state) == (False, "none")
     assert host.is_clean()
-    assert folders(settings) == []
+    assert directories(settings) == []
     assert [argv[0] for argv in host.invocations()] == ["up", "inspect", "down"]
 
 
@@ -130,7 +130,7 @@ def test_a_busy_host_is_reported_at_once(
     assert manager.try_acquire(topology, reuse=False) is None
     assert manager.try_acquire(write("other.yml", topology_text(1))) is None
     assert manager.status().ref_count == 1
-    assert len(folders(settings)) == 1
+    assert len(directories(settings)) == 1
 
 
 def test_an_acquire_waits_until_the_host_is_free(manager: LabManager, write: Callable[..., Path]) -> None:
@@ -202,7 +202,7 @@ def test_cleanup_tears_the_lab_down_despite_references(
         manager.acquire(topology)
     manager.cleanup()
     assert host.is_clean()
-    assert folders(settings) == []
+    assert directories(settings) == []
     manager.cleanup()
     with pytest.raises(RuntimeError, match="nothing to release"):
         manager.release(topology)
@@ -226,7 +226,7 @@ def test_only_yml_files_are_taken(manager: LabManager, host: FakeNetlab, write: 
 def test_a_missing_topology_is_reported_as_such(manager: LabManager, settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         manager.acquire(tmp_path / "missing.yml")
-    assert folders(settings) == []
+    assert directories(settings) == []
 
 
 def test_the_topology_may_change_while_its_lab_runs(
@@ -251,11 +251,11 @@ def test_extra_files_lie_beside_the_topology_with_their_modes(
     topology = topology.rename(topology.parent / "files" / topology.name)
     topology.with_name("start.sh").chmod(0o755)
     manager.acquire(topology, extra_files=["."])
-    [folder] = folders(settings)
-    assert (folder / "lab/templates/bgp/frr.j2").read_text() == "templates/bgp/frr.j2"
-    assert os.access(folder / "lab/start.sh", os.X_OK)
-    assert not os.access(folder / "lab/templates/bgp/frr.j2", os.X_OK)
-    assert (folder / "lab/clab.yml").read_text() != "clab.yml"
+    [directory] = directories(settings)
+    assert (directory / "lab/templates/bgp/frr.j2").read_text() == "templates/bgp/frr.j2"
+    assert os.access(directory / "lab/start.sh", os.X_OK)
+    assert not os.access(directory / "lab/templates/bgp/frr.j2", os.X_OK)
+    assert (directory / "lab/clab.yml").read_text() != "clab.yml"
     assert manager.try_acquire(topology) is None
     assert names(manager.try_acquire(topology, extra_files=["start.sh", "templates"])) == ["r1", "r2"]
     assert manager.status().ref_count == 2
@@ -267,7 +267,7 @@ def test_an_invalid_file_leaves_nothing_behind(
 ) -> None:
     with pytest.raises(error):
         manager.acquire(write(), extra_files=[name])
-    assert folders(settings) == []
+    assert directories(settings) == []
 
 
 # Devices
@@ -341,7 +341,7 @@ def test_a_failed_start_leaves_nothing_behind_and_the_next_one_works(
         manager.acquire(write())
     assert failed.value.stderr
     assert host.is_clean()
-    assert folders(settings) == []
+    assert directories(settings) == []
     assert manager.status().state == "none"
     host.control()
     assert names(manager.acquire(write())) == ["r1", "r2"]
@@ -353,7 +353,7 @@ def test_a_rejected_topology_is_reported_with_netlabs_message(
     with pytest.raises(ValueError, match="Invalid topology attribute 'colour'"):
         manager.acquire(write(text=topology_text(1) + "colour: red\n"))
     assert host.is_clean()
-    assert folders(settings) == []
+    assert directories(settings) == []
 
 
 def test_a_start_that_takes_too_long_leaves_nothing_behind(
@@ -363,7 +363,7 @@ def test_a_start_that_takes_too_long_leaves_nothing_behind(
     with pytest.raises(subprocess.TimeoutExpired):
         new_manager(up_timeout=1).acquire(write())
     assert host.is_clean()
-    assert folders(settings) == []
+    assert directories(settings) == []
 
 
 def test_without_netlab_the_lock_is_released(
@@ -371,7 +371,7 @@ def test_without_netlab_the_lock_is_released(
 ) -> None:
     with pytest.raises(FileNotFoundError):
         new_manager(netlab="no-such-netlab").acquire(write())
-    assert folders(settings) == []
+    assert directories(settings) == []
     assert names(new_manager().try_acquire(write())) == ["r1", "r2"]
 
 
@@ -400,7 +400,7 @@ def test_a_cleanup_interrupts_a_start_first(
         with pytest.raises(InterruptedError):
             starting.result(20)
     assert host.is_clean()
-    assert folders(settings) == []
+    assert directories(settings) == []
     assert len(host.invocations("down")) == 1
 
 
@@ -430,7 +430,7 @@ def test_a_teardown_is_repeated_until_nothing_is_left(
     host.control(**knobs)
     manager.release(topology)
     assert host.is_clean()
-    assert folders(settings) == []
+    assert directories(settings) == []
 
 
 def test_leftovers_are_named_and_the_host_stays_locked(
@@ -509,7 +509,7 @@ def test_a_killed_process_releases_the_host(
         assert other.stdout.readline() == "up\n"
         assert manager.try_acquire(topology) is None
         other.kill()
-    assert manager.sweep(folders(settings)) == []
+    assert manager.sweep(directories(settings)) == []
     assert host.is_clean()
     assert names(manager.try_acquire(topology)) == ["r1", "r2"]
 
@@ -541,7 +541,7 @@ def test_a_process_that_ends_without_a_release_leaves_nothing_and_prints_nothing
     assert out.endswith("---\n")
     assert err == ""
     assert host.is_clean()
-    assert folders(settings) == []
+    assert directories(settings) == []
     assert len(host.invocations("down")) == 1
 
 
@@ -657,6 +657,6 @@ def test_without_settings_those_of_the_environment_are_used(
     monkeypatch.setenv("NEOPS_REMOTE_LAB_NETLAB_UP_ARGS", "--no-config")
     manager, topology = LabManager(), write()
     manager.acquire(topology)
-    assert len(folders(settings)) == 1
+    assert len(directories(settings)) == 1
     manager.release(topology)
     assert "--no-config" in host.invocations("up")[0]

@@ -63,7 +63,7 @@ def schema(file: Path) -> dict[str, str]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return tmp_path / "folder that is not there yet" / "100% lab.sqlite3"
+    return tmp_path / "directory that is not there yet" / "100% lab.sqlite3"
 
 
 @pytest.fixture

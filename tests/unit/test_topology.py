@@ -44,7 +44,7 @@ def test_a_topology_is_shown_as_yml(uploaded: str, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "uploaded",
-    ["topology.txt", "topology", "topology.yml.exe", ".yml", "yml", "", "folder/topology.yml", "topology.json"],
+    ["topology.txt", "topology", "topology.yml.exe", ".yml", "yml", "", "directory/topology.yml", "topology.json"],
 )
 def test_a_topology_with_another_suffix_or_in_a_directory_is_refused(uploaded: str) -> None:
     with pytest.raises(ValueError, match=r"file name"):
