@@ -520,6 +520,20 @@ def test_a_second_signal_ends_the_server_at_once(tmp_path: Path) -> None:
         wait_until(server.is_clean, 20)
 
 
+def test_a_second_server_on_one_sqlite_database_is_refused(lab_server: LabServer, tmp_path: Path) -> None:
+    session = lab_server.join()
+    database = {"database": f"sqlite+aiosqlite:///{lab_server.database}"}
+    second = LabServer(tmp_path / "second", install_fake_netlab(tmp_path / "second" / "fake"), database)
+    second.launch()
+    assert second.wait(30) == 1
+    assert "another server uses the database" in second.log.read_text()
+    assert lab_server.place(session)["position"] == 0
+    lab_server.kill()
+    second.start()
+    assert second.place(session)["status"] in {"active", "waiting"}
+    second.close()
+
+
 def test_the_lock_of_the_host_is_released_with_its_server(lab_server: LabServer) -> None:
     second = LabServer(lab_server.root, lab_server.fake)
     second.settings = {"database": f"sqlite+aiosqlite:///{lab_server.root / 'second.sqlite3'}"}

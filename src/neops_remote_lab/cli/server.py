@@ -43,6 +43,8 @@ from neops_remote_lab.store.sql.migrate import migrate
 logger = logging.getLogger(__name__)
 
 SERVER_LOCK: Final = "server"
+PRIVATE: Final = 0o600
+"""Permissions of a lock file that only this user's servers share."""
 CONNECTIONS_TIMEOUT: Final = 5
 """Seconds that uvicorn waits for open connections at shutdown; all waiting calls have been answered by then."""
 
@@ -176,6 +178,19 @@ def hold_work_dir(work_dir: Path, identity: Mapping[str, Any]) -> FileLock:
         refuse(f"the work directory {work_dir} cannot be created: {error.strerror}. Name another with --work-dir")
 
 
+def hold_database(file: Path) -> FileLock:
+    """Acquire the lock of the only server that may use a SQLite database, or exit with a message."""
+    lock = FileLock(f"{file}.lock", mode=PRIVATE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        refuse(
+            f"another server uses the database {file}. Several servers need PostgreSQL: name it with --database, or "
+            "name another file"
+        )
+    return lock
+
+
 def _identity(settings: ServerSettings) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
@@ -230,6 +245,7 @@ def serve(settings: ServerSettings, service: ServiceSettings) -> None:
         file_modes.limit_directory(service.netlab.work_dir, umask)
         if file := urls.sqlite_file(database):
             file_modes.make_database(file)
+            held = hold_database(file)
         migrate(service.store.database)
         if file:
             file_modes.limit_database(file, umask)
@@ -241,6 +257,8 @@ def serve(settings: ServerSettings, service: ServiceSettings) -> None:
     gc.collect()
     gc.freeze()  # exclude long-lived objects from collections, which stall the event loop
     server.run()
+    if file:
+        held.release()
     if not server.started:
         refuse(f"the server could not start on {settings.host}:{settings.port}; the lines above say why")
 
