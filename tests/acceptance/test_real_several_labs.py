@@ -53,7 +53,7 @@ def post_transform(topology):
 
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
-    # Not the default network: servers of other tests, which run at the same time, would refuse to start beside it.
+    # Not the default network, so that servers of other tests, which run at the same time, have all numbers.
     return {"work_dir": tmp_path / "labs", "lock_dir": tmp_path / "locks", "lab_network": "10.198.0.0/16"}
 
 
@@ -93,7 +93,7 @@ def test_what_is_forced_wins_over_the_topology(labs: Labs, write: Callable[[str]
     written = (workspace.directory / "clab.yml").read_text()
     assert "theirs" not in written
     assert re.findall(r"^ +(rl\w+):$", written, re.MULTILINE) == [f"{workspace.lab_name}_2"]
-    assert set(re.findall(r"mgmt-ipv4: ([\d.]+)\.\d+", written)) == {"10.199.1"}
+    assert set(re.findall(r"mgmt-ipv4: ([\d.]+)\.\d+", written)) == {"10.198.1"}
 
 
 @pytest.mark.external
@@ -185,6 +185,28 @@ def test_the_end_of_a_lab_breaks_no_adjacency_of_the_same_topology_beside_it(
     assert _changes(staying) == before
     assert staying.runs()
     assert staying.tear_down() == []
+    assert RealNetlab().leftovers() == []
+
+
+@pytest.mark.netlab
+@on_lab_host
+def test_an_old_containerlab_waits_until_another_has_finished(labs: Labs, write: Callable[[str], Path]) -> None:
+    if (path := labs.host_labs.commands.provider_lock.path) is None:
+        pytest.skip("containerlab 0.76 and later need no lock")
+    workspace = labs.check(write(LAN))
+    with ThreadPoolExecutor() as pool:
+        with FileLock(path, thread_local=False):
+            starting = pool.submit(labs.start, workspace)
+            wait_until(lambda: "executing flock -E 42" in workspace.log.read_text(), 60, "netlab does not start nodes")
+            assert RealNetlab().containers() == []
+        lab = starting.result(60)
+        assert lab.runs()
+        before = RealNetlab().containers()
+        with FileLock(path, thread_local=False):
+            ending = pool.submit(lab.tear_down)
+            wait_until(lambda: "containerlab destroy" in workspace.log.read_text(), 60, "netlab does not stop nodes")
+            assert RealNetlab().containers() == before
+        assert ending.result(60) == []
     assert RealNetlab().leftovers() == []
 
 

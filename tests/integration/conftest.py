@@ -24,6 +24,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     return {
         "work_dir": tmp_path / "labs",
         "lock_dir": tmp_path / "locks",
+        "lab_network": "10.197.0.0/16",  # no real lab of this machine has it
         "host_root": tmp_path / "host" / "state" / "system",
         "acquire_poll": 0.05,
         "kill_grace": 0.2,

@@ -103,7 +103,7 @@ def test_every_key_that_separates_labs_is_given_to_netlab_create(
     [create], [up] = host.invocations("create"), host.invocations("up")
     settings = dict(word.split("=") for word in create if "=" in word)
     assert settings["defaults.multilab.id"] == str(number(lab))
-    assert settings["defaults.multilab.change.addressing.mgmt.ipv4"] == f"10.199.{number(lab)}.0/24"
+    assert settings["defaults.multilab.change.addressing.mgmt.ipv4"] == f"10.197.{number(lab)}.0/24"
     assert {settings[key] for key in settings if key.endswith("name")} == {lab.held.lab_name}
     assert "defaults.multilab.lock" not in settings
     assert up == ["up", "--snapshot"]

@@ -23,7 +23,6 @@ mgmt:
   network: rl1a2b3c4d
   ipv4-subnet: 10.199.42.0/24
   ipv6-subnet: fd00:df:1ab:42::/64
-  bridge: rl1a2b3c4d
 topology:
   nodes:
     r1: {mgmt-ipv4: 10.199.42.101, kind: linux, image: frr}
@@ -157,7 +156,7 @@ def test_netlab_cannot_be_told_otherwise_by_a_topology() -> None:
         "defaults.multilab.change.defaults.providers.clab.mgmt_default_ipv6": "fd00:df:1ab:42::/64",
         "defaults.multilab.change.addressing.mgmt.ipv4": "10.199.42.0/24",
         "defaults.multilab.change.addressing.mgmt._network": "rl1a2b3c4d",
-        "defaults.multilab.change.addressing.mgmt._bridge": "rl1a2b3c4d",
+        "defaults.multilab.change.addressing.mgmt._bridge": "",
         "defaults.providers.clab.lab_prefix": "clab",
         "defaults.lab_status_file": "../status.yaml",
     }

@@ -43,7 +43,7 @@ class Isolation:
     """What separates a lab from the others of its host."""
 
     name: str
-    """The lab's name, and that of its management network and bridge."""
+    """The lab's name, and that of its management network."""
     number: int
     network: IPv4Network
     """The management network."""
@@ -56,7 +56,11 @@ class Isolation:
         return f"fd00:df:1ab:{self.number}::/64"
 
     def arguments(self) -> list[str]:
-        """Arguments for `netlab create`, which override the topology and the host's defaults."""
+        """Arguments for `netlab create`, which override the topology and the host's defaults.
+
+        The bridge of the management network gets no name: Docker then creates a new one, to which it attaches only the
+        lab's containers.
+        """
         change = "defaults.multilab.change"
         settings: dict[str, object] = {
             "defaults.multilab.id": self.number,
@@ -65,7 +69,7 @@ class Isolation:
             f"{change}.defaults.providers.clab.mgmt_default_ipv6": self.network_v6,
             f"{change}.addressing.mgmt.ipv4": self.network,
             f"{change}.addressing.mgmt._network": self.name,
-            f"{change}.addressing.mgmt._bridge": self.name,
+            f"{change}.addressing.mgmt._bridge": "",
             "defaults.providers.clab.lab_prefix": PREFIX,
             "defaults.lab_status_file": _STATUS_FILE_FROM_LAB,
         }
@@ -137,7 +141,6 @@ class Isolation:
     def _problems_of_network(self, network: Mapping[str, str]) -> Iterator[str]:
         expected = {
             "network": ("addressing.mgmt._network", self.name),
-            "bridge": ("addressing.mgmt._bridge", self.name),
             "ipv4-subnet": ("addressing.mgmt.ipv4", str(self.network)),
             "ipv6-subnet": ("defaults.addressing.mgmt.ipv6", self.network_v6),
         }
@@ -147,7 +150,9 @@ class Isolation:
                     f"{key}: each lab has a management network of its own, here {value} instead of "
                     f"{network.get(field)}; leave it out"
                 )
-        for field in network.keys() - expected.keys():
+        if "bridge" in network:
+            yield f"addressing.mgmt._bridge: anything may be attached to {network['bridge']}; leave it out"
+        for field in network.keys() - expected.keys() - {"bridge"}:
             yield f"defaults.providers.clab: the management network has {field}, which may be shared; leave it out"
 
     def _problems_of_node(self, name: str, node: Mapping[str, Any], nodes: Mapping[str, Any]) -> Iterator[str]:

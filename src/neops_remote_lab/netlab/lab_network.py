@@ -1,5 +1,6 @@
 """Checks that nothing else on this host uses the addresses of the labs: Docker accepts them all the same."""
 
+import re
 import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
@@ -8,13 +9,13 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from neops_remote_lab.netlab import ownership
 from neops_remote_lab.netlab.settings import NetlabSettings
-from neops_remote_lab.netlab.workspace import is_lab_name
 
 ROUTES: Final = Path("/proc/net/route")
 HOST_BITS: Final = 8
 """Size of a lab's management network."""
+_DOCKER_BRIDGE: Final = re.compile("br-[0-9a-f]{12}")
+"""Docker's names of the bridges of its networks."""
 _DESTINATION: Final = 1
 _MASK: Final = 7
 
@@ -29,22 +30,23 @@ class Network(NamedTuple):
 def problem(settings: NetlabSettings) -> str | None:
     """Why the setting `lab_network` cannot be used on this host. None if it can, or if no lab needs it.
 
-    Networks of our labs, which an earlier server may have left running, do not count.
+    A network of Docker that is as large as a lab's does not count: it may be of a lab that is still running, and
+    otherwise its number is given to no lab.
     """
     if not settings.several_labs:
         return None
-    ours = {subnet_of(settings.lab_network, number) for number in ownership.numbers(settings.work_dir)}
-    others = (
-        found
-        for found in in_use(settings.lab_network)
-        if found.network not in ours and not is_lab_name(found.interface)
-    )
+    others = (found for found in in_use(settings.lab_network) if not _is_like_a_labs(found))
     if (met := next(others, None)) is None:
         return None
     return (
         f"the network {settings.lab_network}, from which labs get their management addresses, overlaps with "
         f"{met.network} on the interface {met.interface} of this host. Name another /16 with --lab-network"
     )
+
+
+def _is_like_a_labs(found: Network) -> bool:
+    by_docker = _DOCKER_BRIDGE.fullmatch(found.interface) is not None
+    return by_docker and found.network.num_addresses <= 1 << HOST_BITS
 
 
 def subnet_of(network: IPv4Network, number: int) -> IPv4Network:

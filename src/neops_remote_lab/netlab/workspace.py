@@ -1,6 +1,5 @@
 """The directory of one lab: its uploaded files, the directory in which netlab runs, and netlab's log."""
 
-import re
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ DIRECTORY_NAME: Final = "lab"
 LAB_NAME_PREFIX: Final = "rl"
 LAB_NAME_LENGTH: Final = 10
 """netlab builds bridge names from the first 10 characters of a lab's name, so these must be unique."""
-_LAB_NAME: Final = re.compile(f"{LAB_NAME_PREFIX}[0-9a-f]{{{LAB_NAME_LENGTH - len(LAB_NAME_PREFIX)}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +61,6 @@ class Workspace:
     def snapshot(self) -> Path:
         """netlab's record of the lab, which exists once the configuration files are generated."""
         return self.directory / "netlab.snapshot.pickle"
-
-
-def is_lab_name(name: str) -> bool:
-    """Whether a name is one that we give to labs. Other programs may use such a name too, so this proves nothing."""
-    return _LAB_NAME.fullmatch(name) is not None
 
 
 def new_lab_id() -> str:

@@ -898,6 +898,8 @@ def create_network(state: Path, topology: Data) -> None:
                 command_failed(topology, DEPLOY, "netlab up")
         network = {"name": name, "id": os.urandom(32).hex(), "created": time.time(), "driver": "bridge"}
         network["subnet"] = subnet
+        if bridge := topology["mgmt"].get("_bridge"):
+            network["options"] = {"com.docker.network.bridge.name": bridge}
         write_whole(path, json.dumps(network))
 
 
