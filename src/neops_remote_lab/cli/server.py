@@ -180,7 +180,7 @@ def hold_work_dir(work_dir: Path, identity: Mapping[str, Any]) -> FileLock:
 
 def hold_database(file: Path) -> FileLock:
     """Acquire the lock of the only server that may use a SQLite database, or exit with a message."""
-    lock = FileLock(f"{file}.lock", mode=PRIVATE)
+    lock = FileLock(f"{file}{file_modes.LOCK_SUFFIX}", mode=PRIVATE)
     try:
         lock.acquire(timeout=0)
     except Timeout:

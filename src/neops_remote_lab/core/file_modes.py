@@ -9,6 +9,9 @@ CONTENT_UMASK: Final = 0o022
 """The umask of the server and its child processes. Lab files are mounted into containers, where processes of other
 users must be able to read them. On the host, the mode of the work directory keeps other users out."""
 
+LOCK_SUFFIX: Final = ".lock"
+"""Ending of the name of the lock file beside a database file."""
+
 
 def make_database(file: Path) -> None:
     """Create the database file if it does not exist, with mode 600 until `limit_database` sets the configured mode.
@@ -22,8 +25,11 @@ def make_database(file: Path) -> None:
 
 
 def limit_database(file: Path, umask: int) -> None:
-    """Set the mode of a database file according to a umask. SQLite copies that mode to new `-wal` and `-shm` files."""
-    for name in ("", "-wal", "-shm"):
+    """Set the mode of a database file, and of its lock file, according to a umask.
+
+    SQLite copies that mode to new `-wal` and `-shm` files.
+    """
+    for name in ("", "-wal", "-shm", LOCK_SUFFIX):
         _limit(file.with_name(file.name + name), 0o666 & ~umask)
 
 
