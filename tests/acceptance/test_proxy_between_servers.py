@@ -1,4 +1,4 @@
-"""Calls on a lab of another host: the server that was asked passes them on, and nobody notices a difference."""
+"""Calls on a lab of another host: the server that was called passes them on to the server of that host."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_lab_is_used_through_another_server(front: LabServer, owner: LabServer
     assert front.fake.invocations("up") == []
 
 
-def test_a_large_upload_takes_no_memory(front: LabServer, owner: LabServer, session: str) -> None:
+def test_a_large_upload_is_not_kept_in_memory(front: LabServer, owner: LabServer, session: str) -> None:
     with front.client(session) as client:
         assert client.get("/lab").status_code == 200  # loads what is needed
     process = psutil.Process(front.process.pid if front.process else None)
@@ -173,12 +173,12 @@ def test_a_client_that_leaves_an_acquire_leaves_the_owner_too(front: LabServer, 
     assert front.acquire(session, slow).json()["reused"] is True
 
 
-def test_an_owner_that_is_down_is_a_matter_of_a_moment(front: LabServer) -> None:
+def test_an_unreachable_owner_is_reported_at_once(front: LabServer) -> None:
     with active_elsewhere(front, "down", f"http://127.0.0.1:{free_port()}"):
         unavailable(front, "down")
 
 
-def test_an_owner_that_does_not_accept_is_a_matter_of_a_moment(front: LabServer) -> None:
+def test_an_owner_that_does_not_accept_connections_is_reported_after_the_timeout(front: LabServer) -> None:
     with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as full, ExitStack() as ends:
         for _ in range(2):
             filling = ends.enter_context(closing(socket.socket()))
@@ -188,7 +188,7 @@ def test_an_owner_that_does_not_accept_is_a_matter_of_a_moment(front: LabServer)
             unavailable(front, "hangs")
 
 
-def test_an_address_that_is_none_is_not_reached(front: LabServer) -> None:
+def test_an_invalid_address_of_the_owner_is_reported(front: LabServer) -> None:
     with active_elsewhere(front, "nowhere", "lab-2:8000"):
         unavailable(front, "nowhere")
 
@@ -202,7 +202,7 @@ def unavailable(front: LabServer, session: str) -> None:
     assert answer.json() == {"detail": "the server of the session's host cannot be reached: try again later"}
 
 
-def test_an_owner_that_is_killed_breaks_off_what_it_serves(front: LabServer, tmp_path: Path) -> None:
+def test_calls_end_when_the_owner_is_killed(front: LabServer, tmp_path: Path) -> None:
     with running_server(tmp_path) as owner, ThreadPoolExecutor() as pool:
         session = owner.join()
         with active_elsewhere(front, session, owner.url), front.client(session) as client:
@@ -221,7 +221,7 @@ def test_an_owner_that_is_killed_breaks_off_what_it_serves(front: LabServer, tmp
             assert answer.headers["retry-after"] == "2"
 
 
-def test_a_server_that_ends_does_not_wait_for_what_it_passes_on(owner: LabServer, tmp_path: Path) -> None:
+def test_calls_that_are_passed_on_end_when_the_server_shuts_down(owner: LabServer, tmp_path: Path) -> None:
     with running_server(tmp_path, lab_host="front") as front, ThreadPoolExecutor() as pool:
         session = owner.join()
         with active_elsewhere(front, session, owner.url):
@@ -258,7 +258,7 @@ def test_a_call_is_passed_on_once(front: LabServer, tmp_path: Path) -> None:
     assert "do not agree" in answer.json()["detail"]
 
 
-def test_a_server_passes_on_so_many_calls_at_a_time(owner: LabServer, tmp_path: Path) -> None:
+def test_the_number_of_calls_that_are_passed_on_is_limited(owner: LabServer, tmp_path: Path) -> None:
     with running_server(tmp_path, lab_host="front", max_proxied_calls="1") as front:
         session = owner.join()
         with active_elsewhere(front, session, owner.url):

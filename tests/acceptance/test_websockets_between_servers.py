@@ -1,4 +1,4 @@
-"""WebSockets to devices of another host: the server that was asked passes them on."""
+"""WebSockets to devices of another host: the server that was called passes them on to the server of that host."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def closed(connection: ClientConnection) -> tuple[int | None, str | None]:
     return connection.close_code, connection.close_reason
 
 
-def test_messages_stay_what_they_are_both_ways(url: str) -> None:
+def test_messages_arrive_unchanged_in_both_directions(url: str) -> None:
     with opened(url) as connection:
         for message in ("", b"", "täxt", b"\x00\xff", os.urandom(LIMIT), "x" * LIMIT):
             connection.send(message)
@@ -266,7 +266,7 @@ def test_a_refusal_is_passed_back(url: str, owner: StubServer) -> None:
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:{port}", "lab-2:8000"])
-def test_an_owner_that_is_down_is_a_refusal(front: LabServer, address: str) -> None:
+def test_a_websocket_to_an_unreachable_owner_is_refused(front: LabServer, address: str) -> None:
     with active_elsewhere(front, SESSION, address.format(port=free_port())):
         status, headers, detail = refusal(f"ws://127.0.0.1:{front.port}{CONSOLE}")
     assert status == 503
@@ -287,7 +287,7 @@ def test_a_client_that_leaves_before_the_owner_accepts_leaves_the_owner(front: L
                     pass
 
 
-def test_a_server_that_ends_closes_what_it_passes_on(
+def test_websockets_are_closed_when_the_server_shuts_down(
     owner: StubServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     ends = ends_of(owner)
