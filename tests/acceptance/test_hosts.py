@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from tests.chaos.shell import sql
-from tests.fakes import topology_text, wait_until
+from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.postgresql import Cluster
-from tests.server import LabServer, running_server
+from tests.server import LabServer, free_port
 
 QUICK = {"host_beat": "0.1", "host_lease": "1", "host_gone_after": "2"}
 
@@ -26,10 +26,19 @@ def shared(cluster: Cluster) -> Iterator[str]:
         yield url
 
 
-def serving(root: Path, database: str, name: str, **settings: str) -> Any:
+@contextmanager
+def serving(root: Path, database: str, name: str, **settings: str) -> Iterator[LabServer]:
     """A server with a host of its own."""
     root.mkdir(exist_ok=True)
-    return running_server(root, database=database, lab_host=name, **{**QUICK, **settings})
+    port = free_port()
+    flags = {"database": database, "lab_host": name, "advertise": f"http://127.0.0.1:{port}", **QUICK, **settings}
+    fake = install_fake_netlab(root / "fake")
+    server = LabServer(root, fake, {flag.replace("_", "-"): value for flag, value in flags.items()}, port=port)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
 
 
 @pytest.fixture
@@ -166,3 +175,31 @@ def test_a_second_server_with_the_name_of_a_host_takes_its_place(shared: str, tm
         assert old.wait(30) == 0
         assert "--lab-host" in old.log.read_text()
         assert new.place(new.join())["host"] == "lab-1"
+
+
+def test_a_client_needs_the_url_of_one_server_only(servers: tuple[LabServer, LabServer]) -> None:
+    first, second = servers
+    here, there = first.join(), first.join()
+    assert first.place(there)["host"] == "lab-2"
+    for session, nodes in ((here, 1), (there, 2)):
+        answer = first.acquire(session, topology_text(nodes))
+        assert (answer.status_code, len(answer.json()["devices"])) == (200, nodes), answer.text
+    assert (len(first.fake.containers()), len(second.fake.containers())) == (1, 2)
+    assert call(first, there, "GET", "/lab").json()["state"] == "running"
+    assert call(first, there, "GET", "/lab/log").status_code == 200
+    done = call(first, there, "POST", "/lab/devices/r2/exec", json={"command": ["sh", "-c", "echo $((40+2))"]})
+    assert "42" in done.text
+    assert call(second, here, "POST", "/lab/release").status_code == 204
+    assert call(first, there, "POST", "/lab/release").status_code == 204
+    for server in servers:
+        wait_until(server.is_clean, 20, "a lab is not torn down")
+
+
+def test_a_call_to_a_host_that_cannot_be_reached_is_answered_with_503(servers: tuple[LabServer, LabServer]) -> None:
+    first, second = servers
+    first.join()
+    there = first.join()
+    second.kill()
+    answer = call(first, there, "GET", "/lab")
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
