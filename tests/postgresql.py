@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
 from sqlalchemy.engine import make_url
 
 from neops_remote_lab.store.sql.migrate import migrate
@@ -99,9 +100,7 @@ class Cluster:
         """Start the server, and wait until it serves."""
         settings = {**SETTINGS, "unix_socket_directories": self.directory}
         words = [f"--{name}={value}" for name, value in settings.items()]
-        # A test run that is killed takes its server along, where the system can arrange that.
-        guard = ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") else []
-        command = [*guard, str(_program("postgres")), "-D", str(self.data), *words]
+        command = [*_guard("QUIT"), str(_program("postgres")), "-D", str(self.data), *words]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **_identity())
         wait_until(self.serves, 30, f"PostgreSQL does not start: {self.log}")
@@ -181,6 +180,29 @@ def dumped_and_restored(url: str, archive: Path) -> Iterator[str]:
 
 
 @contextmanager
+def running_pooler(cluster: Cluster, url: str) -> Iterator[str]:
+    """The URL of a database through PgBouncer, which runs each transaction on any of its connections."""
+    program = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
+    if program is None:
+        pytest.skip("PgBouncer is not installed on this machine")
+    users, configuration = cluster.directory / "users.txt", cluster.directory / "pgbouncer.ini"
+    users.write_text(f'"{SUPERUSER}" ""\n', encoding="utf-8")
+    configuration.write_text(
+        f"[databases]\n* = host={cluster.directory}\n"
+        f"[pgbouncer]\npool_mode = transaction\nunix_socket_dir = {cluster.directory}\n"
+        f"auth_type = trust\nauth_file = {users}\n",
+        encoding="utf-8",
+    )
+    process = subprocess.Popen([*_guard("TERM"), program, "--quiet", str(configuration)], **_identity())
+    try:
+        wait_until((cluster.directory / ".s.PGSQL.6432").exists)
+        yield make_url(url).set(port=6432).render_as_string(hide_password=False)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
 def running_cluster() -> Iterator[Cluster]:
     """A new server, which is removed afterwards."""
     made = Path(tempfile.mkdtemp(prefix="neops-remote-lab-postgresql-"))  # short: it is a part of a socket's name
@@ -202,6 +224,11 @@ def _program(name: str) -> Path:
     directory = programs()
     assert directory
     return directory / name
+
+
+def _guard(name: str) -> list[str]:
+    """The beginning of a command that gets a signal when the test run is killed, where the system can arrange that."""
+    return ["setpriv", "--pdeathsig", name] if shutil.which("setpriv") else []
 
 
 def _identity() -> dict[str, Any]:

@@ -162,9 +162,9 @@ def test_a_lab_becomes_usable_once_its_state_is_recorded(server: LabServer) -> N
 
 
 def test_a_session_timeout_during_a_lock_takes_effect_afterwards(database: str, tmp_path: Path) -> None:
-    with running_server(
-        tmp_path, database=database, busy_timeout="0.1", waiting_timeout="1", active_timeout="1"
-    ) as server:
+    # With several servers in mind, sessions in PostgreSQL are given two more intervals of --last-seen-write.
+    limits = {"busy_timeout": "0.1", "waiting_timeout": "1", "active_timeout": "1", "last_seen_write": "0.1"}
+    with running_server(tmp_path, database=database, **limits) as server:
         stale = server.join()
         with locked(database):
             wait_until(lambda: "cannot be used" in server.log.read_text())

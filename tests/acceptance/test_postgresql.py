@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 
 from tests.chaos.shell import ask, fake, is_active, lab, sql
 from tests.fakes import install_fake_netlab, topology_text, wait_until
-from tests.postgresql import AUTHENTICATED, Cluster
+from tests.postgresql import AUTHENTICATED, Cluster, running_pooler
 from tests.server import LabServer, running_server
 
 TOPOLOGY = topology_text(nodes=2)
@@ -100,6 +100,18 @@ def test_no_acknowledged_join_is_lost_and_the_order_is_kept_when_postgresql_cras
     server.restart()
     assert [server.place(session_id)["position"] for session_id in acknowledged] == positions
     assert len(set(positions)) == len(positions)
+
+
+def test_a_pooler_is_refused(url: str, cluster: Cluster, tmp_path: Path) -> None:
+    server = LabServer(tmp_path, install_fake_netlab(tmp_path / "fake"))
+    with running_pooler(cluster, url) as pooled:
+        server.settings["database"] = pooled
+        server.launch()
+        assert server.wait(30) == 1
+    message = server.log.read_text()
+    assert "a connection pooler answers in the place of PostgreSQL" in message
+    assert "--database" in message
+    assert "Traceback" not in message
 
 
 def test_a_password_is_used_and_never_shown(url: str, cluster: Cluster, tmp_path: Path) -> None:

@@ -146,7 +146,8 @@ def test_a_first_start_that_was_killed_halfway_is_repeated(
 
 
 def test_a_downtime_of_hours_ends_no_session(database: str, tmp_path: Path) -> None:
-    with running_server(tmp_path, database=database, waiting_timeout="3", active_timeout="3", max_hold="100") as server:
+    limits = {"waiting_timeout": "3", "active_timeout": "3", "max_hold": "100", "last_seen_write": "0.1"}
+    with running_server(tmp_path, database=database, **limits) as server:
         sessions = [server.join() for _ in range(3)]
         server.kill()
         for column in ("created_at", "activated_at", "last_seen_at"):

@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from neops_remote_lab.store.postgresql.requirements import require_usable
 from neops_remote_lab.store.postgresql.values import TextDumper, as_json
 from neops_remote_lab.store.protocol import DatabaseError
 from neops_remote_lab.store.sql.database import SqlDatabase, Statement
@@ -164,13 +165,7 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
     async def _prepare(self, driver: psycopg.AsyncConnection[Any]) -> None:
         """Set a connection up. Raises `DatabaseError` if the database cannot be used with it."""
         [(pid,)] = await self._rows(driver, "SELECT pg_backend_pid()", {})
-        if pid != driver.info.backend_pid:
-            raise DatabaseError(
-                "a connection pooler answers in the place of PostgreSQL, and poolers drop notifications of changes: "
-                "name PostgreSQL itself with --database"
-            )
-        if driver.info.parameter_status("server_encoding") != "UTF8":
-            raise DatabaseError("the database must have the encoding UTF8")
+        require_usable(driver.info, pid)
         driver.adapters.register_dumper(str, TextDumper)
         for name, value in self._settings.items():
             await self._rows(driver, "SELECT set_config(:name, :value, false)", {"name": name, "value": value})

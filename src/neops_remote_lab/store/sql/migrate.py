@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sqlalchemy import NullPool, create_engine, inspect, text
+from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
@@ -31,9 +31,16 @@ def migrate(database: str) -> None:
 
 
 def revision(url: URL) -> str | None:
-    """The revision of a database; None if it is empty. Raises RuntimeError if it is not a database of this program."""
+    """The revision of a database; None if it is empty.
+
+    Raises:
+        RuntimeError: it is not a database of this program.
+        DatabaseError: the server could not use it.
+    """
     engine = create_engine(synchronous(url), poolclass=NullPool)
     with engine.connect() as connection:
+        if url.drivername == urls.POSTGRESQL:
+            _require_usable(connection)
         tables = inspect(connection).get_table_names()
         if "alembic_version" in tables:
             return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -43,6 +50,13 @@ def revision(url: URL) -> str | None:
             "Name another one with --database"
         )
     return None
+
+
+def _require_usable(connection: Connection) -> None:
+    from neops_remote_lab.store.postgresql.requirements import require_usable  # noqa: PLC0415 - needs the extra
+
+    pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    require_usable(connection.connection.driver_connection.info, pid)  # type: ignore[union-attr]
 
 
 def synchronous(url: URL) -> URL:
