@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -264,8 +265,10 @@ def test_the_number_of_calls_that_are_passed_on_is_limited(owner: LabServer, tmp
         with active_elsewhere(front, session, owner.url):
             assert front.acquire(session, TOPOLOGY).status_code == 200
             with front.client(session) as client, front.client(session) as other:
-                with client.stream("GET", "/lab/log", headers=STREAM) as stream:
-                    next(stream.iter_lines())
+                with ExitStack() as streams:
+                    # The acquire counts for a moment longer than its client waits.
+                    follow = partial(client.stream, "GET", "/lab/log", headers=STREAM)
+                    wait_until(lambda: streams.enter_context(follow()).status_code == 200)
                     answer = other.get("/lab")
                     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
                 wait_until(lambda: other.get("/lab").status_code == 200)
