@@ -32,8 +32,10 @@ PACKAGED: Final = Path("/usr/lib/postgresql")
 UNPRIVILEGED: Final = "nobody"
 """Who runs the server if root runs the tests: it refuses to run as root."""
 SUPERUSER: Final = "postgres"
+OWNER: Final = "remote_lab"
+"""The user of the databases, who has no other rights."""
 AUTHENTICATED: Final = "authenticated"
-"""A user of the database who must give a password, unlike all others."""
+"""A member of that user, who must give a password, unlike the others."""
 SETTINGS: Final = {
     "listen_addresses": "",  # a socket in a directory of our own: no port, and no other user
     "fsync": "off",  # the commits survive the end of the server, and no test ends the machine
@@ -85,7 +87,7 @@ class Cluster:
     def data(self) -> Path:
         return self.directory / "data"
 
-    def url(self, name: str, user: str = SUPERUSER) -> str:
+    def url(self, name: str, user: str = OWNER) -> str:
         """The URL of a database, as `--database` takes it."""
         return f"postgresql+psycopg://{user}@/{name}?host={self.directory}"
 
@@ -121,7 +123,7 @@ class Cluster:
     def create_database(self, template: str = "template0") -> str:
         """Create a database as a copy of another one. Returns its name."""
         name = f"test_{next(self.numbers)}"
-        self.run_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self.run_sql(f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template}")
         return name
 
     @functools.cached_property
@@ -144,7 +146,7 @@ class Cluster:
 
     def run_sql(self, statement: str) -> None:
         """Run one statement that concerns the whole server."""
-        with connected(self.url("postgres")) as connection:
+        with connected(self.url("postgres", SUPERUSER)) as connection:
             connection.execute(statement.encode())
 
     def _run(self, name: str, *words: object) -> None:
@@ -168,15 +170,16 @@ def dumped_and_restored(url: str, archive: Path) -> Iterator[str]:
     """The URL of a copy of a database, by way of an archive that `pg_dump` writes. It is removed afterwards."""
     parsed = make_url(url)
     name = f"{parsed.database}_restored"
-    where = ["--host", str(parsed.query["host"]), "--username", str(parsed.username)]
+    where = ["--host", str(parsed.query["host"]), "--username"]
+    new = ["--owner", OWNER, "--encoding", "UTF8", "--template", "template0"]
     for command in (
-        ["pg_dump", *where, "--format=custom", "--file", str(archive), str(parsed.database)],
-        ["createdb", *where, name],
-        ["pg_restore", *where, "--exit-on-error", "--single-transaction", "--dbname", name, str(archive)],
+        ["pg_dump", *where, OWNER, "--format=custom", "--file", str(archive), str(parsed.database)],
+        ["createdb", *where, SUPERUSER, *new, name],
+        ["pg_restore", *where, OWNER, "--exit-on-error", "--single-transaction", "--dbname", name, str(archive)],
     ):
         subprocess.run([str(_program(command[0])), *command[1:]], check=True)
     yield parsed.set(database=name).render_as_string(hide_password=False)
-    subprocess.run([str(_program("dropdb")), *where, "--force", name], check=True)
+    subprocess.run([str(_program("dropdb")), *where, SUPERUSER, "--force", name], check=True)
 
 
 @contextmanager
@@ -186,7 +189,7 @@ def running_pooler(cluster: Cluster, url: str) -> Iterator[str]:
     if program is None:
         pytest.skip("PgBouncer is not installed on this machine")
     users, configuration = cluster.directory / "users.txt", cluster.directory / "pgbouncer.ini"
-    users.write_text(f'"{SUPERUSER}" ""\n', encoding="utf-8")
+    users.write_text(f'"{OWNER}" ""\n', encoding="utf-8")
     configuration.write_text(
         f"[databases]\n* = host={cluster.directory}\n"
         f"[pgbouncer]\npool_mode = transaction\nunix_socket_dir = {cluster.directory}\n"
@@ -213,7 +216,8 @@ def running_cluster() -> Iterator[Cluster]:
             os.chown(made, user.pw_uid, user.pw_gid)
         cluster.initialize()
         cluster.start()
-        cluster.run_sql(f"CREATE USER {AUTHENTICATED} SUPERUSER PASSWORD '{cluster.password}'")
+        cluster.run_sql(f"CREATE USER {OWNER}")
+        cluster.run_sql(f"CREATE USER {AUTHENTICATED} PASSWORD '{cluster.password}' IN ROLE {OWNER}")
         yield cluster
     finally:
         cluster.stop()
