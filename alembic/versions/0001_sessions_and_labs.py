@@ -372,7 +372,7 @@ def _create_session() -> None:
     keyed = _where("idempotency_key IS NOT NULL AND state IN ('waiting', 'active')")
     op.create_index("uq_session_active_slot", "session", ["host", "slot"], unique=True, **active)
     op.create_index("ix_session_active", "session", ["queue"], **active)
-    op.create_index("ix_session_waiting", "session", ["queue", "rank"], **waiting)
+    op.create_index("ix_session_waiting", "session", ["queue", "rank", "number"], **waiting)
     op.create_index("uq_session_live_key", "session", ["queue", "idempotency_key"], unique=True, **keyed)
     op.create_index("ix_session_ended_at", "session", ["ended_at"], **ended)
 

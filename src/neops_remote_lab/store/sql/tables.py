@@ -191,7 +191,7 @@ Index(
 Index("ix_session_active", SESSION.c.queue, **_where(SESSION.c.state == SessionState.ACTIVE))
 Index(
     "ix_session_waiting",
-    *(SESSION.c.queue, SESSION.c.rank),
+    *(SESSION.c.queue, SESSION.c.rank, SESSION.c.number),
     **_where(SESSION.c.state == SessionState.WAITING),
 )
 Index(
