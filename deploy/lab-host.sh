@@ -60,9 +60,9 @@ say "server in $PREFIX"
 [[ -x $PREFIX/bin/python ]] || python3 -m venv "$PREFIX"
 "$PREFIX/bin/python" -m pip install --quiet --upgrade pip
 if [[ -n ${SOURCE:-} ]]; then
-  what="$(realpath "$SOURCE")[netlab,fast]"
+  what="$(realpath "$SOURCE")[netlab,fast,postgresql]"
 else
-  what="neops-remote-lab[netlab,fast]${VERSION:+==$VERSION}"
+  what="neops-remote-lab[netlab,fast,postgresql]${VERSION:+==$VERSION}"
 fi
 "$PREFIX/bin/python" -m pip install --quiet --upgrade "$what"
 

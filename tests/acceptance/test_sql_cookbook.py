@@ -189,6 +189,54 @@ def test_the_queue_is_paused_and_continues(server: LabServer) -> None:
     assert httpx.get(f"{server.url}/readyz").status_code == 200
 
 
+HOSTS = "Hosts and slots"
+
+
+def of_this_host(number: int) -> str:
+    """A statement about the only slot of the test's host."""
+    return recipe(HOSTS, number).replace("lab-2", "test-host").replace("slot = 3", "slot = 1")
+
+
+def test_views_show_hosts_and_slots(server: LabServer) -> None:
+    holder = server.join(client=CLIENT)
+    assert server.acquire(holder, TOPOLOGY).status_code == 200
+    hosts, slots, labs, memory = (sql(server.database_url, recipe(HOSTS, number)) for number in range(4))
+    assert [(name, state, bool(draining)) for name, state, draining, *_ in hosts] == [("test-host", "live", False)]
+    assert [(host, slot, bool(is_open), *rest[:2]) for host, slot, is_open, *rest in slots] == [
+        ("test-host", 1, True, holder[:8], CLIENT)
+    ]
+    assert labs == [("test-host", 1, None, "topology.yml", "running", holder[:8])]
+    assert memory == []
+
+
+@pytest.mark.parametrize(("stop", "resume"), [(4, 5), (6, 7)], ids=["host", "slot"])
+def test_a_drained_host_or_a_closed_slot_admits_no_further_session(server: LabServer, stop: int, resume: int) -> None:
+    holder, waiting = server.join(), server.join()
+
+    def slots() -> int:
+        [host] = queue(server)["hosts"]
+        return 0 if host["draining"] else int(host["slots"])
+
+    sql(server.database_url, of_this_host(stop))
+    takes_effect(lambda: slots() == 0)
+    assert is_active(server, holder)
+    assert ask(server, holder, "DELETE", f"/session/{holder}").status_code == 204
+    assert server.place(waiting)["position"] == 1
+    with in_background(server.place, waiting, 30) as held:
+        sql(server.database_url, of_this_host(resume))
+        assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
+
+
+def test_a_host_is_removed(server: LabServer) -> None:
+    sql(server.database_url, "INSERT INTO lab_host (name, queue, state) VALUES ('lab-2', 'default', 'gone')")
+    sql(server.database_url, "INSERT INTO slot (host, slot, is_open) VALUES ('lab-2', 1, true)")
+    takes_effect(lambda: len(queue(server)["hosts"]) == 2)
+    for number in (8, 9):
+        sql(server.database_url, recipe(HOSTS, number))
+    takes_effect(lambda: [host["name"] for host in queue(server)["hosts"]] == ["test-host"])
+    assert is_active(server, server.join())
+
+
 def test_history_and_statistics(server: LabServer) -> None:
     for client in (CLIENT, CLIENT, "bob"):
         session_id = server.join(client=client)
@@ -310,6 +358,7 @@ def test_every_recipe_has_a_test_above() -> None:
         "End a session": 5,
         "Change the order": 2,
         "Quarantine": 2,
+        "Hosts and slots": 10,
         "History and statistics": 6,
         "Events": 2,
         "Refused changes": 5,
