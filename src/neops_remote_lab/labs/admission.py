@@ -57,6 +57,7 @@ class _Admitted:
 
     lab: Lab
     need: int
+    """In bytes, without the memory of its start."""
     starting: bool = True
     used: int = 0
     """At the latest measurement, in bytes."""
@@ -64,6 +65,11 @@ class _Admitted:
     """Of the whole lab, in bytes."""
     nodes: dict[str, NodeMemory] = field(default_factory=dict)
     """The highest measurement of each node."""
+
+    @property
+    def promised(self) -> int:
+        """The memory that it may still claim, in bytes."""
+        return max(0, self.need - self.used) + (START_BYTES if self.starting else 0)
 
     def measured(self, nodes: Sequence[NodeMemory]) -> None:
         """Add a measurement of all nodes."""
@@ -80,6 +86,7 @@ class _Waiting:
 
     lab_id: str
     need: int
+    """In bytes, with the memory of its start."""
     in_advance: bool = False
     obstacle: Obstacle | None = None
 
@@ -137,12 +144,12 @@ class Admission:
         return next((waiting.obstacle for waiting in self._waiting if waiting.lab_id == lab_id), None)
 
     async def require_possible(self, identity: Identity, devices: Sequence[DeviceInfoDto]) -> int:
-        """The memory that a lab needs, in bytes.
+        """The memory that a lab and its start need, in bytes.
 
         Raises:
             Refused: the lab can never start on this host.
         """
-        need = await self._need(identity, devices)
+        need = await self._need(identity, devices) + START_BYTES
         most = psutil.virtual_memory().total - self._settings.memory_reserve
         if self.limits and need > most:
             detail = (
@@ -153,11 +160,12 @@ class Admission:
         return need
 
     async def _need(self, identity: Identity, devices: Sequence[DeviceInfoDto]) -> int:
+        """The memory of the nodes of a lab, in bytes."""
         if known := await self._store.of_topology(identity):
-            return math.ceil(MARGIN * known) + START_BYTES
+            return math.ceil(MARGIN * known)
         images = images_of(devices)
         by_image = await self._store.of_images(set(images))
-        return sum(by_image.get(image, self._settings.node_memory) for image in images) + START_BYTES
+        return sum(by_image.get(image, self._settings.node_memory) for image in images)
 
     async def admit(self, lab: Lab, workspace: Workspace, acquire: Acquire) -> None:
         """Wait until a lab may start. The caller calls `started` after its start, and `ended` after its end.
@@ -192,7 +200,7 @@ class Admission:
                 await self._pause()
                 if interrupt.is_set():
                     raise InterruptedError("the start was stopped")
-            self._admitted[lab.lab_id] = _Admitted(lab, waiting.need)
+            self._admitted[lab.lab_id] = _Admitted(lab, waiting.need - START_BYTES)
         finally:
             self._waiting.remove(waiting)
             if not self._waiting:
@@ -207,7 +215,7 @@ class Admission:
         starting = sum(each.starting for each in self._admitted.values())
         if starting >= self._settings.lab_starts:
             return Obstacle(StartObstacle.STARTS, f"{starting} other labs are starting, as many as may start at a time")
-        promised = sum(max(0, each.need - each.used) for each in self._admitted.values())
+        promised = sum(each.promised for each in self._admitted.values())
         free = psutil.virtual_memory().available - promised - self._settings.memory_reserve
         if free >= waiting.need or not self._admitted:  # without another lab there is nothing to wait for
             return None
