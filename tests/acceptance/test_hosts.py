@@ -170,6 +170,15 @@ def test_a_host_that_is_drained_takes_no_further_session(servers: tuple[LabServe
     assert first.place(sessions[1], wait=20)["host"] == "lab-2"
 
 
+def test_the_metrics_of_a_server_are_about_its_own_slots(servers: tuple[LabServer, LabServer]) -> None:
+    first, second = servers
+    sessions = [first.join() for _ in range(2)]
+    end(first, sessions[0])
+    wait_until(lambda: second.place(sessions[1])["host"] == "lab-2", 10)
+    for server, line in ((first, '{host="lab-1",slot="1"} 0.0'), (second, '{host="lab-2",slot="1"} 1.0')):
+        assert f"neops_remote_lab_slot_active{line}" in httpx.get(f"{server.url}/metrics").text
+
+
 def test_a_second_server_with_the_name_of_a_host_takes_its_place(shared: str, tmp_path: Path) -> None:
     with serving(tmp_path / "old", shared, "lab-1") as old, serving(tmp_path / "new", shared, "lab-1") as new:
         assert old.wait(30) == 0

@@ -42,7 +42,7 @@ class Gauges(Collector):
         states: Counter[str] = Counter(lab.state for lab in self._slots.labs)
         states[NO_LAB] = len(list(self._slots)) - states.total()
         yield SESSIONS.gauge({SessionState.WAITING: waiting, SessionState.ACTIVE: len(self._queue) - waiting})
-        active = {session.slot for session in self._queue.active}
+        active = {session.slot for session in self._queue.active if session.host == self._lab_host}
         slots = range(1, self._queue.slots + 1)
         yield SLOT_ACTIVE.gauges(((self._lab_host, str(slot)), float(slot in active)) for slot in slots)
         yield LAB_STATE.gauge({each: float(states[each]) for each in LAB_STATE.labels["state"]})

@@ -62,12 +62,20 @@ class HostLiveness:
         while self._is_shared and not self._is_replaced:
             await asyncio.sleep(self._settings.host_beat)
             try:
-                await self._beat()
-                await self._judge(await self._store.hosts())
+                await self.look()
             except DatabaseError as error:
                 logger.warning("this host could not show a sign of life: %s", error)
             except Exception:
                 logger.exception("the liveness of hosts could not be determined")
+
+    async def look(self) -> None:
+        """Show one sign of life, and look for those of the other hosts."""
+        try:
+            await self._beat()
+            await self._judge(await self._store.hosts())
+        except DatabaseError:
+            self._changed.clear()  # the others may have lost the database too, and could not beat either
+            raise
 
     async def _beat(self) -> None:
         if await self._store.beat():

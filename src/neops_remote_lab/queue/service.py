@@ -322,8 +322,10 @@ class SessionQueue:
         self._polls.answer(difference.vanished | difference.changed)
         self._polls.moved()
         for session_id in difference.vanished:
-            self._metrics.ended(EndCode.OPERATOR, None)
-            self._log_end(session_id, EndCode.OPERATOR.message, None)
+            ended = await self._store.ended(session_id) if self._is_shared else None
+            if ended is None or ended.code is EndCode.OPERATOR:  # another server has counted the others
+                self._metrics.ended(EndCode.OPERATOR, None)
+            self._log_end(session_id, ended.detail if ended else EndCode.OPERATOR.message, None)
         for session in self.active:
             if session.session_id not in before:
                 self._became_active(session)
