@@ -70,6 +70,7 @@ class Labs:
             return list(pool.map(self.start, topologies))
 
     def close(self) -> None:
+        self.host_labs.commands.stop_preloading()
         for lab in self.labs:
             lab.tear_down()
 

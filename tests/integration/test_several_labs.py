@@ -327,7 +327,7 @@ def test_a_local_manager_waits_until_no_lab_is_left(
 
 @pytest.mark.parametrize(("version", "starts"), [("0.76.1", True), ("0.75.0", False)])
 def test_a_lab_that_somebody_started_by_hand_is_in_the_way_of_an_old_containerlab(
-    host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path], version: str, starts: bool
+    labs: Labs, host: FakeNetlab, write: Callable[..., Path], version: str, starts: bool
 ) -> None:
     host.change_containerlab(version)
     by_hand = host.root / "colleague"
@@ -335,7 +335,6 @@ def test_a_lab_that_somebody_started_by_hand_is_in_the_way_of_an_old_containerla
     (by_hand / "topology.yml").write_text(LAN)
     subprocess.run(["netlab", "up"], cwd=by_hand, check=True, capture_output=True)
     before = host.leftovers()
-    labs = Labs(settings)
     if starts:
         assert labs.host_labs.new().in_the_way() is None
         lab = labs.start(write())
@@ -360,10 +359,11 @@ def test_labs_do_not_share_a_list_of_instances(labs: Labs, host: FakeNetlab, wri
     assert host.is_clean()
 
 
-def test_an_old_containerlab_is_locked(host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]) -> None:
+def test_an_old_containerlab_is_locked(
+    labs: Labs, host: FakeNetlab, settings: dict[str, Any], write: Callable[..., Path]
+) -> None:
     host.change_containerlab("0.75.0")
     host.control(deploy_race=True, node_seconds=0.05, down_seconds=0.1)
-    labs = Labs(settings)
     started = labs.at_once(write(), write(), write())
     with ThreadPoolExecutor() as pool:
         assert list(pool.map(HostLab.tear_down, started)) == [[], [], []]
@@ -375,8 +375,8 @@ def test_an_old_containerlab_is_locked(host: FakeNetlab, settings: dict[str, Any
 # Settings that cannot work on a host
 
 
-def test_a_network_of_the_host_is_not_given_to_labs(settings: dict[str, Any], write: Callable[..., Path]) -> None:
-    labs = Labs(settings, lab_network="127.0.0.0/16")
+def test_a_network_of_the_host_is_not_given_to_labs(new_labs: Callable[..., Labs], write: Callable[..., Path]) -> None:
+    labs = new_labs(lab_network="127.0.0.0/16")
     assert "overlaps with 127.0.0.0/8 on the interface lo" in (tools.refusal(labs.settings) or "")
     assert tools.refusal(labs.settings.model_copy(update={"slots": 1})) is None
     with pytest.raises(LabInTheWay, match="all 200 lab numbers"):

@@ -4,7 +4,6 @@ from typing import Final
 
 from neops_remote_lab.core.codes import OutcomeCode, StartOutcome
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
-from neops_remote_lab.netlab.failures import LabInTheWay
 
 SENTENCES: Final = {
     OutcomeCode.RELEASED: "released",
@@ -36,8 +35,6 @@ def start_refusal(error: Exception, stopped_for: OutcomeCode | None) -> Refused:
     """
     if isinstance(error, InterruptedError) and stopped_for:
         return Refused(_STOPPED[stopped_for], f"the lab's start was stopped: {SENTENCES[stopped_for]}")
-    if isinstance(error, LabInTheWay):
-        return Refused(Reason.BUSY, f"the lab is busy: {error}")
     return refusal_of(error)
 
 

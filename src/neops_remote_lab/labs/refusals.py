@@ -6,7 +6,7 @@ import subprocess
 from enum import StrEnum
 from typing import Final
 
-from neops_remote_lab.netlab.failures import SharesHost, TopologyRejected, failure
+from neops_remote_lab.netlab.failures import LabInTheWay, SharesHost, TopologyRejected, failure
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ def refusal_of(error: Exception, failed: str = "netlab failed to start the lab")
     match error:
         case Refused():
             return error
+        case LabInTheWay():
+            reason, detail = Reason.BUSY, f"the lab is busy: {error}"
         case SharesHost():
             reason, detail = Reason.REJECTED, f"the topology cannot run beside other labs on this host: {error}"
         case TopologyRejected():

@@ -71,6 +71,8 @@ class HostLab:
             if in_the_way:
                 raise LabInTheWay(in_the_way) from error
             raise
+        if self._settings.several_labs:
+            self.commands.preload()  # another lab may start soon
         return devices
 
     def _prepare(self, workspace: Workspace, interrupt: threading.Event) -> None:
