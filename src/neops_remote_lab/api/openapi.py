@@ -253,6 +253,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
             404: "unknown session",
             408: "the upload stalled",
             409: "the session became active before the check began",
+            423: "too many labs of the host are running or prepared",
             500: "netlab could not be run, or the server failed; its log says why",
         },
         (SESSION_HEADER,),
