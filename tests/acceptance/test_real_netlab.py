@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from filelock import FileLock
 
 from tests.artifacts import unpack
@@ -400,7 +401,7 @@ def test_netlab_reports_the_path_of_its_list_of_instances(tmp_path: Path) -> Non
             assert client.get("/lab").json()["netlab_status"] == "started"
             assert client.post("/lab/release").status_code == 204
         wait_until(server.is_clean, 60, "the lab is not torn down")
-        assert (home / "instances.yaml").read_text().strip() == "{}"
+        assert yaml.safe_load((home / "instances.yaml").read_text()) == {}  # with a header if ruamel.yaml is installed
         (home / "instances.yaml").write_text(json.dumps(stale))
         answer = server.acquire(session, PAIR, "pair.yml")
         assert answer.status_code == 423, answer.text
