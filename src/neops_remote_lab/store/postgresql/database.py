@@ -29,7 +29,8 @@ DIALECT: Final = Dialect(
                value ->> 3 AS idempotency_key, CAST(value ->> 4 AS timestamp) AT TIME ZONE 'UTC' AS at
         FROM json_array_elements(:joining) WITH ORDINALITY
     """,
-    ending="SELECT json_array_elements_text(:ending)",
+    # With IN, PostgreSQL expects a long list, and reads all sessions instead of looking each one up.
+    ending="session_id = ANY (ARRAY(SELECT json_array_elements_text(:ending)))",
 )
 
 CHANNEL: Final = "neops_remote_lab"

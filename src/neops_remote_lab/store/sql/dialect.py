@@ -14,4 +14,4 @@ class Dialect:
     joining: str
     """A query for the rows of the JSON list `:joining`: position, session_id, client, purpose, idempotency_key, at."""
     ending: str
-    """A query for the texts in the JSON list `:ending`."""
+    """A condition: `session_id` is in the JSON list `:ending`."""

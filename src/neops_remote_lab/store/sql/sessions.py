@@ -72,7 +72,7 @@ PROMOTE: Final = f"""
 """
 _END: Final = """
     UPDATE session SET state = 'ended', ended_at = :now, end_code = :code, end_detail = :detail
-    WHERE session_id IN ({ending}) AND state IN ('waiting', 'active')
+    WHERE {ending} AND state IN ('waiting', 'active')
     RETURNING session_id
 """
 LIVE: Final = f"""

@@ -30,7 +30,7 @@ DIALECT: Final = Dialect(
                json_extract(value, '$[4]') AS at
         FROM json_each(:joining)
     """,
-    ending="SELECT value FROM json_each(:ending)",
+    ending="session_id IN (SELECT value FROM json_each(:ending))",
 )
 
 _WRITES: Final = {"remote_lab_writes": True}
