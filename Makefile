@@ -77,10 +77,10 @@ coverage: $(READY)  ## the tests with code coverage; needs Python 3.12 or newer
 demo: $(READY)  ## two test runs share one lab host, from start to finish; DEMO=hosts needs no Docker
 	$(RUN) $(BIN)/python examples/demo.py $(if $(DEMO),--lab $(DEMO))
 
-bench: $(READY)  ## short benchmarks, 4 minutes; BENCH_ARGS="--only start joining" is passed on
+bench: $(READY)  ## short benchmarks, 6 minutes; BENCH_ARGS="--only start joining" is passed on
 	$(RUN) $(BIN)/python -m bench $(BENCH_ARGS)
 
-bench-full: $(READY)  ## benchmarks with more rounds, and a whole run on the real netlab, 20 minutes
+bench-full: $(READY)  ## benchmarks with more rounds, and a whole run on the real netlab, 30 minutes
 	$(RUN) $(BIN)/python -m bench --full $(BENCH_ARGS)
 
 build: $(READY)  ## build and check sdist and wheel in dist/

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="more rounds and longer ones: 20 minutes instead of 4")
+    parser.add_argument("--full", action="store_true", help="more rounds and longer ones: 30 minutes instead of 6")
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=list(ROWS), help=f"of {', '.join(ROWS)}")
     parser.add_argument(
         "--peer", type=Path, metavar="VENV", help="a virtual environment that holds the peer and pytest"

@@ -6,9 +6,9 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx
 import psutil
 from filelock import FileLock
+from sqlalchemy import create_engine, insert
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, wait_until
 from tests.fork_server import Process
 from tests.server import START_TIMEOUT, LabServer, RealNetlab, free_port
@@ -27,7 +28,12 @@ from tests.server import START_TIMEOUT, LabServer, RealNetlab, free_port
 from bench import host
 from bench.measure import BenchError, require
 from bench.peer import Peer
-from neops_remote_lab.store.sql.migrate import migrate
+from neops_remote_lab.core.codes import SessionState
+from neops_remote_lab.core.metrics import NO_LAB
+from neops_remote_lab.store.rows import DEFAULT_QUEUE, FIRST_SLOT
+from neops_remote_lab.store.sql import urls
+from neops_remote_lab.store.sql.migrate import migrate, synchronous
+from neops_remote_lab.store.sql.tables import SESSION
 
 T = TypeVar("T")
 
@@ -143,7 +149,7 @@ class Bench:
         return made
 
     @contextmanager
-    def ours(self, lab_host: FakeNetlab | RealNetlab | None = None, **settings: str) -> Iterator[LabServer]:
+    def ours(self, lab_host: FakeNetlab | RealNetlab | None = None, /, **settings: str) -> Iterator[LabServer]:
         """Our server with its defaults, on a separate lab host unless one is given."""
         server = self.our_server(lab_host, **settings)
         try:
@@ -152,7 +158,7 @@ class Bench:
         finally:
             server.close()
 
-    def our_server(self, lab_host: FakeNetlab | RealNetlab | None = None, **settings: str) -> LabServer:
+    def our_server(self, lab_host: FakeNetlab | RealNetlab | None = None, /, **settings: str) -> LabServer:
         """The same, not started."""
         root = self.directory("ours")
         flags = {"sql-poll": "0.5", **{name.replace("_", "-"): value for name, value in settings.items()}}
@@ -256,9 +262,15 @@ def sessions(server: Server) -> int:
     return int(call(server, "GET", "/debug/health", 200)["sessions"])
 
 
+def labs(server: LabServer) -> Counter[str]:
+    """The number of our server's labs by their state, those that are being torn down included."""
+    found = re.findall(r'lab_state\{state="(\w+)"\} (\d+)', httpx.get(f"{server.url}/metrics").text)
+    return Counter({state: int(number) for state, number in found if state != NO_LAB})
+
+
 def has_no_lab(server: LabServer) -> bool:
     """Whether our server has no lab, not even one that is being torn down."""
-    return 'lab_state{state="none"} 1.0' in httpx.get(f"{server.url}/metrics").text
+    return not labs(server).total()
 
 
 def form(topology: str, name: str = "topology.yml") -> tuple[bytes, str]:
@@ -273,21 +285,26 @@ def form(topology: str, name: str = "topology.yml") -> tuple[bytes, str]:
     return text.encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def fill(database: Path, waiting: int) -> list[str]:
-    """A database with one active and so many waiting sessions, as after a restart; their ids in FIFO order."""
-    migrate(f"sqlite+aiosqlite:///{database}")
-    ids = [os.urandom(16).hex() for _ in range(waiting + 1)]
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-    rows = [
-        (session, place, *(("waiting", None, None, None) if place else ("active", LAB_HOST, 1, now)), now, now)
-        for place, session in enumerate(ids)
+def fill(database: str, waiting: int, hosts: Sequence[str] = (LAB_HOST,)) -> list[str]:
+    """Write sessions into a database, as after a restart: one active on each host, and so many waiting ones.
+
+    Returns their ids in FIFO order, the active ones first.
+    """
+    migrate(database)
+    ids = [os.urandom(16).hex() for _ in range(len(hosts) + waiting)]
+    now = datetime.now(UTC)
+    common = {"queue": DEFAULT_QUEUE, "created_at": now, "last_seen_at": now}
+    rows: list[dict[str, Any]] = [{"session_id": each, "rank": rank, **common} for rank, each in enumerate(ids)]
+    active = [
+        row | {"state": SessionState.ACTIVE, "host": host, "slot": FIRST_SLOT, "activated_at": now}
+        for row, host in zip(rows, hosts, strict=False)
     ]
-    with closing(sqlite3.connect(database)) as connection, connection:
-        connection.executemany(
-            "INSERT INTO session (session_id, rank, state, host, slot, activated_at, created_at, last_seen_at, queue)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'default')",
-            rows,
-        )
+    engine = create_engine(synchronous(urls.parse(database)))
+    with engine.begin() as connection:
+        connection.execute(insert(SESSION), active)
+        if waiting:
+            connection.execute(insert(SESSION), [row | {"state": SessionState.WAITING} for row in rows[len(hosts) :]])
+    engine.dispose()
     return ids
 
 

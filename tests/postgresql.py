@@ -36,7 +36,7 @@ OWNER: Final = "remote_lab"
 """The user of the databases, who has no other rights."""
 AUTHENTICATED: Final = "authenticated"
 """A member of that user, who must give a password, unlike the others."""
-SETTINGS: Final = {
+SETTINGS: Final[dict[str, str]] = {
     "listen_addresses": "",  # a socket in a directory of our own: no port, and no other user
     "fsync": "off",  # the commits survive the end of the server, and no test ends the machine
     "full_page_writes": "off",
@@ -76,6 +76,7 @@ class Cluster:
     directory: Path
     password: str = field(default_factory=lambda: secrets.token_urlsafe() + "/@:%")
     """That of the user who must give one."""
+    settings: dict[str, str] = field(default_factory=lambda: SETTINGS)
     numbers: Iterator[int] = field(default_factory=itertools.count)
     process: subprocess.Popen[bytes] | None = None
 
@@ -100,7 +101,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start the server, and wait until it serves."""
-        settings = {**SETTINGS, "unix_socket_directories": self.directory}
+        settings = {**self.settings, "unix_socket_directories": self.directory}
         words = [f"--{name}={value}" for name, value in settings.items()]
         command = [*_guard("QUIT"), str(_program("postgres")), "-D", str(self.data), *words]
         with self.log.open("ab") as log:
@@ -206,10 +207,10 @@ def running_pooler(cluster: Cluster, url: str) -> Iterator[str]:
 
 
 @contextmanager
-def running_cluster() -> Iterator[Cluster]:
-    """A new server, which is removed afterwards."""
+def running_cluster(**settings: str) -> Iterator[Cluster]:
+    """A new server, which is removed afterwards. Its own settings have precedence over those for tests."""
     made = Path(tempfile.mkdtemp(prefix="neops-remote-lab-postgresql-"))  # short: it is a part of a socket's name
-    cluster = Cluster(made)
+    cluster = Cluster(made, settings=SETTINGS | settings)
     try:
         if os.geteuid() == 0:
             user = pwd.getpwnam(UNPRIVILEGED)

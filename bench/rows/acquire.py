@@ -37,7 +37,7 @@ def measure(bench: Bench) -> list[Row]:
     fake = host.install(bench.directory("host"))
     times = {nodes: Times() for nodes in SIZES}
     with bench.ours(fake) as server:
-        _bare(bench, fake, topology_text(1))  # the first netlab of all reads its files from the disk
+        bare(bench, fake, topology_text(1))  # the first netlab of all reads its files from the disk
         for turn in range(rounds):
             for place, (nodes, into) in enumerate(times.items()):
                 _one_of_each(bench, server, fake, nodes, into, bare_first=(turn + place) % 2 == 0)
@@ -57,7 +57,7 @@ def measure_real(bench: Bench) -> list[Row]:
     sizes = {REAL_SIZE: bench.choose(1, 4), **bench.choose({}, dict.fromkeys(MORE_REAL_SIZES, 1))}
     times = {nodes: Times() for nodes in sizes}
     with real_host() as lab_host, bench.ours(lab_host) as server:
-        _bare(bench, lab_host, topology_text(REAL_SIZE))
+        bare(bench, lab_host, topology_text(REAL_SIZE))
         for nodes, rounds in sizes.items():
             for turn in range(rounds):
                 _one_of_each(bench, server, lab_host, nodes, times[nodes], bare_first=turn % 2 == 0)
@@ -76,31 +76,30 @@ def _one_of_each(
 ) -> None:
     topology = topology_text(nodes)
     if bare_first:
-        into.bare.append(_bare(bench, lab_host, topology))
+        into.bare.append(bare(bench, lab_host, topology))
     session = joined(server)
     took, started = _acquire(server, lab_host, session, topology, nodes)
     into.cold.append(took)
     into.processes += [] if started is None else [started]
     second = joined(server)
-    body, kind = form(topology)
     # The check runs while the first session still holds the lab, as it would in a queue.
-    checked = call(server, "POST", "/topology/check", 200, second, body=body, content_type=kind)
-    require(checked["nodes"] == nodes, f"the check counted {checked} instead of {nodes} nodes")
-    _end(server, session, lab_host)
+    check(server, second, topology, nodes)
+    end_session(server, session, lab_host)
     into.prepared.append(_acquire(server, lab_host, second, topology, nodes)[0])
-    _end(server, second, lab_host)
+    end_session(server, second, lab_host)
     if not bare_first:
-        into.bare.append(_bare(bench, lab_host, topology))
+        into.bare.append(bare(bench, lab_host, topology))
 
 
-def _end(server: LabServer, session: str, lab_host: FakeNetlab | RealNetlab) -> None:
+def end_session(server: LabServer, session: str, lab_host: FakeNetlab | RealNetlab) -> None:
     """End a session, and wait until its lab is gone and nothing is left to be done."""
     end(server, session)
     host.wait_clean(lab_host)
     wait_until(lambda: has_no_lab(server), 60)
 
 
-def _bare(bench: Bench, lab_host: FakeNetlab | RealNetlab, topology: str) -> float:
+def bare(bench: Bench, lab_host: FakeNetlab | RealNetlab, topology: str) -> float:
+    """Seconds of `netlab up` without a server. The lab is taken down again."""
     directory = bench.directory("bare") / "topology"
     directory.mkdir()
     (directory / "topology.yml").write_text(topology)
@@ -113,19 +112,32 @@ def _bare(bench: Bench, lab_host: FakeNetlab | RealNetlab, topology: str) -> flo
 def _acquire(
     server: LabServer, lab_host: FakeNetlab | RealNetlab, session: str, topology: str, nodes: int
 ) -> tuple[float, int | None]:
-    body, kind = form(topology)
     since = Since.now(lab_host) if isinstance(lab_host, FakeNetlab) else None
-    began = time.perf_counter()
-    answer: dict[str, Any] = call(server, "POST", "/lab", 200, session, body=body, content_type=kind, timeout=300)
-    took = time.perf_counter() - began
-    names = {device["name"] for device in answer["devices"] if device["raw"]["mgmt"]["ipv4"]}
-    require(names == {f"r{number}" for number in range(1, nodes + 1)}, f"the devices are {sorted(names)}")
-    require(not answer["reused"], "the lab was not started but reused")
+    took = acquire(server, session, topology, nodes)
     if since is None:
         require(len(lab_host.containers()) == nodes, "the routers do not run")
         return took, None
     require(since.ups() == 1, f"netlab up was started {since.ups()} times")
     return took, len(since.started())
+
+
+def acquire(server: LabServer, session: str, topology: str, nodes: int, *, runs: bool = False) -> float:
+    """Seconds of `POST /lab`, for a session whose lab does not exist yet, or runs already."""
+    body, kind = form(topology)
+    began = time.perf_counter()
+    answer: dict[str, Any] = call(server, "POST", "/lab", 200, session, body=body, content_type=kind, timeout=300)
+    took = time.perf_counter() - began
+    names = {device["name"] for device in answer["devices"] if device["raw"]["mgmt"]["ipv4"]}
+    require(names == {f"r{number}" for number in range(1, nodes + 1)}, f"the devices are {sorted(names)}")
+    require(answer["reused"] == runs, f"the lab was {'started' if runs else 'reused'}")
+    return took
+
+
+def check(server: LabServer, session: str, topology: str, nodes: int) -> None:
+    """Have a topology checked, and so prepared, for a waiting session."""
+    body, kind = form(topology)
+    checked = call(server, "POST", "/topology/check", 200, session, body=body, content_type=kind)
+    require(checked["nodes"] == nodes, f"the check counted {checked} instead of {nodes} nodes")
 
 
 def _rows(

@@ -1,13 +1,16 @@
 """`POST /session` a second, and that each one that was acknowledged survives `kill -9`."""
 
-import sqlite3
-from contextlib import closing
+from collections.abc import Sequence
 
+from tests.chaos.shell import sql
 from tests.server import LabServer
 
 from bench import load
 from bench.measure import PEER, Row, Sample, Target, require
 from bench.servers import Bench, Server
+
+CASES = {"serial": 1, "50 at once": 50}
+"""The number of connections."""
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -16,14 +19,30 @@ def measure(bench: Bench) -> list[Row]:
         servers: list[Server] = [ours, *([theirs] if theirs else [])]
         acknowledged: list[list[str]] = [[] for _ in servers]
         rows = [
-            _compare(bench, servers, acknowledged, case, at_once)
-            for case, at_once in (("serial", 1), ("50 at once", 50))
+            compare(bench, servers, acknowledged, case, at_once=at_once, reference=PEER, no_reference=bench.no_peer)
+            for case, at_once in CASES.items()
         ]
-        _require_durable(ours, acknowledged[0])
+        require_durable(ours, acknowledged[0])
     return rows
 
 
-def _compare(bench: Bench, servers: list[Server], acknowledged: list[list[str]], case: str, at_once: int) -> Row:
+def compare(
+    bench: Bench,
+    servers: Sequence[Server],
+    acknowledged: list[list[str]],
+    case: str,
+    *,
+    at_once: int,
+    reference: str,
+    no_reference: str = "",
+) -> Row:
+    """Let sessions join one server and the reference, if there is one, in turn.
+
+    Args:
+        acknowledged: the sessions that each server has acknowledged; those of this comparison are added.
+        at_once: number of connections.
+        no_reference: why there is none.
+    """
     count = bench.choose(300, 1000) if at_once == 1 else bench.choose(600, 2000)
     rates: list[list[float]] = [[] for _ in servers]
     took: list[list[float]] = [[] for _ in servers]
@@ -40,11 +59,11 @@ def _compare(bench: Bench, servers: list[Server], acknowledged: list[list[str]],
         case,
         "ms",
         samples[0],
-        PEER,
+        reference,
         samples[1] if len(samples) > 1 else None,
         Target(ratio=0.5, sense="≥"),
         given_ratio=medians[0] / medians[1] if len(medians) > 1 else None,
-        note=" against ".join(f"{rate:.0f}/s" for rate in medians) if len(medians) > 1 else bench.no_peer,
+        note=" against ".join(f"{rate:.0f}/s" for rate in medians) if len(medians) > 1 else no_reference,
     )
 
 
@@ -52,9 +71,9 @@ def _join(server: Server, count: int, at_once: int) -> tuple[float, list[float],
     return load.run(lambda: load.join(server.port, count, at_once), 60)
 
 
-def _require_durable(server: LabServer, acknowledged: list[str]) -> None:
+def require_durable(server: LabServer, acknowledged: list[str]) -> None:
+    """Kill the server; raise `BenchError` if a session that it has acknowledged is not in the database."""
     server.kill()
-    with closing(sqlite3.connect(server.database)) as connection:
-        kept = {session for (session,) in connection.execute("SELECT session_id FROM session")}
+    kept = {session for (session,) in sql(server.database_url, "SELECT session_id FROM session")}
     lost = set(acknowledged) - kept
     require(not lost, f"{len(lost)} of {len(acknowledged)} acknowledged sessions are not in the database")

@@ -1,41 +1,13 @@
 """What a long queue costs: status of its last session, and the hand-over at its head."""
 
-import time
-
-from tests.server import LabServer
-
 from bench import load
-from bench.load import Connection, request
-from bench.measure import Row, Sample, Target, require
+from bench.load import request
+from bench.measure import Row, Sample, Target
+from bench.polls import Head, hand_over_in_turn
 from bench.servers import NEVER, Bench, fill
 
 LENGTHS = (1000, 10_000, 50_000)
 TARGET = Target(ratio=3, of="p99")
-
-
-class Head:
-    """The head of a server's queue, which moves on with every hand-over."""
-
-    def __init__(self, server: LabServer, ids: list[str]) -> None:
-        self.server = server
-        self.ids = ids
-        self._next = Connection(server.port)
-        self._active = Connection(server.port)
-
-    async def hand_over(self) -> float:
-        """Seconds from the end of the active session to the answer that the next one waits for."""
-        active, following = self.ids.pop(0), self.ids[0]
-        held = load.in_background(self._next.call(request("GET", f"/session/{following}?wait=30", following)))
-        await load.settle(0.02)
-        began = time.perf_counter()
-        ended = load.in_background(self._active.call(request("DELETE", f"/session/{active}", active)))
-        place = (await held).expect(200).json()
-        took = time.perf_counter() - began
-        (await ended).expect(204)
-        require(place["status"] == "active", f"the next session was not made active: {place}")
-        answer = await self._active.call(request("POST", "/session"))
-        self.ids.append(answer.expect(201).json()["session_id"])
-        return took
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -45,7 +17,9 @@ def measure(bench: Bench) -> list[Row]:
 
 def _length(bench: Bench, waiting: int) -> list[Row]:
     servers = [bench.our_server(waiting_timeout=NEVER, active_timeout=NEVER) for _ in range(2)]
-    heads = [Head(server, fill(server.database, count)) for server, count in zip(servers, (1, waiting), strict=True)]
+    heads = [
+        Head(server, fill(server.database_url, count)) for server, count in zip(servers, (1, waiting), strict=True)
+    ]
     with bench.several(servers):
         status, hand_over = load.run(lambda: _in_turn(bench, heads), 120)
     return [
@@ -67,7 +41,6 @@ def _length(bench: Bench, waiting: int) -> list[Row]:
 
 async def _in_turn(bench: Bench, heads: list[Head]) -> tuple[list[list[float]], list[list[float]]]:
     status: list[list[float]] = [[], []]
-    hand_over: list[list[float]] = [[], []]
     for _ in range(bench.choose(6, 10)):
         for index, head in enumerate(heads):
             last = head.ids[-1]
@@ -75,7 +48,4 @@ async def _in_turn(bench: Bench, heads: list[Head]) -> tuple[list[list[float]], 
             asked = request("GET", f"/session/{last}", last)
             status[index] += await load.repeat(connection, asked, 200, bench.choose(100, 500))
             connection.close()
-    for _ in range(bench.choose(50, 200)):
-        for index, head in enumerate(heads):
-            hand_over[index].append(await head.hand_over())
-    return status, hand_over
+    return status, await hand_over_in_turn(heads, bench.choose(50, 200))

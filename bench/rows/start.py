@@ -15,7 +15,7 @@ def measure(bench: Bench) -> list[Row]:
     """The rows."""
     took: dict[str, list[float]] = {"empty": [], "peer": [], "many": [], "ready": []}
     full = bench.our_server(waiting_timeout=NEVER, active_timeout=NEVER)
-    fill(full.database, SESSIONS - 1)
+    fill(full.database_url, SESSIONS - 1)
     for _ in range(bench.choose(3, 15)):
         took["empty"].append(_start(bench.our_server(), "/healthz", 204))
         if peer := bench.peer_server():

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -38,9 +38,11 @@ def {lab}():
     return sorted(path.name for path in Path("{directory}/host_vars").iterdir())
 """
 LAB_TEST = """\
+import time
 import pytest
 @pytest.mark.parametrize("number", range({count}))
 def test_{lab}(number, {lab}):
+    time.sleep({seconds})
     assert len({lab}) == 3
 """
 OTHER_TEST = """\
@@ -54,21 +56,28 @@ def test_other(number):
 class Suite:
     """The files of the suite, and the lab directories of the script."""
 
-    def __init__(self, directory: Path, *, by_hand: bool) -> None:
+    def __init__(self, directory: Path, *, by_hand: bool, labs: Sequence[str] = LABS, test_seconds: float = 0) -> None:
         self.directory = directory
+        self.tests = len(labs) * LAB_TESTS + OTHERS
         conftest = BY_HAND if by_hand else FIXTURES
-        for lab in LABS:
+        for lab in labs:
             (self.lab_folder(lab)).mkdir()
             conftest += (ONE_BY_HAND if by_hand else ONE_FIXTURE).format(lab=lab, directory=self.lab_folder(lab))
             topology = topology_text(3, name=f"lab{lab}")
             (directory / f"{lab}.yml").write_text(topology)
             (self.lab_folder(lab) / "topology.yml").write_text(topology)
-            (directory / f"test_{lab}.py").write_text(LAB_TEST.format(lab=lab, count=LAB_TESTS))
+            (directory / f"test_{lab}.py").write_text(LAB_TEST.format(lab=lab, count=LAB_TESTS, seconds=test_seconds))
         (directory / "conftest.py").write_text(conftest)
         (directory / "test_others.py").write_text(OTHER_TEST.format(count=OTHERS))
 
     def lab_folder(self, lab: str) -> Path:
         return self.directory / f"lab-{lab}"
+
+    def with_ours(self, url: str) -> None:
+        """Run it with our plugin and server."""
+        installed = entry_points(group="pytest11", name=PLUGIN_NAME)
+        plugin = ["-p", PLUGIN_NAME if installed else "neops_remote_lab.testing.plugin"]
+        self.pytest(sys.executable, plugin, url, self.tests)
 
     def pytest(self, python: str, plugin: list[str], url: str, expect: int, *files: str) -> None:
         """Run it, or only these files, with one plugin and no other."""
@@ -134,25 +143,26 @@ def _on(bench: Bench, lab_host: FakeNetlab | RealNetlab, case: str, rounds: int)
 
 def _ours(bench: Bench, lab_host: FakeNetlab | RealNetlab) -> float:
     with bench.ours(lab_host) as server:
-        installed = entry_points(group="pytest11", name=PLUGIN_NAME)
-        plugin = ["-p", PLUGIN_NAME if installed else "neops_remote_lab.testing.plugin"]
-        return _with_server(bench, server, lab_host, sys.executable, plugin)
+        return _with_server(bench, server, lab_host, lambda suite: suite.with_ours(server.url))
 
 
 def _theirs(bench: Bench, lab_host: FakeNetlab | RealNetlab) -> float:
     with bench.theirs(lab_host) as server:
         assert server is not None
         assert bench.peer is not None
-        return _with_server(bench, server, lab_host, bench.peer.python, ["-p", PLUGIN_NAME])
+        python, url = bench.peer.python, server.url
+        return _with_server(
+            bench, server, lab_host, lambda suite: suite.pytest(python, ["-p", PLUGIN_NAME], url, suite.tests)
+        )
 
 
 def _with_server(
-    bench: Bench, server: Server, lab_host: FakeNetlab | RealNetlab, python: str, plugin: list[str]
+    bench: Bench, server: Server, lab_host: FakeNetlab | RealNetlab, run: Callable[[Suite], None]
 ) -> float:
     suite = Suite(bench.directory("suite"), by_hand=False)
     with _three_ups(lab_host):
         began = time.perf_counter()
-        suite.pytest(python, plugin, server.url, len(LABS) * LAB_TESTS + OTHERS)
+        run(suite)
         took = time.perf_counter() - began
         wait_until(lambda: sessions(server) == 0, 30, "the run left its session behind")
     host.wait_clean(lab_host)
