@@ -45,6 +45,7 @@ def serving(root: Path, database: str, name: str, **settings: str) -> Iterator[L
 def servers(shared: str, tmp_path: Path) -> Iterator[tuple[LabServer, LabServer]]:
     with ExitStack() as stack:
         first, second = (stack.enter_context(serving(tmp_path / name, shared, name)) for name in ("lab-1", "lab-2"))
+        wait_until(lambda: len(hosts(first)) == len(hosts(second)) == 2, 20, "the servers do not know each other")
         yield first, second
 
 

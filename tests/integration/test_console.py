@@ -87,7 +87,7 @@ def test_the_console_has_the_size_of_the_terminal(shell: Shell, console: Console
         terminal.wait_for("router> ")
         for columns, rows in ((132, 43), (80, 24)):
             terminal.resize(columns, rows)
-            wait_until(lambda size=[columns, rows]: console.sizes[-1] == size)  # type: ignore[misc]
+            wait_until(lambda size=[columns, rows]: console.sizes[-1:] == [size])  # type: ignore[misc]
         terminal.type("~.")
         assert terminal.finish() == 0
 

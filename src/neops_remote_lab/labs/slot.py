@@ -172,6 +172,8 @@ class Slot:
             case Step.START if acquire:
                 self._begin(Operation.START, self._start(acquire), acquire)
             case Step.STOP:
+                # At once, because a call may be answered before the operation begins.
+                self._lab = replace(self._live(), state=LiveLabState.STOPPING)
                 self._begin(Operation.STOP, self._stop(decision.outcome or OutcomeCode.RELEASED))
             case Step.ADOPT:
                 self._begin(Operation.ADOPT, self._adopt())
@@ -291,7 +293,6 @@ class Slot:
         lab = self._live()
         detail = SENTENCES[why]
         logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, detail)
-        self._lab = replace(lab, state=LiveLabState.STOPPING)  # before any await, so that no second teardown begins
         self._accesses.end(lab.lab_id)
         await self._store.stopping(lab.lab_id)
         await self._artifacts.stop(lab.session_id)  # it works in the lab's directory, which is about to be removed
