@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from neops_remote_lab.core import client_settings
 from neops_remote_lab.testing.options import SETTINGS
 from neops_remote_lab.testing.settings import LabHostSettings
 from neops_remote_lab.testing.sources import READERS, Sources
@@ -21,3 +24,8 @@ def test_credentials_of_different_sources_do_not_mix() -> None:
 def test_every_default_can_be_read() -> None:
     for kind, default, _ in SETTINGS.values():
         assert default is None or READERS[kind](default) is not None
+
+
+@pytest.mark.parametrize("name", ["request_timeout", "session_timeout", "acquisition_timeout", "unreachable_timeout"])
+def test_the_timeouts_shown_in_the_help_are_those_of_the_client(name: str) -> None:
+    assert SETTINGS[name][1] == f"{getattr(client_settings, name.upper()):g}"
