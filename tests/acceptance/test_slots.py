@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.chaos.shell import sql
 from tests.commands import Shell
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
@@ -53,6 +54,8 @@ def test_as_many_sessions_as_slots_are_active_and_have_labs_of_the_same_topology
     assert len(labs_of_containers(server)) == 3
     assert len(server.fake.containers()) == 6
     assert server.fake.violations() == []
+    numbers = sql(server.database, "SELECT lab_number FROM current_lab ORDER BY slot")
+    assert len({number for (number,) in numbers if number}) == 3
     for session in sessions[:3]:
         assert lab(server, session)["state"] == "running"
     assert server.acquire(sessions[3], topology_text(2)).status_code == 423

@@ -197,13 +197,16 @@ async def test_a_slot_is_occupied_while_its_lab_is_live(stores: OpenStores, sess
 
 
 async def test_two_live_labs_of_a_host_never_have_the_same_number(stores: OpenStores, sessions: SessionStore) -> None:
-    await stores.labs(slot=1).starting(replace(lab("a"), lab_number=7), NOON)
+    first, second, elsewhere = stores.labs(slot=1), stores.labs(slot=2), stores.labs("lab-8")
+    for labs, name in ((first, "a"), (second, "b"), (elsewhere, "c")):
+        await labs.starting(lab(name), NOON)
+    await first.running("a", [], NOON, 7)
+    await elsewhere.running("c", [], NOON, 7)
     with pytest.raises(DatabaseError):
-        await stores.labs(slot=2).starting(replace(lab("b"), lab_number=7), NOON)
-    await stores.labs("lab-8").starting(replace(lab("c"), lab_number=7), NOON)
-    await stores.labs(slot=1).ended("a", OutcomeCode.RELEASED, "released", NOON)
-    await stores.labs(slot=2).starting(replace(lab("d"), lab_number=7), NOON)
-    live = await stores.labs(slot=2).live_lab()
+        await second.running("b", [], NOON, 7)
+    await first.ended("a", OutcomeCode.RELEASED, "released", NOON)
+    await second.running("b", [], NOON, 7)
+    live = await second.live_lab()
     assert live
     assert live.lab_number == 7
 

@@ -33,6 +33,7 @@ from neops_remote_lab.models import DeviceInfoDto
 from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Observed, Operation, Step, Wanted, next_step
 from neops_remote_lab.netlab.logs import FailedLogs
+from neops_remote_lab.netlab.ownership import number_of
 from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.protocol import LabStore
@@ -217,7 +218,8 @@ class Slot:
             await self._admission.admit(lab, workspace, acquire)
             devices = await self._run_blocking(self._start_blocking, workspace, acquire.interrupt)
             raw = [device.model_dump() for device in devices]
-            await self._store.running(lab.lab_id, raw, self._clock.now())
+            number = await self._run_blocking(number_of, workspace.base) if self._admission.limits else None
+            await self._store.running(lab.lab_id, raw, self._clock.now(), number)
             references = 0
             if acquire.present:
                 references = await self._store.add_reference(

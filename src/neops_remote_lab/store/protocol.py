@@ -150,8 +150,10 @@ class LabStore(Protocol):
     async def starting(self, lab: Lab, now: datetime) -> None:
         """Insert a lab, before netlab is started for it. Raises `DatabaseError` if the slot has a live lab."""
 
-    async def running(self, lab_id: str, devices: list[dict[str, Any]], now: datetime) -> None:
-        """Record that a lab is running, with its devices."""
+    async def running(
+        self, lab_id: str, devices: list[dict[str, Any]], now: datetime, lab_number: int | None = None
+    ) -> None:
+        """Record that a lab is running, with its devices and its number; None on a host with one slot."""
 
     async def stopping(self, lab_id: str) -> None:
         """Record that the teardown of a lab has begun."""

@@ -45,8 +45,11 @@ class SqlLabStore(LabStore):
         place = {"host": self._host, "slot": self._slot}
         await self._execute(insert(LAB).values(row | place | {"started_at": now, "state": LiveLabState.STARTING}))
 
-    async def running(self, lab_id: str, devices: list[dict[str, Any]], now: datetime) -> None:
-        await self._execute(_of(lab_id).values(state=LiveLabState.RUNNING, devices=devices, running_at=now))
+    async def running(
+        self, lab_id: str, devices: list[dict[str, Any]], now: datetime, lab_number: int | None = None
+    ) -> None:
+        row = {"state": LiveLabState.RUNNING, "devices": devices, "running_at": now, "lab_number": lab_number}
+        await self._execute(_of(lab_id).values(row))
 
     async def stopping(self, lab_id: str) -> None:
         await self._execute(_of(lab_id).where(LAB.c.state != ENDED).values(state=LiveLabState.STOPPING))
