@@ -47,12 +47,18 @@ def used(tmp_path: Path) -> Iterator[LabServer]:
         sql(server.database, "UPDATE session SET rank = 0 WHERE client = 'client 2'")
         sql(server.database, "DELETE FROM session WHERE client = 'client 1'")
         sql(server.database, "UPDATE session SET end_detail = 'a' || char(0) || 'z' WHERE state = 'ended'")
+        wait_until(lambda: clients(server) == ["holder", "client 2", "client 0"])
         yield server
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     return Shell("", tmp_path / "shell")
+
+
+def clients(server: LabServer) -> list[str]:
+    """Who holds the lab and who waits, in order, as the server tells it."""
+    return [entry["client"] for entry in json.loads(ask(server, "", "GET", "/queue").text)["sessions"]]
 
 
 def rows(database: str) -> dict[str, list[tuple[object, ...]]]:
