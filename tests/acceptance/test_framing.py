@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from neops_remote_lab.api.framing import MAX_HEAD_BYTES
+from neops_remote_lab.api.settings import HttpSettings
 from tests.server import LabServer, running_server
 
 GET = b"GET /healthz HTTP/1.1\r\n"
@@ -233,6 +235,16 @@ def test_a_client_that_does_not_read_responses_is_disconnected(tmp_path: Path, p
         client.settimeout(60)
         with pytest.raises(ConnectionError):
             _send_for_ever(client, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+
+
+def test_an_idle_connection_is_closed_after_its_time(tmp_path: Path) -> None:
+    with running_server(tmp_path, keep_alive="1") as server:
+        assert all_answers(server, GET + b"Host: x\r\n\r\n") == [204]
+
+
+def test_clients_and_proxies_close_an_idle_connection_before_the_server_does() -> None:
+    nginx = 60  # seconds, unless its configuration says something else
+    assert HttpSettings().keep_alive > max(nginx, httpx.Limits().keepalive_expiry or 0)
 
 
 def _send_for_ever(client: socket.socket, data: bytes) -> None:

@@ -404,6 +404,7 @@ async def test_a_signal_answers_all_long_polls_at_once(lab_server: LabServer) ->
             entries = (await client.get("/queue")).json()["sessions"][1:]
             if all(entry[held] == 0 for entry in entries):
                 break
+            assert not any(call.done() for call in calls), [call.result() for call in calls if call.done()]
         lab_server.signal(signal.SIGTERM)
         answers = await asyncio.wait_for(asyncio.gather(*calls), 50)  # of the minute that they would have been held
     assert len(answers) == HELD_CALLS

@@ -18,8 +18,6 @@ from neops_remote_lab.api.settings import HttpSettings
 
 logger = logging.getLogger(__name__)
 
-IDLE_SECONDS: Final = 2.0
-"""Seconds for which an idle connection is kept: less than the 5 s of uvicorn, which might close it during its reuse."""
 EVENT_STREAM: Final = b"text/event-stream"
 _NOT_REACHED: Final = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.UnsupportedProtocol)
 _BROKEN: Final = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
@@ -34,7 +32,7 @@ class HttpRelay:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=trust,
             max_connections=None,
-            keepalive_expiry=IDLE_SECONDS,
+            keepalive_expiry=settings.keep_alive / 2,  # the other server must not close one while it is reused
             socket_options=hops.KEEP_ALIVE,
             network_backend=DuplexBackend(),
         )

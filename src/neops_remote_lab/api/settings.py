@@ -20,6 +20,11 @@ class HttpSettings(SettingsGroup, title="HTTP"):
     send_timeout: PositiveSeconds = Field(
         default=60, description="seconds after which a client that does not read its responses is disconnected"
     )
+    keep_alive: int = Field(
+        default=75,  # longer than clients and proxies keep one, so that none sends a request while it is closed
+        ge=1,
+        description="seconds for which an idle connection is kept open",
+    )
     retry_after: int = Field(default=2, ge=1, description="seconds in Retry-After")
     max_wait: PositiveSeconds = Field(default=60, description="maximum seconds of ?wait= (long poll)")
     proxy_connect_timeout: PositiveSeconds = Field(

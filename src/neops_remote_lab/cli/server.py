@@ -282,6 +282,7 @@ def _uvicorn_config(settings: ServerSettings, service: ServiceSettings, level: s
             ws_ping_interval=min(service.http.send_timeout, websocket_protocol.PING_INTERVAL),
             ws_ping_timeout=service.http.send_timeout,
             ws_per_message_deflate=False,  # it costs more than it saves, and the memory of a window each connection
+            timeout_keep_alive=service.http.keep_alive,
             workers=1,  # otherwise uvicorn uses $WEB_CONCURRENCY, but only one process may run labs
             timeout_graceful_shutdown=CONNECTIONS_TIMEOUT,
             lifespan="on",
