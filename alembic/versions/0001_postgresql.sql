@@ -177,18 +177,31 @@ END $$;
 CREATE TRIGGER event_unchanged BEFORE UPDATE ON event
 FOR EACH STATEMENT EXECUTE FUNCTION event_unchanged();
 
--- The servers listen. PostgreSQL says which connection has written, so that a server can ignore its own changes.
+-- The servers listen. PostgreSQL says which connection has written, so that a server can ignore its own changes. The payload
+-- says what may have changed: one session, hosts or slots, or (empty) anything. Ended sessions are of no interest, nor are signs
+-- of life of hosts and sessions.
 CREATE FUNCTION notify_servers() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_notify('neops_remote_lab', '');
+    PERFORM pg_notify('neops_remote_lab', TG_ARGV[0]);
     RETURN NULL;
 END $$;
--- Signs of life of hosts and sessions are not worth a notification.
-CREATE TRIGGER session_notify AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF
+CREATE FUNCTION notify_servers_of_session() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify(
+        'neops_remote_lab',
+        CASE WHEN length(id) < 1000 THEN 'session ' || id ELSE '' END  -- a payload has less than 8000 bytes
+    )
+    FROM (VALUES (OLD.session_id, OLD.state), (NEW.session_id, NEW.state)) AS changed (id, state)
+    WHERE state <> 'ended';
+    RETURN NULL;
+END $$;
+CREATE TRIGGER session_notify AFTER INSERT OR DELETE OR UPDATE OF
     session_id, queue, rank, state, host, slot, client, purpose, created_at, activated_at ON session
-FOR EACH STATEMENT EXECUTE FUNCTION notify_servers();
+FOR EACH ROW EXECUTE FUNCTION notify_servers_of_session();
+CREATE TRIGGER session_notify_truncated AFTER TRUNCATE ON session
+FOR EACH STATEMENT EXECUTE FUNCTION notify_servers('');
 CREATE TRIGGER lab_host_notify AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF
     queue, address, state, is_draining, epoch, quarantine_reason ON lab_host
-FOR EACH STATEMENT EXECUTE FUNCTION notify_servers();
+FOR EACH STATEMENT EXECUTE FUNCTION notify_servers('hosts');
 CREATE TRIGGER slot_notify AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON slot
-FOR EACH STATEMENT EXECUTE FUNCTION notify_servers();
+FOR EACH STATEMENT EXECUTE FUNCTION notify_servers('hosts');

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from neops_remote_lab.store.sql import urls
-from neops_remote_lab.store.sql.sessions import LIVE, PROMOTE, end_statement, join_statement
+from neops_remote_lab.store.sql.sessions import LIVE, LIVE_LISTED, PROMOTE, end_statement, join_statement
 from neops_remote_lab.store.sql.tables import METADATA
 from neops_remote_lab.store.sqlite.database import DIALECT, SqliteDatabase
 from tests.chaos.shell import sql
@@ -34,12 +34,12 @@ def test_a_view_is_read_only(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    [PROMOTE, end_statement(DIALECT), LIVE, join_statement(DIALECT)],
-    ids=["promote", "end", "live", "join"],
+    [PROMOTE, end_statement(DIALECT), LIVE, LIVE_LISTED.format(listed=DIALECT.listed), join_statement(DIALECT)],
+    ids=["promote", "end", "live", "some that are live", "join"],
 )
 def test_frequent_statements_use_an_index(path: Path, statement: str) -> None:
     names = ("queue", "excluded", "now", "code", "detail")
-    parameters = {**dict.fromkeys(names, "x"), "ending": "[]", "joining": "[]"}
+    parameters = {**dict.fromkeys(names, "x"), "session_ids": "[]", "joining": "[]"}
     with closing(sqlite3.connect(path)) as database:
         plan = [row[-1] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
     scanned = {step.split()[1] for step in plan if step.startswith("SCAN")}

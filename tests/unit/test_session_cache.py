@@ -209,6 +209,15 @@ def test_a_reload_adds_new_sessions_with_their_full_timeout() -> None:
     assert stale(cache, 110.1, active_timeout=1000) == ["s2"]
 
 
+def test_a_reload_of_some_sessions_leaves_the_others_alone() -> None:
+    cache = queue(active(1), waiting(2), waiting(3), waiting(4), now=0)
+    difference = cache.reload([active(3, slot=2), waiting(9)], 100, ["s2", "s3", "s9", "nobody"])
+    assert (difference.vanished, difference.changed) == (frozenset({"s2"}), frozenset({"s3"}))
+    assert difference.activated == (active(3, slot=2),)
+    assert positions(cache) == {"s1": 0, "s3": 0, "s4": 1, "s9": 2}
+    assert cache.unseen_for("s4", 100) == 100
+
+
 def test_a_call_that_is_open_during_a_reload_stays_open() -> None:
     cache = queue(active(1), waiting(2))
     cache.call_opened("s2")

@@ -13,6 +13,7 @@ import psutil
 from neops_remote_lab.api.services import Services
 from neops_remote_lab.netlab import ownership
 from neops_remote_lab.store.protocol import DatabaseError
+from neops_remote_lab.store.rows import Changes
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Maintenance:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._data_version = -1
+        self._changes = Changes()
         self._last_seen_due = self._prune_due = 0.0
         self._failing = False
         self._log_is_long = False
@@ -41,7 +42,7 @@ class Maintenance:
         await services.run_blocking(ownership.claim, services.settings.netlab.work_dir)
         boot = boot_id()
         before = await services.liveness.register(boot)
-        self._data_version = await services.database.data_version()
+        await services.database.changes()  # `load` reads everything
         await services.queue.load()
         rebooted = before is not None and before != boot
         await services.slots.open(rebooted=rebooted)
@@ -91,9 +92,10 @@ class Maintenance:
 
     async def _maintain(self) -> None:
         services, now = self._services, self._services.clock.monotonic()
-        if (version := await services.database.data_version()) != self._data_version:
-            await services.queue.reconcile()
-            self._data_version = version
+        self._changes |= await services.database.changes()
+        if self._changes:
+            await services.queue.reconcile(self._changes)
+            self._changes = Changes()  # not earlier: if they could not be applied, they are applied the next time
         await services.queue.expire()
         await services.queue.promote()
         await services.reconcile()

@@ -87,7 +87,7 @@ async def healthz(_request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 if the host can start labs, otherwise 503 with all problems. Results of host commands are cached."""
     services = services_of(request)
-    await services.database.data_version()  # raises if the database cannot be used
+    await services.database.ping()  # raises if the database cannot be used
     missing = [*await services.readiness.problems()]
     in_the_way = await services.run_blocking(services.slots.in_the_way)
     if services.queue.quarantined:

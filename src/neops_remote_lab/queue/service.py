@@ -6,7 +6,7 @@ The store is authoritative and is written first. The session cache mirrors it, s
 import logging
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ from neops_remote_lab.queue.long_polls import LongPolls
 from neops_remote_lab.queue.session_cache import SessionCache
 from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.protocol import SessionStore
-from neops_remote_lab.store.rows import EndedSession, Joining, Quarantine, Session
+from neops_remote_lab.store.rows import ANY_CHANGE, Changes, EndedSession, Joining, Quarantine, Session
 
 logger = logging.getLogger(__name__)
 
@@ -312,33 +312,36 @@ class SessionQueue:
             ended += await self._end(over, EndCode.MAX_HOLD)
         return ended
 
-    async def reconcile(self) -> None:
-        """Apply changes that an operator made in the database, as if they had been made through the API."""
-        self._note_quarantine(await self._store.quarantine())
-        self._hosts.update(await self._store.hosts())
-        truth = await self._store.live_sessions()
-        before = {session.session_id for session in self.active}
-        difference = self._cache.reload(truth, self._clock.monotonic())
-        self._polls.answer(difference.vanished | difference.changed)
-        self._polls.moved()
-        for session_id in difference.vanished:
-            ended = await self._store.ended(session_id) if self._is_shared else None
-            if ended is None or ended.code is EndCode.OPERATOR:  # another server has counted the others
-                self._metrics.ended(EndCode.OPERATOR, None)
-            self._log_end(session_id, ended.detail if ended else EndCode.OPERATOR.message, None)
-        for session in self.active:
-            if session.session_id not in before:
-                self._became_active(session)
+    async def reconcile(self, changes: Changes = ANY_CHANGE) -> None:
+        """Apply changes that others made in the database, as if they had been made through the API."""
+        if changes.hosts:
+            self._note_quarantine(await self._store.quarantine())
+            self._hosts.update(await self._store.hosts())
+        if changes.sessions != frozenset():
+            await self._reload(changes.sessions)
         await self.promote()
 
     async def learn(self, session_id: str) -> None:
         """Read a session that another server may have changed a moment ago, unless it is active on this host."""
-        if not self._is_shared or self.is_active(session_id):
-            return
-        session = await self._store.live_session(session_id)
-        if session and session != self._cache.get(session_id):
-            self._put(session)
-            self._polls.answer([session_id])
+        if self._is_shared and not self.is_active(session_id):
+            await self._reload([session_id])
+
+    async def _reload(self, session_ids: Collection[str] | None) -> None:
+        """Replace what is known of these sessions by what the database says; None means all sessions."""
+        rows = await self._store.live_sessions(session_ids)
+        # The database has one connection, and its callers go on in the order of its statements: these rows are neither
+        # older than what the cache has learned before, nor newer than what it learns next. So nothing is awaited here.
+        difference = self._cache.reload(rows, self._clock.monotonic(), session_ids)
+        self._polls.answer(difference.vanished | difference.changed)
+        self._polls.moved()
+        for session in difference.activated:
+            self._became_active(session)
+        endings = await self._store.endings(difference.vanished) if self._is_shared and difference.vanished else {}
+        for session_id in difference.vanished:
+            ended = endings.get(session_id)
+            if ended is None or ended.code is EndCode.OPERATOR:  # another server has counted the others
+                self._metrics.ended(EndCode.OPERATOR, None)
+            self._log_end(session_id, ended.detail if ended else EndCode.OPERATOR.message, None)
 
     async def notice_signs_of_life(self) -> None:
         """Restart the timeouts of sessions that other servers have seen."""

@@ -17,12 +17,14 @@ _Place: TypeAlias = tuple[int, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Ids of the sessions that a reload of the cache changed."""
+    """The sessions that a reload of the cache changed."""
 
     vanished: frozenset[str]
-    """No longer live."""
+    """Ids of those no longer live."""
     changed: frozenset[str]
-    """Still live, but different, for example in state or rank."""
+    """Ids of those still live, but different, for example in state or rank."""
+    activated: tuple[Session, ...]
+    """Those active now, and not before."""
 
 
 class SessionCache:
@@ -106,20 +108,26 @@ class SessionCache:
         if not keep_calls:
             self._open_calls.pop(session_id, None)
 
-    def reload(self, rows: Iterable[Session], now: float) -> Difference:
-        """Replace the sessions by those of the database. Sessions that do not change keep their last-seen time."""
+    def reload(self, rows: Iterable[Session], now: float, session_ids: Iterable[str] | None = None) -> Difference:
+        """Replace sessions by those of the database. Sessions that do not change keep their last-seen time.
+
+        Args:
+            session_ids: the sessions that were looked up; None means all.
+        """
         truth = {row.session_id: row for row in rows}
         before = self._sessions
-        vanished = before.keys() - truth.keys()
+        looked_up = before.keys() if session_ids is None else before.keys() & set(session_ids)
+        vanished = looked_up - truth.keys()
         differing = {name for name, row in truth.items() if (known := before.get(name)) is None or known != row}
         changed = differing & before.keys()
+        activated = [row for name, row in truth.items() if _is_active(row) and not _is_active(before.get(name))]
         for session_id in vanished:
             self.drop(session_id)
         for session_id in changed:  # remove all before adding any, because two may have swapped ranks
             self.drop(session_id, keep_calls=True)
         for session_id in differing:
             self.put(truth[session_id], now)
-        return Difference(frozenset(vanished), frozenset(changed))
+        return Difference(frozenset(vanished), frozenset(changed), tuple(activated))
 
     def renew(self, session_id: str, now: float) -> None:
         """Record that a live session was seen."""
@@ -176,6 +184,10 @@ class SessionCache:
 class _Active(NamedTuple):
     session: Session
     since: float
+
+
+def _is_active(session: Session | None) -> bool:
+    return session is not None and session.state is SessionState.ACTIVE
 
 
 def _seat(session: Session) -> tuple[str, int]:

@@ -4,13 +4,14 @@ Each call is one transaction, which is durable when the call returns. Cancelling
 call raises `DatabaseError` if the database cannot be used. `tests/conformance` tests what every implementation must do.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
 from neops_remote_lab.core.codes import EndCode, HostState, OutcomeCode
 from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.store.rows import (
+    Changes,
     EndedLab,
     EndedSession,
     Ending,
@@ -46,8 +47,11 @@ class Database(Protocol):
     def log_bytes(self) -> int:
         """The size of the write-ahead log, in bytes, at the latest measurement."""
 
-    async def data_version(self) -> int:
-        """A number that changes when another program changes the database, but not when this one does."""
+    async def ping(self) -> None:
+        """Ask the database for nothing. Raises `DatabaseError` if it cannot be used."""
+
+    async def changes(self) -> Changes:
+        """What other programs, but not this one, have changed since the previous call. At first, that is anything."""
 
     async def measure_log(self) -> int:
         """Measure the size of the write-ahead log, in bytes; `log_bytes` keeps the result."""
@@ -85,11 +89,12 @@ class SessionStore(Protocol):
     async def occupied_slots(self) -> list[int]:
         """The slots of this host that have an active session or a live lab, in order."""
 
-    async def live_sessions(self) -> list[Session]:
-        """The active sessions of all hosts by host and slot, then the waiting ones in FIFO order."""
+    async def live_sessions(self, session_ids: Collection[str] | None = None) -> list[Session]:
+        """The active sessions of all hosts by host and slot, then the waiting ones in FIFO order.
 
-    async def live_session(self, session_id: str) -> Session | None:
-        """A waiting or active session; None if there is none with that id."""
+        Args:
+            session_ids: read only these, those of them that are live, in any order.
+        """
 
     async def last_seen(self) -> dict[str, datetime]:
         """When the live sessions were last seen, as far as servers have written it, by session id."""
@@ -121,6 +126,9 @@ class SessionStore(Protocol):
 
     async def ended(self, session_id: str) -> EndedSession | None:
         """Why a session ended; None if no ended session has that id."""
+
+    async def endings(self, session_ids: Collection[str]) -> dict[str, EndedSession]:
+        """Why sessions ended, by session id. Those that have not ended are left out."""
 
     async def latest_holds(self, count: int = 20) -> list[float]:
         """How long the latest sessions of this host were active, in seconds, oldest first."""

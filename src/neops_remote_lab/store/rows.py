@@ -129,6 +129,27 @@ class Host:
         return self.state is HostState.LIVE and not self.is_draining and self.quarantined is None
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What other programs may have changed in the database."""
+
+    sessions: frozenset[str] | None = frozenset()
+    """Ids of sessions; None means any session."""
+    hosts: bool = False
+    """Whether a host or a slot may have changed."""
+
+    def __bool__(self) -> bool:
+        return self != Changes()
+
+    def __or__(self, other: "Changes") -> "Changes":
+        known = None not in {self.sessions, other.sessions}
+        sessions = (self.sessions or frozenset()) | (other.sessions or frozenset())
+        return Changes(sessions if known else None, self.hosts or other.hosts)
+
+
+ANY_CHANGE: Final = Changes(sessions=None, hosts=True)
+
+
 class Quarantine(NamedTuple):
     """Who quarantined a lab host, and why."""
 

@@ -14,9 +14,11 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from neops_remote_lab.store.postgresql.notifications import CHANNEL, ForeignChanges
 from neops_remote_lab.store.postgresql.requirements import require_usable
 from neops_remote_lab.store.postgresql.values import TextDumper, as_json
 from neops_remote_lab.store.protocol import DatabaseError
+from neops_remote_lab.store.rows import Changes
 from neops_remote_lab.store.sql.database import SqlDatabase, Statement
 from neops_remote_lab.store.sql.dialect import Dialect
 
@@ -30,11 +32,9 @@ DIALECT: Final = Dialect(
         FROM json_array_elements(:joining) WITH ORDINALITY
     """,
     # With IN, PostgreSQL expects a long list, and reads all sessions instead of looking each one up.
-    ending="session_id = ANY (ARRAY(SELECT json_array_elements_text(:ending)))",
+    listed="session_id = ANY (ARRAY(SELECT json_array_elements_text(:session_ids)))",
 )
 
-CHANNEL: Final = "neops_remote_lab"
-"""On which triggers of the schema notify of changes."""
 SERVERS: Final = "hashtext('neops-remote-lab servers')"
 """The advisory lock that all servers of a database share."""
 CHANGE_PAUSE: Final = 0.02
@@ -74,7 +74,7 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
         if synchronous == "NORMAL":
             self._settings["synchronous_commit"] = "off"
         self._statements: dict[str, bytes] = {}  # with the placeholders of the driver
-        self._changes = 0
+        self._changes = ForeignChanges()
         self._pid = 0
         self._notified = asyncio.Event()
         self._listener: asyncio.Task[None] | None = None
@@ -137,9 +137,12 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
     def log_bytes(self) -> int:
         return 0  # PostgreSQL limits its log by itself
 
-    async def data_version(self) -> int:
-        await self.run(("SELECT", {}))  # receives the notifications that have been sent
-        return self._changes
+    async def ping(self) -> None:
+        await self.run(("SELECT", {}))
+
+    async def changes(self) -> Changes:
+        await self.ping()  # receives the notifications that have been sent
+        return self._changes.take()
 
     async def measure_log(self) -> int:
         return 0
@@ -174,9 +177,14 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
         if not is_shared:
             raise DatabaseError("the database is being copied")
         self._pid = pid
-        driver.add_notify_handler(lambda notify: self._changed(by_us=notify.pid == pid))
+
+        def receive(notify: psycopg.Notify) -> None:
+            if notify.pid != pid:
+                self._changes.add(notify.payload)
+
+        driver.add_notify_handler(receive)
         await driver.execute(f"LISTEN {CHANNEL}")
-        self._changed(by_us=False)  # perhaps: until now, nothing has listened
+        self._changes.add_any()  # until now, nothing has listened
 
     async def _rows(self, driver: psycopg.AsyncConnection[Any], statement: str, values: dict[str, Any]) -> list[Any]:
         if statement not in self._statements:
@@ -184,9 +192,6 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
         stored = {name: as_json(value) if isinstance(value, list) else value for name, value in values.items()}
         cursor = await driver.execute(self._statements[statement], stored)
         return await cursor.fetchall() if cursor.description else []
-
-    def _changed(self, *, by_us: bool) -> None:
-        self._changes += not by_us
 
     async def _disconnect(self, connection: _Connections) -> None:
         await connection.sql.invalidate()

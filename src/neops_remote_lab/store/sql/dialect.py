@@ -13,5 +13,5 @@ class Dialect:
     """SQLAlchemy's INSERT statement with ON CONFLICT."""
     joining: str
     """A query for the rows of the JSON list `:joining`: position, session_id, client, purpose, idempotency_key, at."""
-    ending: str
-    """A condition: `session_id` is in the JSON list `:ending`."""
+    listed: str
+    """A condition: `session_id` is in the JSON list `:session_ids`."""

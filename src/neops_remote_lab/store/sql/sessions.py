@@ -3,7 +3,7 @@
 Statements of the hot path are plain SQL, which the driver executes directly. The others use SQLAlchemy.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -72,7 +72,7 @@ PROMOTE: Final = f"""
 """
 _END: Final = """
     UPDATE session SET state = 'ended', ended_at = :now, end_code = :code, end_detail = :detail
-    WHERE {ending} AND state IN ('waiting', 'active')
+    WHERE {listed} AND state IN ('waiting', 'active')
     RETURNING session_id
 """
 LIVE: Final = f"""
@@ -80,7 +80,8 @@ LIVE: Final = f"""
     WHERE queue = :queue AND state = 'active' OR queue = :queue AND state = 'waiting'
     ORDER BY state, host, slot, rank, number
 """
-LIVE_SESSION: Final = f"SELECT {_COLUMNS} FROM session WHERE session_id = :session_id AND state <> 'ended'"
+LIVE_LISTED: Final = f"SELECT {_COLUMNS} FROM session WHERE {{listed}} AND queue = :queue AND state <> 'ended'"
+_ENDINGS: Final = "SELECT session_id, end_code, end_detail FROM session WHERE {listed} AND state = 'ended'"
 _BEAT: Final = "UPDATE lab_host SET beat = beat + 1 WHERE name = :host AND epoch = :epoch RETURNING beat"
 _RECORD_LAST_SEEN = (
     update(SESSION).where(SESSION.c.session_id == bindparam("seen")).values(last_seen_at=bindparam("seen_at"))
@@ -98,6 +99,8 @@ class SqlSessionStore(SessionStore):
         self._groups = JoinGroups(self._append)
         self._join = join_statement(database.dialect)
         self._end = end_statement(database.dialect)
+        self._live_listed = LIVE_LISTED.format(listed=database.dialect.listed)
+        self._endings = _ENDINGS.format(listed=database.dialect.listed)
 
     async def register_host(self, registration: Registration) -> str | None:
         slots = registration.slots
@@ -166,13 +169,13 @@ class SqlSessionStore(SessionStore):
 
         return await self._database.read(work)
 
-    async def live_sessions(self) -> list[Session]:
-        [rows] = await self._database.run((LIVE, {"queue": self._queue}))
+    async def live_sessions(self, session_ids: Collection[str] | None = None) -> list[Session]:
+        if session_ids is None:
+            [rows] = await self._database.run((LIVE, {"queue": self._queue}))
+        else:
+            listed = {"queue": self._queue, "session_ids": list(session_ids)}
+            [rows] = await self._database.run((self._live_listed, listed))
         return [_session(row) for row in rows]
-
-    async def live_session(self, session_id: str) -> Session | None:
-        [rows] = await self._database.run((LIVE_SESSION, {"session_id": session_id}))
-        return _session(rows[0]) if rows else None
 
     async def last_seen(self) -> dict[str, datetime]:
         query = select(SESSION.c.session_id, SESSION.c.last_seen_at)
@@ -202,7 +205,7 @@ class SqlSessionStore(SessionStore):
         self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, here: bool = True
     ) -> Ending:
         asked = list(session_ids)
-        end = {"ending": asked, "code": code, "detail": detail, "now": now}
+        end = {"session_ids": asked, "code": code, "detail": detail, "now": now}
         ended, promoted = await self._database.run((self._end, end), self._promotion(now, here=here), queue=self._queue)
         done = {session_id for (session_id,) in ended}
         return Ending(tuple(name for name in asked if name in done), _in_order(promoted))
@@ -215,15 +218,15 @@ class SqlSessionStore(SessionStore):
         return PROMOTE, {"queue": self._queue, "excluded": "" if here else self._host, "now": now}
 
     async def ended(self, session_id: str) -> EndedSession | None:
-        columns = (SESSION.c.end_code, SESSION.c.end_detail)
-        query = select(*columns).where(SESSION.c.session_id == session_id, SESSION.c.state == ENDED)
+        return (await self.endings([session_id])).get(session_id)
 
-        async def work(connection: AsyncConnection) -> EndedSession | None:
-            row = (await connection.execute(query)).one_or_none()
-            # A row without a code was inserted by hand: triggers fill in what an update leaves out.
-            return EndedSession(EndCode(row[0] or EndCode.OPERATOR), row[1] or "no reason was given") if row else None
-
-        return await self._database.read(work)
+    async def endings(self, session_ids: Collection[str]) -> dict[str, EndedSession]:
+        [rows] = await self._database.run((self._endings, {"session_ids": list(session_ids)}))
+        # A row without a code was inserted by hand: triggers fill in what an update leaves out.
+        return {
+            session_id: EndedSession(EndCode(code or EndCode.OPERATOR), detail or "no reason was given")
+            for session_id, code, detail in rows
+        }
 
     async def latest_holds(self, count: int = 20) -> list[float]:
         query = select(SESSION.c.activated_at, SESSION.c.ended_at).where(SESSION.c.host == self._host)
@@ -317,7 +320,7 @@ def join_statement(dialect: Dialect) -> str:
 
 def end_statement(dialect: Dialect) -> str:
     """The statement that ends live sessions."""
-    return _END.format(ending=dialect.ending)
+    return _END.format(listed=dialect.listed)
 
 
 def _session(row: Sequence[Any]) -> Session:

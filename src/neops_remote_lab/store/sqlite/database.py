@@ -15,6 +15,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from neops_remote_lab.store.rows import ANY_CHANGE, Changes
 from neops_remote_lab.store.sql import urls
 from neops_remote_lab.store.sql.database import SqlDatabase, Statement
 from neops_remote_lab.store.sql.dialect import Dialect
@@ -30,7 +31,7 @@ DIALECT: Final = Dialect(
                json_extract(value, '$[4]') AS at
         FROM json_each(:joining)
     """,
-    ending="session_id IN (SELECT value FROM json_each(:ending))",
+    listed="session_id IN (SELECT value FROM json_each(:session_ids))",
 )
 
 _WRITES: Final = {"remote_lab_writes": True}
@@ -62,6 +63,7 @@ class SqliteDatabase(SqlDatabase[_Connections]):
         """Connect at the first use. `busy_timeout` is in seconds."""
         super().__init__(_create_engine(url, synchronous, busy_timeout), sqlite3.Error)
         self._busy_timeout = busy_timeout
+        self._data_version: int | None = None
         self._log_bytes = 0
         self._log = Path(f"{urls.sqlite_file(url)}-wal")
 
@@ -113,9 +115,13 @@ class SqliteDatabase(SqlDatabase[_Connections]):
     def log_bytes(self) -> int:
         return self._log_bytes
 
-    async def data_version(self) -> int:
+    async def ping(self) -> None:
+        await self.run(("PRAGMA data_version", {}))
+
+    async def changes(self) -> Changes:
         [[(version,)]] = await self.run(("PRAGMA data_version", {}))
-        return int(version)
+        before, self._data_version = self._data_version, version
+        return Changes() if version == before else ANY_CHANGE
 
     async def measure_log(self) -> int:
         self._log_bytes = await asyncio.to_thread(_size, self._log)
