@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from enum import Enum
@@ -32,6 +32,7 @@ INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
 SEARCH_PATH = "PYTHONPATH"
 """The only one of them that a forked process takes over."""
 STREAMS = 3
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MESSAGE_BYTES = 1 << 20
 
 Stream: TypeAlias = int | IO[Any]
@@ -49,7 +50,7 @@ class Program(Enum):
     )
     COMMAND = (OURS, (f"{OURS}.__main__", f"{OURS}.cli.up", f"{OURS}.cli.run", f"{OURS}.client.forwards", *CLIENT))
     # None of the plugin's own: pytest rewrites the assertions of a plugin that was not imported before.
-    PYTEST = ("pytest", ("_pytest.config", "_pytest.pytester", "execnet", *CLIENT))
+    PYTEST = ("pytest", ("_pytest.config", "_pytest.pytester", "tests.fork_workers", *CLIENT))
 
     def __init__(self, module: str, *imported: tuple[str, ...]) -> None:
         self.module = module
@@ -66,17 +67,23 @@ class Program(Enum):
                 importlib.import_module(f"_pytest.{name}")
         sys.modules.pop(f"{self.module}.__main__", None)  # each child runs it, as `python -m` does
 
+    def run(self, words: list[str]) -> None:
+        """Be the program, until it ends."""
+        if self is Program.PYTEST:
+            from tests.fork_workers import fork_workers
+
+            fork_workers(words)
+        sys.argv = [self.module, *words]
+        runpy.run_module(self.module, run_name="__main__", alter_sys=True)
+
 
 class Forked:
     """A child of a fork server, with what `subprocess.Popen` has of it."""
 
-    stdin = None
-
-    def __init__(self, server: ForkServer, pid: int, stdout: IO[bytes] | None, stderr: IO[bytes] | None) -> None:
+    def __init__(self, server: Forks, pid: int, pipes: Mapping[int, IO[bytes]]) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self.stdout = stdout
-        self.stderr = stderr
+        self.stdin, self.stdout, self.stderr = (pipes.get(number) for number in range(STREAMS))
         self._fork_server = server
 
     def poll(self) -> int | None:
@@ -123,6 +130,51 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+class Forks:
+    """The other end of the channel of a process that forks."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self._one_order = threading.Lock()
+
+    def popen(
+        self,
+        words: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        stdin: Stream = subprocess.DEVNULL,
+        stdout: Stream,
+        stderr: Stream,
+        cwd: Path | None = None,
+    ) -> Forked:
+        """Start the program with these arguments; the options are those of `subprocess.Popen`."""
+        pipes: dict[int, IO[bytes]] = {}
+        order = {"words": list(words), "environment": dict(env), "directory": str(cwd or Path.cwd())}
+        with ExitStack() as here:
+
+            def descriptor(stream: Stream, number: int) -> int:
+                if stream == subprocess.DEVNULL:
+                    return here.enter_context(Path(os.devnull).open("r+b")).fileno()
+                if stream == subprocess.PIPE:
+                    reader, writer = os.pipe()
+                    ours, other = (writer, reader) if number == 0 else (reader, writer)
+                    here.callback(os.close, other)
+                    pipes[number] = os.fdopen(ours, "rb" if number else "wb")
+                    return other
+                return stream if isinstance(stream, int) else stream.fileno()
+
+            inputs, output = descriptor(stdin, 0), descriptor(stdout, 1)
+            errors = output if stderr == subprocess.STDOUT else descriptor(stderr, 2)
+            pid = self.ask(start=order, descriptors=(inputs, output, errors))
+        return Forked(self, pid, pipes)
+
+    def ask(self, descriptors: Sequence[int] = (), **order: object) -> Any:
+        """What the process says to an order."""
+        with self._one_order:
+            socket.send_fds(self.channel, [json.dumps(order).encode()], descriptors)
+            return json.loads(self.channel.recv(MESSAGE_BYTES))
+
+
 class ForkServer:
     """The process that forks; its children end with it."""
 
@@ -131,7 +183,6 @@ class ForkServer:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._environment = dict(os.environ)
-        self._one_order = threading.Lock()
 
     def suits(self, environment: Mapping[str, str]) -> bool:
         """Whether the children are the same as if each had an interpreter of its own."""
@@ -139,54 +190,24 @@ class ForkServer:
         names = {name for name in {*environment, *ours} if name.startswith(INTERPRETER)} - {SEARCH_PATH}
         return all(environment.get(name) == ours.get(name) for name in names)
 
-    def popen(
-        self,
-        words: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        stdout: Stream,
-        stderr: Stream,
-        cwd: Path | None,
-    ) -> Forked:
-        """Start the program with these arguments and nothing to read; the options are those of `subprocess.Popen`."""
-        pipes: dict[int, IO[bytes]] = {}
-        order = {"words": list(words), "environment": dict(env), "directory": str(cwd or Path.cwd())}
-        with ExitStack() as here:
-
-            def descriptor(stream: Stream, number: int) -> int:
-                if stream == subprocess.PIPE:
-                    reader, writer = os.pipe()
-                    here.callback(os.close, writer)
-                    pipes[number] = os.fdopen(reader, "rb")
-                    return writer
-                return stream if isinstance(stream, int) else stream.fileno()
-
-            nothing = here.enter_context(Path(os.devnull).open("rb"))
-            output = descriptor(stdout, 1)
-            errors = output if stderr == subprocess.STDOUT else descriptor(stderr, 2)
-            pid = self.ask(start=order, descriptors=(nothing.fileno(), output, errors))
-        return Forked(self, pid, pipes.get(1), pipes.get(2))
-
-    def ask(self, descriptors: Sequence[int] = (), **order: object) -> Any:
-        """What the process says to an order."""
-        with self._one_order:
-            channel, _ = self._process
-            socket.send_fds(channel, [json.dumps(order).encode()], descriptors)
-            return json.loads(channel.recv(MESSAGE_BYTES))
+    @property
+    def forks(self) -> Forks:
+        """The channel to the process, which begins with the first use."""
+        return self._process[0]
 
     def close(self) -> None:
         """End the process, if it has begun."""
         if "_process" in vars(self):
-            channel, process = self._process
-            channel.close()
+            forks, process = self._process
+            forks.channel.close()
             process.wait()
 
     @cached_property
-    def _process(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    def _process(self) -> tuple[Forks, subprocess.Popen[bytes]]:
         ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", __name__, self._program.name]
         with other:
-            return ours, subprocess.Popen(command, cwd=ROOT, env=self._environment, stdin=other.fileno())
+            return Forks(ours), subprocess.Popen(command, cwd=ROOT, env=self._environment, stdin=other.fileno())
 
 
 Process: TypeAlias = subprocess.Popen[bytes] | Forked
@@ -208,7 +229,7 @@ def popen(
     """
     fork_server = ForkServer.of_this_run.get(program)
     if fork_server and fork_server.suits(env):
-        return fork_server.popen(words, env=env, stdout=stdout, stderr=stderr, cwd=cwd)
+        return fork_server.forks.popen(words, env=env, stdout=stdout, stderr=stderr, cwd=cwd)
     command = [*launcher, sys.executable, "-m", program.module, *words]
     return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=cwd)
 
@@ -219,20 +240,29 @@ def main() -> None:
     program = Program[sys.argv[1]]
     program.load()
     gc.freeze()  # the children need not look for garbage among what they have in common
-    channel = socket.socket(fileno=os.dup(0))
+    for pid in serve(socket.socket(fileno=os.dup(0)), program.run):
+        os.kill(pid, signal.SIGTERM)
+
+
+def serve(channel: socket.socket, run: Callable[[list[str]], None]) -> set[int]:
+    """Fork and wait for children, as the messages of a channel say, until it ends. Returns those that are left.
+
+    In each child, this returns after `run`, which gets the arguments of the program.
+    """
     children: set[int] = set()
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, STREAMS)
         if not message:
-            break
+            return children
         order = json.loads(message)
         answer: int | None = None
         if start := order.get("start"):
             answer = os.fork()
             if not answer:
                 channel.close()
-                _run(program, descriptors, **start)
-                return
+                _become(descriptors, start["environment"], start["directory"])
+                run(start["words"])
+                return set()
             children.add(answer)
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -242,15 +272,12 @@ def main() -> None:
                 children.remove(pid)
                 answer = os.waitstatus_to_exitcode(status)
         channel.send(json.dumps(answer).encode())
-    for pid in children:
-        os.kill(pid, signal.SIGTERM)
 
 
-def _run(
-    program: Program, descriptors: Sequence[int], words: list[str], environment: dict[str, str], directory: str
-) -> None:
-    """Be the program, until it ends."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def _become(descriptors: Sequence[int], environment: dict[str, str], directory: str) -> None:
+    """Let this process look like one that has just been started."""
+    for ending in ENDING:
+        signal.signal(ending, signal.default_int_handler if ending == signal.SIGINT else signal.SIG_DFL)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -260,8 +287,6 @@ def _run(
     os.environ.update(environment)
     sys.path[: 1 + given] = [directory, *_search_path(environment)]
     tempfile.tempdir = None  # found out by another environment
-    sys.argv = [program.module, *words]
-    runpy.run_module(program.module, run_name="__main__", alter_sys=True)
 
 
 def _search_path(environment: Mapping[str, str]) -> list[str]:
