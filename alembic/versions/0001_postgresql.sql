@@ -201,7 +201,7 @@ FOR EACH ROW EXECUTE FUNCTION notify_servers_of_session();
 CREATE TRIGGER session_notify_truncated AFTER TRUNCATE ON session
 FOR EACH STATEMENT EXECUTE FUNCTION notify_servers('');
 CREATE TRIGGER lab_host_notify AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF
-    queue, address, state, is_draining, epoch, quarantine_reason ON lab_host
+    queue, address, state, is_draining, holds_grants, epoch, quarantine_reason ON lab_host
 FOR EACH STATEMENT EXECUTE FUNCTION notify_servers('hosts');
 CREATE TRIGGER slot_notify AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON slot
 FOR EACH STATEMENT EXECUTE FUNCTION notify_servers('hosts');

@@ -284,6 +284,7 @@ def upgrade() -> None:
         sa.Column("address", sa.Text),
         sa.Column("state", sa.Text, nullable=False, server_default="live"),
         sa.Column("is_draining", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("holds_grants", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("epoch", NUMBER, nullable=False, server_default="0"),
         sa.Column("incarnation", sa.Text),
         sa.Column("beat", NUMBER, nullable=False, server_default="0"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.chaos.shell import sql
@@ -169,6 +171,33 @@ def test_a_host_that_is_drained_takes_no_further_session(servers: tuple[LabServe
     assert [second.place(session)["host"] for session in sessions] == ["lab-1", None]
     sql(shared, "UPDATE lab_host SET is_draining = false WHERE name = 'lab-2'")
     assert first.place(sessions[1], wait=20)["host"] == "lab-2"
+
+
+def test_no_server_fills_the_slots_of_a_host_where_a_lab_waits_for_memory(shared: str, tmp_path: Path) -> None:
+    short = {"slots": "3", "node_memory": str(psutil.virtual_memory().available * 55 // 100), "memory_reserve": "0"}
+    with (
+        serving(tmp_path / "lab-1", shared, "lab-1", **short) as first,
+        serving(tmp_path / "lab-2", shared, "lab-2") as second,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        wait_until(lambda: len(hosts(first)) == len(hosts(second)) == 2, 20, "the servers do not know each other")
+        sessions = [second.join() for _ in range(3)]
+        assert [second.place(session)["host"] for session in sessions] == ["lab-1", "lab-2", "lab-1"]
+        assert first.acquire(sessions[0], topology_text(1)).status_code == 200
+        waiting = threads.submit(first.acquire, sessions[2], topology_text(1))
+        wait_until(lambda: held(second) == ["lab-1"], 20, "the other server does not know that grants are held")
+        waiters = [second.join(), second.join()]
+        assert [second.place(waiter)["position"] for waiter in waiters] == [1, 2]
+        end(second, sessions[1])
+        assert second.place(waiters[0], wait=20)["host"] == "lab-2"
+        end(second, sessions[0])
+        assert waiting.result(30).status_code == 200
+        assert second.place(waiters[1], wait=20)["host"] == "lab-1"
+
+
+def held(server: LabServer) -> list[str]:
+    """The hosts that hold their grants, as a server shows it."""
+    return [host["name"] for host in httpx.get(f"{server.url}/queue").json()["hosts"] if host["holds_grants"]]
 
 
 def test_the_metrics_of_a_server_are_about_its_own_slots(servers: tuple[LabServer, LabServer]) -> None:

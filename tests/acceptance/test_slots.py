@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,37 @@ def test_a_start_that_waits_for_memory_ends_with_its_session(tmp_path: Path) -> 
         assert waiting.result(20).status_code == 404
         wait_until(lambda: len(server.work_folders()) == 1, 20, "a directory is left")
         assert len(server.fake.invocations("up")) == 1
+
+
+def test_a_start_that_waits_for_memory_does_not_depend_on_the_hold_of_grants(tmp_path: Path) -> None:
+    with limited(tmp_path) as server, ThreadPoolExecutor(1) as threads:
+        first, second = server.join(), server.join()
+        assert server.acquire(first, topology_text(1)).status_code == 200
+        with no_change_of_the_hold(server):
+            waiting = threads.submit(server.acquire, second, topology_text(1))
+            wait_until(lambda: "nothing holds now" in server.log.read_text(), 20, "the hold is not written")
+            assert "of memory" in lab(server, second)["waiting_for"]
+        wait_until(lambda: holds_grants(server), 20, "the hold is not written again")
+        with no_change_of_the_hold(server):
+            end(server, first)
+            assert waiting.result(30).status_code == 200
+            third = server.join()
+            assert server.place(third)["position"] == 1
+        assert server.place(third, wait=20)["position"] == 0
+
+
+@contextmanager
+def no_change_of_the_hold(server: LabServer) -> Iterator[None]:
+    """The database refuses to record whether the host holds its grants."""
+    refusal = "SELECT RAISE(ABORT, 'nothing holds now')"
+    sql(server.database, f"CREATE TRIGGER refuse BEFORE UPDATE OF holds_grants ON lab_host BEGIN {refusal}; END")
+    yield
+    sql(server.database, "DROP TRIGGER refuse")
+
+
+def holds_grants(server: LabServer) -> bool:
+    (host,) = httpx.get(f"{server.url}/queue").json()["hosts"]
+    return bool(host["holds_grants"])
 
 
 def test_at_most_as_many_labs_start_at_once_as_the_setting_says(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ async def test_a_host_that_was_declared_silent_can_write_nothing_until_it_regist
         labs.release_reference("a", None, NOON),
         stores.labs(HOST, 2).starting(replace(lab("b"), work_dir="/labs/b"), NOON),
         sessions.set_quarantine("leftovers", NOON),
+        sessions.hold_grants(on=True),
     ):
         with pytest.raises(Fenced):
             await write
@@ -139,11 +140,27 @@ async def test_a_second_process_with_the_name_of_a_host_fences_the_first(
         assert await twin.sessions(HOST).beat()
 
 
-async def test_one_host_can_be_left_out_of_a_grant(sessions: SessionStore, other: SessionStore) -> None:
-    for name in ("ann", "bob", "cem"):
-        await sessions.join(joining(name), promote=False)
-    promoted = await sessions.promote(NOON, here=False)
-    assert {session.session_id: session.host for session in promoted} == {"ann": OTHER, "bob": OTHER}
+async def test_no_server_lets_a_session_become_active_on_a_host_that_holds_its_grants(
+    sessions: SessionStore, other: SessionStore
+) -> None:
+    await sessions.hold_grants(on=True)
+    held = await named(other, HOST)
+    assert (held.serves, held.admits) == (True, False)
+    for name in ("ann", "bob", "cem", "dan"):
+        await other.join(joining(name), promote=True)
+    assert await seats(other) == {"ann": OTHER, "bob": OTHER, "cem": None, "dan": None}
+    ending = await other.end(["ann"], EndCode.CLIENT, "done", NOON)
+    assert [(session.session_id, session.host) for session in ending.promoted] == [("cem", OTHER)]
+    assert await sessions.promote(NOON) == ()
+    await sessions.hold_grants(on=False)
+    promoted = await other.promote(NOON)
+    assert [(session.session_id, session.host) for session in promoted] == [("dan", HOST)]
+
+
+async def test_a_host_that_registers_does_not_hold_its_grants(sessions: SessionStore, other: SessionStore) -> None:
+    await sessions.hold_grants(on=True)
+    await sessions.register_host(Registration("boot-1", 2))
+    assert (await named(other, HOST)).admits
 
 
 async def test_signs_of_life_of_sessions_reach_other_servers(sessions: SessionStore, other: SessionStore) -> None:

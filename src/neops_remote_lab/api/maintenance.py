@@ -99,6 +99,7 @@ class Maintenance:
         await services.queue.expire()
         await services.queue.promote()
         await services.reconcile()
+        await services.admission.hold_grants()
         await self._limit_log()
         if now >= self._last_seen_due:
             self._last_seen_due = now + services.settings.maintenance.last_seen_write

@@ -55,6 +55,7 @@ def _host(host: Host, active: int) -> QueueHostDto:
         name=one_line(host.name),
         state=host.state,
         draining=host.is_draining,
+        holds_grants=host.holds_grants,
         slots=host.slots,
         active=active,
         quarantined=one_line(host.quarantined, SHOWN_REASON) if host.quarantined else None,

@@ -112,13 +112,13 @@ def _waiting_for(services: Services, place: Place) -> str | None:
     """A sentence for a waiting session: who is active, with which topology, since when. Who began first is named."""
     if place.position == 0:
         return None
-    capacity, sessions = services.queue.hosts.capacity, services.queue.active
-    if not capacity:
+    hosts, sessions = services.queue.hosts, services.queue.active
+    if not hosts.capacity:
         reason = quarantined(services)
         return f"the lab host is quarantined: {reason}" if reason else "no lab host admits sessions: see GET /queue"
-    if services.queue.grants_held:
+    if hosts.wait_for_memory:
         return "no session becomes active while a lab waits for memory of the lab host"
-    if len(sessions) < capacity:
+    if hosts.have_room(sessions):
         return "a slot is free; the next session becomes active in a moment"
     active = min(sessions, key=lambda session: (session.activated_at or session.created_at, session.number))
     who = label(active.client) or f"session {one_line(active.session_id[:SHOWN_ID])}"

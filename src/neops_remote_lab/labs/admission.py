@@ -31,7 +31,7 @@ from neops_remote_lab.netlab.failures import failure
 from neops_remote_lab.netlab.memory import NodeMemory, images_of, memory_below
 from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
 from neops_remote_lab.queue.service import SessionQueue
-from neops_remote_lab.store.protocol import MemoryStore
+from neops_remote_lab.store.protocol import DatabaseError, MemoryStore
 from neops_remote_lab.store.rows import Lab
 
 logger = logging.getLogger(__name__)
@@ -197,14 +197,14 @@ class Admission:
                 if waiting.obstacle is None:
                     logger.info("lab %s does not start yet: %s", lab.lab_id, obstacle.detail)
                 waiting.obstacle = obstacle
+                with suppress(DatabaseError):  # the start does not depend on it, and the maintenance loop repeats it
+                    await self.hold_grants()
                 await self._pause()
                 if interrupt.is_set():
                     raise InterruptedError("the start was stopped")
             self._admitted[lab.lab_id] = _Admitted(lab, waiting.need - START_BYTES)
         finally:
             self._waiting.remove(waiting)
-            if not self._waiting:
-                self._queue.hold_grants(on=False)
             self._changed.set()
 
     def _obstacle_to(self, waiting: _Waiting) -> Obstacle | None:
@@ -219,10 +219,15 @@ class Admission:
         free = psutil.virtual_memory().available - promised - self._settings.memory_reserve
         if free >= waiting.need or not self._admitted:  # without another lab there is nothing to wait for
             return None
-        if not waiting.in_advance:
-            self._queue.hold_grants(on=True)  # or smaller labs could take the memory again and again
         missing = f"it needs about {_shown(waiting.need)} of memory, and {_shown(max(0, free))} are free"
         return Obstacle(StartObstacle.MEMORY, missing)
+
+    async def hold_grants(self) -> None:
+        """Keep sessions away from this host while a start waits for memory, and let them come again afterwards.
+
+        Otherwise smaller labs could take the memory again and again. Nothing is written if nothing has changed.
+        """
+        await self._queue.hold_grants(on=self.memory_is_short)
 
     async def _pause(self) -> None:
         self._changed.clear()

@@ -29,6 +29,10 @@ class QueueHostDto(BaseModel):
         default=HostState.LIVE, description="`silent` and `gone`: its server shows no sign of life"
     )
     draining: bool = Field(default=False, description="true if an operator lets no further session become active on it")
+    holds_grants: bool = Field(
+        default=False,
+        description="true while a lab waits for memory of the host: no further session becomes active on it",
+    )
     slots: int = Field(ge=0, description="number of sessions that can be active at once")
     active: int = Field(ge=0, description="number of active sessions")
     quarantined: str | None = Field(

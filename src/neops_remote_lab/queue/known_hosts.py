@@ -26,19 +26,24 @@ class KnownHosts:
         return session.host == self._own
 
     @property
+    def own(self) -> Host | None:
+        """This server's host; None before it is registered."""
+        return self._hosts.get(self._own)
+
+    @property
     def capacity(self) -> int:
         """The number of sessions that can be active at once."""
-        return sum(host.slots for host in self if host.admits)
+        return sum(host.slots for host in self if host.serves)
 
-    def have_room(self, active: Iterable[Session], *, here: bool) -> bool:
-        """Whether a host may have a free slot; the database knows it exactly.
+    @property
+    def wait_for_memory(self) -> bool:
+        """Whether no session can become active until a host has memory for a lab that waits."""
+        return bool(self.capacity) and not any(host.admits for host in self)
 
-        Args:
-            active: the active sessions.
-            here: this server's host counts too.
-        """
+    def have_room(self, active: Iterable[Session]) -> bool:
+        """Whether a host may have a free slot beside these active sessions; the database knows it exactly."""
         busy = Counter(session.host for session in active)
-        return any(busy[host.name] < host.slots for host in self if host.admits and (here or host.name != self._own))
+        return any(busy[host.name] < host.slots for host in self if host.admits)
 
     def address_of(self, session: Session) -> str | None:
         """The URL of the server of another host that a session is active on; None if there is none."""

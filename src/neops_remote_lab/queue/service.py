@@ -73,7 +73,6 @@ class SessionQueue:
         self._polls = LongPolls(self._cache)
         self._unwritten: dict[str, datetime] = {}
         self._draining = False
-        self._grants_held = False
         self._quarantine: Quarantine | None = None
 
     async def load(self) -> None:
@@ -108,16 +107,14 @@ class SessionQueue:
 
     @property
     def _may_grant(self) -> bool:
-        return self._hosts.have_room(self._cache.active, here=not self._grants_held)
+        return self._hosts.have_room(self._cache.active)
 
-    def hold_grants(self, *, on: bool) -> None:
-        """Make no further session active, while a lab waits for memory of this host. `promote` resumes the grants."""
-        self._grants_held = on
-
-    @property
-    def grants_held(self) -> bool:
-        """Whether no session becomes active, because a lab waits for memory of this host."""
-        return self._grants_held
+    async def hold_grants(self, *, on: bool) -> None:
+        """Let no further session become active on this host, whichever server would grant it; False ends that."""
+        if (own := self._hosts.own) and own.holds_grants != on:
+            await self._store.hold_grants(on=on)
+            self._hosts.update(await self._store.hosts())
+            await self.promote()
 
     @property
     def quarantined(self) -> str | None:
@@ -155,9 +152,9 @@ class SessionQueue:
         return self._place(self._cache.get(session.session_id) or session)
 
     async def promote(self) -> None:
-        """Make waiting sessions active if this host has free slots."""
+        """Make waiting sessions active if a host has free slots."""
         if self._may_grant and self.waiting:
-            self._promoted(await self._store.promote(self._clock.now(), here=not self._grants_held))
+            self._promoted(await self._store.promote(self._clock.now()))
 
     def place(self, session_id: str) -> Place | None:
         """The place of a session; None if the session is not live."""
@@ -255,7 +252,7 @@ class SessionQueue:
 
     async def _end(self, session_ids: list[str], code: EndCode) -> tuple[str, ...]:
         detail = code.message.format(max_hold=self._settings.max_hold)
-        ending = await self._store.end(session_ids, code, detail, self._clock.now(), here=not self._grants_held)
+        ending = await self._store.end(session_ids, code, detail, self._clock.now())
         for session_id in session_ids:
             self._forget(session_id, code, detail)
         self._promoted(ending.promoted)

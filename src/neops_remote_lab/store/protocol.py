@@ -109,19 +109,14 @@ class SessionStore(Protocol):
             promote: also make waiting sessions active, as `promote` does.
         """
 
-    async def end(
-        self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, here: bool = True
-    ) -> Ending:
+    async def end(self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime) -> Ending:
         """End live sessions and make waiting ones active, as `promote` does, in one transaction."""
 
-    async def promote(self, now: datetime, *, here: bool = True) -> tuple[Session, ...]:
+    async def promote(self, now: datetime) -> tuple[Session, ...]:
         """Make as many sessions active, from the head of the queue, as the hosts have free and open slots.
 
-        On a host that is quarantined, draining or not live, no session becomes active. Returns the sessions that became
-        active, in FIFO order.
-
-        Args:
-            here: sessions may also become active on this host.
+        On a host that is quarantined, draining, not live, or that holds its grants, no session becomes active. Returns
+        the sessions that became active, in FIFO order.
         """
 
     async def ended(self, session_id: str) -> EndedSession | None:
@@ -144,6 +139,9 @@ class SessionStore(Protocol):
 
         Returns the quarantine that is in force afterwards.
         """
+
+    async def hold_grants(self, *, on: bool) -> None:
+        """Let no further session become active on this host; False ends that, and so does a registration."""
 
     async def prune(self, before: datetime) -> int:
         """Delete sessions that ended before a time, and events before it. Returns the number of sessions."""

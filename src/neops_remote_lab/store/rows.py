@@ -114,6 +114,8 @@ class Host:
     state: HostState
     is_draining: bool
     """An operator wants no further session to become active on it."""
+    holds_grants: bool
+    """Its server wants no further session to become active on it, while a lab waits for memory."""
     epoch: int
     """Counts its servers, and the times that it was declared silent or gone."""
     incarnation: str | None
@@ -124,9 +126,14 @@ class Host:
     quarantined: str | None
 
     @property
-    def admits(self) -> bool:
-        """Whether sessions can become active on it."""
+    def serves(self) -> bool:
+        """Whether sessions become active on it, now or when it has memory."""
         return self.state is HostState.LIVE and not self.is_draining and self.quarantined is None
+
+    @property
+    def admits(self) -> bool:
+        """Whether sessions can become active on it now."""
+        return self.serves and not self.holds_grants
 
 
 @dataclass(frozen=True, slots=True)

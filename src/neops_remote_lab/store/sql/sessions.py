@@ -55,8 +55,8 @@ PROMOTE: Final = f"""
     WITH free AS (
         SELECT slot.host, slot.slot, row_number() OVER (ORDER BY slot.slot, slot.host) AS place
         FROM lab_host JOIN slot ON slot.host = lab_host.name
-        WHERE lab_host.queue = :queue AND lab_host.state = 'live' AND NOT is_draining AND quarantine_reason IS NULL
-        AND is_open AND slot.host <> :excluded AND NOT EXISTS (
+        WHERE lab_host.queue = :queue AND lab_host.state = 'live' AND NOT is_draining AND NOT holds_grants
+        AND quarantine_reason IS NULL AND is_open AND NOT EXISTS (
             SELECT 1 FROM session AS busy
             WHERE busy.host = slot.host AND busy.slot = slot.slot AND busy.state = 'active'
         )
@@ -104,8 +104,8 @@ class SqlSessionStore(SessionStore):
 
     async def register_host(self, registration: Registration) -> str | None:
         slots = registration.slots
-        row = {"queue": self._queue, "boot_id": registration.boot_id, "address": registration.address}
-        row |= {"incarnation": registration.incarnation, "state": HostState.LIVE}
+        row: dict[str, Any] = {"queue": self._queue, "boot_id": registration.boot_id, "address": registration.address}
+        row |= {"incarnation": registration.incarnation, "state": HostState.LIVE, "holds_grants": False}
         offered = [{"host": self._host, "slot": slot, "is_open": True} for slot in range(1, slots + 1)]
         beyond = update(SLOT).where(SLOT.c.host == self._host, SLOT.c.slot > slots).values(is_open=False)
         insert = self._database.dialect.insert
@@ -134,8 +134,8 @@ class SqlSessionStore(SessionStore):
     async def hosts(self) -> list[Host]:
         slots = select(func.count()).where(SLOT.c.host == LAB_HOST.c.name, SLOT.c.is_open).scalar_subquery()
         columns = (
-            *(LAB_HOST.c.name, LAB_HOST.c.address, LAB_HOST.c.state, LAB_HOST.c.is_draining, LAB_HOST.c.epoch),
-            *(LAB_HOST.c.incarnation, LAB_HOST.c.beat, slots, LAB_HOST.c.quarantine_reason),
+            *(LAB_HOST.c.name, LAB_HOST.c.address, LAB_HOST.c.state, LAB_HOST.c.is_draining, LAB_HOST.c.holds_grants),
+            *(LAB_HOST.c.epoch, LAB_HOST.c.incarnation, LAB_HOST.c.beat, slots, LAB_HOST.c.quarantine_reason),
         )
         query = select(*columns).where(LAB_HOST.c.queue == self._queue).order_by(LAB_HOST.c.name)
 
@@ -201,21 +201,19 @@ class SqlSessionStore(SessionStore):
         sessions = [found[one.key or one.session_id] for one in group]
         return [active.get(session.number, session) for session in sessions]
 
-    async def end(
-        self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime, *, here: bool = True
-    ) -> Ending:
+    async def end(self, session_ids: Iterable[str], code: EndCode, detail: str, now: datetime) -> Ending:
         asked = list(session_ids)
         end = {"session_ids": asked, "code": code, "detail": detail, "now": now}
-        ended, promoted = await self._database.run((self._end, end), self._promotion(now, here=here), queue=self._queue)
+        ended, promoted = await self._database.run((self._end, end), self._promotion(now), queue=self._queue)
         done = {session_id for (session_id,) in ended}
         return Ending(tuple(name for name in asked if name in done), _in_order(promoted))
 
-    async def promote(self, now: datetime, *, here: bool = True) -> tuple[Session, ...]:
-        [promoted] = await self._database.run(self._promotion(now, here=here), queue=self._queue)
+    async def promote(self, now: datetime) -> tuple[Session, ...]:
+        [promoted] = await self._database.run(self._promotion(now), queue=self._queue)
         return _in_order(promoted)
 
-    def _promotion(self, now: datetime, *, here: bool = True) -> Statement:
-        return PROMOTE, {"queue": self._queue, "excluded": "" if here else self._host, "now": now}
+    def _promotion(self, now: datetime) -> Statement:
+        return PROMOTE, {"queue": self._queue, "now": now}
 
     async def ended(self, session_id: str) -> EndedSession | None:
         return (await self.endings([session_id])).get(session_id)
@@ -271,6 +269,15 @@ class SqlSessionStore(SessionStore):
         if row is None or row[1] is None:
             return None
         return Quarantine(QuarantineSource(row[0] or QuarantineSource.OPERATOR), row[1])
+
+    async def hold_grants(self, *, on: bool) -> None:
+        change = update(LAB_HOST).where(LAB_HOST.c.name == self._host).values(holds_grants=on)
+
+        async def work(connection: AsyncConnection) -> None:
+            await self._fence.check(connection)
+            await connection.execute(change)
+
+        await self._database.write(work)
 
     async def prune(self, before: datetime) -> int:
         old = delete(SESSION).where(SESSION.c.state == ENDED, SESSION.c.ended_at < before)

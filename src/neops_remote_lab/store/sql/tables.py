@@ -137,6 +137,7 @@ LAB_HOST = Table(
     Column("address", Text),
     Column("state", Text, nullable=False, server_default=HostState.LIVE),
     Column("is_draining", Boolean, nullable=False, server_default=false()),
+    Column("holds_grants", Boolean, nullable=False, server_default=false()),
     Column("epoch", _NUMBER, nullable=False, server_default="0"),
     Column("incarnation", Text),
     Column("beat", _NUMBER, nullable=False, server_default="0"),
