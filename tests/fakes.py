@@ -18,6 +18,7 @@ import yaml
 
 import neops_remote_lab.testing
 from neops_remote_lab.netlab.failures import GOOD_NAME
+from neops_remote_lab.testing.fake_docker import VERSION_LINE
 from neops_remote_lab.testing.fake_netlab import KNOBS
 
 # Held by whichever test process runs the real netlab: it can have only one lab on a machine.
@@ -41,7 +42,8 @@ CONTAINERLAB = """\
 #!/bin/sh
 echo "version: 0.76.0"
 """
-# Most of its calls ask a host without containers for its containers, which is not worth the start of an interpreter.
+# Most of its calls ask for its version, or a host without containers for its containers, which is not worth the start
+# of an interpreter.
 DOCKER = """\
 #!/bin/sh
 state=${{FAKE_NETLAB_STATE:-/nowhere}}
@@ -50,6 +52,7 @@ nothing_runs() {{
   [ -d "$state/containers" ] && [ ! -e "$state/control.json" ] && [ ! -e "$1" ]
 }}
 case "$*" in
+  --version) [ -d "$state" ] && [ ! -e "$state/control.json" ] && echo '{version}' && exit 0 ;;
   "ps "*"--quiet"* | "ps "*"--format {{{{json .}}}}") nothing_runs && exit 0 ;;
 esac
 exec {python} -I -c "import fake_docker; fake_docker.main()" "$@"
@@ -166,7 +169,7 @@ def install_fake_netlab(root: Path, *, import_seconds: float = 0) -> FakeNetlab:
     programs = (("netlab", NETLAB), ("docker", DOCKER), ("containerlab", CONTAINERLAB), ("ip", IP))
     for program, text in programs:
         path = fake.bin / program
-        path.write_text(text.format(python=python), encoding="utf-8")
+        path.write_text(text.format(python=python, version=VERSION_LINE), encoding="utf-8")
         path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     return fake
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Data = dict[str, Any]
 
 VERSION = "20.10.24"
+VERSION_LINE = f"Docker version {VERSION}, build 297e128"
 BUILTIN_NETWORKS = {"bridge": "bridge", "host": "host", "none": "null"}
 COMMAND = '"/usr/bin/tini -- /usr/local/sbin/frr-start"'
 
@@ -607,7 +608,7 @@ def main() -> NoReturn:
     if arguments[:1] == ["container"]:
         arguments = ["ps" if word == "ls" else word for word in arguments[1:2]] + arguments[2:]
     if arguments[:1] in (["--version"], ["-v"]):
-        say("podman version 5.4.0" if knob("podman") else f"Docker version {VERSION}, build 297e128")
+        say("podman version 5.4.0" if knob("podman") else VERSION_LINE)
     elif not arguments or arguments[0] not in COMMANDS:
         refuse(f"docker: '{' '.join(arguments[:1])}' is not a docker command.\nSee 'docker --help'")
     elif knob("docker_unreachable"):
