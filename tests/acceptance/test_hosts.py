@@ -242,3 +242,34 @@ def test_a_call_to_a_host_that_cannot_be_reached_is_answered_with_503(servers: t
     answer = call(first, there, "GET", "/lab")
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_calls_to_a_server_that_froze_end_when_its_host_is_silent(
+    servers: tuple[LabServer, LabServer], tmp_path: Path
+) -> None:
+    first, second = servers
+    first.join()
+    there, begun = first.join(), tmp_path / "begun"
+    assert first.acquire(there, topology_text(1)).status_code == 200
+    slow = {"command": f"touch {begun}; exec sleep 100", "timeout": 100}
+    with first.client(there) as client, ThreadPoolExecutor(1) as pool:
+        command = pool.submit(call, first, there, "POST", "/lab/devices/r1/exec", json=slow, timeout=60)
+        wait_until(begun.exists, 20, "the command does not begin")
+        with client.stream("GET", "/lab/log", headers={"Accept": "text/event-stream"}) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            second.signal(signal.SIGSTOP)
+            try:
+                with pytest.raises(httpx.RemoteProtocolError):
+                    list(lines)
+                for answer in command.result(20), call(first, there, "GET", "/lab"):
+                    assert answer.status_code == 503
+                    assert int(answer.headers["Retry-After"]) > 0
+                    assert "shows no sign of life" in answer.json()["detail"]
+            finally:
+                second.signal(signal.SIGCONT)
+    wait_until(lambda: hosts(first)["lab-2"] == "live", 20, "the host does not come back")
+    assert call(first, there, "GET", "/lab").json()["state"] == "running"
+    metrics = httpx.get(f"{first.url}/metrics").text
+    for outcome, number in {"silent": 3, "answered": 2}.items():
+        assert f'calls_passed_on_total{{host="lab-2",outcome="{outcome}"}} {number}.0' in metrics

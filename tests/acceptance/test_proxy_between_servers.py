@@ -20,6 +20,7 @@ import pytest
 
 from neops_remote_lab.client import RemoteLabClient
 from tests.artifacts import unpack
+from tests.chaos.shell import sql
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.hops import active_elsewhere
 from tests.plugin import queue
@@ -187,6 +188,18 @@ def test_an_owner_that_does_not_accept_connections_is_reported_after_the_timeout
             filling.connect_ex(full.getsockname())
         with active_elsewhere(front, "hangs", f"http://127.0.0.1:{full.getsockname()[1]}"):
             unavailable(front, "hangs")
+
+
+def test_a_call_that_the_owner_does_not_answer_ends_with_its_session(front: LabServer) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as owner, ThreadPoolExecutor() as pool:
+        with active_elsewhere(front, "ends", f"http://127.0.0.1:{owner.getsockname()[1]}"):
+            acquire = pool.submit(front.acquire, "ends", TOPOLOGY)
+            peer, _ = owner.accept()
+            sql(front.database, "UPDATE session SET state = 'ended' WHERE session_id = 'ends'")
+            with closing(peer):
+                answer = acquire.result(CONNECT_TIMEOUT + 5)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert "the session has left that host" in answer.json()["detail"]
 
 
 def test_an_invalid_address_of_the_owner_is_reported(front: LabServer) -> None:

@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from tests.chaos.shell import sql
 from tests.device_network import ECHO, needs_network, nodes_that_answer, topology
 from tests.fakes import install_fake_netlab, wait_until
 from tests.hops import active_elsewhere
@@ -272,6 +273,17 @@ def test_a_websocket_to_an_unreachable_owner_is_refused(front: LabServer, addres
     assert status == 503
     assert headers["retry-after"] == "2"
     assert "cannot be reached" in detail
+
+
+def test_websockets_of_a_host_that_is_declared_silent_end(front: LabServer, url: str, owner: StubServer) -> None:
+    owner.handler = owner.swallow
+    with opened(url) as connection:
+        connection.send(b"x")
+        sql(front.database, "UPDATE lab_host SET state = 'silent' WHERE address = ?", owner.url)
+        assert closed(connection) == (1014, "the server of the session's host shows no sign of life")
+    status, headers, detail = refusal(url)
+    assert (status, headers["retry-after"]) == (503, "2")
+    assert "shows no sign of life" in detail
 
 
 def test_a_client_that_leaves_before_the_owner_accepts_leaves_the_owner(front: LabServer) -> None:

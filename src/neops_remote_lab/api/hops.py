@@ -3,9 +3,11 @@
 import asyncio
 import socket
 from collections.abc import Coroutine
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from starlette.types import Scope
+
+from neops_remote_lab.core.codes import ProxyOutcome
 
 T = TypeVar("T")
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
@@ -16,8 +18,8 @@ KEEP_ALIVE: Final = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
 )
-"""Options of the sockets to other servers. There is no timeout for a response, so that the kernel alone detects, after
-a minute, that the other host has vanished without closing its connections."""
+"""Options of the sockets to other servers. There is no timeout for a response: the kernel detects after a minute that
+the other host has vanished without closing its connections. What it cannot detect ends with `Hop.lost`."""
 
 VIA: Final = (b"via", b"1.1 neops-remote-lab")
 """A header of every call that a server passes on. Its value ends with a pseudonym of all servers."""
@@ -40,7 +42,31 @@ _OF_RESPONSE: Final = _HOP_BY_HOP | {b"date", b"server", b"x-content-type-option
 
 
 class OwnerFails(Exception):
-    """The server of the session's host cannot be reached, or has broken the connection off before it answered."""
+    """The server of the session's host does not answer; the message continues a sentence about this server."""
+
+    def __init__(self, problem: str, outcome: ProxyOutcome) -> None:
+        super().__init__(problem)
+        self.outcome = outcome
+
+
+class Hop(NamedTuple):
+    """The way of a call to the server of the session's host, and what ends it besides either side."""
+
+    address: str
+    """Base URL of that server."""
+    drained: asyncio.Future[Any]
+    """Done when this server shuts down."""
+    lost: asyncio.Future[Any]
+    """Done when that host is declared silent or gone: its server may be frozen, or out of reach."""
+    moved: asyncio.Future[Any]
+    """Done when the session has not been active on that host for so long that its server should have answered."""
+
+    def require_owner(self) -> None:
+        """Raises `OwnerFails` if there is no point in waiting for a response."""
+        if self.lost.done():
+            raise OwnerFails("shows no sign of life", ProxyOutcome.SILENT)
+        if self.moved.done():
+            raise OwnerFails("does not answer, and the session has left that host", ProxyOutcome.SILENT)
 
 
 def target(scope: Scope) -> bytes:
@@ -50,8 +76,8 @@ def target(scope: Scope) -> bytes:
     return path + b"?" + query if query else path
 
 
-async def unless(work: Coroutine[Any, Any, T], *ends: asyncio.Task[Any]) -> T | None:
-    """The result of some work, or None if one of the tasks ends first. The work is cancelled then."""
+async def unless(work: Coroutine[Any, Any, T], *ends: asyncio.Future[Any]) -> T | None:
+    """The result of some work, or None if one of the tasks or futures ends first. The work is cancelled then."""
     task = asyncio.create_task(work)
     try:
         await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)

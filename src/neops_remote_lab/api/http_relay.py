@@ -5,7 +5,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Final
 
 import httpcore
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +15,7 @@ from neops_remote_lab.api import hops
 from neops_remote_lab.api.duplex import DuplexBackend
 from neops_remote_lab.api.requests import refuse_while_draining, services_of
 from neops_remote_lab.api.settings import HttpSettings
+from neops_remote_lab.core.codes import ProxyOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,10 @@ class HttpRelay:
         )
         self._timeout = {"connect": settings.proxy_connect_timeout, "write": settings.send_timeout}
 
-    async def relay(self, request: Request, send: Send, address: str, drained: asyncio.Task[Any]) -> None:
+    async def relay(self, request: Request, send: Send, hop: hops.Hop) -> ProxyOutcome:
         """Pass a request on, and its response back.
 
-        Args:
-            address: base URL of the other server.
-            drained: ends when this server shuts down, which ends the call, unless its response has begun.
+        A response that has begun is complete even if this server shuts down, or if the session ends.
 
         Raises:
             OwnerFails: there is no response.
@@ -53,8 +52,10 @@ class HttpRelay:
         left = asyncio.create_task(body.client_left())
         try:
             async with AsyncExitStack() as ends:
-                response = await hops.unless(self._open(request, body, address, ends), left, drained)
+                opening = self._open(request, body, hop.address, ends)
+                response = await hops.unless(opening, left, hop.drained, hop.lost, hop.moved)
                 if response is None:
+                    hop.require_owner()
                     refuse_while_draining(services_of(request))
                     raise ClientDisconnect
                 headers = hops.of_response(response.headers)
@@ -62,7 +63,9 @@ class HttpRelay:
                     headers.append((b"connection", b"close"))
                     body.is_read.set()
                 endless = dict(headers).get(b"content-type", b"").startswith(EVENT_STREAM)
-                await hops.unless(_send(response, headers, send), left, *([drained] if endless else []))
+                sending = _send(response, headers, send)
+                outcome = await hops.unless(sending, left, hop.lost, *([hop.drained] if endless else []))
+                return outcome or (ProxyOutcome.SILENT if hop.lost.done() else ProxyOutcome.ABANDONED)
         finally:
             left.cancel()
 
@@ -83,9 +86,10 @@ class HttpRelay:
         try:
             return await ends.enter_async_context(exchange)
         except _NOT_REACHED as error:
-            raise hops.OwnerFails("cannot be reached") from error
+            raise hops.OwnerFails("cannot be reached", ProxyOutcome.UNREACHABLE) from error
         except _BROKEN as error:
-            raise hops.OwnerFails("broke off the connection, after which the call may still take effect") from error
+            problem = "broke off the connection, after which the call may still take effect"
+            raise hops.OwnerFails(problem, ProxyOutcome.BROKEN) from error
 
 
 class _Body:
@@ -112,7 +116,7 @@ class _Body:
             pass
 
 
-async def _send(response: httpcore.Response, headers: hops.RawHeaders, send: Send) -> None:
+async def _send(response: httpcore.Response, headers: hops.RawHeaders, send: Send) -> ProxyOutcome:
     """Send a response to the client. If it breaks off, it is left incomplete: uvicorn then closes the connection."""
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     try:
@@ -120,5 +124,6 @@ async def _send(response: httpcore.Response, headers: hops.RawHeaders, send: Sen
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except _BROKEN as error:
         logger.warning("a response of another server broke off: %r", error)
-    else:
-        await send({"type": "http.response.body", "body": b""})
+        return ProxyOutcome.BROKEN
+    await send({"type": "http.response.body", "body": b""})
+    return ProxyOutcome.ANSWERED

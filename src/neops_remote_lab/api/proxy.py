@@ -7,8 +7,8 @@ are relayed as they arrive, at the speed of the slower side, and a side that dis
 import asyncio
 import logging
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette import status
@@ -19,9 +19,13 @@ from starlette.websockets import WebSocket
 
 from neops_remote_lab.api import hops
 from neops_remote_lab.api.requests import SESSION_HEADER, refuse_while_draining, services_of, session_header
+from neops_remote_lab.api.services import Services
 from neops_remote_lab.api.settings import ServiceSettings
+from neops_remote_lab.core.codes import ProxyOutcome
 from neops_remote_lab.core.log_format import shorten_ids
 from neops_remote_lab.core.text import one_line
+from neops_remote_lab.queue.known_hosts import Owner
+from neops_remote_lab.queue.service import SessionQueue
 
 if TYPE_CHECKING:
     from neops_remote_lab.api.http_relay import HttpRelay
@@ -51,31 +55,52 @@ class Proxy:
         """
 
         async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
-            if address := await _owner_address(HTTPConnection(scope)):
-                await self._pass_on(scope, receive, send, address)
+            if owner := await _owner(HTTPConnection(scope)):
+                await self._pass_on(scope, receive, send, owner)
             else:
                 await app(scope, receive, send)
 
         return pass_on
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, owner: Owner) -> None:
         call = HTTPConnection(scope)
-        services = services_of(call)
-        if hops.passed_on(scope["headers"]):
-            raise self._unavailable("the servers of the queue do not agree on the host of the session: try again later")
-        refuse_while_draining(services)
-        with self._counted(), services.queue.open_call(session_header(call)):
-            relays = await self._relays()
-            self._drained = self._drained or asyncio.create_task(services.draining.wait())
-            try:
-                if scope["type"] == "websocket":
-                    await relays.websocket.relay(WebSocket(scope, receive, send), address, self._drained)
-                else:
-                    await relays.http.relay(Request(scope, receive), send, address, self._drained)
-            except hops.OwnerFails as error:
-                path, cause = one_line(shorten_ids(call.url.path)), one_line(repr(error.__cause__))
-                logger.warning("%s is not passed on to %s: it %s: %s", path, one_line(address), error, cause)
-                raise self._unavailable(f"the server of the session's host {error}: try again later") from None
+        services, outcome = services_of(call), ProxyOutcome.REFUSED
+        try:
+            if hops.passed_on(scope["headers"]):
+                detail = "the servers of the queue do not agree on the host of the session: try again later"
+                raise self._unavailable(detail)
+            refuse_while_draining(services)
+            with self._counted(), services.queue.open_call(session_header(call)):
+                outcome = ProxyOutcome.ABANDONED
+                async with self._hop(services, session_header(call), owner) as hop:
+                    outcome = await self._relay(scope, receive, send, hop)
+        except hops.OwnerFails as error:
+            outcome = error.outcome
+            path, cause = one_line(shorten_ids(call.url.path)), one_line(repr(error.__cause__ or error.outcome))
+            logger.warning("%s is not passed on to %s: it %s: %s", path, one_line(owner.address), error, cause)
+            raise self._unavailable(f"the server of the session's host {error}: try again later") from None
+        finally:
+            services.metrics.call_passed_on(owner.host, outcome)
+
+    @asynccontextmanager
+    async def _hop(self, services: Services, session_id: str, owner: Owner) -> AsyncIterator[hops.Hop]:
+        self._drained = self._drained or asyncio.create_task(services.draining.wait())
+        moved = asyncio.create_task(self._moved(services.queue, session_id, owner))
+        try:
+            yield hops.Hop(owner.address, self._drained, services.queue.hosts.loss_of(owner.host), moved)
+        finally:
+            moved.cancel()
+
+    async def _moved(self, queue: SessionQueue, session_id: str, owner: Owner) -> None:
+        await queue.wait_while_active_on(owner.host, session_id)
+        await asyncio.sleep(self._settings.http.proxy_connect_timeout)  # its server knows better how the call ends
+
+    async def _relay(self, scope: Scope, receive: Receive, send: Send, hop: hops.Hop) -> ProxyOutcome:
+        relays = await self._relays()
+        hop.require_owner()
+        if scope["type"] == "websocket":
+            return await relays.websocket.relay(WebSocket(scope, receive, send), hop)
+        return await relays.http.relay(Request(scope, receive), send, hop)
 
     async def close(self) -> None:
         """Close the idle connections to other servers."""
@@ -104,15 +129,15 @@ class Proxy:
         return await asyncio.shield(self._loading)
 
 
-async def _owner_address(call: HTTPConnection) -> str | None:
-    """The address of the server of the session's host; None if the call is to be answered here."""
+async def _owner(call: HTTPConnection) -> Owner | None:
+    """The server of the session's host; None if the call is to be answered here."""
     queue, session_id = services_of(call).queue, call.headers.get(SESSION_HEADER)
     if not session_id or queue.is_active(session_id):
         return None
-    if address := queue.owner_address(session_id):
-        return address
+    if owner := queue.owner(session_id):
+        return owner
     await queue.learn(session_id)  # another server may have made it active a moment ago
-    return queue.owner_address(session_id)
+    return queue.owner(session_id)
 
 
 def _load(settings: ServiceSettings) -> _Relays:

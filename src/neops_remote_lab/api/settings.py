@@ -28,7 +28,9 @@ class HttpSettings(SettingsGroup, title="HTTP"):
     retry_after: int = Field(default=2, ge=1, description="seconds in Retry-After")
     max_wait: PositiveSeconds = Field(default=60, description="maximum seconds of ?wait= (long poll)")
     proxy_connect_timeout: PositiveSeconds = Field(
-        default=5, description="seconds within which another server of the queue must accept a connection"
+        default=5,
+        description="seconds within which another server of the queue must accept a connection, and end a call of a "
+        "session that has ended",
     )
     max_proxied_calls: int = Field(
         default=1024, ge=1, description="maximum number of concurrent calls passed on to other servers of the queue"

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -15,6 +15,7 @@ from neops_remote_lab.api.device_connections import CLOSE_TIMEOUT, Close, CloseC
 from neops_remote_lab.api.requests import refuse_while_draining, services_of
 from neops_remote_lab.api.responses import NEVER_SNIFFED
 from neops_remote_lab.api.settings import HttpSettings
+from neops_remote_lab.core.codes import ProxyOutcome
 
 QUEUED_MESSAGES: Final = 1
 """Number of messages of the other server that are buffered before it has to wait."""
@@ -30,12 +31,8 @@ class WebSocketRelay:
         self._settings = settings
         self._trust = trust
 
-    async def relay(self, websocket: WebSocket, address: str, drained: asyncio.Task[Any]) -> None:
-        """Open the WebSocket on the other server, and relay until either side ends.
-
-        Args:
-            address: base URL of the other server.
-            drained: ends when this server shuts down, which ends the relay.
+    async def relay(self, websocket: WebSocket, hop: hops.Hop) -> ProxyOutcome:
+        """Open the WebSocket on the other server, and relay until either side ends, or the hop does.
 
         Raises:
             OwnerFails: the WebSocket cannot be opened.
@@ -43,17 +40,18 @@ class WebSocketRelay:
         await websocket.receive()  # that it is to be accepted
         left = asyncio.create_task(websocket.receive())  # the next event before that can only be a disconnect
         try:
-            owner = await hops.unless(self._open(websocket, address), left, drained)
+            owner = await hops.unless(self._open(websocket, hop.address), left, hop.drained, hop.lost, hop.moved)
         except InvalidStatus as refused:
             await websocket.send_denial_response(_denial(refused))
-            return
+            return ProxyOutcome.ANSWERED
         finally:
             left.cancel()
             await asyncio.wait({left})
         if owner is not None:
-            await _relay(websocket, owner, drained)
-        else:
-            refuse_while_draining(services_of(websocket))
+            return await _relay(websocket, owner, hop)
+        hop.require_owner()
+        refuse_while_draining(services_of(websocket))
+        return ProxyOutcome.ABANDONED
 
     async def _open(self, websocket: WebSocket, address: str) -> ClientConnection:
         url = "ws" + address.rstrip("/").removeprefix("http") + hops.target(websocket.scope).decode()
@@ -88,7 +86,7 @@ class WebSocketRelay:
         except InvalidStatus:
             raise
         except (OSError, EOFError, InvalidHandshake, InvalidURI) as error:  # a TimeoutError is an OSError
-            raise hops.OwnerFails("cannot be reached") from error
+            raise hops.OwnerFails("cannot be reached", ProxyOutcome.UNREACHABLE) from error
 
 
 class _Connect(connect):
@@ -107,21 +105,38 @@ def _denial(refused: InvalidStatus) -> Response:
     return response
 
 
-async def _relay(websocket: WebSocket, owner: ClientConnection, drained: asyncio.Task[Any]) -> None:
+class _End(NamedTuple):
+    """The end of a relay."""
+
+    outcome: ProxyOutcome
+    close: Close | None
+    """How the client's WebSocket is closed; None if the client has left."""
+
+
+_DRAINED: Final = _End(ProxyOutcome.ABANDONED, Close(CloseCode.RESTART, "the server is shutting down"))
+_LOST: Final = _End(
+    ProxyOutcome.SILENT, Close(CloseCode.BAD_GATEWAY, "the server of the session's host shows no sign of life")
+)
+_BROKEN: Final = _End(
+    ProxyOutcome.BROKEN, Close(CloseCode.BAD_GATEWAY, "the connection to the server of the session's host broke")
+)
+
+
+async def _relay(websocket: WebSocket, owner: ClientConnection, hop: hops.Hop) -> ProxyOutcome:
     try:
         await websocket.accept(owner.subprotocol)
         inward = asyncio.create_task(_to_owner(websocket, owner))
         try:
-            ending = await hops.unless(_to_client(websocket, owner), drained)
+            end = await hops.unless(_to_client(websocket, owner), hop.drained, hop.lost)
         finally:
             inward.cancel()
             await asyncio.wait({inward})
     finally:
         await owner.close(CloseCode.GOING_AWAY)
-    if drained.done():
-        ending = Close(CloseCode.RESTART, "the server is shutting down")
-    if ending is not None:
-        await close(websocket, ending)
+    end = end or (_LOST if hop.lost.done() else _DRAINED)
+    if end.close is not None:
+        await close(websocket, end.close)
+    return end.outcome
 
 
 async def _to_owner(websocket: WebSocket, owner: ClientConnection) -> None:
@@ -135,18 +150,18 @@ async def _to_owner(websocket: WebSocket, owner: ClientConnection) -> None:
     await owner.close(_sent(message["code"]), message.get("reason") or "")
 
 
-async def _to_client(websocket: WebSocket, owner: ClientConnection) -> Close | None:
-    """Relay the other server's messages. Returns how to close the client's WebSocket; None if the client has left."""
+async def _to_client(websocket: WebSocket, owner: ClientConnection) -> _End:
+    """Relay the other server's messages, until either side ends."""
     try:
         while True:
             message = await owner.recv()
             await (websocket.send_text(message) if isinstance(message, str) else websocket.send_bytes(message))
     except WebSocketDisconnect:
-        return None
+        return _End(ProxyOutcome.ABANDONED, None)
     except ConnectionClosed as closed:
         if closed.rcvd is None:
-            return Close(CloseCode.BAD_GATEWAY, "the connection to the server of the session's host broke")
-        return Close(_sent(closed.rcvd.code), closed.rcvd.reason)
+            return _BROKEN
+        return _End(ProxyOutcome.ANSWERED, Close(_sent(closed.rcvd.code), closed.rcvd.reason))
 
 
 def _sent(code: int) -> int:

@@ -121,6 +121,23 @@ class StartObstacle(StrEnum):
     """The end of other starts."""
 
 
+class ProxyOutcome(StrEnum):
+    """How a call ended that another server of the queue has to answer."""
+
+    ANSWERED = "answered"
+    """Its response was passed back, or either side closed its WebSocket."""
+    ABANDONED = "abandoned"
+    """The client disconnected, or this server shut down."""
+    REFUSED = "refused"
+    """It was not passed on."""
+    UNREACHABLE = "unreachable"
+    """The other server accepted no connection."""
+    BROKEN = "broken"
+    """The other server broke off the connection."""
+    SILENT = "silent"
+    """The other server's host showed no sign of life, or the server did not end the call after the session's end."""
+
+
 class EventKind(StrEnum):
     """The kind of an entry in the event table."""
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 
-from neops_remote_lab.core.codes import EndCode, LiveLabState, SessionState, StartObstacle, StartOutcome
+from neops_remote_lab.core.codes import EndCode, LiveLabState, ProxyOutcome, SessionState, StartObstacle, StartOutcome
 
 PREFIX: Final = "neops_remote_lab_"
 NO_LAB: Final = "none"
@@ -72,13 +72,19 @@ LAB_MEMORY: Final = Family(
 STARTS_WAITING: Final = Family(
     "gauge", "starts_waiting", "Starts that wait, by what they wait for", {"reason": StartObstacle}
 )
+CALLS_PASSED_ON: Final = Family(
+    "counter",
+    "calls_passed_on_total",
+    "Calls on labs of other hosts, by the host that has the lab",
+    {"host": ("a host of the queue",), "outcome": ProxyOutcome},
+)
 QUARANTINED: Final = Family("gauge", "quarantined", "1 while no session is admitted")
 DATABASE_WAL: Final = Family("gauge", "database_wal_bytes", "Write-ahead log of the database")
 
 FAMILIES: Final = (
     *(SESSIONS, SESSIONS_JOINED, SESSIONS_ENDED, QUEUE_WAIT, HOLD),
     *(SLOT_ACTIVE, LAB_STATE, LAB_REFERENCES, LAB_MEMORY, STARTS_WAITING, LAB_START, LAB_TEARDOWN),
-    *(QUARANTINED, DATABASE_WAL),
+    *(CALLS_PASSED_ON, QUARANTINED, DATABASE_WAL),
 )
 """All metrics, for the documentation."""
 
@@ -95,6 +101,7 @@ class Metrics:
         self._hold = HOLD.histogram(self.registry)
         self._start = LAB_START.histogram(self.registry)
         self._teardown = LAB_TEARDOWN.histogram(self.registry)
+        self._passed_on = CALLS_PASSED_ON.counter(self.registry)
 
     def joined(self) -> None:
         """A session joined."""
@@ -113,6 +120,10 @@ class Metrics:
     def lab_started(self, seconds: float, outcome: StartOutcome) -> None:
         """A start came to its end, one way or another."""
         self._start.labels(outcome).observe(seconds)
+
+    def call_passed_on(self, host: str, outcome: ProxyOutcome) -> None:
+        """A call on a lab of another host ended."""
+        self._passed_on.labels(host, outcome).inc()
 
     def lab_torn_down(self, seconds: float) -> None:
         """A teardown came to its end."""

@@ -1,9 +1,19 @@
 """The lab hosts of a queue, as the database knew them at the latest look."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
+from neops_remote_lab.core.codes import HostState
 from neops_remote_lab.store.rows import Host, Session
+
+
+class Owner(NamedTuple):
+    """The host that a session is active on, and the URL of its server."""
+
+    host: str
+    address: str
 
 
 class KnownHosts:
@@ -13,6 +23,7 @@ class KnownHosts:
         """`own` is the name of this server's host."""
         self._own = own
         self._hosts: dict[str, Host] = {}
+        self._losses: dict[str, asyncio.Future[None]] = {}
 
     def __iter__(self) -> Iterator[Host]:
         return iter(self._hosts.values())
@@ -20,6 +31,7 @@ class KnownHosts:
     def update(self, hosts: Iterable[Host]) -> None:
         """Replace what is known."""
         self._hosts = {host.name: host for host in hosts}
+        self._end_losses()
 
     def is_own(self, session: Session) -> bool:
         """Whether a session is active on this server's host."""
@@ -45,9 +57,20 @@ class KnownHosts:
         busy = Counter(session.host for session in active)
         return any(busy[host.name] < host.slots for host in self if host.admits)
 
-    def address_of(self, session: Session) -> str | None:
-        """The URL of the server of another host that a session is active on; None if there is none."""
+    def owner_of(self, session: Session) -> Owner | None:
+        """The other host that a session is active on; None if there is none, or its server cannot be called."""
         if session.host is None or self.is_own(session):
             return None
         host = self._hosts.get(session.host)
-        return host.address if host else None
+        return Owner(host.name, host.address) if host and host.address else None
+
+    def loss_of(self, name: str) -> asyncio.Future[None]:
+        """A future that is done when a host is declared silent or gone. Its callers share it and do not cancel it."""
+        loss = self._losses.setdefault(name, asyncio.get_running_loop().create_future())
+        self._end_losses()
+        return loss
+
+    def _end_losses(self) -> None:
+        live = {host.name for host in self if host.state is HostState.LIVE}
+        for name in self._losses.keys() - live:
+            self._losses.pop(name).set_result(None)

@@ -16,7 +16,7 @@ from neops_remote_lab.core.codes import EndCode, QuarantineSource, SessionState
 from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.queue.estimates import HoldHistory
-from neops_remote_lab.queue.known_hosts import KnownHosts
+from neops_remote_lab.queue.known_hosts import KnownHosts, Owner
 from neops_remote_lab.queue.long_polls import LongPolls
 from neops_remote_lab.queue.session_cache import SessionCache
 from neops_remote_lab.queue.settings import QueueSettings
@@ -86,10 +86,10 @@ class SessionQueue:
         """The lab hosts of the queue."""
         return self._hosts
 
-    def owner_address(self, session_id: str) -> str | None:
-        """The URL of the server whose host a session is active on; None if it is this one, or if there is none."""
+    def owner(self, session_id: str) -> Owner | None:
+        """The other host that a session is active on; None if it is this one, or if there is none."""
         session = self._cache.get(session_id)
-        return self._hosts.address_of(session) if session else None
+        return self._hosts.owner_of(session) if session else None
 
     async def occupied_slots(self) -> list[int]:
         """The slots of this host that have an active session or a live lab, according to the database."""
@@ -217,6 +217,11 @@ class SessionQueue:
     async def wait_until_active(self, session_id: str) -> None:
         """Wait until the session is active or has ended, or until the server is draining."""
         if self._waits(session_id):
+            await self._polls.hold(session_id, None, math.inf)
+
+    async def wait_while_active_on(self, host: str, session_id: str) -> None:
+        """Wait until the session is not active on a host any more."""
+        while (session := self._cache.get(session_id)) and session.host == host:
             await self._polls.hold(session_id, None, math.inf)
 
     async def wait_for_change(self, session_id: str, seconds: float, known: int | None) -> None:
