@@ -41,6 +41,10 @@ CHANGE_PAUSE: Final = 0.02
 """Seconds to wait for further notifications before a change is looked at."""
 DEADLOCK_TRIES: Final = 3
 """How often a transaction is tried that PostgreSQL rolls back because it and an operator's wait for each other."""
+SHORTEST_IDLE_LIMIT: Final = 1.0
+"""Minimum seconds until PostgreSQL rolls back a transaction in which the server runs no statement."""
+KEEPALIVES: Final = 3
+"""Probes of an idle connection that may stay unanswered before PostgreSQL closes it."""
 _LOCK_QUEUE: Final = "SELECT FROM queue WHERE name = :queue FOR NO KEY UPDATE"
 
 
@@ -69,8 +73,11 @@ class PostgresqlDatabase(SqlDatabase[_Connections]):
             synchronous: with NORMAL, a commit does not wait for the disk of the database.
             busy_timeout: seconds to wait for a lock, and for a lost server.
         """
-        super().__init__(_create_engine(url, max(2, int(busy_timeout))), psycopg.Error)
-        self._settings = {"timezone": "UTC", "lock_timeout": f"{int(busy_timeout * 1000)}ms"}
+        limit = max(2, int(busy_timeout))
+        super().__init__(_create_engine(url, limit), psycopg.Error)
+        self._settings = {"timezone": "UTC", "lock_timeout": f"{int(busy_timeout * 1000)}ms"} | _limits(
+            limit, max(SHORTEST_IDLE_LIMIT, busy_timeout / 2)
+        )
         if synchronous == "NORMAL":
             self._settings["synchronous_commit"] = "off"
         self._statements: dict[str, bytes] = {}  # with the placeholders of the driver
@@ -222,7 +229,29 @@ def _driver(raw: PoolProxiedConnection) -> psycopg.AsyncConnection[Any]:
 
 def _create_engine(url: URL, seconds: int) -> AsyncEngine:
     """Connections that notice within so many seconds that the server is lost, unless the URL says something else."""
-    limits = {"connect_timeout": seconds, "tcp_user_timeout": seconds * 1000, "keepalives_idle": seconds}
+    limits = {"connect_timeout": seconds, "tcp_user_timeout": seconds * 1000}
+    limits |= {"keepalives_idle": seconds, "keepalives_interval": _interval(seconds)}
     options = {"fallback_application_name": "neops-remote-lab", "client_encoding": "utf8", **limits}
     arguments = {name: value for name, value in options.items() if name not in url.query}
     return create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=arguments)
+
+
+def _limits(seconds: int, idle: float) -> dict[str, str]:
+    """Settings with which PostgreSQL notices that a server is suspended or cut off.
+
+    Otherwise a transaction of such a server would keep the queue locked, and its connections would stay open for hours.
+
+    Args:
+        seconds: until an idle connection is probed.
+        idle: seconds without a statement after which a transaction is rolled back.
+    """
+    return {
+        "idle_in_transaction_session_timeout": f"{int(idle * 1000)}ms",
+        "tcp_keepalives_idle": str(seconds),
+        "tcp_keepalives_interval": str(_interval(seconds)),
+        "tcp_keepalives_count": str(KEEPALIVES),
+    }
+
+
+def _interval(seconds: int) -> int:
+    return max(1, seconds // KEEPALIVES)
