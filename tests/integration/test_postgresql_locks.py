@@ -1,10 +1,11 @@
-"""What other connections to PostgreSQL do at the same time: suspended servers."""
+"""What other connections to PostgreSQL do at the same time: suspended servers, and operators with open transactions."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,7 +16,9 @@ from neops_remote_lab.store.protocol import DatabaseError
 from neops_remote_lab.store.rows import Registration, Session
 from neops_remote_lab.store.sql.database import SqlDatabase
 from tests.postgresql import Cluster
-from tests.stores import OpenStores, joining, opened
+from tests.stores import NOON, OpenStores, joining, opened
+
+psycopg = pytest.importorskip("psycopg")
 
 
 @pytest.fixture
@@ -61,3 +64,27 @@ async def _joined(stores: OpenStores, name: str) -> Session:
             return await stores.sessions().join(joining(name), promote=True)
         except DatabaseError:
             assert time.monotonic() < deadline, "the queue stays locked"
+
+
+async def test_a_session_that_an_operator_ends_at_that_moment_does_not_become_active(
+    url: str, stores: OpenStores
+) -> None:
+    sessions = stores.sessions()
+    for name in ("ann", "bob"):
+        await sessions.join(joining(name), promote=False)
+    async with await psycopg.AsyncConnection.connect(url.replace("+psycopg", "")) as operator:
+        await operator.execute("UPDATE session SET state = 'ended' WHERE session_id = 'ann'")
+        promotion = asyncio.create_task(sessions.promote(NOON))
+        await _wait_until_blocked(operator)
+        await operator.commit()
+        await promotion
+    await sessions.promote(NOON)
+    assert [(session.session_id, session.host) for session in await sessions.live_sessions()] == [("bob", "lab-7")]
+
+
+async def _wait_until_blocked(connection: Any) -> None:
+    """Wait until another connection waits for this one."""
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    deadline = time.monotonic() + 10
+    while (await (await connection.execute(waits)).fetchone()) == (0,):
+        assert time.monotonic() < deadline, "the promotion does not wait"

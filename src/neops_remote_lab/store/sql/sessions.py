@@ -67,7 +67,7 @@ PROMOTE: Final = f"""
         ) AS first
     )
     UPDATE session SET state = 'active', host = free.host, slot = free.slot, activated_at = :now
-    FROM head JOIN free USING (place) WHERE number = next
+    FROM head JOIN free USING (place) WHERE number = next AND state = 'waiting'
     RETURNING {_COLUMNS}
 """
 _END: Final = """
