@@ -130,6 +130,50 @@ async def test_a_host_that_was_declared_silent_can_write_nothing_until_it_regist
     assert (await named(other, HOST)).state is HostState.LIVE
 
 
+async def test_a_lab_that_others_have_ended_stays_ended_when_its_host_comes_back(
+    stores: OpenStores, sessions: SessionStore, other: SessionStore
+) -> None:
+    await sessions.join(joining("ann"), promote=True)
+    labs = stores.labs(HOST, 1)
+    await labs.starting(lab("a", "ann"), NOON)
+    for state in (HostState.SILENT, HostState.GONE):
+        await other.declare(await named(other, HOST), state, NOON)
+    await sessions.register_host(Registration("boot-1", 2))
+    for write in (labs.running("a", [], NOON), labs.add_reference("a", "ann", None, NOON)):
+        with pytest.raises(Fenced, match="ended"):
+            await write
+    await labs.release_reference("a", None, NOON)
+    assert await labs.live_lab() is None
+    ended = await labs.last_ended("ann")
+    assert ended
+    assert ended.code is OutcomeCode.LOST
+
+
+async def test_no_lab_starts_for_a_session_that_waits_again_or_is_active_elsewhere(
+    stores: OpenStores, sessions: SessionStore, other: SessionStore
+) -> None:
+    await sessions.join(joining("ann"), promote=True)
+    await other.declare(await named(other, HOST), HostState.SILENT, NOON)
+    await sessions.register_host(Registration("boot-1", 2))
+    labs = stores.labs(HOST, 1)
+    with pytest.raises(Fenced, match="waits"):
+        await labs.starting(lab("a", "ann"), NOON)
+    await sessions.hold_grants(on=True)
+    await sessions.promote(NOON)
+    assert await seats(sessions) == {"ann": OTHER}
+    with pytest.raises(Fenced, match=OTHER):
+        await labs.starting(lab("a", "ann"), NOON)
+    assert await labs.live_lab() is None
+
+
+async def test_a_lab_may_start_in_advance_while_its_session_waits(
+    stores: OpenStores, sessions: SessionStore, other: SessionStore
+) -> None:
+    await sessions.join(joining("ann"), promote=False)
+    await stores.labs(HOST, 1).starting(lab("a", "ann"), NOON, in_advance=True)
+    assert await stores.labs(HOST, 1).live_lab() == lab("a", "ann")
+
+
 async def test_a_second_process_with_the_name_of_a_host_fences_the_first(
     open_stores: Opener, sessions: SessionStore, other: SessionStore
 ) -> None:

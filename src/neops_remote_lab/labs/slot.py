@@ -213,7 +213,7 @@ class Slot:
         logger.info("session %.8s acquires %s: lab %s starts", lab.session_id, one_line(lab.topology), lab.lab_id)
         outcome = StartOutcome.FAILED
         try:
-            await self._store.starting(lab, self._clock.now())
+            await self._store.starting(lab, self._clock.now(), in_advance=acquire.in_advance)
             acquire.begun.set()
             await self._admission.admit(lab, workspace, acquire)
             devices = await self._run_blocking(self._start_blocking, workspace, acquire.interrupt)

@@ -30,7 +30,8 @@ class DatabaseError(Exception):
 
 
 class Fenced(DatabaseError):
-    """Other servers have declared this host silent or gone, or another process serves with its name."""
+    """Other servers have declared this host silent or gone, or have done so and ended what it is about to change; or
+    another process serves with its name."""
 
 
 class Database(Protocol):
@@ -153,13 +154,24 @@ class LabStore(Protocol):
     async def live_lab(self) -> Lab | None:
         """The live lab: starting, running or stopping; None if there is none."""
 
-    async def starting(self, lab: Lab, now: datetime) -> None:
-        """Insert a lab, before netlab is started for it. Raises `DatabaseError` if the slot has a live lab."""
+    async def starting(self, lab: Lab, now: datetime, *, in_advance: bool = False) -> None:
+        """Insert a lab, before netlab is started for it.
+
+        Args:
+            in_advance: its session may be waiting.
+
+        Raises:
+            DatabaseError: the slot has a live lab.
+            Fenced: the session is active on another host, or waits.
+        """
 
     async def running(
         self, lab_id: str, devices: list[dict[str, Any]], now: datetime, lab_number: int | None = None
     ) -> None:
-        """Record that a lab is running, with its devices and its number; None on a host with one slot."""
+        """Record that a lab is running, with its devices and its number; None on a host with one slot.
+
+        Raises `Fenced` if the lab has ended.
+        """
 
     async def stopping(self, lab_id: str) -> None:
         """Record that the teardown of a lab has begun."""
@@ -173,7 +185,9 @@ class LabStore(Protocol):
     async def add_reference(self, lab_id: str, session_id: str, key: str | None, now: datetime) -> int:
         """Add a reference. Returns the number of references held afterwards.
 
-        Raises `DatabaseError` if the lab does not exist, or the session holds a reference with this key.
+        Raises:
+            Fenced: the lab has ended, or does not exist.
+            DatabaseError: the session holds a reference with this key.
         """
 
     async def reference_by_key(self, session_id: str, key: str) -> KeyedReference | None:

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 from sqlalchemy import Update, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neops_remote_lab.core.codes import ENDED, LiveLabState, OutcomeCode
-from neops_remote_lab.store.protocol import LabStore
+from neops_remote_lab.core.codes import ENDED, LiveLabState, OutcomeCode, SessionState
+from neops_remote_lab.store.protocol import Fenced, LabStore
 from neops_remote_lab.store.rows import FIRST_SLOT, EndedLab, KeyedReference, Lab
 from neops_remote_lab.store.sql.database import SqlDatabase
 from neops_remote_lab.store.sql.fence import Fence
-from neops_remote_lab.store.sql.tables import LAB, LAB_REFERENCE
+from neops_remote_lab.store.sql.tables import LAB, LAB_REFERENCE, SESSION
 
 T = TypeVar("T")
 
@@ -40,19 +40,41 @@ class SqlLabStore(LabStore):
 
         return await self._database.read(work)
 
-    async def starting(self, lab: Lab, now: datetime) -> None:
+    async def starting(self, lab: Lab, now: datetime, *, in_advance: bool = False) -> None:
         row = {field.name: getattr(lab, field.name) for field in fields(Lab)}
-        place = {"host": self._host, "slot": self._slot}
-        await self._execute(insert(LAB).values(row | place | {"started_at": now, "state": LiveLabState.STARTING}))
+        row |= {"host": self._host, "slot": self._slot, "started_at": now, "state": LiveLabState.STARTING}
+
+        async def work(connection: AsyncConnection) -> None:
+            await self._require_session(connection, lab.session_id, in_advance=in_advance)
+            await connection.execute(insert(LAB).values(row))
+
+        await self._write(work)
+
+    async def _require_session(self, connection: AsyncConnection, session_id: str, *, in_advance: bool) -> None:
+        """Raise `Fenced` if the session lost its slot while the host was silent. One that has ended is not refused."""
+        query = select(SESSION.c.state, SESSION.c.host).where(SESSION.c.session_id == session_id)
+        match (await connection.execute(query.with_for_update(read=True))).one_or_none():
+            case (SessionState.WAITING, _) if not in_advance:
+                raise Fenced("the session waits again, because this lab host was silent")
+            case (SessionState.ACTIVE, host) if host != self._host:
+                raise Fenced(f"the session is active on another lab host ({host})")
 
     async def running(
         self, lab_id: str, devices: list[dict[str, Any]], now: datetime, lab_number: int | None = None
     ) -> None:
         row = {"state": LiveLabState.RUNNING, "devices": devices, "running_at": now, "lab_number": lab_number}
-        await self._execute(_of(lab_id).values(row))
+
+        async def work(connection: AsyncConnection) -> None:
+            await _require_live(connection, lab_id)
+            await connection.execute(_of(lab_id).values(row))
+
+        await self._write(work)
 
     async def stopping(self, lab_id: str) -> None:
-        await self._execute(_of(lab_id).where(LAB.c.state != ENDED).values(state=LiveLabState.STOPPING))
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(_stopping(lab_id))
+
+        await self._write(work)
 
     async def ended(self, lab_id: str, code: OutcomeCode, detail: str, now: datetime) -> None:
         end = {"state": ENDED, "outcome_code": code, "outcome_detail": detail, "ended_at": now, "devices": None}
@@ -78,6 +100,7 @@ class SqlLabStore(LabStore):
         row = {"lab_id": lab_id, "session_id": session_id, "idempotency_key": key, "acquired_at": now}
 
         async def work(connection: AsyncConnection) -> int:
+            await _require_live(connection, lab_id)
             await connection.execute(insert(LAB_REFERENCE).values(row))
             return await _held_references(connection, lab_id)
 
@@ -109,7 +132,7 @@ class SqlLabStore(LabStore):
             await connection.execute(release.values(released_at=now))
             left = await _held_references(connection, lab_id)
             if not left:
-                await connection.execute(_of(lab_id).values(state=LiveLabState.STOPPING))
+                await connection.execute(_stopping(lab_id))
             return left
 
         return await self._write(work)
@@ -125,12 +148,6 @@ class SqlLabStore(LabStore):
 
         return await self._database.write(work)
 
-    async def _execute(self, statement: Any) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(statement)
-
-        await self._write(work)
-
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async def fenced(connection: AsyncConnection) -> T:
             await self._fence.check(connection)
@@ -145,6 +162,17 @@ def _lab(lab_id: str, session_id: str, state: str, *columns: Any) -> Lab:
 
 def _of(lab_id: str) -> Update:
     return update(LAB).where(LAB.c.lab_id == lab_id)
+
+
+def _stopping(lab_id: str) -> Update:
+    return _of(lab_id).where(LAB.c.state != ENDED).values(state=LiveLabState.STOPPING)
+
+
+async def _require_live(connection: AsyncConnection, lab_id: str) -> None:
+    """Raise `Fenced` if others have ended the lab. After the check of the fence they cannot do so any more."""
+    query = select(LAB.c.state).where(LAB.c.lab_id == lab_id, LAB.c.state != ENDED)
+    if (await connection.execute(query)).one_or_none() is None:
+        raise Fenced("the lab has ended, because this lab host was silent for too long")
 
 
 async def _held_references(connection: AsyncConnection, lab_id: str) -> int:
