@@ -7,6 +7,7 @@ PYTEST_ARGS ?=
 WORKERS ?= auto
 REPEAT ?= 1
 KILLS ?= 300
+FAULTS ?= 700
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -89,8 +90,8 @@ build: $(READY)  ## build and check sdist and wheel in dist/
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python .ci/check_dist.py dist
 
-chaos: $(READY)  ## long tests with kills, broken connections and full disks
-	$(RUN) REMOTE_LAB_CHAOS_KILLS=$(KILLS) $(BIN)/python -m pytest tests/chaos -m chaos -s $(PYTEST_ARGS)
+chaos: $(READY)  ## 300 kills of one server, and 700 faults of several hosts; KILLS=… and FAULTS=… change the numbers
+	$(RUN) REMOTE_LAB_CHAOS_KILLS=$(KILLS) REMOTE_LAB_CHAOS_FAULTS=$(FAULTS) $(BIN)/python -m pytest tests/chaos -m chaos -s $(PYTEST_ARGS)
 
 clean:  ## remove everything that these targets have created
 	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist

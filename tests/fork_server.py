@@ -39,15 +39,19 @@ Stream: TypeAlias = int | IO[Any]
 """As `subprocess.Popen` has it: a constant of that module, a descriptor or a file."""
 
 
+OF_SERVER = (
+    *(f"{OURS}.__main__", f"{OURS}.cli.server", "alembic.command", "alembic.autogenerate", "alembic.script"),
+    *("aiosqlite", "httpx", "logging.config", "sqlalchemy.dialects.sqlite.aiosqlite", "uvicorn.lifespan.on"),
+    *("uvicorn.loops.auto", "uvicorn.protocols.websockets.auto", "uvicorn.protocols.http.h11_impl"),
+)
+
+
 class Program(Enum):
     """A module that runs as a program, and the modules to import before that."""
 
-    SERVER = (
-        OURS,
-        (f"{OURS}.__main__", f"{OURS}.cli.server", "alembic.command", "alembic.autogenerate", "alembic.script"),
-        ("aiosqlite", "httpx", "logging.config", "sqlalchemy.dialects.sqlite.aiosqlite", "uvicorn.lifespan.on"),
-        ("uvicorn.loops.auto", "uvicorn.protocols.websockets.auto", "uvicorn.protocols.http.h11_impl"),
-    )
+    SERVER = (OURS, OF_SERVER)
+    SERVER_WITHOUT_FENCE = ("tests.chaos.server_without_fence", OF_SERVER)
+    SERVER_WITHOUT_QUEUE_LOCK = ("tests.chaos.server_without_queue_lock", OF_SERVER)
     COMMAND = (OURS, (f"{OURS}.__main__", f"{OURS}.cli.up", f"{OURS}.cli.run", f"{OURS}.client.forwards", *CLIENT))
     # None of the plugin's own: pytest rewrites the assertions of a plugin that was not imported before.
     PYTEST = ("pytest", ("_pytest.config", "_pytest.pytester", "tests.fork_workers", *CLIENT))
@@ -180,8 +184,10 @@ class ForkServer:
 
     of_this_run: ClassVar[Mapping[Program, ForkServer]] = {}
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, launcher: Sequence[str] = ()) -> None:
+        """Fork a program later. `launcher` is the beginning of a command that starts the forking process."""
         self._program = program
+        self._launcher = launcher
         self._environment = dict(os.environ)
 
     def suits(self, environment: Mapping[str, str]) -> bool:
@@ -205,7 +211,7 @@ class ForkServer:
     @cached_property
     def _process(self) -> tuple[Forks, subprocess.Popen[bytes]]:
         ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", __name__, self._program.name]
+        command = [*self._launcher, sys.executable, "-m", __name__, self._program.name]
         with other:
             return Forks(ours), subprocess.Popen(command, cwd=ROOT, env=self._environment, stdin=other.fileno())
 
@@ -222,12 +228,13 @@ def popen(
     stderr: Stream,
     cwd: Path | None = None,
     launcher: Sequence[str] = (),
+    fork_server: ForkServer | None = None,
 ) -> Process:
     """Start a program with nothing to read: forked where that is the same, or else by `launcher` and an interpreter.
 
-    The other options are those of `subprocess.Popen`.
+    A fork server that is given is used instead of that of this run. The other options are those of `subprocess.Popen`.
     """
-    fork_server = ForkServer.of_this_run.get(program)
+    fork_server = fork_server or ForkServer.of_this_run.get(program)
     if fork_server and fork_server.suits(env):
         return fork_server.forks.popen(words, env=env, stdout=stdout, stderr=stderr, cwd=cwd)
     command = [*launcher, sys.executable, "-m", program.module, *words]

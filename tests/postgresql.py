@@ -88,16 +88,17 @@ class Cluster:
     def data(self) -> Path:
         return self.directory / "data"
 
-    def url(self, name: str, user: str = OWNER) -> str:
-        """The URL of a database, as `--database` takes it."""
-        return f"postgresql+psycopg://{user}@/{name}?host={self.directory}"
+    def url(self, name: str, user: str = OWNER, address: object = None) -> str:
+        """The URL of a database, as `--database` takes it: at the socket of the server, or at an address of it."""
+        return f"postgresql+psycopg://{user}@/{name}?host={address or self.directory}"
 
     def initialize(self) -> None:
         """Create the files of the server."""
         self._run(
             "initdb", "--pgdata", self.data, "--username", SUPERUSER, "--encoding=UTF8", "--no-sync", "--auth=trust"
         )
-        self.data.joinpath("pg_hba.conf").write_text(AUTHENTICATION, encoding="utf-8")
+        remote = f"host all {OWNER} samenet trust\n" if self.settings["listen_addresses"] else ""
+        self.data.joinpath("pg_hba.conf").write_text(AUTHENTICATION + remote, encoding="utf-8")
 
     def start(self) -> None:
         """Start the server, and wait until it serves."""

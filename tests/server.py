@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from neops_remote_lab.netlab.logs import FAILED
 from neops_remote_lab.netlab.ownership import MARKER_DIR, PROGRAM, RECORD, claim
 from neops_remote_lab.netlab.workspace import LAB_NAME_PREFIX
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, install_fake_netlab, wait_until
-from tests.fork_server import Process, Program, popen
+from tests.fork_server import ForkServer, Process, Program, popen
 
 
 def labs_in(work_dir: Path) -> list[str]:
@@ -96,6 +96,12 @@ class LabServer:
     settings: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    address: str = "127.0.0.1"
+    program: Program = Program.SERVER
+    launcher: Sequence[str] = ()
+    """The beginning of a command that starts the server in another network."""
+    fork_server: ForkServer | None = None
+    """What forks the process instead, if it must be in another network."""
     process: Process | None = None
 
     @property
@@ -107,7 +113,7 @@ class LabServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     @property
     def database(self) -> Path:
@@ -130,7 +136,7 @@ class LabServer:
     def words(self) -> list[str]:
         """The server's flags."""
         flags = {
-            "host": "127.0.0.1",
+            "host": self.address,
             "port": str(self.port),
             "database": self.database_url,
             "work-dir": str(self.work_dir),
@@ -149,7 +155,15 @@ class LabServer:
         guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         environment = {**self.netlab.environment(), **self.environment}
         with self.log.open("ab") as log:
-            self.process = popen(Program.SERVER, self.words(), env=environment, stdout=log, stderr=log, launcher=guard)
+            self.process = popen(
+                self.program,
+                self.words(),
+                env=environment,
+                stdout=log,
+                stderr=log,
+                launcher=[*self.launcher, *guard],
+                fork_server=self.fork_server,
+            )
 
     def start(self) -> None:
         """Start the process, and wait until it serves."""
@@ -160,7 +174,7 @@ class LabServer:
         if self.process is None or self.process.poll() is not None:
             raise AssertionError(f"the server ended: {self.log.read_text()[-4000:]}")
         with socket.socket() as probe:  # a client of httpx costs much more, and this is asked often
-            if probe.connect_ex(("127.0.0.1", self.port)):
+            if probe.connect_ex((self.address, self.port)):
                 return False
         try:
             return httpx.get(f"{self.url}/healthz", verify=TLS).status_code == 204

@@ -1,1 +1,1 @@
-"""Long tests that kill the server repeatedly, and helpers that they share with other fault tests."""
+"""Tests with many faults of one server or of several hosts, and helpers that they share with other fault tests."""

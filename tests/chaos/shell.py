@@ -107,6 +107,20 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def processes_of(server: LabServer) -> list[int]:
+    """Programs started by the server, even if they have another parent now."""
+    state = str(fake(server).state)
+    server_pid = server.process.pid if server.process else None
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FAKE_NETLAB_STATE") == state and process.pid != server_pid:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
 def loaded_ahead(server: LabServer) -> list[int]:
     """The netlab that waits for the next lab."""
     assert server.process is not None

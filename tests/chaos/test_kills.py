@@ -8,24 +8,21 @@ import sqlite3
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
-from tests.chaos.shell import fake, loaded_ahead, sql
-from tests.fakes import topology_text, wait_until
+from tests.chaos.clients import PATIENCE, working_clients
+from tests.chaos.journal import Journal, What
+from tests.chaos.shell import fake, loaded_ahead, processes_of, sql
+from tests.fakes import wait_until
 from tests.server import LabServer, running_server
 
 KILLS = int(os.environ.get("REMOTE_LAB_CHAOS_KILLS", "12"))
 SEED = int(os.environ.get("REMOTE_LAB_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
 CLIENTS = 5
-TOPOLOGIES = [topology_text(nodes=2), topology_text(nodes=3)]
 SLOW = {
     "create_seconds": 0.02,
     "start_seconds": 0.05,
@@ -37,134 +34,6 @@ BREATHE_EVERY = 5
 """So many kills until one server is left alone for long enough to be of use."""
 LONGEST_WAIT = 3.0
 """Seconds for the moment of a kill to come; it is done anyway then."""
-PATIENCE = 300.0
-"""Seconds for which a client tries a call again: one that is held may die with many servers in a row."""
-
-
-@dataclass
-class Ledger:
-    """What the clients were promised, and what they have given back. Each set only grows, in the order of the facts."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    joined: set[str] = field(default_factory=set)
-    leaving: set[str] = field(default_factory=set)
-    left: set[str] = field(default_factory=set)
-    acquired: set[str] = field(default_factory=set)
-    releasing: set[str] = field(default_factory=set)
-    released: set[str] = field(default_factory=set)
-    holders: set[str] = field(default_factory=set)
-    rounds: int = 0
-
-    def __str__(self) -> str:
-        with self.lock:
-            return f"{len(self.joined)} joined, {len(self.acquired)} acquired, {len(self.left)} left"
-
-    def snapshot(self, *names: str) -> list[set[str]]:
-        with self.lock:
-            return [set(getattr(self, name)) for name in names]
-
-    def note(self, name: str, value: str) -> None:
-        with self.lock:
-            getattr(self, name).add(value)
-
-    @contextmanager
-    def holding(self, session_id: str) -> Iterator[None]:
-        """What only one client at a time may find itself in."""
-        with self.lock:
-            self.holders.add(session_id)
-            assert self.holders == {session_id}, f"active at once: {self.holders}"
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.holders.discard(session_id)
-
-
-class Client:
-    """Joins, waits, uses the lab and leaves, over and over, and rides out every kill."""
-
-    def __init__(self, url: str, ledger: Ledger, seed: int, stop: threading.Event) -> None:
-        self.ledger, self.random, self.stop = ledger, random.Random(seed), stop  # noqa: S311
-        self.http = httpx.Client(base_url=url, timeout=30)
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self.run)
-
-    def run(self) -> None:
-        try:
-            with self.http:
-                while not self.stop.is_set():
-                    self.visit()
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the test's own thread
-            self.error = error
-            self.stop.set()
-
-    def call(self, method: str, path: str, *, key: str = "", session_id: str = "", **request: object) -> httpx.Response:
-        headers = {"X-Session-ID": session_id, "Idempotency-Key": key}
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                given = {name: value for name, value in headers.items() if value}
-                answer = self.http.request(method, path, headers=given, **request)  # type: ignore[arg-type]
-                if answer.status_code not in {423, 503}:
-                    return answer
-                problem = answer.text
-            except httpx.TransportError as error:
-                problem = repr(error)
-            assert time.monotonic() < deadline, f"{method} {path}: {problem}"
-            threading.Event().wait(0.05)
-
-    def visit(self) -> None:
-        ledger = self.ledger
-        answer = self.call("POST", "/session", key=uuid.uuid4().hex, json={"client": "chaos"})
-        assert answer.status_code == 201, answer.text
-        session_id = str(answer.json()["session_id"])
-        ledger.note("joined", session_id)
-        if self.random.random() < 0.9 and self.wait(session_id):
-            with ledger.holding(session_id):
-                for last in [False, True][-self.random.randint(1, 2) :]:
-                    # Another topology gets the host only once the one before was released.
-                    self.use_lab(session_id, release=not last or self.random.random() < 0.7)
-        ledger.note("leaving", session_id)
-        answer = self.call("DELETE", f"/session/{session_id}")
-        assert answer.status_code in {204, 404}, answer.text  # 404: the answer to an earlier attempt was lost
-        ledger.note("left", session_id)
-        ledger.rounds += 1
-
-    def wait(self, session_id: str) -> bool:
-        while not self.stop.is_set():
-            answer = self.call("GET", f"/session/{session_id}", params={"wait": self.random.choice([0.1, 0.5, 1])})
-            assert answer.status_code == 200, f"an acknowledged session is lost: {answer.text}"
-            if answer.json()["status"] == "active":
-                return True
-        return False
-
-    def use_lab(self, session_id: str, *, release: bool) -> None:
-        number = self.random.randrange(len(TOPOLOGIES))
-        key, names = self.acquire(session_id, number)
-        assert names == [f"r{count}" for count in range(1, number + 3)]
-        answer = self.call("GET", "/lab/devices", session_id=session_id)
-        if answer.status_code == 200:
-            assert [device["name"] for device in answer.json()] == names
-        else:
-            assert answer.status_code == 404, answer.text
-            assert "lost" in answer.json()["detail"]
-        if release:
-            self.ledger.note("releasing", key)
-            answer = self.call("POST", "/lab/release", session_id=session_id, key=key)
-            assert answer.status_code in {204, 404}, answer.text
-            if answer.status_code == 204:
-                self.ledger.note("released", key)
-
-    def acquire(self, session_id: str, number: int) -> tuple[str, list[str]]:
-        while True:
-            key = uuid.uuid4().hex
-            files = {"topology": ("chaos.yml", TOPOLOGIES[number])}
-            answer = self.call("POST", "/lab", session_id=session_id, key=key, files=files)
-            if answer.status_code == 422 and "Idempotency-Key" in answer.text:
-                continue  # it was granted, the answer died with the server, and so did the lab
-            assert answer.status_code == 200, answer.text
-            self.ledger.note("acquired", key)
-            return key, [device["name"] for device in answer.json()["devices"]]
 
 
 def log_lines(server: LabServer) -> int:
@@ -172,11 +41,11 @@ def log_lines(server: LabServer) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def some_progress(ledger: Ledger, stop: threading.Event) -> None:
+def some_progress(journal: Journal, stop: threading.Event) -> None:
     """Keep a server alive until a session has had a lab and left; a slow machine would otherwise never get that far."""
-    left = len(ledger.left)
+    left = len(journal.facts(What.LEFT))
     deadline = time.monotonic() + PATIENCE
-    while len(ledger.left) == left and time.monotonic() < deadline and not stop.wait(0.01):
+    while len(journal.facts(What.LEFT)) == left and time.monotonic() < deadline and not stop.wait(0.01):
         pass
 
 
@@ -198,10 +67,11 @@ def moment(server: LabServer, choice: random.Random, stop: threading.Event) -> s
     return f"{seen} of {kind}"
 
 
-def check_database(server: LabServer, ledger: Ledger) -> None:
+def check_database(server: LabServer, journal: Journal) -> None:
     """The invariants at any moment, regardless of what the server was doing when it died."""
     # What was promised first, then what was given back: a set that is read later may only explain more.
-    joined, left, acquired, released = ledger.snapshot("joined", "left", "acquired", "released")
+    joined, left = journal.sessions(What.JOINED), journal.sessions(What.LEFT)
+    acquired, released = journal.keys(What.ACQUIRED), journal.keys(What.RELEASED)
     states = dict(sql(server.database, "SELECT session_id, state FROM session"))
     references = dict(
         sql(
@@ -210,7 +80,7 @@ def check_database(server: LabServer, ledger: Ledger) -> None:
             "FROM lab_reference r JOIN lab USING (lab_id)",
         )
     )
-    leaving, releasing = ledger.snapshot("leaving", "releasing")
+    leaving, releasing = journal.sessions(What.LEAVING), journal.keys(What.RELEASING)
     ended_sessions = {name for name, state in states.items() if state == "ended"}
     kept = dict(sql(server.database, "SELECT idempotency_key, session_id FROM lab_reference"))
 
@@ -238,18 +108,17 @@ def check_host(server: LabServer) -> None:
     assert len(directories) <= 1
 
 
-def processes_of(server: LabServer) -> list[int]:
-    """Programs started by the server, even if they have another parent now."""
-    state = str(fake(server).state)
-    server_pid = server.process.pid if server.process else None
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("FAKE_NETLAB_STATE") == state and process.pid != server_pid:
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
+def check_answers(journal: Journal) -> None:
+    """Every answer is one that a client may get, and only one client at a time finds itself active."""
+    assert [fact.key for fact in journal.facts(What.UNEXPECTED, What.FAILED)] == []
+    assert journal.facts(What.ENDED) == [], "a session was ended that nobody ended"
+    holders: set[str] = set()
+    for fact in journal.facts(What.ACTIVE, What.LEAVING):
+        if fact.what is What.ACTIVE:
+            holders.add(fact.session_id)
+            assert holders == {fact.session_id}, f"active at once: {holders}"
+        else:
+            holders.discard(fact.session_id)
 
 
 def start_again(server: LabServer, choice: random.Random, stop: threading.Event) -> None:
@@ -277,35 +146,27 @@ def assert_nothing_is_left(server: LabServer) -> None:
 def test_no_kill_violates_an_invariant(tmp_path: Path) -> None:
     sys.stdout.write(f"{KILLS} kills; again with REMOTE_LAB_CHAOS_SEED={SEED}\n")
     choice = random.Random(SEED)  # noqa: S311 - nothing here is a secret
-    ledger, stop = Ledger(), threading.Event()
+    journal, stop = Journal(), threading.Event()
     with running_server(tmp_path, kill_grace="0.5", down_timeout="30", log_level="WARNING") as server:
         fake(server).control(**SLOW)
-        clients = [Client(server.url, ledger, SEED + number, stop) for number in range(CLIENTS)]
-        for client in clients:
-            client.thread.start()
-        try:
+        with working_clients([server.url], journal, SEED, CLIENTS, stop):
             for kill in range(KILLS):
                 if kill % BREATHE_EVERY == BREATHE_EVERY - 1:
-                    some_progress(ledger, stop)
+                    some_progress(journal, stop)
                 when = moment(server, choice, stop)
                 server.kill()
-                sys.stdout.write(f"kill {kill + 1} after {when}: {ledger}\n")
-                check_database(server, ledger)
+                sys.stdout.write(f"kill {kill + 1} after {when}: {journal}\n")
+                check_database(server, journal)
+                check_answers(journal)
                 check_host(server)
                 start_again(server, choice, stop)
                 if stop.is_set():
                     break
-        finally:
-            stop.set()
-            for client in clients:
-                client.thread.join()
-        for client in clients:
-            if client.error:
-                raise client.error
-        check_database(server, ledger)
+        check_database(server, journal)
+        check_answers(journal)
         assert_nothing_is_left(server)
         check_host(server)
-        assert ledger.rounds >= CLIENTS
+        assert len(journal.facts(What.LEFT)) >= CLIENTS
         assert server.stop() == 0
         assert server.is_clean()
         assert processes_of(server) == []

@@ -1,0 +1,202 @@
+"""Clients that join, wait, use a lab and leave, over and over, and ride out every fault of the servers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Final
+
+import httpx
+
+from tests.chaos.journal import Journal, What
+from tests.fakes import topology_text
+from tests.server import TLS
+
+TOPOLOGIES: Final = [topology_text(nodes=2), topology_text(nodes=3)]
+PATIENCE: Final = 300.0
+"""Seconds for which a client tries a call again: one that is held may die with many servers in a row."""
+BREATH: Final = 0.05
+"""Seconds between two attempts."""
+CONNECT_SECONDS: Final = 1.0
+"""Seconds after which a client tries another server."""
+ANSWER_SECONDS: Final = 8.0
+"""Seconds after which a client sends a call again, to any server."""
+
+
+class Gone(Exception):
+    """The session of a client has ended, and not because the client has ended it."""
+
+
+class Client:
+    """A client of one queue, which may be served by several servers."""
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        urls: Sequence[str],
+        journal: Journal,
+        seed: int,
+        stop: threading.Event,
+        *,
+        stays: float = 0.9,
+    ) -> None:
+        """Do nothing yet. `stays` is the share of the visits in which the client waits for a lab."""
+        self._http, self._urls, self._journal, self._stop, self._stays = http, urls, journal, stop, stays
+        self._random = random.Random(seed)  # noqa: S311 - nothing here is a secret
+        self._asked = 0.0
+
+    async def run(self) -> None:
+        """Visit until the end, and end the last visit properly."""
+        while not self._stop.is_set():
+            await self._visit()
+
+    async def _visit(self) -> None:
+        answer = await self._call("POST", "/session", key=uuid.uuid4().hex, json={"client": "chaos"})
+        if answer.status_code != httpx.codes.CREATED:
+            self._unexpected("", answer)
+            return
+        session_id = str(answer.json()["session_id"])
+        self._journal.note(What.JOINED, session_id, asked=self._asked)
+        try:
+            if self._random.random() < self._stays:
+                await self._use_labs(session_id)
+        except Gone:
+            return
+        self._journal.note(What.LEAVING, session_id)
+        answer = await self._call("DELETE", f"/session/{session_id}")
+        # 404: the answer to an earlier attempt was lost, or the session ended at this moment
+        if answer.status_code == httpx.codes.NO_CONTENT or _has_ended(answer):
+            self._journal.note(What.LEFT, session_id)
+        else:
+            self._unexpected(session_id, answer)
+
+    async def _use_labs(self, session_id: str) -> None:
+        for last in [False, True][-self._random.randint(1, 2) :]:
+            # Another topology gets the slot only once the one before was released.
+            if not await self._use_lab(session_id, release=not last or self._random.random() < 0.7):
+                return
+
+    async def _use_lab(self, session_id: str, *, release: bool) -> bool:
+        """Acquire a lab and look at it. Returns False if there was no time for it."""
+        number = self._random.randrange(len(TOPOLOGIES))
+        names = [f"r{count}" for count in range(1, number + 3)]
+        key = await self._acquire(session_id, number, names)
+        if key is None:
+            return False
+        answer = await self._call("GET", "/lab/devices", session_id=session_id)
+        if answer.status_code == httpx.codes.OK:
+            if _names(answer.json()) != names:
+                self._unexpected(session_id, answer)
+        elif not (answer.status_code == httpx.codes.NOT_FOUND and "lost" in answer.text):
+            self._refused(session_id, answer)
+        if release:
+            self._journal.note(What.RELEASING, session_id, key)
+            answer = await self._call("POST", "/lab/release", session_id=session_id, key=key)
+            if answer.status_code == httpx.codes.NO_CONTENT:
+                self._journal.note(What.RELEASED, session_id, key)
+            elif answer.status_code != httpx.codes.NOT_FOUND:
+                self._refused(session_id, answer)
+        return True
+
+    async def _acquire(self, session_id: str, number: int, names: list[str]) -> str | None:
+        """Acquire a lab. Returns the key of that, or None if the session does not become active before the end."""
+        key = uuid.uuid4().hex
+        while await self._wait(session_id):
+            files = {"topology": ("chaos.yml", TOPOLOGIES[number])}
+            answer = await self._call("POST", "/lab", session_id=session_id, key=key, files=files)
+            if answer.status_code == httpx.codes.OK:
+                self._journal.note(What.ACQUIRED, session_id, key)
+                if _names(answer.json()["devices"]) != names:
+                    self._unexpected(session_id, answer)
+                return key
+            if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY and "Idempotency-Key" in answer.text:
+                key = uuid.uuid4().hex  # it was granted, the answer died with the server, and so did the lab
+            elif answer.is_server_error:
+                self._journal.note(What.FAILED, session_id, answer.text)
+                await asyncio.sleep(BREATH)
+            else:
+                self._refused(session_id, answer)
+                await asyncio.sleep(BREATH)
+        return None
+
+    async def _wait(self, session_id: str) -> bool:
+        while not self._stop.is_set():
+            wait = self._random.choice([0.1, 0.5, 1])
+            answer = await self._call("GET", f"/session/{session_id}", params={"wait": wait})
+            if answer.status_code != httpx.codes.OK:
+                self._refused(session_id, answer)
+            elif answer.json()["status"] == "active":
+                self._journal.note(What.ACTIVE, session_id)
+                return True
+        return False
+
+    def _refused(self, session_id: str, answer: httpx.Response) -> None:
+        """Note what an answer that refuses a call says. Raises `Gone` if it says that the session has ended."""
+        if _has_ended(answer):
+            self._journal.note(What.ENDED, session_id)
+            raise Gone
+        if answer.status_code != httpx.codes.LOCKED:  # the session waits again, because its host was silent
+            self._unexpected(session_id, answer)
+
+    def _unexpected(self, session_id: str, answer: httpx.Response) -> None:
+        said = f"{answer.request.method} {answer.request.url}: {answer.status_code} {answer.text[:300]}"
+        self._journal.note(What.UNEXPECTED, session_id, said)
+
+    async def _call(
+        self, method: str, path: str, *, key: str = "", session_id: str = "", **request: Any
+    ) -> httpx.Response:
+        """The first answer of any server that is not "try again"."""
+        headers = {name: value for name, value in (("X-Session-ID", session_id), ("Idempotency-Key", key)) if value}
+        deadline = time.monotonic() + PATIENCE
+        self._asked = time.time()
+        while True:
+            url = self._random.choice(self._urls) + path
+            try:
+                answer = await self._http.request(method, url, headers=headers, **request)
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    return answer
+                problem = answer.text
+            except httpx.TransportError as error:
+                problem = repr(error)
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{method} {path}: {problem}")
+            await asyncio.sleep(BREATH)
+
+
+def _has_ended(answer: httpx.Response) -> bool:
+    """Whether the answer says that the session has ended, before the call or during it."""
+    over = ("the session has ended", "its session ended")
+    return answer.status_code in {httpx.codes.NOT_FOUND, httpx.codes.GONE} and any(text in answer.text for text in over)
+
+
+def _names(devices: list[dict[str, Any]]) -> list[str]:
+    return [device["name"] for device in devices]
+
+
+@contextmanager
+def working_clients(
+    urls: Sequence[str], journal: Journal, seed: int, count: int, stop: threading.Event, *, stays: float = 0.9
+) -> Iterator[None]:
+    """Clients that work in another thread until the context ends. An error of one ends all, and is raised then."""
+
+    async def work() -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=count)
+        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        async with httpx.AsyncClient(verify=TLS, limits=limits, timeout=timeout) as http, asyncio.TaskGroup() as group:
+            for number in range(count):
+                group.create_task(Client(http, urls, journal, seed + number, stop, stays=stays).run())
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(asyncio.run, work())
+        working.add_done_callback(lambda _: stop.set())
+        try:
+            yield
+        finally:
+            stop.set()
+        working.result()

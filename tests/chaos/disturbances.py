@@ -1,0 +1,244 @@
+"""The faults of several hosts: a plan that a seed determines, and what carries it out and undoes it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+from tests.chaos.hosts import GONE_AFTER, LEASE, Hosts, end_session
+from tests.chaos.journal import What
+from tests.chaos.network import Cable
+from tests.chaos.shell import sql
+
+DATABASE: Final = 0
+"""The target of a fault that concerns no host."""
+BREATHE_EVERY: Final = 5
+"""So many faults until all are undone, and some sessions leave."""
+VISITS: Final = 3
+"""How many."""
+PATIENCE: Final = 120.0
+"""Seconds for which a session may take for that."""
+TICK: Final = 0.05
+"""Seconds between two looks at what is due."""
+
+
+class Kind(StrEnum):
+    """What is done."""
+
+    KILL = "kill"
+    """kill -9 of a server, and a new start."""
+    SUSPEND = "suspend"
+    """SIGSTOP of a server, and SIGCONT."""
+    CUT_DATABASE = "cut off the database"
+    """A host cannot reach the database."""
+    CUT_ALL = "cut off"
+    """A host can reach nothing, and nothing reaches it."""
+    SHUTDOWN = "shutdown of PostgreSQL"
+    CRASH = "crash of PostgreSQL"
+    DRAIN = "drain"
+    """An operator drains a host, and ends that."""
+    MOVE = "move"
+    """An operator changes the rank of a waiting session."""
+    END = "end"
+    """An operator ends a session."""
+
+
+NEED_NETWORK: Final = frozenset({Kind.CUT_DATABASE, Kind.CUT_ALL})
+WEIGHTS: Final = {
+    Kind.KILL: 5,
+    Kind.SUSPEND: 4,
+    Kind.CUT_DATABASE: 4,
+    Kind.CUT_ALL: 3,
+    Kind.SHUTDOWN: 1,
+    Kind.CRASH: 1,
+    Kind.DRAIN: 1,
+    Kind.MOVE: 2,
+    Kind.END: 2,
+}
+LENGTHS: Final = (LEASE / 3, LEASE + 0.5, GONE_AFTER + 1)
+"""Seconds for which a fault lasts: within the lease, beyond it, or until the host is gone."""
+TO_THE_FRONT: Final = """
+    UPDATE session SET rank = (SELECT min(rank) - 1 FROM session WHERE state = 'waiting')
+    WHERE session_id = ? AND state = 'waiting'
+"""
+TO_THE_END: Final = """
+    UPDATE session SET rank = (SELECT max(rank) + 1 FROM session WHERE state = 'waiting')
+    WHERE session_id = ? AND state = 'waiting'
+"""
+OF_DATABASE: Final = frozenset({Kind.SHUTDOWN, Kind.CRASH, Kind.MOVE, Kind.END})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One fault."""
+
+    kind: Kind
+    target: int
+    """The number of the host, or `DATABASE`."""
+    delay: float
+    """Seconds after the step before."""
+    length: float
+    """Seconds until it is undone."""
+    choice: float
+    """Chooses among the sessions that there are, from 0 to 1."""
+
+    def __str__(self) -> str:
+        where = f" of lab-{self.target}" if self.target else ""
+        return f"{self.kind}{where} for {self.length:.1f} s"
+
+
+Undo: TypeAlias = Callable[[], None]
+
+
+def plan(seed: int, count: int, hosts: int, without: Collection[Kind] = ()) -> list[Step]:
+    """So many faults of so many hosts, determined by the seed."""
+    choose = random.Random(seed)  # noqa: S311 - nothing here is a secret
+    kinds = [kind for kind in WEIGHTS if kind not in without]
+    steps = []
+    for _ in range(count):
+        [kind] = choose.choices(kinds, [WEIGHTS[kind] for kind in kinds])
+        host, delay, choice = choose.randint(1, hosts), choose.uniform(0, 0.6), choose.random()
+        length = choose.choice(LENGTHS) * choose.uniform(0.9, 1.3)
+        if kind in OF_DATABASE:
+            host, length = DATABASE, choose.uniform(0.1, 1.5)
+        steps.append(Step(kind, host, delay, length, choice))
+    return steps
+
+
+class Disturber:
+    """Carries a plan out. Several faults may last at once, but only one of each target."""
+
+    def __init__(self, hosts: Hosts, stop: threading.Event) -> None:
+        """Nothing is done yet. `stop` ends the plan early, because the clients have ended."""
+        self._hosts = hosts
+        self._stop = stop
+        self._pending: dict[int, tuple[float, Undo]] = {}
+        """When the fault of each target is undone, in monotonic seconds, and how."""
+
+    def carry_out(self, steps: list[Step]) -> None:
+        """Do all of it, and undo it."""
+        try:
+            for number, step in enumerate(steps, 1):
+                self._wait(step.delay)
+                if number % BREATHE_EVERY == 0:
+                    self._breathe()
+                if self._stop.is_set():
+                    break
+                sys.stdout.write(f"{number}: {step}; {self._hosts.journal}\n")
+                self._begin(step)
+        finally:
+            self._undo_all()
+
+    def _begin(self, step: Step) -> None:
+        self._undo(step.target)
+        if step.kind in {*OF_DATABASE, Kind.DRAIN}:
+            self._undo(DATABASE)  # it must run
+        undo = getattr(self, f"_{step.kind.name.lower()}")(step)
+        self._pending[step.target] = time.monotonic() + step.length, undo
+
+    def _wait(self, seconds: float) -> None:
+        """Let time pass, in which faults end and servers are started again."""
+        deadline = time.monotonic() + seconds
+        while not self._stop.wait(TICK):
+            for target, (due, _) in list(self._pending.items()):
+                if time.monotonic() >= due:
+                    self._undo(target)
+            self._hosts.supervise()
+            if time.monotonic() >= deadline:
+                break
+
+    def _breathe(self) -> None:
+        self._undo_all()
+        journal, deadline = self._hosts.journal, time.monotonic() + PATIENCE
+        enough = len(journal.facts(What.LEFT)) + VISITS
+        while len(journal.facts(What.LEFT)) < enough and not self._stop.is_set():
+            assert time.monotonic() < deadline, "no session gets a lab and leaves"
+            self._wait(TICK)
+
+    def _undo(self, target: int) -> None:
+        if target in self._pending:
+            _, undo = self._pending.pop(target)
+            undo()
+
+    def _undo_all(self) -> None:
+        for target in sorted(self._pending):  # the database first
+            self._undo(target)
+        self._hosts.supervise()
+
+    # Faults
+
+    def _kill(self, step: Step) -> Undo:
+        self._hosts.kill(step.target)
+        return lambda: self._hosts.down.discard(step.target)
+
+    def _suspend(self, step: Step) -> Undo:
+        server = self._hosts.servers[step.target]
+        server.signal(signal.SIGSTOP)
+        return lambda: server.signal(signal.SIGCONT)
+
+    def _cut_database(self, step: Step) -> Undo:
+        return self._cut(step.target, Cable.DATABASE)
+
+    def _cut_all(self, step: Step) -> Undo:
+        return self._cut(step.target, *Cable)
+
+    def _cut(self, number: int, *cables: Cable) -> Undo:
+        network, cut = self._hosts.network, self._hosts.cut
+        assert network
+        cut.add(number)
+        for cable in cables:
+            network.cut(number, cable)
+
+        def heal() -> None:
+            for cable in cables:
+                network.heal(number, cable)
+            cut.discard(number)
+
+        return heal
+
+    def _shutdown(self, _step: Step) -> Undo:
+        self._hosts.cluster.stop(signal.SIGINT)
+        return self._hosts.cluster.start
+
+    def _crash(self, _step: Step) -> Undo:
+        self._hosts.cluster.stop(signal.SIGQUIT)
+        return self._hosts.cluster.start
+
+    def _drain(self, step: Step) -> Undo:
+        def drain(is_draining: str) -> None:
+            self._undo(DATABASE)
+            # With the lock of the queue, so that the number of the change says which sessions became active before it.
+            sql(
+                self._hosts.database,
+                "WITH locked AS MATERIALIZED (SELECT FROM queue FOR NO KEY UPDATE) UPDATE lab_host "
+                "SET is_draining = ?::boolean WHERE name = ? AND EXISTS (SELECT FROM locked)",
+                *(is_draining, self._hosts.name(step.target)),
+            )
+
+        drain("true")
+        return lambda: drain("false")
+
+    def _move(self, step: Step) -> Undo:
+        waiting = sql(self._hosts.database, "SELECT session_id FROM session WHERE state = 'waiting' ORDER BY rank")
+        if waiting:
+            [session_id] = waiting[int(step.choice * len(waiting))]
+            sql(self._hosts.database, TO_THE_FRONT if step.choice < 0.7 else TO_THE_END, session_id)
+        return _nothing
+
+    def _end(self, step: Step) -> Undo:
+        live = sql(self._hosts.database, "SELECT session_id FROM session WHERE state <> 'ended' ORDER BY number")
+        if live:
+            [session_id] = live[int(step.choice * len(live))]
+            end_session(self._hosts, session_id)
+        return _nothing
+
+
+def _nothing() -> None:
+    """The undo of what cannot be undone."""

@@ -1,0 +1,200 @@
+"""Several servers of one queue, each with a host of its own, and what keeps them running."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from tests.chaos.history import History, install_audit, read_history
+from tests.chaos.journal import Journal, What
+from tests.chaos.network import OWN, Cable, Network
+from tests.chaos.shell import processes_of, sql
+from tests.device_network import NO_NETWORK
+from tests.fakes import install_fake_netlab, wait_until
+from tests.fork_server import ForkServer, Program
+from tests.postgresql import Cluster, running_cluster
+from tests.server import START_TIMEOUT, LabServer
+
+LEASE: Final = 1.5
+GONE_AFTER: Final = 3.5
+"""Seconds without a sign of life after which a host is silent, and gone."""
+SETTINGS: Final = {
+    "host_beat": "0.2",
+    "host_lease": str(LEASE),
+    "host_gone_after": str(GONE_AFTER),
+    "busy_timeout": "1",
+    "proxy_connect_timeout": "1",
+    "quarantine_retry": "0.5",
+    "kill_grace": "0.5",
+    "down_timeout": "30",
+    "waiting_timeout": "900",  # so that no session ends without a fault
+    "active_timeout": "900",
+    "log_level": "INFO",
+}
+SLOW: Final = {"start_seconds": 0.05, "node_seconds": 0.03, "config_seconds": 0.05, "down_seconds": 0.1}
+"""How long the netlabs of the hosts take."""
+SETTLED: Final = 90.0
+"""Seconds after the last fault within which everything must be as if there had been none."""
+
+
+@dataclass
+class Hosts:
+    """The servers by the numbers of their hosts, which begin with 1, with their database and network."""
+
+    cluster: Cluster
+    database: str
+    """The URL of the database for this process."""
+    network: Network | None
+    journal: Journal = field(default_factory=Journal)
+    servers: dict[int, LabServer] = field(default_factory=dict)
+    down: set[int] = field(default_factory=set)
+    """The hosts whose servers must not run."""
+    cut: set[int] = field(default_factory=set)
+    """The hosts that cannot reach the database."""
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses of all servers."""
+        return [server.url for server in self.servers.values()]
+
+    def name(self, number: int) -> str:
+        """The name of a host in the database."""
+        return f"lab-{number}"
+
+    def kill(self, number: int) -> None:
+        """kill -9, until `supervise` may start the server again."""
+        self.down.add(number)
+        self.journal.note(What.KILLED, self.name(number))
+        self.servers[number].kill()
+
+    def supervise(self) -> None:
+        """Start each server that has ended, as an init system would, unless it must not or cannot run."""
+        if self.cluster.process is None or self.cluster.process.poll() is not None:
+            return
+        for number, server in self.servers.items():
+            if number in self.down | self.cut or (server.process and server.process.poll() is None):
+                continue
+            if server.process and (status := server.process.poll()) not in {None, -signal.SIGKILL}:
+                self.journal.note(What.KILLED, self.name(number))
+                sys.stdout.write(f"{self.name(number)} ended with status {status} and is started again\n")
+            server.launch()
+
+    def wait_until_live(self) -> None:
+        """Wait until all servers serve, and all hosts are live."""
+
+        def live() -> bool:
+            self.supervise()
+            states = sql(self.database, "SELECT count(*) FROM lab_host WHERE state = 'live'")
+            return states == [(len(self.servers),)] and all(_is_ready(server) for server in self.servers.values())
+
+        wait_until(live, SETTLED, f"not all servers serve: {self.servers[1].root.parent}")
+
+    def wait_until_settled(self) -> None:
+        """Wait until nothing is left of any session, and all servers are ready."""
+        self.wait_until_live()
+        for query in (
+            "SELECT session_id, state, host FROM session WHERE state <> 'ended'",
+            "SELECT lab_id, state, host, session_id FROM lab WHERE state <> 'ended'",
+            "SELECT lab_id FROM lab_reference WHERE released_at IS NULL",
+        ):
+            self._wait_until_empty(query)
+        for server in self.servers.values():
+            wait_until(server.is_clean, SETTLED, f"something is left on {server.root}")
+
+    def _wait_until_empty(self, query: str) -> None:
+        rows: list[object] = []
+
+        def empty() -> bool:
+            self._end_unacknowledged()
+            rows[:] = sql(self.database, query)
+            return not rows
+
+        try:
+            wait_until(empty, SETTLED)
+        except AssertionError:
+            raise AssertionError(f"left: {rows} in {self.servers[1].root.parent}") from None
+
+    def _end_unacknowledged(self) -> None:
+        """End sessions of which no client knows, as their timeouts would.
+
+        A server that was suspended or cut off may read a call only after its client has sent it to another server.
+        """
+        known = self.journal.sessions(What.JOINED)
+        for (session_id,) in sql(self.database, "SELECT session_id FROM session WHERE state <> 'ended'"):
+            if session_id not in known:
+                end_session(self, session_id)
+
+    def history(self) -> History:
+        """What has happened until now."""
+        fakes = {self.name(number): server.fake for number, server in self.servers.items()}
+        return read_history(self.database, self.journal.facts(), fakes)
+
+    def stop(self) -> None:
+        """End all servers with SIGTERM. Nothing may be left of them."""
+        for server in self.servers.values():
+            server.signal(signal.SIGTERM)
+        for server in self.servers.values():
+            assert server.wait() == 0, server.log
+            assert server.is_clean(), server.root
+            assert processes_of(server) == [], server.root
+
+
+def end_session(hosts: Hosts, session_id: str) -> None:
+    """End a session as an operator does."""
+    hosts.journal.note(What.OPERATOR_ENDS, session_id)
+    sql(hosts.database, "UPDATE session SET state = 'ended' WHERE session_id = ? AND state <> 'ended'", session_id)
+
+
+def _is_ready(server: LabServer) -> bool:
+    try:
+        return httpx.get(f"{server.url}/readyz", timeout=5).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def running_hosts(
+    root: Path, slots: Sequence[int] = (1, 2, 1), program: Program = Program.SERVER, **settings: str
+) -> Iterator[Hosts]:
+    """Servers of one queue with these slots, and a network whose cables can be pulled if root runs this."""
+    with ExitStack() as ends:
+        network = None if NO_NETWORK else Network()
+        if network:
+            ends.enter_context(network.built(len(slots)))
+        address = network.address(OWN, Cable.DATABASE) if network else ""
+        cluster = ends.enter_context(running_cluster(listen_addresses=address))
+        name = cluster.create_database(cluster.migrated)
+        hosts = Hosts(cluster, cluster.url(name), network)
+        install_audit(hosts.database)
+        for number, count in enumerate(slots, 1):
+            flags = SETTINGS | settings | {"slots": str(count), "database": cluster.url(name, address=address)}
+            server = _server(root / f"host-{number}", number, network, program, ends)
+            server.settings = {flag.replace("_", "-"): value for flag, value in flags.items()}
+            server.settings |= {"lab-host": hosts.name(number), "advertise": server.url}
+            hosts.servers[number] = server
+            ends.callback(server.close)
+            server.launch()
+        wait_until(lambda: all(server.serves() for server in hosts.servers.values()), START_TIMEOUT)
+        hosts.wait_until_live()
+        yield hosts
+
+
+def _server(root: Path, number: int, network: Network | None, program: Program, ends: ExitStack) -> LabServer:
+    root.mkdir()
+    fake = install_fake_netlab(root / "fake")
+    fake.control(**SLOW)
+    if network is None:
+        return LabServer(root, fake, program=program)
+    inside = network.inside(number)
+    server = LabServer(root, fake, address=network.address(number, Cable.CLIENTS), program=program, launcher=inside)
+    if ForkServer.of_this_run:
+        server.fork_server = ForkServer(program, inside)
+        ends.callback(server.fork_server.close)
+    return server

@@ -1,0 +1,70 @@
+"""What clients were told and what was done to the servers, in the order in which it happened."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class What(StrEnum):
+    """The kind of a fact. Answers are recorded when they have arrived, and the others before anything is done."""
+
+    JOINED = "joined"
+    ACTIVE = "active"
+    ACQUIRED = "acquired"
+    RELEASING = "releasing"
+    RELEASED = "released"
+    LEAVING = "leaving"
+    LEFT = "left"
+    ENDED = "ended"
+    """The session has ended, according to an answer, and not because of its client."""
+    FAILED = "failed"
+    """A lab did not start."""
+    UNEXPECTED = "unexpected"
+    """An answer that no client may get."""
+    OPERATOR_ENDS = "operator ends"
+    KILLED = "killed"
+    """A server; the session id is the name of its host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Something that is certain."""
+
+    what: What
+    session_id: str
+    key: str = ""
+    """The idempotency key of an acquire, or the text of an unexpected answer."""
+    asked: float = 0.0
+    """When the first attempt of the call was sent, in seconds since the epoch."""
+    at: float = field(default_factory=time.time)
+    """When it was recorded."""
+
+
+class Journal:
+    """Only grows. Facts are recorded in one thread and may be read in another."""
+
+    def __init__(self) -> None:
+        self._facts: list[Fact] = []
+
+    def note(self, what: What, session_id: str, key: str = "", asked: float = 0.0) -> None:
+        """Record a fact."""
+        self._facts.append(Fact(what, session_id, key, asked or time.time()))
+
+    def facts(self, *kinds: What) -> list[Fact]:
+        """The facts of some kinds until now, in order; all of them without kinds."""
+        return [fact for fact in list(self._facts) if not kinds or fact.what in kinds]
+
+    def sessions(self, what: What) -> set[str]:
+        """The sessions with a fact of a kind."""
+        return {fact.session_id for fact in self.facts(what)}
+
+    def keys(self, what: What) -> set[str]:
+        """The keys of the facts of a kind."""
+        return {fact.key for fact in self.facts(what)}
+
+    def __str__(self) -> str:
+        count = Counter(fact.what for fact in self.facts())
+        return ", ".join(f"{count[what]} {what}" for what in (What.JOINED, What.ACQUIRED, What.LEFT))

@@ -1,0 +1,20 @@
+"""The server program with its fence taken out: the ledger must notice.
+
+A server that others have declared silent or gone goes on writing for its host.
+"""
+
+from unittest.mock import patch
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neops_remote_lab.cli.main import main
+from neops_remote_lab.store.sql.fence import Fence
+
+
+async def check_nothing(_fence: Fence, _connection: AsyncConnection) -> None:
+    """Let every write pass."""
+
+
+if __name__ == "__main__":
+    with patch.object(Fence, "check", check_nothing):
+        main()

@@ -1,0 +1,46 @@
+"""Servers of one queue are killed, suspended and cut off while clients queue, wait, acquire, release and leave."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.clients import working_clients
+from tests.chaos.disturbances import NEED_NETWORK, Disturber, plan
+from tests.chaos.hosts import running_hosts
+from tests.chaos.journal import What
+from tests.chaos.ledger import violations
+from tests.device_network import NO_NETWORK
+from tests.postgresql import problem
+
+COUNT = int(os.environ.get("REMOTE_LAB_CHAOS_FAULTS", "15"))
+SEED = int(os.environ.get("REMOTE_LAB_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
+CLIENTS = 20
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(bool(problem()), reason=problem())
+@pytest.mark.timeout(240 + 10 * COUNT)
+def test_no_fault_of_several_hosts_violates_an_invariant(tmp_path: Path) -> None:
+    sys.stdout.write(f"{COUNT} faults; again with REMOTE_LAB_CHAOS_SEED={SEED}\n")
+    if NO_NETWORK:
+        sys.stdout.write(f"no connection is cut: {NO_NETWORK}\n")
+    stop = threading.Event()
+    with running_hosts(tmp_path) as hosts:
+        steps = plan(SEED, COUNT, len(hosts.servers), without=NEED_NETWORK if NO_NETWORK else ())
+        with working_clients(hosts.urls, hosts.journal, SEED, CLIENTS, stop):
+            Disturber(hosts, stop).carry_out(steps)
+            hosts.wait_until_live()
+        hosts.wait_until_settled()
+        hosts.stop()
+        history = hosts.history()
+        found = violations(history)
+        sys.stdout.write(f"{hosts.journal}; {len(history.events)} events, {len(history.starts)} starts\n")
+        (tmp_path / "history").write_text(str(history), encoding="utf-8")
+        assert not found, "\n".join(map(str, [*found[:20], f"{len(found)} in all; REMOTE_LAB_CHAOS_SEED={SEED}"]))
+        assert len(hosts.journal.facts(What.LEFT)) >= CLIENTS

@@ -1,0 +1,244 @@
+"""The ledger of the fault tests finds what must not happen, and nothing in a history without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from neops_remote_lab.core.codes import EndCode, EventKind, HostState, OutcomeCode
+from tests.chaos.history import Event, History, HostChange, ReferenceRow, SessionRow, Start
+from tests.chaos.journal import Fact, What
+from tests.chaos.ledger import violations
+from tests.chaos.replay import Kind
+
+
+class Story:
+    """A history that is told event by event. Each one is a transaction of its own, unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.number = 0
+
+    def host(self, name: str, state: HostState = HostState.LIVE, *, is_draining: bool = False) -> None:
+        self.number += 1
+        self.history.host_changes.append(HostChange(self.number, name, state, is_draining, self.number))
+
+    def event(self, what: EventKind, session_id: str, transaction: int = 0, **fields: str | int) -> None:
+        self.number += 1
+        event = Event(self.number, transaction or self.number, what, session_id, **fields)  # type: ignore[arg-type]
+        self.history.events.append(event)
+
+    def fact(self, what: What, session_id: str, key: str = "", asked: float = 0, at: float = 0) -> None:
+        self.history.facts.append(Fact(what, session_id, key, asked or self.number, at or self.number + 0.5))
+
+    def join(self, session_id: str) -> None:
+        self.event(EventKind.SESSION_JOINED, session_id)
+        rank = len(self.history.sessions) + 1
+        self.history.sessions.append(SessionRow(session_id, rank, rank, "waiting", self.number))
+        self.fact(What.JOINED, session_id)
+
+    def grant(self, session_id: str, host: str, slot: int = 1, transaction: int = 0) -> None:
+        self.event(EventKind.SESSION_GRANTED, session_id, transaction, host=host, slot=slot)
+
+    def start(self, lab_id: str, session_id: str, host: str) -> None:
+        self.event(EventKind.LAB_STARTING, session_id, lab_id=lab_id, host=host, slot=1)
+        self.history.starts.append(Start(host, lab_id))
+
+    def run(self, lab_id: str, session_id: str, host: str) -> None:
+        self.event(EventKind.LAB_RUNNING, session_id, lab_id=lab_id, host=host, slot=1)
+        self.event(EventKind.REFERENCE_ACQUIRED, session_id, lab_id=lab_id, host=host, slot=1)
+        self.history.references.append(ReferenceRow(session_id, f"key-{lab_id}", lab_id, self.number, host=host))
+        self.fact(What.ACQUIRED, session_id, f"key-{lab_id}")
+
+    def release(self, lab_id: str, session_id: str, host: str, code: OutcomeCode = OutcomeCode.RELEASED) -> None:
+        if code is OutcomeCode.RELEASED:
+            self.fact(What.RELEASING, session_id, f"key-{lab_id}")
+        self.event(EventKind.LAB_ENDED, session_id, lab_id=lab_id, host=host, slot=1, code=code)
+        [*others, row] = self.history.references
+        self.history.references = [*others, replace(row, released_at=self.number, lab_code=code)]
+
+    def end(self, session_id: str, code: EndCode = EndCode.CLIENT) -> None:
+        if code is EndCode.CLIENT:
+            self.fact(What.LEAVING, session_id)
+        self.event(EventKind.SESSION_ENDED, session_id, code=code)
+        self.history.sessions = [
+            replace(row, state="ended", ended_at=self.number, end_code=code) if row.session_id == session_id else row
+            for row in self.history.sessions
+        ]
+        if code is EndCode.CLIENT:
+            self.fact(What.LEFT, session_id)
+
+
+@pytest.fixture
+def story() -> Story:
+    """Two hosts with a slot each; ann and bob are active, and cem and dan wait."""
+    told = Story()
+    for host in ("lab-1", "lab-2"):
+        told.host(host)
+    for session in ("ann", "bob", "cem", "dan"):
+        told.join(session)
+    told.grant("bob", "lab-2", transaction=1000)
+    told.grant("ann", "lab-1", transaction=1000)
+    return told
+
+
+def kinds(story: Story) -> list[Kind]:
+    return [violation.kind for violation in violations(story.history)]
+
+
+def test_nothing_is_found_in_a_history_with_faults_that_explain_what_happened(story: Story) -> None:
+    story.start("a", "ann", "lab-1")
+    story.run("a", "ann", "lab-1")
+    story.host("lab-2", HostState.SILENT)
+    story.event(EventKind.SESSION_REQUEUED, "bob", host="lab-2", slot=1)
+    story.release("a", "ann", "lab-1")
+    story.end("ann")
+    story.grant("bob", "lab-1")
+    story.host("lab-2")
+    story.fact(What.OPERATOR_ENDS, "cem")
+    story.end("cem", EndCode.OPERATOR)
+    story.grant("dan", "lab-2")
+    story.start("d", "dan", "lab-2")
+    story.run("d", "dan", "lab-2")
+    for state in (HostState.SILENT, HostState.GONE):
+        story.host("lab-2", state)
+    story.release("d", "dan", "lab-2", OutcomeCode.LOST)
+    story.end("dan", EndCode.HOST_GONE)
+    story.fact(What.ENDED, "dan")
+    story.end("bob")
+    assert violations(story.history) == []
+
+
+def test_a_session_that_an_operator_moves_is_served_at_its_new_place(story: Story) -> None:
+    story.event(EventKind.SESSION_MOVED, "dan", detail="from rank 4 to rank 0")
+    story.history.sessions = [
+        replace(row, rank=0) if row.session_id == "dan" else row for row in story.history.sessions
+    ]
+    story.end("ann")
+    story.grant("dan", "lab-1")
+    assert violations(story.history) == []
+
+
+def test_a_second_session_on_a_slot_is_found(story: Story) -> None:
+    story.grant("cem", "lab-1")
+    assert kinds(story) == [Kind.DOUBLE_GRANT]
+
+
+def test_a_session_that_is_active_twice_or_again_after_its_end_is_found(story: Story) -> None:
+    story.end("bob")
+    story.grant("ann", "lab-2")
+    story.end("ann")
+    story.grant("ann", "lab-1")
+    assert kinds(story) == [Kind.DOUBLE_GRANT, Kind.DOUBLE_GRANT]
+
+
+def test_a_session_that_overtakes_another_one_is_found(story: Story) -> None:
+    story.end("ann")
+    story.grant("dan", "lab-1")
+    assert kinds(story) == [Kind.INVERSION]
+
+
+def test_a_session_that_joined_after_the_answer_to_another_one_but_is_in_front_of_it_is_found(story: Story) -> None:
+    joined = {fact.session_id: fact for fact in story.history.facts}
+    late = replace(joined["cem"], asked=joined["dan"].at + 1, at=joined["dan"].at + 2)
+    story.history.facts = [late if fact.session_id == "cem" else fact for fact in story.history.facts]
+    assert kinds(story) == [Kind.INVERSION]
+
+
+def test_two_sessions_with_one_rank_are_found(story: Story) -> None:
+    story.history.sessions[3] = replace(story.history.sessions[3], rank=3)
+    assert kinds(story) == [Kind.INVERSION]
+
+
+@pytest.mark.parametrize("state", [HostState.SILENT, HostState.GONE, HostState.LIVE])
+def test_a_session_that_becomes_active_on_a_silent_gone_or_draining_host_is_found(
+    story: Story, state: HostState
+) -> None:
+    story.end("ann")
+    story.host("lab-1", state, is_draining=state is HostState.LIVE)
+    story.grant("cem", "lab-1")
+    assert kinds(story) == [Kind.CLOSED_HOST]
+
+
+def test_a_write_for_a_host_that_is_silent_is_found(story: Story) -> None:
+    story.start("a", "ann", "lab-1")
+    story.host("lab-1", HostState.SILENT)
+    story.run("a", "ann", "lab-1")
+    assert kinds(story) == [Kind.FENCED_WRITE, Kind.FENCED_WRITE]
+
+
+def test_a_lab_that_runs_after_its_end_is_found(story: Story) -> None:
+    story.start("a", "ann", "lab-1")
+    for state in (HostState.SILENT, HostState.GONE):
+        story.host("lab-1", state)
+    story.event(EventKind.LAB_ENDED, "ann", lab_id="a", host="lab-1", slot=1, code=OutcomeCode.LOST)
+    story.end("ann", EndCode.HOST_GONE)
+    story.host("lab-1")
+    story.event(EventKind.LAB_RUNNING, "ann", lab_id="a", host="lab-1", slot=1)
+    assert kinds(story) == [Kind.FENCED_WRITE]
+
+
+def test_a_lab_of_a_session_that_is_active_elsewhere_or_waits_is_found(story: Story) -> None:
+    story.start("a", "ann", "lab-2")
+    story.start("c", "cem", "lab-1")
+    assert kinds(story) == [Kind.TWO_OWNERS, Kind.TWO_OWNERS]
+
+
+def test_a_session_that_gets_the_lab_of_another_one_is_found(story: Story) -> None:
+    story.start("a", "ann", "lab-1")
+    story.event(EventKind.REFERENCE_ACQUIRED, "cem", lab_id="a", host="lab-1", slot=1)
+    assert kinds(story) == [Kind.TWO_OWNERS]
+
+
+def test_a_second_lab_of_a_session_is_found(story: Story) -> None:
+    story.start("a", "ann", "lab-1")
+    story.start("b", "ann", "lab-1")
+    assert kinds(story) == [Kind.TWO_OWNERS]
+
+
+@pytest.mark.parametrize("code", [EndCode.OPERATOR, EndCode.HOST_GONE, EndCode.STALE])
+def test_an_end_that_no_fault_explains_is_found(story: Story, code: EndCode) -> None:
+    story.end("ann", code)
+    assert kinds(story) == [Kind.UNEXPLAINED_END]
+
+
+def test_a_session_that_waits_again_without_a_fault_is_found(story: Story) -> None:
+    story.event(EventKind.SESSION_REQUEUED, "ann", host="lab-1", slot=1)
+    assert kinds(story) == [Kind.UNEXPLAINED_END]
+
+
+def test_a_reference_that_ends_without_a_fault_is_found(story: Story) -> None:
+    story.start("a", "ann", "lab-1")
+    story.run("a", "ann", "lab-1")
+    story.release("a", "ann", "lab-1", OutcomeCode.LOST)
+    assert kinds(story) == [Kind.UNEXPLAINED_END]
+
+
+def test_acknowledged_calls_that_the_database_does_not_have_are_found(story: Story) -> None:
+    story.start("a", "ann", "lab-1")
+    story.run("a", "ann", "lab-1")
+    story.fact(What.RELEASED, "ann", "key-a")
+    story.fact(What.ACQUIRED, "bob", "key-b")
+    story.fact(What.LEFT, "bob")
+    story.fact(What.JOINED, "eve")
+    assert kinds(story) == [Kind.LOST] * 4
+
+
+def test_an_acknowledged_call_that_took_effect_only_after_its_answer_is_found(story: Story) -> None:
+    story.fact(What.LEFT, "ann")
+    story.end("ann")
+    assert kinds(story) == [Kind.LOST]
+
+
+def test_an_answer_that_no_client_may_get_is_found(story: Story) -> None:
+    story.fact(What.UNEXPECTED, "ann", "GET /lab: 500")
+    assert kinds(story) == [Kind.UNEXPECTED_ANSWER]
+
+
+def test_labs_that_collide_start_twice_or_on_the_wrong_host_are_found(story: Story) -> None:
+    story.start("a", "ann", "lab-1")
+    story.history.collisions.append("lab-1: two labs")
+    story.history.starts += [Start("lab-1", "a"), Start("lab-2", "a")]
+    assert set(kinds(story)) == {Kind.COLLISION}
+    assert len(kinds(story)) == 4
