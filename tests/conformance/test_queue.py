@@ -7,10 +7,12 @@ import asyncio
 import pytest_asyncio
 
 from neops_remote_lab.core.clock import Clock
+from neops_remote_lab.core.codes import EndCode
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.protocol import SessionStore
-from tests.stores import HOST
+from tests.conformance.conftest import Opener
+from tests.stores import HOST, NOON
 
 
 @pytest_asyncio.fixture
@@ -41,3 +43,16 @@ async def test_a_join_returns_the_current_position(queue: SessionQueue) -> None:
     assert [place.position for place in places] == [1, 2, 3, 4, 5]
     assert [queue.place(place.session.session_id) for place in places] == places
     await queue.end(holder)
+
+
+async def test_the_successor_of_a_session_that_others_have_ended_is_alone_in_its_slot(
+    sessions: SessionStore, open_stores: Opener
+) -> None:
+    queue = SessionQueue(sessions, QueueSettings(), Clock(), host=HOST, is_shared=True)
+    await queue.load()
+    holder, successor = [await join(queue) for _ in range(2)]
+    async with open_stores() as other:
+        await other.sessions().end([holder], EndCode.OPERATOR, "lunch", NOON)
+    await queue.learn(successor)
+    assert queue.is_active(successor)
+    assert not queue.is_live(holder)

@@ -77,6 +77,12 @@ def test_the_lab_of_another_session_is_stopped(seen: Observed, decision: Decisio
     assert next_step(seen, Wanted(MINE, reuse=True, same_session=False)) == decision
 
 
+@pytest.mark.parametrize("seen", [NOBODY_HOLDS, SOMEBODY_HOLDS])
+@pytest.mark.parametrize("wanted", [MINE, OTHER])
+def test_the_lab_of_another_active_session_is_never_shared_or_replaced(seen: Observed, wanted: Identity) -> None:
+    assert next_step(seen, Wanted(wanted, reuse=True, same_session=False)).step is Step.REFUSE
+
+
 @pytest.mark.parametrize(
     ("seen", "decision"),
     [

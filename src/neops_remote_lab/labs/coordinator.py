@@ -143,7 +143,7 @@ class LabCoordinator:
         while True:
             async with self._decisions:
                 if not self._queue.is_active(acquire.session_id):
-                    raise Refused(Reason.SESSION_ENDED, "the session has ended: join the queue again")
+                    raise self._not_active(acquire.session_id)
                 decision = self._slot.next_step(acquire)
                 if decision.step is Step.SHARE:
                     reused = await self._slot.add_reference(acquire)
@@ -159,6 +159,11 @@ class LabCoordinator:
                 raise error
             if started:
                 return AcquireResponseDto(reused=False, devices=self._slot.devices)
+
+    def _not_active(self, session_id: str) -> Refused:
+        if self._queue.is_live(session_id):  # other servers have declared this host silent
+            return Refused(Reason.BUSY, "the session is not active on this lab host any more: try again later")
+        return Refused(Reason.SESSION_ENDED, "the session has ended: join the queue again")
 
     def _refuse(self) -> NoReturn:
         if self._slot.has_leftovers:

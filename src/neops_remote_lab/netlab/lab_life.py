@@ -138,6 +138,8 @@ def _beside_operation(seen: Observed, wanted: Wanted) -> Decision:
 
 
 def _for_running(seen: Observed, wanted: Wanted) -> Decision:
+    if not wanted.same_session:
+        return _REFUSE
     same = wanted.identity == seen.identity
     if same and (wanted.reuse or not seen.references):
         return Decision(Step.SHARE)  # a lab that had no reference yet is as good as a fresh one

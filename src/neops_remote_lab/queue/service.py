@@ -324,9 +324,14 @@ class SessionQueue:
         await self.promote()
 
     async def learn(self, session_id: str) -> None:
-        """Read a session that another server may have changed a moment ago, unless it is active on this host."""
+        """Read a session that another server may have changed a moment ago, unless it is active on this host.
+
+        If it is active, the session that was active in its slot before is read too: it must not seem to be active.
+        """
         if self._is_shared and not self.is_active(session_id):
             await self._reload([session_id])
+        if predecessors := self._cache.predecessors(session_id):
+            await self._reload(predecessors)
 
     async def _reload(self, session_ids: Collection[str] | None) -> None:
         """Replace what is known of these sessions by what the database says; None means all sessions."""

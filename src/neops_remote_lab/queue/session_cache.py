@@ -67,6 +67,13 @@ class SessionCache:
         """The number of waiting sessions."""
         return len(self._waiting)
 
+    def predecessors(self, session_id: str) -> list[str]:
+        """The sessions that are active in the same slot as this one, which is impossible: the cache is outdated."""
+        if (active := self._active.get(session_id)) is None:
+            return []
+        seat = _seat(active.session)
+        return [name for name, each in self._active.items() if name != session_id and _seat(each.session) == seat]
+
     def nearest(self, count: int) -> list[str]:
         """The ids of the first `count` waiting sessions, in order."""
         return [session_id for *_, session_id in self._waiting[:count]]
