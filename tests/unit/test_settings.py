@@ -178,6 +178,46 @@ def test_an_invalid_value_is_refused_with_its_source(name: str, value: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("lab-2:8000", "lacks the scheme"),
+        ("local", "lacks the scheme"),
+        ("ftp://lab-2", "another scheme"),
+        ("http://", "names no host"),
+        ("http://:8000", "names no host"),
+        ("http://lab-2:", "lacks the port number"),
+        ("http://lab-2:http", "no valid host name or port"),
+        ("http://lab-2:70000", "no valid host name or port"),
+        ("http://lab-2:0", "no valid port"),
+        ("http://lab..2", "no valid host name or port"),
+        ("http://lab 2", "a space"),
+        ("http://lab-2:8000\n", "a line break"),
+        ("http://lab-2/labs", "has a path"),
+        ("http://lab-2?secret", "a query or a fragment"),
+        ("http://lab-2/#secret", "a query or a fragment"),
+        ("http://ann:secret@lab-2", "a user name or a password"),
+    ],
+)
+def test_an_advertised_url_is_scheme_host_and_port(url: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=r"--advertise: .* such as http://lab-1:8000") as refusal:
+        read_settings(Settings, {"advertise": url}, {})
+    assert reason in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "used"),
+    [
+        ("http://lab-2:8000", "http://lab-2:8000"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+        ("HTTPS://lab-2.example/", "https://lab-2.example"),
+    ],
+)
+def test_an_advertised_url_has_no_slash_at_its_end(url: str, used: str) -> None:
+    assert read_settings(Settings, {"advertise": url}, {}).service.queue.advertise == used
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [("waiting_timeout", "nan"), ("max_hold", "-inf"), ("sql_poll", "inf"), ("up_timeout", "inf")],
 )

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final, Self
 import httpx
 
 from neops_remote_lab.client.exceptions import InvalidSetting
+from neops_remote_lab.core import addresses
 from neops_remote_lab.core.client_settings import LOCAL
 from neops_remote_lab.core.text import hide_secrets
 
@@ -27,7 +28,6 @@ __tracebackhide__ = True  # pytest shows the arguments of a frame; here they are
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Idle seconds before the first probe, seconds between two probes, and the number of unanswered probes allowed."""
 _CREDENTIALS: Final = ("REMOTE_LAB_TOKEN", "REMOTE_LAB_CLIENT_CERT", "REMOTE_LAB_CLIENT_KEY", "REMOTE_LAB_CA_FILE")
-_HTTP: Final = ("http", "https")
 _SOCKS: Final = ("socks5", "socks5h")
 
 
@@ -199,7 +199,7 @@ def _keepalive() -> list[tuple[int, int, int]]:
 
 
 def parse_address(
-    text: str, name: str, schemes: tuple[str, ...] = _HTTP, example: str = "http://lab-host:8000"
+    text: str, name: str, schemes: tuple[str, ...] = addresses.HTTP, example: str = "http://lab-host:8000"
 ) -> Address:
     """Parse the address of a server or proxy.
 
@@ -212,9 +212,9 @@ def parse_address(
             url = httpx.URL(text)
             url.raw_host.decode("ascii").encode("idna")  # as the DNS lookup will do
         except (httpx.InvalidURL, UnicodeError):
-            trouble = "has no valid host name or port"
+            trouble = addresses.INVALID
         else:
-            trouble = _trouble_with_parts(url)
+            trouble = addresses.trouble_with_parts(url.host, url.port)
     if trouble is not None:
         shown = hide_secrets(text)
         raise InvalidSetting(f"{name} {trouble}: it must be an address such as {example}, not {shown!r}")
@@ -223,38 +223,9 @@ def parse_address(
 
 
 def _trouble_with(text: str, schemes: tuple[str, ...]) -> str | None:
-    scheme, separator, rest = text.partition("://")
-    if text != text.strip():
-        return "begins or ends with a space or a line break"
-    if " " in text or not text.isprintable():
-        return "has a space, a control character or one that is not UTF-8"
-    return _trouble_with_scheme(scheme, separator, schemes) or _trouble_with_rest(rest)
-
-
-def _trouble_with_scheme(scheme: str, separator: str, schemes: tuple[str, ...]) -> str | None:
-    if scheme == LOCAL and schemes == _HTTP:
+    if text.partition("://")[0] == LOCAL and schemes == addresses.HTTP:
         return f"is {LOCAL!r}, which needs no server but works only in pytest"
-    if not separator:
-        return f"lacks the scheme ({schemes[0]}://)"
-    if scheme.lower() not in schemes:
-        return f"has another scheme than {' or '.join(schemes)}"
-    return None
-
-
-def _trouble_with_rest(rest: str) -> str | None:
-    if "?" in rest or "#" in rest:
-        return "has a query or a fragment (what follows ? or #; in a password write %3F or %23)"
-    if rest.partition("/")[0].endswith(":"):
-        return "lacks the port number after the colon"
-    return None
-
-
-def _trouble_with_parts(url: httpx.URL) -> str | None:
-    if not url.host:
-        return "names no host"
-    if url.port is not None and not 0 < url.port < 2**16:
-        return "has no valid port"
-    return None
+    return addresses.trouble_with(text, schemes)
 
 
 # Proxies
@@ -275,7 +246,7 @@ def proxy_for(url: httpx.URL) -> Proxy | None:
     if not os.environ.get(variable):
         variable = variable.upper()
     text = text if "://" in text else f"http://{text}"
-    address = parse_address(text, variable, (*_HTTP, *_SOCKS), "http://proxy:3128")
+    address = parse_address(text, variable, (*addresses.HTTP, *_SOCKS), "http://proxy:3128")
     if address.url.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
         raise InvalidSetting(
             f"{variable} names a SOCKS proxy, which needs another package: install httpx[socks], "

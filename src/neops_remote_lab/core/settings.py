@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from neops_remote_lab.core.text import one_line
+from neops_remote_lab.core.text import hide_secrets, one_line
 
 ENVIRONMENT_PREFIX: Final = "NEOPS_REMOTE_LAB_"
 OWN: Final = frozenset({"NEOPS_REMOTE_LAB_LAB_ID"})
@@ -156,7 +156,9 @@ def _explain(error: ValidationError, kind: type[SettingsGroup], flags: Mapping[s
     for problem in error.errors():
         name = _setting_at(kind, problem["loc"])
         source = flag(name) if name in flags else variable(name)
-        lines.append(f"{source}: {problem['msg']}, not {problem['input']!r}")
+        given = problem["input"]
+        shown = hide_secrets(given) if isinstance(given, str) and "://" in given else given
+        lines.append(f"{source}: {problem['msg']}, not {shown!r}")
     return "; ".join(lines)
 
 

@@ -2,9 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from neops_remote_lab.core.addresses import server_url
 from neops_remote_lab.core.settings import ComputedDefault, PositiveSeconds, Seconds, SettingsGroup
+
+ServerUrl = Annotated[str, AfterValidator(server_url)]
 
 
 class QueueSettings(SettingsGroup, title="Queue"):
@@ -16,8 +19,9 @@ class QueueSettings(SettingsGroup, title="Queue"):
     active_timeout: PositiveSeconds = Field(
         default=120, description="seconds without a call after which the active session is stale and is ended"
     )
-    advertise: Annotated[str | None, ComputedDefault("`http://`, the machine's name, and the port")] = Field(
-        default=None, pattern="^https?://", description="URL at which the other servers of the queue reach this one"
+    advertise: Annotated[ServerUrl | None, ComputedDefault("`http://`, the machine's name, and the port")] = Field(
+        default=None,
+        description="URL at which the other servers of the queue reach this one: scheme, host and port",
     )
     host_beat: PositiveSeconds = Field(
         default=2, description="seconds between two signs of life to the other servers of the queue"
