@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,8 @@ Stream: TypeAlias = int | IO[Any]
 OF_SERVER = (
     *(f"{OURS}.__main__", f"{OURS}.cli.server", "alembic.command", "alembic.autogenerate", "alembic.script"),
     *("aiosqlite", "httpx", "logging.config", "sqlalchemy.dialects.sqlite.aiosqlite", "uvicorn.lifespan.on"),
-    *("uvicorn.loops.auto", "uvicorn.protocols.websockets.auto", "uvicorn.protocols.http.h11_impl"),
+    *("anyio._backends._asyncio", "uvicorn.loops.auto", "uvicorn.protocols.websockets.auto", "alembic.config"),
+    *("uvicorn.protocols.http.h11_impl", "uvicorn.protocols.http.httptools_impl", "uvicorn.loops.uvloop", "stringprep"),
 )
 
 
@@ -63,7 +64,8 @@ class Program(Enum):
     def load(self) -> None:
         """Import what the program would import."""
         for name in self.imported:
-            importlib.import_module(name)
+            with suppress(ModuleNotFoundError):  # of an extra that is not installed
+                importlib.import_module(name)
         if self is Program.PYTEST:
             from _pytest.config import default_plugins
 
