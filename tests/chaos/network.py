@@ -30,7 +30,7 @@ class Network:
     """The network of this process. All its names begin with one that no other process has."""
 
     def __init__(self) -> None:
-        self._prefix = f"rl{os.getpid()}"
+        self._prefix = f"nrl{os.getpid()}"
 
     def address(self, number: int, cable: Cable) -> str:
         """The address of a host at a cable."""
