@@ -218,6 +218,17 @@ def test_a_symbolic_link_in_place_of_the_note_is_replaced_and_not_followed(tmp_p
     assert list(tmp_path.glob("*.draft")) == []
 
 
+def test_a_lock_is_waited_for_as_long_as_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, starting = HostLock(tmp_path, "server"), HostLock(tmp_path, "server")
+    ended.acquire()
+    with pytest.raises(Timeout):
+        starting.acquire()
+    monkeypatch.setattr("time.sleep", lambda _: ended.release())
+    starting.acquire(timeout=60)
+    with pytest.raises(Timeout):
+        ended.acquire()
+
+
 @pytest.mark.parametrize("kind", ["pipe", "endless", "directory", "no text"])
 def test_only_a_regular_file_is_read_as_a_note(tmp_path: Path, kind: str) -> None:
     note = (tmp_path / LOCK_FILE).with_suffix(".json")

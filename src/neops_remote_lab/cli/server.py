@@ -81,10 +81,10 @@ class Server(uvicorn.Server):
 def run(server: ServerSettings, service: ServiceSettings) -> None:
     """Run the only server of this host until a signal ends it. Exits with a message if that is not possible."""
     require_home()
-    lock = hold_host(service.netlab.lock_dir, _identity(server))
+    lock = hold_host(service.netlab.lock_dir, _identity(server), server.lock_timeout)
     try:
         require_free_port(server.host, server.port)
-        work_dir = hold_work_dir(service.netlab.work_dir, _identity(server))
+        work_dir = hold_work_dir(service.netlab.work_dir, _identity(server), server.lock_timeout)
         try:
             if problem := tools.refusal(service.netlab):
                 refuse(problem)
@@ -144,11 +144,11 @@ def _listener(port: int) -> str:
     return "another program"
 
 
-def hold_host(lock_dir: Path, identity: Mapping[str, Any]) -> HostLock:
+def hold_host(lock_dir: Path, identity: Mapping[str, Any], timeout: float) -> HostLock:
     """Acquire the lock of the host's only server, or exit with a message that names the other server."""
     try:
         lock = HostLock(lock_dir, SERVER_LOCK)
-        lock.acquire()
+        lock.acquire(timeout)
     except Timeout as busy:
         refuse(f"another server runs on this host: {_holder(busy.lock_file)}. Stop that one first")
     except OSError as error:
@@ -166,10 +166,10 @@ def hold_host(lock_dir: Path, identity: Mapping[str, Any]) -> HostLock:
     return lock
 
 
-def hold_work_dir(work_dir: Path, identity: Mapping[str, Any]) -> FileLock:
+def hold_work_dir(work_dir: Path, identity: Mapping[str, Any], timeout: float) -> FileLock:
     """Acquire the lock of the work directory's only server, or exit with a message."""
     try:
-        return ownership.hold_server_lock(work_dir, identity)
+        return ownership.hold_server_lock(work_dir, identity, timeout)
     except BlockingIOError as error:
         refuse(f"{error}. Stop that one first, or name another directory with --work-dir")
     except OSError as error:
@@ -178,11 +178,11 @@ def hold_work_dir(work_dir: Path, identity: Mapping[str, Any]) -> FileLock:
         refuse(f"the work directory {work_dir} cannot be created: {error.strerror}. Name another with --work-dir")
 
 
-def hold_database(file: Path) -> FileLock:
+def hold_database(file: Path, timeout: float) -> FileLock:
     """Acquire the lock of the only server that may use a SQLite database, or exit with a message."""
     lock = FileLock(f"{file}{file_modes.LOCK_SUFFIX}", mode=PRIVATE)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout)
     except Timeout:
         refuse(
             f"another server uses the database {file}. Several servers need PostgreSQL: name it with --database, or "
@@ -245,7 +245,7 @@ def serve(settings: ServerSettings, service: ServiceSettings) -> None:
         file_modes.limit_directory(service.netlab.work_dir, umask)
         if file := urls.sqlite_file(database):
             file_modes.make_database(file)
-            held = hold_database(file)
+            held = hold_database(file, settings.lock_timeout)
         migrate(service.store.database)
         if file:
             file_modes.limit_database(file, umask)

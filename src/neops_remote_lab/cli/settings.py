@@ -14,7 +14,7 @@ from neops_remote_lab.core.client_settings import (
     SESSION_TIMEOUT,
     UNREACHABLE_TIMEOUT,
 )
-from neops_remote_lab.core.settings import PositiveSeconds, SettingsGroup, variable
+from neops_remote_lab.core.settings import PositiveSeconds, Seconds, SettingsGroup, variable
 
 CLIENT_PREFIX: Final = "REMOTE_LAB_"
 
@@ -36,6 +36,10 @@ class ServerSettings(SettingsGroup, title="Server"):
         default="077",
         pattern="^0?0[0-7]{2}$",
         description="umask of the database and the work directory, in octal: 027 lets the group read them",
+    )
+    lock_timeout: Seconds = Field(
+        default=1,  # a program that a killed server was about to start has the locks until it runs
+        description="seconds to wait at the start for the locks of a server that has just ended",
     )
     exit_timeout: PositiveSeconds = Field(
         default=120, description="seconds that a graceful shutdown may take, including the teardown"

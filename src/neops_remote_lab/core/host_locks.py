@@ -29,6 +29,8 @@ NOTE_BYTES: Final = 4096
 TURN_TIMEOUT: Final = 5.0
 """Seconds to wait while another process checks a lock. A check takes milliseconds."""
 TURN_POLL: Final = 0.01
+POLL: Final = 0.05
+"""Seconds between two attempts to acquire a lock that somebody holds."""
 
 
 class HostLock:
@@ -49,13 +51,23 @@ class HostLock:
         self._note = directory / f"{stem}.json"
         self._lock = FileLock(self._file, thread_local=False, mode=FILE)
 
-    def acquire(self) -> None:
-        """Acquire the lock without waiting.
+    def acquire(self, timeout: float = 0) -> None:
+        """Acquire the lock, within `timeout` seconds.
 
         Raises:
             Timeout: a process of any user holds the lock; the attribute `lock_file` names the locked file.
             OSError: the lock file of this user cannot be trusted or used.
         """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return self._acquire_now()
+            except Timeout:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(POLL)
+
+    def _acquire_now(self) -> None:
         with _turn(self._directory):
             with suppress(FileNotFoundError):
                 if not stat.S_ISREG(self._file.lstat().st_mode):

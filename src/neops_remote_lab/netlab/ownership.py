@@ -118,11 +118,12 @@ def origin() -> dict[str, str]:
     }
 
 
-def hold_server_lock(root: Path, note: Mapping[str, Any]) -> FileLock:
+def hold_server_lock(root: Path, note: Mapping[str, Any], timeout: float = 0) -> FileLock:
     """Acquire the lock for the one server of a work directory. The caller must keep the returned lock.
 
     Args:
         note: describes this server, for the message of a second one.
+        timeout: seconds to wait for the lock.
 
     Raises:
         BlockingIOError: another server holds the lock; the message names it.
@@ -132,7 +133,7 @@ def hold_server_lock(root: Path, note: Mapping[str, Any]) -> FileLock:
     lock = FileLock(root / MARKER_DIR / "server.lock", thread_local=False, mode=0o600)
     path = root / MARKER_DIR / "server.json"
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=timeout)
     except Timeout:
         known = _read(path)
         named = one_line(", ".join(f"{key} {value}" for key, value in known.items())) or "its note cannot be read"
