@@ -11,7 +11,7 @@ import httpx
 import pytest
 from sqlalchemy.engine import make_url
 
-from tests.chaos.shell import ask, fake, is_active, lab, sql
+from tests.chaos.shell import ask, fake, in_background, is_active, lab, sql, wait_for_event
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.postgresql import AUTHENTICATED, Cluster, running_pooler
 from tests.server import LabServer, running_server
@@ -59,6 +59,24 @@ def test_labs_run_on_while_postgresql_is_away_and_the_queue_goes_on_afterwards(
     assert is_active(server, waiting)
     wait_until(server.is_clean)
     assert fake(server).violations() == []
+
+
+def test_a_start_that_cannot_be_recorded_can_be_tried_again_although_postgresql_is_back(
+    server: LabServer, cluster: Cluster
+) -> None:
+    holder = server.join()
+    fake(server).control(config_seconds=0.5, down_seconds=2)  # PostgreSQL is back before the lab is gone
+    with in_background(server.acquire, holder, TOPOLOGY) as call:
+        [config] = wait_for_event(fake(server), "phase", phase="config")
+        cluster.stop()
+        try:
+            wait_for_event(fake(server), "end", pid=config["pid"])
+            wait_until(lambda: "did not start" in server.log.read_text())
+        finally:
+            cluster.start()
+        assert is_refused_for_now(call.result())
+    fake(server).control()
+    assert server.acquire(holder, TOPOLOGY).status_code == 200
 
 
 def test_a_change_that_an_operator_makes_while_the_connection_is_lost_takes_effect(server: LabServer, url: str) -> None:

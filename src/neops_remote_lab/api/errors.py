@@ -38,11 +38,15 @@ STATUS: Final[Mapping[Reason, int]] = {
     Reason.UNREACHABLE: status.HTTP_502_BAD_GATEWAY,
     Reason.CONNECT_TIMED_OUT: status.HTTP_504_GATEWAY_TIMEOUT,
     Reason.SERVER_ENDS: status.HTTP_503_SERVICE_UNAVAILABLE,
+    Reason.DATABASE_FAILED: status.HTTP_503_SERVICE_UNAVAILABLE,
     Reason.HOST_IS_FULL: status.HTTP_507_INSUFFICIENT_STORAGE,
 }
 """The HTTP status of each refusal: below 500 the caller can do something about it, from 500 on the host is at fault."""
 RETRIED: Final = frozenset(
-    {Reason.BUSY, Reason.QUARANTINED, Reason.DESTROYED, Reason.TAKEN_ALREADY, Reason.SERVER_ENDS}
+    {
+        *(Reason.BUSY, Reason.QUARANTINED, Reason.DESTROYED, Reason.TAKEN_ALREADY, Reason.SERVER_ENDS),
+        Reason.DATABASE_FAILED,
+    }
 )
 """Refusals of calls that can succeed later without a change; they get `Retry-After`."""
 DATABASE_RETRY_AFTER: Final = 5

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from neops_remote_lab.netlab.failures import LabInTheWay, SharesHost, TopologyRejected, failure
+from neops_remote_lab.store.protocol import DatabaseError
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Reason(StrEnum):
     """The lab needs more memory than the lab host has."""
     HOST_IS_FULL = "host_is_full"
     """The lab host is out of disk space or memory."""
+    DATABASE_FAILED = "database_failed"
+    """The database could not be used, so that a start could not be recorded."""
     FAILED = "failed"
     """The host or its netlab failed."""
 
@@ -79,6 +82,9 @@ def refusal_of(error: Exception, failed: str = "netlab failed to start the lab")
             reason, detail = Reason.REJECTED, f"the topology cannot run beside other labs on this host: {error}"
         case TopologyRejected():
             reason, detail = Reason.REJECTED, f"netlab rejects the topology: {error}"
+        case DatabaseError():
+            reason = Reason.DATABASE_FAILED
+            detail = f"{failed}, because the server's database could not be used ({error}): try again later"
         case FileNotFoundError():
             detail = "netlab cannot be run on the lab host: install it there, or name it with --netlab"
         case MemoryError():
