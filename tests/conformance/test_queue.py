@@ -7,7 +7,7 @@ import asyncio
 import pytest_asyncio
 
 from neops_remote_lab.core.clock import Clock
-from neops_remote_lab.core.codes import EndCode
+from neops_remote_lab.core.codes import EndCode, HostState
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.protocol import SessionStore
@@ -56,3 +56,17 @@ async def test_the_successor_of_a_session_that_others_have_ended_is_alone_in_its
     await queue.learn(successor)
     assert queue.is_active(successor)
     assert not queue.is_live(holder)
+
+
+async def test_a_session_that_others_take_from_a_silent_host_is_noticed_when_it_calls(
+    sessions: SessionStore, open_stores: Opener
+) -> None:
+    queue = SessionQueue(sessions, QueueSettings(), Clock(), host=HOST, is_shared=True)
+    await queue.load()
+    holder = await join(queue)
+    async with open_stores() as other:
+        [host] = await other.sessions("lab-8").hosts()
+        await other.sessions("lab-8").declare(host, HostState.SILENT, NOON)
+    await queue.learn(holder)
+    assert not queue.is_active(holder)
+    assert queue.is_waiting(holder)

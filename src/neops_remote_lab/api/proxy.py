@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from neops_remote_lab.api import hops
-from neops_remote_lab.api.requests import SESSION_HEADER, refuse_while_draining, services_of, session_header
+from neops_remote_lab.api.requests import SESSION_HEADER, learn, refuse_while_draining, services_of, session_header
 from neops_remote_lab.api.services import Services
 from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.codes import ProxyOutcome
@@ -131,13 +131,13 @@ class Proxy:
 
 async def _owner(call: HTTPConnection) -> Owner | None:
     """The server of the session's host; None if the call is to be answered here."""
-    queue, session_id = services_of(call).queue, call.headers.get(SESSION_HEADER)
-    if not session_id or queue.is_active(session_id):
+    services, session_id = services_of(call), call.headers.get(SESSION_HEADER)
+    if not session_id:
         return None
-    if owner := queue.owner(session_id):
+    if owner := services.queue.owner(session_id):
         return owner
-    await queue.learn(session_id)  # another server may have made it active a moment ago
-    return queue.owner(session_id)
+    await learn(services, session_id)
+    return services.queue.owner(session_id)
 
 
 def _load(settings: ServiceSettings) -> _Relays:

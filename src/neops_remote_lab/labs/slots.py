@@ -55,6 +55,10 @@ class Slots:
         self._used[session_id] = number
         return self._coordinators[number]
 
+    def has_lab(self, session_id: str) -> bool:
+        """Whether a session has a lab on this host."""
+        return self._with_lab(session_id) is not None
+
     def _with_lab(self, session_id: str) -> int | None:
         return next((number for number, each in self._coordinators.items() if each.session_id == session_id), None)
 

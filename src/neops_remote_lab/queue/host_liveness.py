@@ -78,7 +78,9 @@ class HostLiveness:
             raise
 
     async def _beat(self) -> None:
+        before = self._clock.monotonic()
         if await self._store.beat():
+            self._queue.hosts.own_beats(before)
             return
         own = next(host for host in await self._store.hosts() if host.name == self._host)
         if own.incarnation != self._incarnation:

@@ -1,9 +1,10 @@
 """The lab hosts of a queue, as the database knew them at the latest look."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from neops_remote_lab.core.codes import HostState
 from neops_remote_lab.store.rows import Host, Session
@@ -16,6 +17,10 @@ class Owner(NamedTuple):
     address: str
 
 
+CERTAIN: Final = 0.8
+"""The part of the lease after a sign of life in which no other server can find its host silent."""
+
+
 class KnownHosts:
     """The hosts that serve a queue. One of them is this server's own."""
 
@@ -23,6 +28,7 @@ class KnownHosts:
         """`own` is the name of this server's host."""
         self._own = own
         self._hosts: dict[str, Host] = {}
+        self._own_beat = -math.inf
         self._losses: dict[str, asyncio.Future[None]] = {}
 
     def __iter__(self) -> Iterator[Host]:
@@ -32,6 +38,14 @@ class KnownHosts:
         """Replace what is known."""
         self._hosts = {host.name: host for host in hosts}
         self._end_losses()
+
+    def own_beats(self, now: float) -> None:
+        """Note when this server's host began to show a sign of life that succeeded, in monotonic seconds."""
+        self._own_beat = now
+
+    def is_own_live(self, now: float, lease: float) -> bool:
+        """Whether it is certain that no other server has declared this server's host silent."""
+        return now - self._own_beat < CERTAIN * lease
 
     def is_own(self, session: Session) -> bool:
         """Whether a session is active on this server's host."""

@@ -324,11 +324,13 @@ class SessionQueue:
         await self.promote()
 
     async def learn(self, session_id: str) -> None:
-        """Read a session that another server may have changed a moment ago, unless it is active on this host.
+        """Read a session that another server may have changed a moment ago.
 
-        If it is active, the session that was active in its slot before is read too: it must not seem to be active.
+        Others do not change a session that is active on this host, unless they find the host silent. If the session is
+        active, the one that was active in its slot before is read too: it must not seem to be active.
         """
-        if self._is_shared and not self.is_active(session_id):
+        is_live = self._hosts.is_own_live(self._clock.monotonic(), self._settings.host_lease)
+        if self._is_shared and not (is_live and self.is_active(session_id)):
             await self._reload([session_id])
         if predecessors := self._cache.predecessors(session_id):
             await self._reload(predecessors)
