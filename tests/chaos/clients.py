@@ -117,9 +117,6 @@ class Client:
                 return key
             if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY and "Idempotency-Key" in answer.text:
                 key = uuid.uuid4().hex  # it was granted, the answer died with the server, and so did the lab
-            elif answer.is_server_error:
-                self._journal.note(What.FAILED, session_id, answer.text)
-                await asyncio.sleep(BREATH)
             else:
                 self._refused(session_id, answer)
                 await asyncio.sleep(BREATH)

@@ -58,6 +58,8 @@ class Hosts:
     """The hosts whose servers must not run."""
     cut: set[int] = field(default_factory=set)
     """The hosts that cannot reach the database."""
+    logged: dict[int, int] = field(default_factory=dict)
+    """The size of the log of each server when it was started, in bytes."""
 
     @property
     def urls(self) -> list[str]:
@@ -81,10 +83,22 @@ class Hosts:
         for number, server in self.servers.items():
             if number in self.down | self.cut or (server.process and server.process.poll() is None):
                 continue
-            if server.process and (status := server.process.poll()) not in {None, -signal.SIGKILL}:
-                self.journal.note(What.KILLED, self.name(number))
-                sys.stdout.write(f"{self.name(number)} ended with status {status} and is started again\n")
-            server.launch()
+            if server.process and (status := server.process.poll()) != -signal.SIGKILL:
+                self._note_end(number, status)
+            self.launch(number)
+
+    def launch(self, number: int) -> None:
+        """Start a server, and do not wait for it."""
+        server = self.servers[number]
+        self.logged[number] = server.log.stat().st_size if server.log.exists() else 0
+        server.launch()
+
+    def _note_end(self, number: int, status: int | None) -> None:
+        """A server may end by itself if it cannot reach the database when it starts, and not once it serves."""
+        said = self.servers[number].log.read_bytes()[self.logged[number] :]
+        if b"Application startup complete" in said:
+            self.journal.note(What.UNEXPECTED, self.name(number), f"the server ended with status {status}")
+        sys.stdout.write(f"{self.name(number)} ended with status {status} and is started again\n")
 
     def wait_until_live(self) -> None:
         """Wait until all servers serve, and all hosts are live."""
@@ -180,7 +194,7 @@ def running_hosts(
             server.settings |= {"lab-host": hosts.name(number), "advertise": server.url}
             hosts.servers[number] = server
             ends.callback(server.close)
-            server.launch()
+            hosts.launch(number)
         wait_until(lambda: all(server.serves() for server in hosts.servers.values()), START_TIMEOUT)
         hosts.wait_until_live()
         yield hosts

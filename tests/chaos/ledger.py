@@ -39,7 +39,7 @@ def _promises(history: History) -> Iterator[Violation]:
             case What.RELEASED:
                 kept = reference is not None and _by(reference.released_at, fact)
             case What.UNEXPECTED:
-                yield Violation(Kind.UNEXPECTED_ANSWER, f"{fact.session_id}: {fact.key}")
+                yield Violation(Kind.UNEXPECTED, f"{fact.session_id}: {fact.key}")
                 continue
             case _:
                 continue

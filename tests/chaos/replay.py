@@ -34,8 +34,8 @@ class Kind(StrEnum):
     """A session, a lab or a reference ended, or a session waits again, and neither a client nor a fault explains it."""
     LOST = "lost"
     """What was acknowledged is not in the database."""
-    UNEXPECTED_ANSWER = "unexpected answer"
-    """An answer that no client may get."""
+    UNEXPECTED = "unexpected"
+    """An answer that no client may get, or the end of a server that nobody has ended."""
     COLLISION = "collision"
     """The netlab of a host had two labs at once that are not separate, or started one that is not its own."""
 

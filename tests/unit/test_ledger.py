@@ -233,7 +233,7 @@ def test_an_acknowledged_call_that_took_effect_only_after_its_answer_is_found(st
 
 def test_an_answer_that_no_client_may_get_is_found(story: Story) -> None:
     story.fact(What.UNEXPECTED, "ann", "GET /lab: 500")
-    assert kinds(story) == [Kind.UNEXPECTED_ANSWER]
+    assert kinds(story) == [Kind.UNEXPECTED]
 
 
 def test_labs_that_collide_start_twice_or_on_the_wrong_host_are_found(story: Story) -> None:
