@@ -29,7 +29,7 @@ TICK: Final = 0.05
 """Seconds between two looks at what is due."""
 
 
-class Kind(StrEnum):
+class Fault(StrEnum):
     """What is done."""
 
     KILL = "kill"
@@ -50,17 +50,17 @@ class Kind(StrEnum):
     """An operator ends a session."""
 
 
-NEED_NETWORK: Final = frozenset({Kind.CUT_DATABASE, Kind.CUT_ALL})
+NEED_NETWORK: Final = frozenset({Fault.CUT_DATABASE, Fault.CUT_ALL})
 WEIGHTS: Final = {
-    Kind.KILL: 5,
-    Kind.SUSPEND: 4,
-    Kind.CUT_DATABASE: 4,
-    Kind.CUT_ALL: 3,
-    Kind.SHUTDOWN: 1,
-    Kind.CRASH: 1,
-    Kind.DRAIN: 1,
-    Kind.MOVE: 2,
-    Kind.END: 2,
+    Fault.KILL: 5,
+    Fault.SUSPEND: 4,
+    Fault.CUT_DATABASE: 4,
+    Fault.CUT_ALL: 3,
+    Fault.SHUTDOWN: 1,
+    Fault.CRASH: 1,
+    Fault.DRAIN: 1,
+    Fault.MOVE: 2,
+    Fault.END: 2,
 }
 LENGTHS: Final = (LEASE / 3, LEASE + 0.5, GONE_AFTER + 1)
 """Seconds for which a fault lasts: within the lease, beyond it, or until the host is gone."""
@@ -72,14 +72,14 @@ TO_THE_END: Final = """
     UPDATE session SET rank = (SELECT max(rank) + 1 FROM session WHERE state = 'waiting')
     WHERE session_id = ? AND state = 'waiting'
 """
-OF_DATABASE: Final = frozenset({Kind.SHUTDOWN, Kind.CRASH, Kind.MOVE, Kind.END})
+OF_DATABASE: Final = frozenset({Fault.SHUTDOWN, Fault.CRASH, Fault.MOVE, Fault.END})
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One fault."""
 
-    kind: Kind
+    fault: Fault
     target: int
     """The number of the host, or `DATABASE`."""
     delay: float
@@ -91,24 +91,24 @@ class Step:
 
     def __str__(self) -> str:
         where = f" of lab-{self.target}" if self.target else ""
-        return f"{self.kind}{where} for {self.length:.1f} s"
+        return f"{self.fault}{where} for {self.length:.1f} s"
 
 
 Undo: TypeAlias = Callable[[], None]
 
 
-def plan(seed: int, count: int, hosts: int, without: Collection[Kind] = ()) -> list[Step]:
+def plan(seed: int, count: int, hosts: int, without: Collection[Fault] = ()) -> list[Step]:
     """So many faults of so many hosts, determined by the seed."""
     choose = random.Random(seed)  # noqa: S311 - nothing here is a secret
-    kinds = [kind for kind in WEIGHTS if kind not in without]
+    faults = [fault for fault in WEIGHTS if fault not in without]
     steps = []
     for _ in range(count):
-        [kind] = choose.choices(kinds, [WEIGHTS[kind] for kind in kinds])
+        [fault] = choose.choices(faults, [WEIGHTS[fault] for fault in faults])
         host, delay, choice = choose.randint(1, hosts), choose.uniform(0, 0.6), choose.random()
         length = choose.choice(LENGTHS) * choose.uniform(0.9, 1.3)
-        if kind in OF_DATABASE:
+        if fault in OF_DATABASE:
             host, length = DATABASE, choose.uniform(0.1, 1.5)
-        steps.append(Step(kind, host, delay, length, choice))
+        steps.append(Step(fault, host, delay, length, choice))
     return steps
 
 
@@ -121,6 +121,17 @@ class Disturber:
         self._stop = stop
         self._pending: dict[int, tuple[float, Undo]] = {}
         """When the fault of each target is undone, in monotonic seconds, and how."""
+        self._begins: dict[Fault, Callable[[Step], Undo]] = {
+            Fault.KILL: self._kill,
+            Fault.SUSPEND: self._suspend,
+            Fault.CUT_DATABASE: self._cut_database,
+            Fault.CUT_ALL: self._cut_all,
+            Fault.SHUTDOWN: self._shutdown,
+            Fault.CRASH: self._crash,
+            Fault.DRAIN: self._drain,
+            Fault.MOVE: self._move,
+            Fault.END: self._end,
+        }
 
     def carry_out(self, steps: list[Step]) -> None:
         """Do all of it, and undo it."""
@@ -138,9 +149,9 @@ class Disturber:
 
     def _begin(self, step: Step) -> None:
         self._undo(step.target)
-        if step.kind in {*OF_DATABASE, Kind.DRAIN}:
+        if step.fault in {*OF_DATABASE, Fault.DRAIN}:
             self._undo(DATABASE)  # it must run
-        undo = getattr(self, f"_{step.kind.name.lower()}")(step)
+        undo = self._begins[step.fault](step)
         self._pending[step.target] = time.monotonic() + step.length, undo
 
     def _wait(self, seconds: float) -> None:

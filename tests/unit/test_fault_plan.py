@@ -1,0 +1,25 @@
+"""The plan of the fault tests: a seed repeats it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tests.chaos.disturbances import DATABASE, LENGTHS, NEED_NETWORK, OF_DATABASE, Fault, plan
+
+
+def test_a_seed_determines_the_plan() -> None:
+    assert plan(7, 100, hosts=3) == plan(7, 100, hosts=3)
+    assert plan(7, 100, hosts=3) != plan(8, 100, hosts=3)
+
+
+def test_a_plan_has_every_fault_on_every_host_it_can_have() -> None:
+    steps = plan(7, 1000, hosts=3)
+    assert Counter(step.fault for step in steps).keys() == set(Fault)
+    for step in steps:
+        assert (step.target == DATABASE) is (step.fault in OF_DATABASE)
+        assert step.length <= 1.3 * max(LENGTHS)
+    assert {step.target for step in steps} == {DATABASE, 1, 2, 3}
+
+
+def test_a_plan_without_a_network_cuts_nothing() -> None:
+    assert not NEED_NETWORK & {step.fault for step in plan(7, 1000, hosts=3, without=NEED_NETWORK)}
