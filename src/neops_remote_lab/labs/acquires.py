@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from neops_remote_lab.models import AcquireResponseDto
@@ -27,7 +29,23 @@ class Acquire:
     """The lab starts while its session waits, and only if it can start at once."""
     present: int = 0
     """Number of requests that wait for the answer. If it is 0, the acquire adds no reference."""
+    is_abandoned: bool = False
+    """It adds no reference, because no request waited. A repeated request begins another acquire."""
     interrupt: threading.Event = field(default_factory=threading.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the start of the lab is recorded in the database."""
     task: asyncio.Task[AcquireResponseDto] | None = None
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """A context for a request that waits for the answer."""
+        self.present += 1
+        try:
+            yield
+        finally:
+            self.present -= 1
+
+    def takes_reference(self) -> bool:
+        """Whether the acquire adds a reference. It is decided once, when the lab runs."""
+        self.is_abandoned = not self.present
+        return not self.is_abandoned

@@ -87,34 +87,42 @@ class LabCoordinator:
         Raises:
             Refused: netlab rejects the topology or fails, the lab is busy, or the session has ended.
         """
-        acquire = await self._begin_acquire(session_id, upload, key)
-        acquire.present += 1
-        try:
+        acquire = self._begin_acquire(session_id, upload, key)
+        with acquire.awaited():
+            if acquire.upload is not upload:
+                await self._discard(upload)
             return await asyncio.shield(_task(acquire))
-        finally:
-            acquire.present -= 1
 
     async def acquire_in_background(self, session_id: str, upload: Upload, key: str | None) -> None:
         """As `acquire`, but return as soon as the start is recorded; `status` shows the progress."""
-        acquire = await self._begin_acquire(session_id, upload, key)
+        acquire = self._begin_acquire(session_id, upload, key)
         acquire.present += 1
+        if acquire.upload is not upload:
+            await self._discard(upload)
         begun = asyncio.ensure_future(acquire.begun.wait())
         await asyncio.wait([begun, _task(acquire)], return_when=asyncio.FIRST_COMPLETED)
         begun.cancel()
         if _task(acquire).done():
             _task(acquire).result()
 
-    async def _begin_acquire(self, session_id: str, upload: Upload, key: str | None) -> Acquire:
-        if key and (running := self._acquires.get((session_id, key))):
-            await self._discard(upload)
+    def _begin_acquire(self, session_id: str, upload: Upload, key: str | None) -> Acquire:
+        """The acquire with this key, or a new one with this upload.
+
+        Nothing is awaited here: a request that waits must be counted before its acquire decides on its reference.
+        """
+        if key and (running := self._acquires.get((session_id, key))) and not running.is_abandoned:
             return running
         acquire = Acquire(session_id, upload, key)
         acquire.task = self._spawn(self._acquire(acquire))
         acquire.task.add_done_callback(_retrieve)
         if key:
             self._acquires[session_id, key] = acquire
-            acquire.task.add_done_callback(lambda _: self._acquires.pop((session_id, key), None))
+            acquire.task.add_done_callback(lambda _: self._forget(session_id, key, acquire))
         return acquire
+
+    def _forget(self, session_id: str, key: str, acquire: Acquire) -> None:
+        if self._acquires.get((session_id, key)) is acquire:
+            del self._acquires[session_id, key]
 
     async def _acquire(self, acquire: Acquire) -> AcquireResponseDto:
         try:

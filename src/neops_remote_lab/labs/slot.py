@@ -221,7 +221,7 @@ class Slot:
             number = await self._run_blocking(number_of, workspace.base) if self._admission.limits else None
             await self._store.running(lab.lab_id, raw, self._clock.now(), number)
             references = 0
-            if acquire.present:
+            if acquire.takes_reference():
                 references = await self._store.add_reference(
                     lab.lab_id, acquire.session_id, acquire.key, self._clock.now()
                 )
@@ -266,7 +266,7 @@ class Slot:
     async def add_reference(self, acquire: Acquire) -> bool:
         """Add a reference to the running lab. Returns whether the acquire reuses it, instead of getting a fresh lab."""
         lab, fresh = self._live(), self._references == 0
-        if acquire.present:
+        if acquire.takes_reference():
             now = self._clock.now()
             self._references = await self._store.add_reference(lab.lab_id, acquire.session_id, acquire.key, now)
             logger.info("session %.8s shares lab %s: %d references", lab.session_id, lab.lab_id, self._references)
