@@ -35,7 +35,7 @@ def install(root: Path, **knobs: object) -> FakeNetlab:
     return fake
 
 
-def real_netlab_is_here() -> str:
+def real_netlab_problem() -> str:
     """What the real netlab needs and this machine lacks; empty if it can start containers."""
     absent = [program for program in ("netlab", "docker", "containerlab") if shutil.which(program) is None]
     if absent:
@@ -46,14 +46,14 @@ def real_netlab_is_here() -> str:
 
 
 @dataclass(frozen=True)
-class Since:
+class NetlabLog:
     """What the fake netlab has logged since a moment."""
 
     fake: FakeNetlab
     start: int
 
     @classmethod
-    def now(cls, fake: FakeNetlab) -> "Since":
+    def now(cls, fake: FakeNetlab) -> "NetlabLog":
         return cls(fake, len(fake.log()))
 
     def started(self) -> list[list[str]]:

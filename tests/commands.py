@@ -1,4 +1,4 @@
-"""A user of the command line, with a separate state directory."""
+"""Runs the command line as a user does, with a separate state directory."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Shell:
             **self.environment,
         }
 
-    def words(self, *arguments: str) -> list[str]:
+    def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "neops_remote_lab", *arguments]
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """A command, to its end."""
+        """Run a command to its end."""
         process = popen(
             Program.COMMAND,
             arguments,
@@ -67,16 +67,16 @@ class Shell:
         return subprocess.CompletedProcess(arguments, process.wait(), output.decode(), errors.decode())
 
     def do(self, *arguments: str, **environment: str) -> str:
-        """A command that has to succeed; what it prints."""
+        """Run a command that must succeed. Returns its standard output."""
         done = self.run(*arguments, **environment)
         assert done.returncode == 0, f"{arguments}: {done.returncode}: {done.stderr}"
         return done.stdout
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        """A command while it runs; killed if it still does at the end."""
+        """Start a command, and kill it at the end of the context if it still runs."""
         process = subprocess.Popen(
-            self.words(*arguments),
+            self.command(*arguments),
             cwd=self.directory,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -92,12 +92,12 @@ class Shell:
 
     @contextmanager
     def terminal(self, *arguments: str) -> Iterator[Terminal]:
-        """A command that has a terminal of its own while it runs; at the end the terminal hangs up."""
+        """Start a command on a pseudo-terminal, which is closed at the end of the context."""
         pid, descriptor = pty.fork()
         if not pid:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
             os.chdir(self.directory)
-            words = self.words(*arguments)
+            words = self.command(*arguments)
             os.execve(words[0], words, self.environment)  # noqa: S606 - a program of ours, without a shell
         terminal = Terminal(pid, descriptor)
         try:
@@ -106,7 +106,7 @@ class Shell:
             terminal.close()
 
     def topology(self, name: str = "ospf.yml", nodes: int = 2, **knobs: Any) -> str:
-        """Write a topology file; its name."""
+        """Write a topology file. Returns its name."""
         (self.directory / name).write_text(topology_text(nodes, **knobs), encoding="utf-8")
         return name
 
@@ -115,20 +115,20 @@ class Shell:
         return StateDirectory(self.directory / "state" / "neops-remote-lab" / "sessions")
 
     def kept(self, name: str = "default") -> KeptSession:
-        """The session that is kept."""
+        """The saved session of a name."""
         found = self.state.find(self.url, name)
         assert found is not None
         return found
 
     def close(self) -> None:
-        """End the keepers, as a test that fails leaves them."""
+        """Stop the background processes of sessions, which a failed test leaves running."""
         for kept in self.state:
             keeper.stop(kept)
 
 
 @dataclass
 class Terminal:
-    """The other end of a command's terminal."""
+    """The controlling end of a pseudo-terminal on which a command runs."""
 
     pid: int
     descriptor: int
@@ -142,11 +142,11 @@ class Terminal:
         fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def wait_for(self, text: str) -> None:
-        """Read until a text was shown."""
+        """Read until the command has printed a text."""
         wait_until(lambda: self._read() and text in self.shown, TIMEOUT, f"no {text!r} in {self.shown!r}")
 
     def finish(self) -> int:
-        """Read to the end; the exit status of the command."""
+        """Read to the end. Returns the exit status of the command."""
         wait_until(lambda: not self._read(), TIMEOUT, self.shown)
         if self.status is None:
             self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -159,7 +159,7 @@ class Terminal:
             os.waitpid(self.pid, 0)
 
     def _read(self) -> bool:
-        """Whether there may be more; waits for it only for a moment."""
+        """Read what is there. Returns False at the end of the output."""
         if not select.select([self.descriptor], [], [], 0.05)[0]:
             return True
         try:
@@ -176,5 +176,5 @@ def words_of(pid: int) -> Sequence[str]:
 
 
 def environment_of(text: str) -> Mapping[str, str]:
-    """What `env` has printed."""
+    """The variables in the output of `env`."""
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)

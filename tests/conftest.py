@@ -23,11 +23,11 @@ REAL_NETLAB = (
     "tests/acceptance/test_real_access.py",
     "tests/acceptance/test_readme.py",
 )
-"""Files whose tests want the real netlab of this machine, and would keep several workers waiting for it."""
+"""Files whose tests use the real netlab of this machine. Only one process at a time may use it."""
 
 
-class Files(LoadFileScheduling):  # type: ignore[misc]
-    """A file stays on one worker; those that want the same lab host are on the same one."""
+class FileScheduling(LoadFileScheduling):  # type: ignore[misc]
+    """Runs the tests of a file on one worker, and all files that use the real netlab on the same one."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::", 1)[0]
@@ -35,24 +35,24 @@ class Files(LoadFileScheduling):  # type: ignore[misc]
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Files | None:
-    return Files(config, log) if config.getoption("dist") == "loadfile" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling | None:
+    return FileScheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two for each core: half of the time, a test waits for processes."""
+    """Two workers per core, because a test waits for other processes half of the time."""
     return 2 * len(os.sched_getaffinity(0))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that the workers end together."""
+    """Run the slowest files first, so that all workers finish at about the same time."""
     items.sort(key=lambda item: not item.nodeid.startswith(REAL_NETLAB))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def fork_servers() -> Iterator[None]:
-    """Each program is forked from one process, unless coverage must see each of them begin."""
+    """Fork programs instead of starting interpreters, except under coverage, which must measure each interpreter."""
     if any(name.startswith("COVERAGE_PROCESS") for name in os.environ):
         yield
         return
@@ -64,7 +64,7 @@ def fork_servers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A PostgreSQL server, started for the first test that wants one."""
+    """A PostgreSQL server, started for the first test that requests it."""
     if reason := problem():
         pytest.skip(reason)
     with running_cluster() as started:
@@ -73,7 +73,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def new_database(request: pytest.FixtureRequest) -> NewDatabase:
-    """Makes databases without a session: each test that uses them runs once for each kind of database."""
+    """A factory of databases without sessions; its tests run once with SQLite and once with PostgreSQL."""
     if request.param == "sqlite":
         return new_sqlite_file
     cluster: Cluster = request.getfixturevalue("cluster")
@@ -82,14 +82,14 @@ def new_database(request: pytest.FixtureRequest) -> NewDatabase:
 
 @pytest.fixture
 def database(new_database: NewDatabase, tmp_path: Path) -> Iterator[str]:
-    """A database without a session, as `--database` names it."""
+    """The URL of a database without sessions."""
     with new_database(tmp_path) as url:
         yield url
 
 
 @pytest.fixture(scope="session", autouse=True)
 def certificates() -> Iterator[None]:
-    """The trusted certificates are loaded once: each call of httpx without a client would load them anew, in 20 ms."""
+    """Load the trusted certificates only once; `httpx.get` and the like would load them in each call, in 20 ms."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("httpx._transports.default.create_ssl_context", functools.cache(httpx.create_ssl_context))
         yield
@@ -97,12 +97,12 @@ def certificates() -> Iterator[None]:
 
 @pytest.fixture
 def interpreters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each program has an interpreter of its own, for tests of what a start imports."""
+    """Start a new interpreter for each program, for tests of what it imports."""
     monkeypatch.setattr(ForkServer, "of_this_run", {})
 
 
 @pytest.fixture
 def lab_server(tmp_path: Path) -> Iterator[LabServer]:
-    """A real server process, with a fake netlab behind it."""
+    """A real server process that runs the fake netlab."""
     with running_server(tmp_path) as server:
         yield server

@@ -29,12 +29,12 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The name that the block's first line gives it, if it is a file."""
+        """The file name in the comment of the first line, if there is one."""
         named = FILE_NAME.match(self.text)
         return named["name"] if named else None
 
     def commands(self) -> list[tuple[str, str]]:
-        """Each command of a console block, without its prompt, and the output that the page shows for it."""
+        """The commands of a console block without their prompts, each with the output that the page shows."""
         parts = re.split(r"^\$ ", self.text, flags=re.MULTILINE)
         if parts[0]:
             raise ValueError(f"{self}: a console block begins with a prompt")
@@ -70,6 +70,6 @@ def blocks(page: Path) -> list[Block]:
 
 
 def file_of(page: str, name: str) -> str:
-    """The text of the file that a page shows under that name."""
+    """The contents of a file that a page shows."""
     (text,) = [block.text for block in blocks(ROOT / page) if block.file == name]
     return text

@@ -21,11 +21,11 @@ from neops_remote_lab.netlab.failures import GOOD_NAME
 from neops_remote_lab.testing.fake_docker import VERSION_LINE
 from neops_remote_lab.testing.fake_netlab import KNOBS
 
-# Held by whichever test process runs the real netlab: it can have only one lab on a machine.
+# The lock of the process that runs the real netlab, which can have only one lab on a machine.
 REAL_NETLAB_LOCK = Path(tempfile.gettempdir()) / "neops-remote-lab-tests-real-netlab.lock"
 
-# As pip installs networklab: a script of a virtual environment, which imports a package of that environment. The fakes
-# are imported from where they are, so that Python keeps them compiled.
+# The script that pip installs for networklab: it imports a package of its virtual environment. The fakes are imported
+# from the checkout, so that Python caches their bytecode.
 NETLAB = """\
 #!{python} -I
 import sys
@@ -42,8 +42,8 @@ CONTAINERLAB = """\
 #!/bin/sh
 echo "version: 0.76.0"
 """
-# Most of its calls ask for its version, or a host without containers for its containers, which is not worth the start
-# of an interpreter.
+# Most calls are `docker --version`, or `docker ps` without containers. The shell answers these, because starting an
+# interpreter takes longer.
 DOCKER = """\
 #!/bin/sh
 state=${{FAKE_NETLAB_STATE:-/nowhere}}
@@ -59,15 +59,15 @@ exec {python} -I -c "import fake_docker; fake_docker.main()" "$@"
 """
 
 
-SOON = 0.3
-"""Seconds for which a condition is checked often; after that the checks are rarer, to save processor time."""
+FAST_CHECKS = 0.3
+"""Seconds during which `wait_until` checks at short intervals; after that it checks less often to save CPU time."""
 
 HOST_QUESTIONS = (["version"], ["defaults"])
 
 
 @dataclass(frozen=True)
 class FakeNetlab:
-    """A lab host made of files: the fake programs, their knobs, and what they left behind."""
+    """A directory that stands in for a lab host: the fake programs, their knobs, and their state."""
 
     root: Path
 
@@ -81,7 +81,7 @@ class FakeNetlab:
 
     @property
     def system(self) -> Path:
-        """Where the host's etc, run and sys lie."""
+        """The directory that replaces the root of the file system: `etc`, `run` and `sys`."""
         return self.state / "system"
 
     @property
@@ -89,12 +89,12 @@ class FakeNetlab:
         return self.root / "bin"
 
     def environment(self) -> dict[str, str]:
-        """The whole environment for a process that is to find the fakes first."""
+        """The environment of a process whose PATH begins with the fakes."""
         path = os.pathsep.join([str(self.bin), os.environ.get("PATH", os.defpath)])
         return {**os.environ, "PATH": path, "HOME": str(self.home), "FAKE_NETLAB_STATE": str(self.state)}
 
     def control(self, **knobs: object) -> None:
-        """Replace all knobs by these, for every process that starts from now on."""
+        """Set the knobs of all processes that start from now on, instead of all earlier knobs."""
         check_knobs(knobs)
         draft = self.state / f".control.{os.getpid()}"
         draft.write_text(json.dumps(knobs), encoding="utf-8")
@@ -109,16 +109,16 @@ class FakeNetlab:
         return _json_lines(self.state / "log")
 
     def invocations(self, command: str | None = None) -> list[list[str]]:
-        """The arguments of each netlab that was started for a lab, in order; of one command where it is given.
+        """The arguments of each netlab process that was started for a lab, in order; optionally of one command only.
 
-        `version` and `defaults`, which ask about the host and not about a lab, are in it where they are named.
+        `version` and `defaults` concern the host, so they are included only if named.
         """
         started = [line["argv"][1:] for line in self.log() if line["event"] == "start"]
         asked = [argv for argv in started if argv[:2] != ["create", GOOD_NAME]]
         return [argv for argv in asked if (argv[:1] == [command] if command else argv[:1] not in HOST_QUESTIONS)]
 
     def probes(self) -> list[list[str]]:
-        """As `invocations`, but those of the topology that tells whether the host's own defaults are right."""
+        """The arguments of each `netlab create` of the topology that checks the defaults of the host."""
         started = [line["argv"][1:] for line in self.log() if line["event"] == "start"]
         return [argv for argv in started if argv[:2] == ["create", GOOD_NAME]]
 
@@ -129,17 +129,17 @@ class FakeNetlab:
         return _json_files(self.state / "networks", "[!.]*")
 
     def instances(self) -> dict[str, Any]:
-        """netlab's registry: instance id -> its entry."""
+        """netlab's list of lab instances: entry by instance id."""
         path = self.home / ".netlab" / "status.yaml"
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
 
     def violations(self) -> list[str]:
-        """One line for each lab that was started while another one was alive."""
+        """One line for each lab that was started beside another one without being separate from it."""
         path = self.state / "violations"
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def system_objects(self) -> list[str]:
-        """What labs have made besides containers: the hosts' files below `system`, and the lines of the hosts file."""
+        """What labs have created besides containers: namespaces, SSH files, bridges, and blocks in `etc/hosts`."""
         hosts = self.system / "etc" / "hosts"
         lines = [line for line in hosts.read_text().splitlines() if "START" in line] if hosts.exists() else []
         patterns = ("run/netns/*", "etc/ssh/ssh_config.d/*", "sys/class/net/*")
@@ -158,9 +158,10 @@ class FakeNetlab:
 
 
 def install_fake_netlab(root: Path, *, import_seconds: float = 0) -> FakeNetlab:
-    """Make a lab host below `root`, with the executables ``bin/netlab`` and ``bin/docker``.
+    """Install the fake programs into ``bin`` below `root`.
 
-    `import_seconds` is how long netlab's package takes to be imported: most of the start-up of the real one.
+    Args:
+        import_seconds: time to import netlab's package, which is most of the start-up time of the real one.
     """
     fake = FakeNetlab(root)
     for directory in (fake.bin, fake.home, fake.state / "containers", fake.state / "networks"):
@@ -175,7 +176,7 @@ def install_fake_netlab(root: Path, *, import_seconds: float = 0) -> FakeNetlab:
 
 
 def _make_environment(directory: Path, import_seconds: float) -> Path:
-    """A virtual environment with the package that netlab's script imports; its Python."""
+    """Create a virtual environment with a package `netsim`. Returns its Python."""
     real = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     python = directory / "bin" / "python"
     packages = directory / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
@@ -183,10 +184,10 @@ def _make_environment(directory: Path, import_seconds: float) -> Path:
     for made in (python.parent, commands):
         made.mkdir(parents=True, exist_ok=True)
     python.symlink_to(real)
-    # As `venv` writes it: without the second line, the packages of the machine's own Python would count.
+    # As `venv` writes it: without the second line, packages of the system's Python could be imported.
     configuration = f"home = {real.parent}\ninclude-system-site-packages = false\n"
     (directory / "pyvenv.cfg").write_text(configuration, encoding="utf-8")
-    # Directories alone: what the .pth files of the second one ask for would be most of the start-up.
+    # Only directories: running the .pth files of the second one would take most of the start-up time.
     paths = [neops_remote_lab.testing.__path__[0], str(Path(yaml.__file__).parent.parent)]
     (packages / "fakes.pth").write_text("\n".join(paths), encoding="utf-8")
     (packages / "netsim" / "__init__.py").write_text(f"import time\ntime.sleep({import_seconds})\n", encoding="utf-8")
@@ -202,7 +203,7 @@ def check_knobs(knobs: dict[str, Any]) -> None:
 
 
 def topology_text(nodes: int = 3, provider: str = "clab", name: str | None = None, **x_fake: object) -> str:
-    """A chain of `nodes` devices that the real netlab takes as well, unless it carries knobs (`x_fake`)."""
+    """A chain of devices. The real netlab accepts it too, unless it contains knobs of the fake (`x_fake`)."""
     check_knobs(x_fake)
     names = [f"r{number}" for number in range(1, nodes + 1)]
     links = [f"{left}-{right}" for left, right in itertools.pairwise(names)]
@@ -217,13 +218,13 @@ def topology_text(nodes: int = 3, provider: str = "clab", name: str | None = Non
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10, message: str = "") -> None:
-    """Return as soon as `condition` holds; fail after `timeout` seconds."""
+    """Wait until `condition` is true. Raises `AssertionError` after `timeout` seconds."""
     begun = time.monotonic()
     while not condition():
         waited = time.monotonic() - begun
         if waited > timeout:
             raise AssertionError(message or f"waited {timeout} s in vain")
-        time.sleep(0.01 if waited < SOON else 0.03)
+        time.sleep(0.01 if waited < FAST_CHECKS else 0.03)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -235,6 +236,6 @@ def _json_files(directory: Path, pattern: str) -> list[dict[str, Any]]:
     for path in sorted(directory.glob(pattern)):
         try:
             found.append(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:  # it was removed since it was listed
+        except FileNotFoundError:  # removed after it was listed
             continue
     return found

@@ -24,23 +24,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, ClassVar, TypeAlias
 
-OURS = "neops_remote_lab"
-CLIENT = ("httpx", "httpcore", "psutil", "filelock", f"{OURS}.client.lab_client", f"{OURS}.models")
+PACKAGE = "neops_remote_lab"
+CLIENT_MODULES = ("httpx", "httpcore", "psutil", "filelock", f"{PACKAGE}.client.lab_client", f"{PACKAGE}.models")
 ROOT = Path(__file__).parents[1]
-INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
+INTERPRETER_VARIABLES = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
 """How variables begin that count before the program runs."""
 SEARCH_PATH = "PYTHONPATH"
 """The only one of them that a forked process takes over."""
 STREAMS = 3
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MESSAGE_BYTES = 1 << 20
 
 Stream: TypeAlias = int | IO[Any]
 """As `subprocess.Popen` has it: a constant of that module, a descriptor or a file."""
 
 
-OF_SERVER = (
-    *(f"{OURS}.__main__", f"{OURS}.cli.server", "alembic.command", "alembic.autogenerate", "alembic.script"),
+SERVER_MODULES = (
+    *(f"{PACKAGE}.__main__", f"{PACKAGE}.cli.server", "alembic.command", "alembic.autogenerate", "alembic.script"),
     *("aiosqlite", "httpx", "logging.config", "sqlalchemy.dialects.sqlite.aiosqlite", "uvicorn.lifespan.on"),
     *("anyio._backends._asyncio", "uvicorn.loops.auto", "uvicorn.protocols.websockets.auto", "alembic.config"),
     *("uvicorn.protocols.http.h11_impl", "uvicorn.protocols.http.httptools_impl", "uvicorn.loops.uvloop", "stringprep"),
@@ -50,12 +50,21 @@ OF_SERVER = (
 class Program(Enum):
     """A module that runs as a program, and the modules to import before that."""
 
-    SERVER = (OURS, OF_SERVER)
-    SERVER_WITHOUT_FENCE = ("tests.chaos.server_without_fence", OF_SERVER)
-    SERVER_WITHOUT_QUEUE_LOCK = ("tests.chaos.server_without_queue_lock", OF_SERVER)
-    COMMAND = (OURS, (f"{OURS}.__main__", f"{OURS}.cli.up", f"{OURS}.cli.run", f"{OURS}.client.forwards", *CLIENT))
+    SERVER = (PACKAGE, SERVER_MODULES)
+    SERVER_WITHOUT_FENCE = ("tests.chaos.server_without_fence", SERVER_MODULES)
+    SERVER_WITHOUT_QUEUE_LOCK = ("tests.chaos.server_without_queue_lock", SERVER_MODULES)
+    COMMAND = (
+        PACKAGE,
+        (
+            f"{PACKAGE}.__main__",
+            f"{PACKAGE}.cli.up",
+            f"{PACKAGE}.cli.run",
+            f"{PACKAGE}.client.forwards",
+            *CLIENT_MODULES,
+        ),
+    )
     # None of the plugin's own: pytest rewrites the assertions of a plugin that was not imported before.
-    PYTEST = ("pytest", ("_pytest.config", "_pytest.pytester", "tests.fork_workers", *CLIENT))
+    PYTEST = ("pytest", ("_pytest.config", "_pytest.pytester", "tests.fork_workers", *CLIENT_MODULES))
 
     def __init__(self, module: str, *imported: tuple[str, ...]) -> None:
         self.module = module
@@ -73,20 +82,20 @@ class Program(Enum):
                 importlib.import_module(f"_pytest.{name}")
         sys.modules.pop(f"{self.module}.__main__", None)  # each child runs it, as `python -m` does
 
-    def run(self, words: list[str]) -> None:
+    def run(self, arguments: list[str]) -> None:
         """Be the program, until it ends."""
         if self is Program.PYTEST:
             from tests.fork_workers import fork_workers
 
-            fork_workers(words)
-        sys.argv = [self.module, *words]
+            fork_workers(arguments)
+        sys.argv = [self.module, *arguments]
         runpy.run_module(self.module, run_name="__main__", alter_sys=True)
 
 
-class Forked:
+class ForkedProcess:
     """A child of a fork server, with what `subprocess.Popen` has of it."""
 
-    def __init__(self, server: Forks, pid: int, pipes: Mapping[int, IO[bytes]]) -> None:
+    def __init__(self, server: ForkChannel, pid: int, pipes: Mapping[int, IO[bytes]]) -> None:
         self.pid = pid
         self.returncode: int | None = None
         self.stdin, self.stdout, self.stderr = (pipes.get(number) for number in range(STREAMS))
@@ -136,26 +145,26 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-class Forks:
+class ForkChannel:
     """The other end of the channel of a process that forks."""
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
-        self._one_order = threading.Lock()
+        self._lock = threading.Lock()
 
     def popen(
         self,
-        words: Sequence[str],
+        arguments: Sequence[str],
         *,
         env: Mapping[str, str],
         stdin: Stream = subprocess.DEVNULL,
         stdout: Stream,
         stderr: Stream,
         cwd: Path | None = None,
-    ) -> Forked:
+    ) -> ForkedProcess:
         """Start the program with these arguments; the options are those of `subprocess.Popen`."""
         pipes: dict[int, IO[bytes]] = {}
-        order = {"words": list(words), "environment": dict(env), "directory": str(cwd or Path.cwd())}
+        request = {"arguments": list(arguments), "environment": dict(env), "directory": str(cwd or Path.cwd())}
         with ExitStack() as here:
 
             def descriptor(stream: Stream, number: int) -> int:
@@ -171,13 +180,13 @@ class Forks:
 
             inputs, output = descriptor(stdin, 0), descriptor(stdout, 1)
             errors = output if stderr == subprocess.STDOUT else descriptor(stderr, 2)
-            pid = self.ask(start=order, descriptors=(inputs, output, errors))
-        return Forked(self, pid, pipes)
+            pid = self.ask(start=request, descriptors=(inputs, output, errors))
+        return ForkedProcess(self, pid, pipes)
 
-    def ask(self, descriptors: Sequence[int] = (), **order: object) -> Any:
-        """What the process says to an order."""
-        with self._one_order:
-            socket.send_fds(self.channel, [json.dumps(order).encode()], descriptors)
+    def ask(self, descriptors: Sequence[int] = (), **request: object) -> Any:
+        """What the process says to an request."""
+        with self._lock:
+            socket.send_fds(self.channel, [json.dumps(request).encode()], descriptors)
             return json.loads(self.channel.recv(MESSAGE_BYTES))
 
 
@@ -192,14 +201,14 @@ class ForkServer:
         self._launcher = launcher
         self._environment = dict(os.environ)
 
-    def suits(self, environment: Mapping[str, str]) -> bool:
+    def can_fork(self, environment: Mapping[str, str]) -> bool:
         """Whether the children are the same as if each had an interpreter of its own."""
         ours = self._environment
-        names = {name for name in {*environment, *ours} if name.startswith(INTERPRETER)} - {SEARCH_PATH}
+        names = {name for name in {*environment, *ours} if name.startswith(INTERPRETER_VARIABLES)} - {SEARCH_PATH}
         return all(environment.get(name) == ours.get(name) for name in names)
 
     @property
-    def forks(self) -> Forks:
+    def forks(self) -> ForkChannel:
         """The channel to the process, which begins with the first use."""
         return self._process[0]
 
@@ -211,19 +220,19 @@ class ForkServer:
             process.wait()
 
     @cached_property
-    def _process(self) -> tuple[Forks, subprocess.Popen[bytes]]:
+    def _process(self) -> tuple[ForkChannel, subprocess.Popen[bytes]]:
         ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [*self._launcher, sys.executable, "-m", __name__, self._program.name]
         with other:
-            return Forks(ours), subprocess.Popen(command, cwd=ROOT, env=self._environment, stdin=other.fileno())
+            return ForkChannel(ours), subprocess.Popen(command, cwd=ROOT, env=self._environment, stdin=other.fileno())
 
 
-Process: TypeAlias = subprocess.Popen[bytes] | Forked
+Process: TypeAlias = subprocess.Popen[bytes] | ForkedProcess
 
 
 def popen(
     program: Program,
-    words: Sequence[str],
+    arguments: Sequence[str],
     *,
     env: Mapping[str, str],
     stdout: Stream,
@@ -237,9 +246,9 @@ def popen(
     A fork server that is given is used instead of that of this run. The other options are those of `subprocess.Popen`.
     """
     fork_server = fork_server or ForkServer.of_this_run.get(program)
-    if fork_server and fork_server.suits(env):
-        return fork_server.forks.popen(words, env=env, stdout=stdout, stderr=stderr, cwd=cwd)
-    command = [*launcher, sys.executable, "-m", program.module, *words]
+    if fork_server and fork_server.can_fork(env):
+        return fork_server.forks.popen(arguments, env=env, stdout=stdout, stderr=stderr, cwd=cwd)
+    command = [*launcher, sys.executable, "-m", program.module, *arguments]
     return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=cwd)
 
 
@@ -263,30 +272,30 @@ def serve(channel: socket.socket, run: Callable[[list[str]], None]) -> set[int]:
         message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, STREAMS)
         if not message:
             return children
-        order = json.loads(message)
+        request = json.loads(message)
         answer: int | None = None
-        if start := order.get("start"):
+        if start := request.get("start"):
             answer = os.fork()
             if not answer:
                 channel.close()
-                _become(descriptors, start["environment"], start["directory"])
-                run(start["words"])
+                _replace_state(descriptors, start["environment"], start["directory"])
+                run(start["arguments"])
                 return set()
             children.add(answer)
             for descriptor in descriptors:
                 os.close(descriptor)
         else:
-            pid, status = os.waitpid(order["poll"], os.WNOHANG)
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
             if pid:
                 children.remove(pid)
                 answer = os.waitstatus_to_exitcode(status)
         channel.send(json.dumps(answer).encode())
 
 
-def _become(descriptors: Sequence[int], environment: dict[str, str], directory: str) -> None:
+def _replace_state(descriptors: Sequence[int], environment: dict[str, str], directory: str) -> None:
     """Let this process look like one that has just been started."""
-    for ending in ENDING:
-        signal.signal(ending, signal.default_int_handler if ending == signal.SIGINT else signal.SIG_DFL)
+    for end_signal in END_SIGNALS:
+        signal.signal(end_signal, signal.default_int_handler if end_signal == signal.SIGINT else signal.SIG_DFL)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)

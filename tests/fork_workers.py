@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from execnet import gateway_io
 from execnet.gateway_base import ExecModel, Popen2IO
 
-from tests.fork_server import ENDING, Forks, serve
+from tests.fork_server import END_SIGNALS, ForkChannel, serve
 
 WORKERS = ("-n", "--tx")
 """The options of pytest that ask for workers."""
@@ -21,23 +21,23 @@ BOOTSTRAP = ["-u", "-c", gateway_io.popen_bootstrapline]
 """The arguments with which execnet starts an interpreter."""
 
 
-def fork_workers(words: Sequence[str]) -> None:
+def fork_workers(arguments: Sequence[str]) -> None:
     """Let execnet fork the workers of a pytest with these arguments. Returns in this process only."""
-    if not any(word in WORKERS for word in words):
+    if not any(word in WORKERS for word in arguments):
         return
     ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork():
         other.close()
-        _use(Forks(ours))
+        _use(ForkChannel(ours))
         return
     ours.close()
-    for number in ENDING:  # what ends the run ends its workers, and this process ends with the run
+    for number in END_SIGNALS:  # what ends the run ends its workers, and this process ends with the run
         signal.signal(number, signal.SIG_IGN)
     serve(other, _work)
     sys.exit()
 
 
-def _use(forks: Forks) -> None:
+def _use(forks: ForkChannel) -> None:
     def begin(self: gateway_io.Popen2IOMaster, arguments: list[str], execmodel: ExecModel) -> None:
         assert arguments == [sys.executable, *BOOTSTRAP]
         self.popen = forks.popen([], env=os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=2)

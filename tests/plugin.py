@@ -1,4 +1,4 @@
-"""A user's project with lab fixtures, for tests of the pytest plugin."""
+"""Helpers for tests of the pytest plugin: runs of a user's project with lab fixtures."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ def queue(lab_server: LabServer) -> list[dict[str, Any]]:
 
 
 def ups(lab_server: LabServer) -> int:
+    """The number of `netlab up` processes that were started."""
     assert isinstance(lab_server.fake, FakeNetlab)
     return len(lab_server.fake.invocations("up"))
 
 
 @contextmanager
 def other_session(lab_server: LabServer) -> Iterator[str]:
-    """Another session holds the lab host."""
+    """A session that joins before those of the test, so that it is active."""
     session_id = httpx.post(f"{lab_server.url}/session", json={"client": "ann@office"}).json()["session_id"]
     try:
         yield session_id
@@ -62,14 +63,14 @@ def start(project: pytest.Pytester, *arguments: str) -> Process:
 
 
 def run_pytest(arguments: Sequence[str], *, stdout: Stream, stderr: Stream) -> Process:
-    """A pytest in this directory, with nothing to read."""
+    """Start pytest in the current directory, with an empty standard input."""
     places = filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     return popen(Program.PYTEST, arguments, env=environment, stdout=stdout, stderr=stderr)
 
 
 def fork_pytest(project: pytest.Pytester, patch: pytest.MonkeyPatch) -> None:
-    """Let the project's `runpytest_subprocess` fork."""
+    """Let the project's `runpytest_subprocess` fork pytest instead of starting an interpreter."""
     executed = project.popen
     command = project._getpytestargs()
 
@@ -82,9 +83,11 @@ def fork_pytest(project: pytest.Pytester, patch: pytest.MonkeyPatch) -> None:
 
 
 def finish(process: Process) -> str:
+    """Wait for the end of a run. Returns its output."""
     return process.communicate(timeout=60)[0].decode()
 
 
 def collected(project: pytest.Pytester, *arguments: str) -> list[str]:
+    """The names of the collected tests, in their order."""
     result = project.runpytest_subprocess("--collect-only", "-q", *arguments)
     return [line.split("::", 1)[1] for line in result.outlines if "::" in line]

@@ -1,4 +1,4 @@
-"""A real server process over a fake lab host, for tests."""
+"""A real server process for tests, with the fake netlab or with the real one."""
 
 import json
 import os
@@ -25,13 +25,13 @@ from tests.fork_server import ForkServer, Process, Program, popen
 
 
 def labs_in(work_dir: Path) -> list[str]:
-    """What there is in a work directory, apart from its marker and the logs of labs that did not start."""
+    """Names in a work directory, except its marker and the logs of labs that did not start."""
     found = work_dir.iterdir() if work_dir.exists() else ()
     return sorted(path.name for path in found if path.name not in {MARKER_DIR, FAILED})
 
 
-def leave_directory(work_dir: Path, name: str, host: str = "test-host") -> Path:
-    """A lab's directory with the record of a process that has ended."""
+def abandoned_directory(work_dir: Path, name: str, host: str = "test-host") -> Path:
+    """Create the directory of a lab whose owner process has ended."""
     record = {"program": PROGRAM, "lab_id": name, "host": host, "work_dir": claim(work_dir), "owner": "ended"}
     base = work_dir / name
     base.mkdir()
@@ -41,7 +41,7 @@ def leave_directory(work_dir: Path, name: str, host: str = "test-host") -> Path:
 
 START_TIMEOUT = 30.0
 TLS = ssl.create_default_context()
-"""Made once: each client would otherwise load the certificates anew, for servers that speak no TLS."""
+"""A shared TLS context: without it each client would load the certificates, which plain HTTP does not need."""
 
 
 def free_port() -> int:
@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 def docker_problem() -> str:
-    """Why this machine runs no containers, as a reason to skip a test; empty where the Docker engine answers."""
+    """The reason to skip a test that needs Docker; empty if the Docker engine answers."""
     if shutil.which("docker") is None:
         return "Docker is not installed on this machine"
     asked = subprocess.run(["docker", "ps", "--quiet"], capture_output=True, check=False)
@@ -60,25 +60,25 @@ def docker_problem() -> str:
 
 
 class RealNetlab:
-    """This machine as a lab host: the same questions as to the fake one."""
+    """The real netlab of this machine, with the interface of `FakeNetlab` for what is left on the host."""
 
     def environment(self) -> dict[str, str]:
         return dict(os.environ)
 
     def containers(self) -> list[str]:
-        """Ids of all containers of all labs."""
+        """The ids of the containers of all labs."""
         command = ["docker", "ps", "--all", "--quiet", "--no-trunc", "--filter", "label=containerlab"]
         if docker_problem():
             return []
         return sorted(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
 
     def instances(self) -> dict[str, Any]:
-        """netlab's own list."""
+        """netlab's list of lab instances."""
         path = Path.home() / ".netlab" / "status.yaml"
         return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
 
     def system_objects(self) -> list[str]:
-        """Bridges of our labs, and network namespaces of all labs."""
+        """Names of the network namespaces of all labs and of the bridges of our labs."""
         namespaces = Path("/run/netns").glob("clab-*")
         bridges = Path("/sys/class/net").glob(f"{LAB_NAME_PREFIX}*")
         return sorted(path.name for path in (*namespaces, *bridges))
@@ -89,7 +89,7 @@ class RealNetlab:
 
 @dataclass
 class LabServer:
-    """One server: its files, its process and a client for it."""
+    """One server: its files, its process, and calls to it."""
 
     root: Path
     netlab: FakeNetlab | RealNetlab
@@ -99,9 +99,9 @@ class LabServer:
     address: str = "127.0.0.1"
     program: Program = Program.SERVER
     launcher: Sequence[str] = ()
-    """The beginning of a command that starts the server in another network."""
+    """A command prefix that starts the server in another network namespace."""
     fork_server: ForkServer | None = None
-    """What forks the process instead, if it must be in another network."""
+    """A fork server in another network namespace, used instead of `launcher`."""
     process: Process | None = None
 
     @property
@@ -122,7 +122,7 @@ class LabServer:
 
     @property
     def database_url(self) -> str:
-        """What `--database` names."""
+        """The value of `--database`."""
         return self.settings.get("database", f"sqlite+aiosqlite:///{self.database}")
 
     @property
@@ -133,8 +133,8 @@ class LabServer:
     def log(self) -> Path:
         return self.root / "server.log"
 
-    def words(self) -> list[str]:
-        """The server's flags."""
+    def flags(self) -> list[str]:
+        """The flags of the command line."""
         flags = {
             "host": self.address,
             "port": str(self.port),
@@ -150,14 +150,14 @@ class LabServer:
         return [f"--{name}={value}" for name, value in flags.items()]
 
     def launch(self) -> None:
-        """Start the process, and do not wait for it."""
-        # A test run that is killed takes its servers along, where the system can arrange that.
+        """Start the process without waiting until it serves."""
+        # If the test run is killed, the kernel ends the server too.
         guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         environment = {**self.netlab.environment(), **self.environment}
         with self.log.open("ab") as log:
             self.process = popen(
                 self.program,
-                self.words(),
+                self.flags(),
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -166,14 +166,14 @@ class LabServer:
             )
 
     def start(self) -> None:
-        """Start the process, and wait until it serves."""
+        """Start the process and wait until it serves."""
         self.launch()
         wait_until(self.serves, START_TIMEOUT, f"the server does not start: {self.log}")
 
     def serves(self) -> bool:
         if self.process is None or self.process.poll() is not None:
             raise AssertionError(f"the server ended: {self.log.read_text()[-4000:]}")
-        with socket.socket() as probe:  # a client of httpx costs much more, and this is asked often
+        with socket.socket() as probe:  # cheaper than an HTTP request, and this runs often
             if probe.connect_ex((self.address, self.port)):
                 return False
         try:
@@ -182,12 +182,12 @@ class LabServer:
             return False
 
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL and wait for the end."""
         self.signal(signal.SIGKILL)
         self.wait()
 
     def stop(self) -> int:
-        """SIGTERM, and wait for the end; the exit status."""
+        """Send SIGTERM and wait for the end. Returns the exit status."""
         self.signal(signal.SIGTERM)
         return self.wait()
 
@@ -199,7 +199,7 @@ class LabServer:
         return self.process.wait(timeout) if self.process else 0
 
     def restart(self) -> None:
-        """kill -9 and start again."""
+        """Kill the server with SIGKILL and start it again."""
         self.kill()
         self.start()
 
@@ -207,22 +207,23 @@ class LabServer:
         if self.process and self.process.poll() is None:
             try:
                 self.stop()
-            finally:  # one that does not end must not be in the way of the tests that follow
+            finally:  # a server that ignores SIGTERM must not disturb later tests
                 self.kill()
 
-    # What clients do.
+    # Calls of clients
 
     def client(self, session_id: str | None = None, **options: Any) -> httpx.Client:
         headers = {"X-Session-ID": session_id} if session_id else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, verify=TLS, **options)
 
     def join(self, **body: str) -> str:
-        """A new session's id."""
+        """Join the queue. Returns the session id."""
         answer = httpx.post(f"{self.url}/session", json=body or None, verify=TLS)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["session_id"])
 
-    def place(self, session_id: str, wait: float | None = None) -> dict[str, Any]:
+    def status(self, session_id: str, wait: float | None = None) -> dict[str, Any]:
+        """The status of a session; with `wait`, a long poll of so many seconds."""
         answer = httpx.get(
             f"{self.url}/session/{session_id}", params={"wait": wait} if wait else {}, timeout=90, verify=TLS
         )
@@ -234,16 +235,16 @@ class LabServer:
             return client.post("/lab", files={"topology": (name, topology)}, data=form)
 
     def is_clean(self) -> bool:
-        """Nothing of any lab is left on the host."""
-        return not self.netlab.leftovers() and not self.work_folders()
+        """Whether no lab has left anything on the host or in the work directory."""
+        return not self.netlab.leftovers() and not self.lab_directories()
 
-    def work_folders(self) -> list[str]:
+    def lab_directories(self) -> list[str]:
         return labs_in(self.work_dir)
 
 
 @contextmanager
 def running_real_server(root: Path, **settings: str) -> Iterator[LabServer]:
-    """A server over the real netlab of this machine, which only one test at a time may use."""
+    """A server that runs the real netlab of this machine, for one test at a time."""
     flags = {name.replace("_", "-"): value for name, value in settings.items()}
     with FileLock(REAL_NETLAB_LOCK):
         server = LabServer(root, RealNetlab(), flags)
@@ -256,7 +257,7 @@ def running_real_server(root: Path, **settings: str) -> Iterator[LabServer]:
 
 @contextmanager
 def running_server(root: Path, **settings: str) -> Iterator[LabServer]:
-    """A server in a directory of its own; settings by flag, with `_` for `-`."""
+    """A server that runs the fake netlab. Settings are named as flags, with `_` for `-`."""
     flags = {name.replace("_", "-"): value for name, value in settings.items()}
     server = LabServer(root, install_fake_netlab(root / "fake"), flags)
     try:

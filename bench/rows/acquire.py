@@ -8,7 +8,7 @@ from tests.fakes import FakeNetlab, topology_text, wait_until
 from tests.server import LabServer, RealNetlab
 
 from bench import host
-from bench.host import Since
+from bench.host import NetlabLog
 from bench.measure import Row, Sample, Target, require
 from bench.servers import Bench, call, end, form, has_no_lab, joined, real_host
 
@@ -52,7 +52,7 @@ def measure(bench: Bench) -> list[Row]:
 
 def measure_real(bench: Bench) -> list[Row]:
     """The same on the real netlab of this machine."""
-    if missing := host.real_netlab_is_here():
+    if missing := host.real_netlab_problem():
         return [Row("acquire, cold", f"{REAL_SIZE} FRR routers", "s", None, BARE, note=f"skipped: {missing}")]
     sizes = {REAL_SIZE: bench.choose(1, 4), **bench.choose({}, dict.fromkeys(MORE_REAL_SIZES, 1))}
     times = {nodes: Times() for nodes in sizes}
@@ -112,7 +112,7 @@ def bare(bench: Bench, lab_host: FakeNetlab | RealNetlab, topology: str) -> floa
 def _acquire(
     server: LabServer, lab_host: FakeNetlab | RealNetlab, session: str, topology: str, nodes: int
 ) -> tuple[float, int | None]:
-    since = Since.now(lab_host) if isinstance(lab_host, FakeNetlab) else None
+    since = NetlabLog.now(lab_host) if isinstance(lab_host, FakeNetlab) else None
     took = acquire(server, session, topology, nodes)
     if since is None:
         require(len(lab_host.containers()) == nodes, "the routers do not run")

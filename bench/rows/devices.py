@@ -33,7 +33,7 @@ MASKED, TWO_BYTES, EIGHT_BYTES = 0x80, 126, 127
 
 def measure(bench: Bench) -> list[Row]:
     """The rows."""
-    if missing := host.real_netlab_is_here():
+    if missing := host.real_netlab_problem():
         note = f"skipped: {missing}"
         return [Row("exec", "vtysh, an FRR router", "ms", None, DOCKER_EXEC, note=note)]
     with real_host() as lab_host:

@@ -18,8 +18,8 @@ import bench.waiter
 from bench.measure import PEER, BenchError, Row, Sample, Target, require
 from bench.servers import Bench, Server, call, end, guarded, joined, sessions
 
-LANES = 5
-RHYTHM = 5.0
+PAIRS = 5
+SPREAD = 5.0
 """Seconds over which the ends are spread: longer than the interval of any client's polls."""
 
 
@@ -28,23 +28,23 @@ class Waiter:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
-        self._said: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
 
-    def _listen(self) -> None:
+    def _read(self) -> None:
         for line in self._process.stdout or ():
             if line.startswith("@"):
-                self._said.put(line[1:].strip())
+                self._lines.put(line[1:].strip())
 
-    def tell(self, word: str) -> None:
+    def send(self, word: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(word + "\n")
         self._process.stdin.flush()
 
-    def hear(self, word: str, timeout: float = 60) -> str:
+    def expect(self, word: str, timeout: float = 60) -> str:
         """The text after the keyword in the client's next line."""
         try:
-            said, _, rest = self._said.get(timeout=timeout).partition(" ")
+            said, _, rest = self._lines.get(timeout=timeout).partition(" ")
         except queue.Empty:
             raise BenchError(f"a waiting client said nothing for {timeout:g} s instead of {word!r}") from None
         require(said == word, f"a waiting client said {said!r} instead of {word!r}")
@@ -74,7 +74,7 @@ def waiting_client(command: list[str], server: Server) -> Iterator[Waiter]:
 
 
 @dataclass(frozen=True)
-class Lane:
+class Pair:
     """A server and a client of its own."""
 
     server: Server
@@ -90,37 +90,37 @@ def measure(bench: Bench) -> list[Row]:
     """
     turns = bench.choose(3, 10)
     took: dict[str, list[float]] = {"ours": [], "peer": []}
-    ours: list[Server] = [bench.our_server() for _ in range(LANES)]
-    theirs: list[Server] = [server for _ in range(LANES) if (server := bench.peer_server())]
-    with bench.several([*ours, *theirs]), ExitStack() as stack, ThreadPoolExecutor(LANES) as pool:
-        lanes = {"ours": [Lane(one, stack.enter_context(waiting_client([sys.executable], one))) for one in ours]}
+    ours: list[Server] = [bench.our_server() for _ in range(PAIRS)]
+    theirs: list[Server] = [server for _ in range(PAIRS) if (server := bench.peer_server())]
+    with bench.several([*ours, *theirs]), ExitStack() as stack, ThreadPoolExecutor(PAIRS) as pool:
+        pairs = {"ours": [Pair(one, stack.enter_context(waiting_client([sys.executable], one))) for one in ours]}
         if bench.peer:
             command = [bench.peer.python, "-I"]
-            lanes["peer"] = [Lane(one, stack.enter_context(waiting_client(command, one))) for one in theirs]
+            pairs["peer"] = [Pair(one, stack.enter_context(waiting_client(command, one))) for one in theirs]
         for turn in range(turns):
-            for name, some in lanes.items():
-                numbers = range(turn * LANES, (turn + 1) * LANES)
+            for name, some in pairs.items():
+                numbers = range(turn * PAIRS, (turn + 1) * PAIRS)
                 took[name] += pool.map(_hand_over, some, numbers)
     peer = Sample(took["peer"]) if took["peer"] else None
-    note = bench.no_peer or f"{turns * LANES} rounds"
+    note = bench.no_peer or f"{turns * PAIRS} rounds"
     target = Target(ratio=1 / 50, ceiling=50)
     return [Row("hand-over", "DELETE to constructor", "ms", Sample(took["ours"]), PEER, peer, target, note=note)]
 
 
-def _hand_over(lane: Lane, number: int) -> float:
+def _hand_over(pair: Pair, number: int) -> float:
     """Milliseconds of a round."""
-    server, client = lane.server, lane.client
+    server, client = pair.server, pair.client
     holder = joined(server)
     place = call(server, "GET", f"/session/{holder}", 200)
     require(place["position"] == 0, f"the holder is not active: {place}")
-    client.tell("go")
+    client.send("go")
     wait_until(lambda: sessions(server) == 2, 30, "the client did not join")
-    time.sleep(0.2 + RHYTHM * (0.618 * number % 1))
+    time.sleep(0.2 + SPREAD * (0.618 * number % 1))
     began = time.monotonic()
     end(server, holder)
-    active = float(client.hear("active"))
+    active = float(client.expect("active"))
     require(active > began, "a client was active before the holder's session ended")
-    client.tell("close")
-    client.hear("closed")
+    client.send("close")
+    client.expect("closed")
     wait_until(lambda: sessions(server) == 0, 30, "the client's session did not end")
     return 1000 * (active - began)

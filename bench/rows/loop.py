@@ -43,7 +43,7 @@ def measure(bench: Bench) -> list[Row]:
     """The row."""
     seconds = bench.choose(6, 30)
     fake = host.install(bench.directory("host"), start_seconds=seconds - 3)
-    since = host.Since.now(fake)
+    since = host.NetlabLog.now(fake)
     with bench.ours(fake) as server, ThreadPoolExecutor(1) as pool:
         session, waiting = joined(server), joined(server)
 

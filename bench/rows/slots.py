@@ -9,7 +9,7 @@ from tests.fakes import FakeNetlab, topology_text, wait_until
 from tests.server import LabServer, RealNetlab
 
 from bench import host
-from bench.host import Since
+from bench.host import NetlabLog
 from bench.measure import Row, Sample, Target, require
 from bench.rows.acquire import BARE, acquire, bare, check, end_session
 from bench.rows.wholerun import Suite
@@ -38,7 +38,7 @@ class Starts:
 def measure_real(bench: Bench) -> list[Row]:
     """Several labs on the real netlab of this machine."""
     name, case = "labs at once", f"{LABS} with {NODES} FRR routers each, last ready"
-    if missing := host.real_netlab_is_here():
+    if missing := host.real_netlab_problem():
         return [Row(name, case, "s", None, "one alone", note=f"skipped: {missing}")]
     starts = Starts()
     with real_host() as lab_host, bench.ours(lab_host, slots=str(LABS), node_memory=NODE_MEMORY) as server:
@@ -88,7 +88,7 @@ def _runs(bench: Bench, fake: FakeNetlab, slots: int) -> float:
     suites: Sequence[Suite] = [
         Suite(bench.directory("suite"), by_hand=False, labs=["one"], test_seconds=TEST_SECONDS) for _ in range(RUNS)
     ]
-    since = Since.now(fake)
+    since = NetlabLog.now(fake)
     with (
         bench.ours(fake, slots=str(slots), node_memory=NODE_MEMORY) as server,
         ThreadPoolExecutor(RUNS) as threads,
@@ -106,7 +106,7 @@ def measure_prestart(bench: Bench) -> list[Row]:
     """The acquire of a session whose lab was started while it waited: on the fake netlab, and on the real one."""
     rows = [_prestart(bench, host.install(bench.directory("host")), f"{NODES} nodes, fake", bench.choose(2, 5))]
     case = f"{NODES} FRR routers"
-    if missing := host.real_netlab_is_here():
+    if missing := host.real_netlab_problem():
         return [*rows, Row("prestart", case, "s", None, BARE, note=f"skipped: {missing}")]
     with real_host() as lab_host:
         return [*rows, _prestart(bench, lab_host, case, bench.choose(1, 3))]

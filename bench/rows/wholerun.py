@@ -13,7 +13,7 @@ from tests.fakes import FakeNetlab, topology_text, wait_until
 from tests.server import RealNetlab
 
 from bench import host
-from bench.host import Since
+from bench.host import NetlabLog
 from bench.measure import PEER, Row, Sample, Target, require
 from bench.servers import Bench, Server, guarded, real_host, sessions
 
@@ -61,16 +61,16 @@ class Suite:
         self.tests = len(labs) * LAB_TESTS + OTHERS
         conftest = BY_HAND if by_hand else FIXTURES
         for lab in labs:
-            (self.lab_folder(lab)).mkdir()
-            conftest += (ONE_BY_HAND if by_hand else ONE_FIXTURE).format(lab=lab, directory=self.lab_folder(lab))
+            (self.lab_directory(lab)).mkdir()
+            conftest += (ONE_BY_HAND if by_hand else ONE_FIXTURE).format(lab=lab, directory=self.lab_directory(lab))
             topology = topology_text(3, name=f"lab{lab}")
             (directory / f"{lab}.yml").write_text(topology)
-            (self.lab_folder(lab) / "topology.yml").write_text(topology)
+            (self.lab_directory(lab) / "topology.yml").write_text(topology)
             (directory / f"test_{lab}.py").write_text(LAB_TEST.format(lab=lab, count=LAB_TESTS, seconds=test_seconds))
         (directory / "conftest.py").write_text(conftest)
         (directory / "test_others.py").write_text(OTHER_TEST.format(count=OTHERS))
 
-    def lab_folder(self, lab: str) -> Path:
+    def lab_directory(self, lab: str) -> Path:
         return self.directory / f"lab-{lab}"
 
     def with_ours(self, url: str) -> None:
@@ -115,7 +115,7 @@ def measure(bench: Bench) -> list[Row]:
 
 def measure_real(bench: Bench) -> list[Row]:
     """The same on the real netlab of this machine; some minutes, so in a full run only."""
-    why = host.real_netlab_is_here() or ("" if bench.full else "in a full run only")
+    why = host.real_netlab_problem() or ("" if bench.full else "in a full run only")
     if why:
         return [Row("whole run", "3 labs, real", "s", None, PEER, note=f"skipped: {why}")]
     with real_host() as lab_host:
@@ -175,7 +175,7 @@ def _script(bench: Bench, lab_host: FakeNetlab | RealNetlab) -> float:
     with _three_ups(lab_host):
         began = time.perf_counter()
         for lab in LABS:
-            directory = suite.lab_folder(lab)
+            directory = suite.lab_directory(lab)
             host.netlab(lab_host, directory, "up", "topology.yml")
             last = lab == LABS[-1]
             files = [f"test_{lab}.py", *(["test_others.py"] if last else [])]
@@ -189,7 +189,7 @@ def _script(bench: Bench, lab_host: FakeNetlab | RealNetlab) -> float:
 @contextmanager
 def _three_ups(lab_host: FakeNetlab | RealNetlab) -> Iterator[None]:
     """Raise `BenchError` unless netlab started as many labs as there are."""
-    since = Since.now(lab_host) if isinstance(lab_host, FakeNetlab) else None
+    since = NetlabLog.now(lab_host) if isinstance(lab_host, FakeNetlab) else None
     yield
     if since is not None:
         require(since.ups() == len(LABS), f"netlab up was started {since.ups()} times instead of {len(LABS)}")

@@ -78,7 +78,7 @@ def test_an_archive_contains_everything_that_explains_a_failure(lab_server: LabS
     assert json.loads(files["inventory.json"])["all"]["hosts"] == {each["name"]: each["raw"] for each in devices}
     manifest = json.loads(files["manifest.json"])
     assert (manifest["topology"], manifest["error"], manifest["notes"]) == ("campus.yml", None, [])
-    assert lab_server.work_folders() == [manifest["lab_id"]]
+    assert lab_server.lab_directories() == [manifest["lab_id"]]
 
 
 def test_an_archive_contains_no_secrets_and_no_paths_of_the_host(lab_server: LabServer) -> None:
@@ -212,7 +212,7 @@ def test_a_collection_blocks_neither_the_event_loop_nor_other_calls_of_the_sessi
                 assert time.monotonic() - began < 0.5
                 threading.Event().wait(0.05)
         assert "graph.dot" in archive.result()
-        assert server.place(session)["status"] == "active"
+        assert server.status(session)["status"] == "active"
 
 
 def test_a_session_collects_one_archive_at_a_time(lab_server: LabServer) -> None:

@@ -150,7 +150,7 @@ def test_the_variable_for_workers_of_uvicorn_is_ignored(idle: LabServer) -> None
     idle.environment = {"WEB_CONCURRENCY": "4"}
     idle.start()
     try:
-        assert idle.place(idle.join())["position"] == 0
+        assert idle.status(idle.join())["position"] == 0
         assert "Started parent process" not in idle.log.read_text()
     finally:
         idle.close()
@@ -205,7 +205,7 @@ def test_a_second_server_ends_at_once_and_names_the_first(lab_server: LabServer)
     started = datetime.fromisoformat(words.split("started ")[1].split()[0].rstrip("."))
     assert timedelta(0) <= datetime.now(UTC) - started < timedelta(minutes=2)
     assert not second.database.exists()
-    assert lab_server.place(lab_server.join())["position"] == 0
+    assert lab_server.status(lab_server.join())["position"] == 0
 
 
 def test_a_second_server_is_refused_even_if_the_first_one_is_unknown(lab_server: LabServer) -> None:
@@ -316,7 +316,7 @@ def test_a_server_leaves_nothing_behind_after_sigterm(lab_server: LabServer, num
     assert wait_until_gone(lab_server) == 0
     assert lab_server.is_clean()
     lab_server.start()
-    assert lab_server.place(session_id)["position"] == 0
+    assert lab_server.status(session_id)["position"] == 0
     assert lab(lab_server, session_id)["state"] == "none"
 
 
@@ -350,7 +350,7 @@ def test_a_lab_is_kept_while_another_program_locks_the_database(tmp_path: Path) 
 def test_a_signal_answers_a_long_poll_at_once(lab_server: LabServer) -> None:
     lab_server.join()
     waiter = lab_server.join()
-    with in_background(lab_server.place, waiter, 60) as held:
+    with in_background(lab_server.status, waiter, 60) as held:
         entry = f"{lab_server.url}/queue"
         wait_until(lambda: httpx.get(entry).json()["sessions"][1]["last_seen_seconds"] == 0)
         lab_server.signal(signal.SIGTERM)

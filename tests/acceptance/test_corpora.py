@@ -32,9 +32,9 @@ def test_a_hostile_upload_is_refused_with_a_message(server: LabServer, holder: s
     assert upload.sentence in answer.json()["detail"]
     assert len(answer.json()["detail"]) < 1000
     assert answer.json()["detail"].isprintable() or "\n" in answer.json()["detail"]
-    assert server.work_folders() == []
+    assert server.lab_directories() == []
     assert server.fake.invocations() == []
-    assert server.place(holder)["position"] == 0
+    assert server.status(holder)["position"] == 0
 
 
 @pytest.mark.parametrize("character", UNPRINTABLE.values(), ids=UNPRINTABLE.keys())

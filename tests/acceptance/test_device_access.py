@@ -156,11 +156,15 @@ def test_a_port_is_forwarded_until_ctrl_c(shell: Shell) -> None:
 
 
 def test_standard_input_and_output_can_be_one_connection(shell: Shell) -> None:
-    words = shell.words("forward", f"r1:{LATE}", "-")
+    words = shell.command("forward", f"r1:{LATE}", "-")
     done = subprocess.run(words, env=shell.environment, input=b"\x00\xff", capture_output=True, check=True)
     assert done.stdout == b"heard \x00\xff"
     done = subprocess.run(
-        shell.words("forward", f"r1:{NOTHING}", "-"), env=shell.environment, input=b"", capture_output=True, check=False
+        shell.command("forward", f"r1:{NOTHING}", "-"),
+        env=shell.environment,
+        input=b"",
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 125
     assert done.stderr.count(b"\n") == 1

@@ -82,7 +82,7 @@ def test_the_running_configuration_of_a_router(shell: Shell) -> None:
 
 def test_standard_input_is_passed_on_only_with_the_flag(shell: Shell) -> None:
     for flags, expected in (([], b""), (["-i"], b"a\nb\n")):
-        words = shell.words("exec", "r1", *flags, "--", "cat")
+        words = shell.command("exec", "r1", *flags, "--", "cat")
         done = subprocess.run(words, env=shell.environment, input=b"a\nb\n", capture_output=True, check=True)
         assert done.stdout == expected
 

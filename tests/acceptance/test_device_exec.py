@@ -231,7 +231,7 @@ def test_a_running_command_keeps_its_session_alive(tmp_path: Path) -> None:
         session = server.join()
         assert server.acquire(session, topology_text(1)).status_code == 200
         assert execute(server, session, command="sleep 3; echo here").json()["stdout"] == "here\n"
-        assert server.place(session)["status"] == "active"
+        assert server.status(session)["status"] == "active"
 
 
 WRONG = {

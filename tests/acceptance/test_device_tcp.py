@@ -452,7 +452,7 @@ def test_a_client_that_does_not_read_stops_the_sender_on_the_device(server: LabS
     connections = [open_connection(server, session, port=SOURCE) for _ in range(5)]
     time.sleep(2)
     assert memory(server) - before < 20 << 20
-    assert server.place(session)["status"] == "active"  # the event loop goes on
+    assert server.status(session)["status"] == "active"  # the event loop goes on
     for connection in connections:
         assert connection.recv(10)
         connection.socket.close()
@@ -494,7 +494,7 @@ def test_a_device_that_does_not_read_does_not_disconnect_its_client(tmp_path: Pa
             flooding.start()
             time.sleep(4)
             assert established(server) == 1
-            assert server.place(session)["status"] == "active"  # an open connection is a call that is open
+            assert server.status(session)["status"] == "active"  # an open connection is a call that is open
             connection.socket.shutdown(socket.SHUT_RDWR)
             flooding.join(10)
 

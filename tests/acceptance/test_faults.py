@@ -82,12 +82,12 @@ def test_calls_that_cannot_be_stored_on_a_full_disk_are_refused(tmp_path: Path, 
             sessions.append(answer.json()["session_id"])
         assert is_refused_for_now(answer, "full")
         assert httpx.get(f"{server.url}/healthz").status_code == 204
-        assert server.place(sessions[1])["position"] == 1
+        assert server.status(sessions[1])["position"] == 1
 
         filler.unlink()
         sessions.append(server.join())
         server.restart()
-        assert [server.place(session_id)["position"] for session_id in sessions] == list(range(len(sessions)))
+        assert [server.status(session_id)["position"] for session_id in sessions] == list(range(len(sessions)))
         assert ask(server, sessions[0], "DELETE", f"/session/{sessions[0]}").status_code == 204
         assert is_active(server, sessions[1])
 
@@ -99,12 +99,12 @@ def test_an_upload_to_a_full_disk_is_refused_and_leaves_nothing_behind(tmp_path:
         answer = ask(server, session_id, "POST", "/lab", files=large)
         assert answer.status_code == 507
         assert "Free the disk" in answer.json()["detail"]
-        assert server.work_folders() == []
+        assert server.lab_directories() == []
 
         filler = fill(small_disk)
         answer = server.acquire(session_id, TOPOLOGY)
         assert answer.status_code in {500, 507}
-        assert server.work_folders() == []
+        assert server.lab_directories() == []
         filler.unlink()
         assert server.acquire(session_id, TOPOLOGY).status_code == 200
 
@@ -273,7 +273,7 @@ def test_stale_instances_of_netlab_are_removed_before_the_first_start(tmp_path: 
         session_id = server.join()
         assert server.acquire(session_id, topology_text(2, provider="external")).status_code == 200
         server.kill()
-        shutil.rmtree(server.work_dir / server.work_folders()[0])
+        shutil.rmtree(server.work_dir / server.lab_directories()[0])
         sql(server.database, "DELETE FROM lab")
         own = server.fake.home / ".netlab.yml"
         own.write_text("devices: [\n")
@@ -294,7 +294,7 @@ def test_a_netlab_that_hangs_is_ended_with_its_children(tmp_path: Path, moment: 
         fake(server).control(hang=moment, hang_child=True, stubborn=True)
         with in_background(server.acquire, session_id, TOPOLOGY) as call:
             wait_for_event(fake(server), "hang", 2)
-            assert server.place(waiting)["position"] == 1  # everybody else is served meanwhile
+            assert server.status(waiting)["position"] == 1  # everybody else is served meanwhile
             fake(server).control()
             answer = call.result()
         pids = [line["pid"] for line in fake(server).log() if line["event"] == "hang"]
@@ -318,7 +318,7 @@ def test_a_teardown_that_hangs_is_ended_and_completed_by_force(tmp_path: Path, s
         answer = server.acquire(waiting, TOPOLOGY)  # every attempt hangs: the containers are removed one by one
         assert answer.status_code == 200, answer.text
         assert fake(server).violations() == []
-        assert len(server.work_folders()) == 1
+        assert len(server.lab_directories()) == 1
         assert not any(is_running(line["pid"]) for line in fake(server).log() if line["event"] == "hang")
 
 
@@ -395,8 +395,8 @@ def test_an_interrupted_upload_leaves_nothing_behind(lab_server: LabServer) -> N
     )
     with socket.create_connection(("127.0.0.1", lab_server.port)) as connection:
         connection.sendall(head.encode() + b"#" * 600_000)
-        wait_until(lab_server.work_folders)
-    wait_until(lambda: not lab_server.work_folders())
+        wait_until(lab_server.lab_directories)
+    wait_until(lambda: not lab_server.lab_directories())
     assert fake(lab_server).invocations("up") == []
     assert is_active(lab_server, session_id)
     assert lab_server.acquire(session_id, TOPOLOGY).status_code == 200

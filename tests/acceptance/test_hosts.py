@@ -68,12 +68,12 @@ def hosts(server: LabServer) -> dict[str, str]:
 def test_one_queue_fills_the_slots_of_all_hosts(servers: tuple[LabServer, LabServer]) -> None:
     first, second = servers
     sessions = [first.join() for _ in range(4)]
-    assert [first.place(session)["host"] for session in sessions] == ["lab-1", "lab-2", None, None]
-    assert [second.place(session)["position"] for session in sessions] == [0, 0, 1, 2]
+    assert [first.status(session)["host"] for session in sessions] == ["lab-1", "lab-2", None, None]
+    assert [second.status(session)["position"] for session in sessions] == [0, 0, 1, 2]
     end(second, sessions[0])
-    assert first.place(sessions[2], wait=20)["host"] == "lab-1"
+    assert first.status(sessions[2], wait=20)["host"] == "lab-1"
     end(first, sessions[1])
-    assert second.place(sessions[3], wait=20)["host"] == "lab-2"
+    assert second.status(sessions[3], wait=20)["host"] == "lab-2"
 
 
 def test_a_client_that_waits_at_one_server_is_answered_when_another_one_ends_a_session(
@@ -81,9 +81,9 @@ def test_a_client_that_waits_at_one_server_is_answered_when_another_one_ends_a_s
 ) -> None:
     first, second = servers
     holders, waiter = [first.join(), first.join()], second.join()
-    assert second.place(waiter)["position"] == 1
+    assert second.status(waiter)["position"] == 1
     end(first, holders[1])
-    assert second.place(waiter, wait=20)["position"] == 0
+    assert second.status(waiter, wait=20)["position"] == 0
 
 
 def test_a_session_is_alive_whichever_server_hears_of_it(shared: str, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_session_is_alive_whichever_server_hears_of_it(shared: str, tmp_path: 
     ):
         session, silent = first.join(), first.join()
         wait_until(lambda: _renewed(second, session) and _is_gone(first, silent), 30, "the silent session is live")
-        assert first.place(session)["position"] == 0
+        assert first.status(session)["position"] == 0
 
 
 def _renewed(server: LabServer, session_id: str) -> bool:
@@ -114,14 +114,14 @@ def test_sessions_of_a_host_that_vanishes_wait_again_or_end_with_their_labs(
     assert first.acquire(with_lab, topology_text(1)).status_code == 200
     end(first, without_lab)
     idle = first.join()
-    assert first.place(idle)["host"] == "lab-2"
+    assert first.status(idle)["host"] == "lab-2"
     second.kill()
     wait_until(lambda: hosts(first)["lab-2"] == "silent", 20, "the host is not declared silent")
-    assert first.place(idle)["position"] == 1
+    assert first.status(idle)["position"] == 1
     assert call(first, with_lab, "GET", "/lab").json()["state"] == "running"
     wait_until(lambda: hosts(first)["lab-2"] == "gone", 20, "the host is not declared gone")
     end(first, with_lab)
-    assert first.place(idle, wait=20)["host"] == "lab-1"
+    assert first.status(idle, wait=20)["host"] == "lab-1"
 
 
 def test_a_host_that_comes_back_serves_again_and_its_lost_lab_is_removed(
@@ -136,11 +136,11 @@ def test_a_host_that_comes_back_serves_again_and_its_lost_lab_is_removed(
     assert answer.status_code == 410
     assert "vanished" in answer.json()["detail"]
     waiter = first.join()
-    assert first.place(waiter)["position"] == 1
+    assert first.status(waiter)["position"] == 1
     second.start()
-    assert first.place(waiter, wait=20)["host"] == "lab-2"
+    assert first.status(waiter, wait=20)["host"] == "lab-2"
     wait_until(second.is_clean, 20, "the lost lab is not removed")
-    assert first.place(here)["host"] == "lab-1"
+    assert first.status(here)["host"] == "lab-1"
 
 
 def test_a_server_that_was_stopped_beyond_its_lease_goes_on_with_its_lab(
@@ -168,9 +168,9 @@ def test_a_host_that_is_drained_takes_no_further_session(servers: tuple[LabServe
         lambda: [host["draining"] for host in httpx.get(f"{first.url}/queue").json()["hosts"]] == [False, True], 10
     )
     sessions = [second.join() for _ in range(2)]
-    assert [second.place(session)["host"] for session in sessions] == ["lab-1", None]
+    assert [second.status(session)["host"] for session in sessions] == ["lab-1", None]
     sql(shared, "UPDATE lab_host SET is_draining = false WHERE name = 'lab-2'")
-    assert first.place(sessions[1], wait=20)["host"] == "lab-2"
+    assert first.status(sessions[1], wait=20)["host"] == "lab-2"
 
 
 def test_no_server_fills_the_slots_of_a_host_where_a_lab_waits_for_memory(shared: str, tmp_path: Path) -> None:
@@ -182,17 +182,17 @@ def test_no_server_fills_the_slots_of_a_host_where_a_lab_waits_for_memory(shared
     ):
         wait_until(lambda: len(hosts(first)) == len(hosts(second)) == 2, 20, "the servers do not know each other")
         sessions = [second.join() for _ in range(3)]
-        assert [second.place(session)["host"] for session in sessions] == ["lab-1", "lab-2", "lab-1"]
+        assert [second.status(session)["host"] for session in sessions] == ["lab-1", "lab-2", "lab-1"]
         assert first.acquire(sessions[0], topology_text(1)).status_code == 200
         waiting = threads.submit(first.acquire, sessions[2], topology_text(1))
         wait_until(lambda: held(second) == ["lab-1"], 20, "the other server does not know that grants are held")
         waiters = [second.join(), second.join()]
-        assert [second.place(waiter)["position"] for waiter in waiters] == [1, 2]
+        assert [second.status(waiter)["position"] for waiter in waiters] == [1, 2]
         end(second, sessions[1])
-        assert second.place(waiters[0], wait=20)["host"] == "lab-2"
+        assert second.status(waiters[0], wait=20)["host"] == "lab-2"
         end(second, sessions[0])
         assert waiting.result(30).status_code == 200
-        assert second.place(waiters[1], wait=20)["host"] == "lab-1"
+        assert second.status(waiters[1], wait=20)["host"] == "lab-1"
 
 
 def held(server: LabServer) -> list[str]:
@@ -204,7 +204,7 @@ def test_the_metrics_of_a_server_are_about_its_own_slots(servers: tuple[LabServe
     first, second = servers
     sessions = [first.join() for _ in range(2)]
     end(first, sessions[0])
-    wait_until(lambda: second.place(sessions[1])["host"] == "lab-2", 10)
+    wait_until(lambda: second.status(sessions[1])["host"] == "lab-2", 10)
     for server, line in ((first, '{host="lab-1",slot="1"} 0.0'), (second, '{host="lab-2",slot="1"} 1.0')):
         assert f"neops_remote_lab_slot_active{line}" in httpx.get(f"{server.url}/metrics").text
 
@@ -213,13 +213,13 @@ def test_a_second_server_with_the_name_of_a_host_takes_its_place(shared: str, tm
     with serving(tmp_path / "old", shared, "lab-1") as old, serving(tmp_path / "new", shared, "lab-1") as new:
         assert old.wait(30) == 0
         assert "--lab-host" in old.log.read_text()
-        assert new.place(new.join())["host"] == "lab-1"
+        assert new.status(new.join())["host"] == "lab-1"
 
 
 def test_a_client_needs_the_url_of_one_server_only(servers: tuple[LabServer, LabServer]) -> None:
     first, second = servers
     here, there = first.join(), first.join()
-    assert first.place(there)["host"] == "lab-2"
+    assert first.status(there)["host"] == "lab-2"
     for session, nodes in ((here, 1), (there, 2)):
         answer = first.acquire(session, topology_text(nodes))
         assert (answer.status_code, len(answer.json()["devices"])) == (200, nodes), answer.text

@@ -343,7 +343,7 @@ def test_the_log_shows_how_a_lab_comes_up(shell: Shell, lab_server: LabServer) -
 
 
 def test_a_closed_pipe_ends_the_command_quietly(up: Shell) -> None:
-    words = " ".join(up.words("devices", "--format", "json"))
+    words = " ".join(up.command("devices", "--format", "json"))
     command = ["bash", "-c", f"{words} | true; echo ${{PIPESTATUS[0]}}"]
     done = subprocess.run(command, env=up.environment, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout.strip() in {"0", str(128 + signal.SIGPIPE)}

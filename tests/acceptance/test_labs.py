@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.chaos.shell import fake, is_running, lab, loaded_ahead, sql
+from tests.chaos.shell import fake, is_running, lab, preloaded_netlabs, sql
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, running_server
 
@@ -165,7 +165,7 @@ def test_topologies_with_the_same_content_share_a_lab_regardless_of_the_name(ser
     assert first.json()["devices"] == again.json()["devices"]
     assert (lab(server, holder)["ref_count"], lab(server, holder)["topology"]) == (2, "one.yml")
     assert ups(server) == 1
-    assert len(server.work_folders()) == 1
+    assert len(server.lab_directories()) == 1
 
 
 def test_a_lab_lives_until_its_last_reference_is_released(server: LabServer, holder: str) -> None:
@@ -217,7 +217,7 @@ def test_a_running_lab_is_busy_for_an_acquire_without_reuse(server: LabServer, h
     assert answer.status_code == 423
     assert int(answer.headers["Retry-After"]) >= 1
     assert "busy" in answer.json()["detail"]
-    assert (lab(server, holder)["ref_count"], len(server.work_folders())) == (1, 1)
+    assert (lab(server, holder)["ref_count"], len(server.lab_directories())) == (1, 1)
 
 
 def test_another_topology_is_busy_until_the_first_is_released(server: LabServer, holder: str) -> None:
@@ -225,7 +225,7 @@ def test_another_topology_is_busy_until_the_first_is_released(server: LabServer,
     answer = acquire(server, holder, OTHER)
     assert answer.status_code == 423
     assert int(answer.headers["Retry-After"]) >= 1
-    assert (lab(server, holder)["ref_count"], len(server.work_folders())) == (1, 1)
+    assert (lab(server, holder)["ref_count"], len(server.lab_directories())) == (1, 1)
     release(server, holder)
     assert names(acquire(server, holder, OTHER).json()["devices"]) == ["r1"]
 
@@ -253,7 +253,7 @@ def test_the_next_session_is_active_at_once_and_its_lab_starts_after_the_teardow
     waiter = server.join()
     acquire(server, holder, topology_text(2, down_seconds=1))
     httpx.delete(f"{server.url}/session/{holder}")
-    assert server.place(waiter)["position"] == 0
+    assert server.status(waiter)["position"] == 0
     assert lab(server, waiter)["state"] == "none"  # the one that goes is not its own
     assert names(acquire(server, waiter, OTHER).json()["devices"]) == ["r1"]
 
@@ -275,7 +275,7 @@ def test_concurrent_acquires_of_one_topology_start_it_once(
     assert [answer.result().status_code for answer in answers] == [200] * 6
     assert sorted(answer.result().json()["reused"] for answer in answers) == [False] + [True] * 5
     assert (ups(server), lab(server, holder)["ref_count"]) == (1, 6)
-    assert len(server.work_folders()) == 1
+    assert len(server.lab_directories()) == 1
 
 
 def test_other_calls_are_answered_while_netlab_works(
@@ -481,7 +481,7 @@ def test_a_hanging_start_ends_with_its_session(
     hanging = [line["pid"] for line in fake(server).log() if line["event"] == "hang"]
     fake(server).control()
     httpx.delete(f"{server.url}/session/{holder}")
-    assert server.place(waiter)["position"] == 0
+    assert server.status(waiter)["position"] == 0
     assert answer.result().status_code in (404, 423)
     wait_until(lambda: no_lab(server), 20)
     assert not any(is_running(pid) for pid in hanging)
@@ -594,7 +594,7 @@ def test_a_teardown_that_leaves_containers_is_retried(server: LabServer, holder:
     acquire(server, holder, topology_text(2, leak_containers=1))
     release(server, holder)
     wait_until(lambda: no_lab(server), 20)
-    assert server.place(server.join())["position"] == 1
+    assert server.status(server.join())["position"] == 1
 
 
 def test_a_teardown_that_netlab_refuses_is_completed_by_force(server: LabServer, holder: str) -> None:
@@ -615,11 +615,11 @@ def test_a_host_with_leftovers_is_quarantined_until_they_can_be_removed(tmp_path
         assert "clab-" in httpx.get(f"{server.url}/queue").json()["quarantined"]
         httpx.delete(f"{server.url}/session/{waiter}")
         late = server.join()
-        place = server.place(late)
+        place = server.status(late)
         assert (place["status"], place["position"]) == ("waiting", 1)
         assert "quarantined" in place["waiting_for"]
         fake(server).control()
-        assert server.place(late, wait=30)["status"] == "active"
+        assert server.status(late, wait=30)["status"] == "active"
         wait_until(server.is_clean)
         assert httpx.get(ready).status_code == 200
         assert httpx.get(f"{server.url}/queue").json()["quarantined"] is None
@@ -661,19 +661,19 @@ def test_a_lab_is_started_by_the_preloaded_netlab(tmp_path: Path) -> None:
         session = server.join()
         used = []
         for text in (topology_text(1), topology_text(2, fail="start"), topology_text(3)):
-            wait_until(lambda: len(loaded_ahead(server)) == 1)
-            used += loaded_ahead(server)
+            wait_until(lambda: len(preloaded_netlabs(server)) == 1)
+            used += preloaded_netlabs(server)
             server.acquire(session, text)
             release(server, session)
             wait_until(server.is_clean)
         assert starters(server) == used
         assert len(set(used)) == 3
-        [waiting] = loaded_ahead(server)
+        [waiting] = preloaded_netlabs(server)
         server.kill()
         wait_until(lambda: not psutil.pid_exists(waiting), 10, "it outlives its server")
         server.start()
-        wait_until(lambda: len(loaded_ahead(server)) == 1)
-        [waiting] = loaded_ahead(server)
+        wait_until(lambda: len(preloaded_netlabs(server)) == 1)
+        [waiting] = preloaded_netlabs(server)
         assert server.stop() == 0
         assert not psutil.pid_exists(waiting)
 
@@ -685,7 +685,7 @@ def test_preloading_can_be_disabled(tmp_path: Path) -> None:
         server.start()
         session = server.join()
         assert server.acquire(session, topology_text(1)).status_code == 200
-        assert loaded_ahead(server) == []
+        assert preloaded_netlabs(server) == []
 
 
 def test_the_log_of_a_lab_that_failed_stays_readable_until_the_next_acquire(tmp_path: Path) -> None:

@@ -63,11 +63,11 @@ def test_every_wait_is_counted_once_regardless_of_its_end(lab_server: LabServer)
     assert waits() == 1  # the first one was admitted at once
     with lab_server.client() as client:
         client.delete(f"/session/{holder}")
-    assert lab_server.place(second, 10)["status"] == "active"
+    assert lab_server.status(second, 10)["status"] == "active"
     assert waits() == 2
     with closing(sqlite3.connect(lab_server.database, isolation_level=None)) as database:
         database.execute("UPDATE session SET state = 'ended' WHERE session_id = ?", [second])
-    assert lab_server.place(third, 10)["status"] == "active"
+    assert lab_server.status(third, 10)["status"] == "active"
     assert waits() == 3
     fourth = lab_server.join()
     lab_server.restart()
@@ -77,5 +77,5 @@ def test_every_wait_is_counted_once_regardless_of_its_end(lab_server: LabServer)
         database.execute("UPDATE session SET state = 'ended' WHERE session_id = ?", [third])
         database.execute("UPDATE session SET state = 'active' WHERE session_id = ?", [fourth])
         database.execute("COMMIT")
-    assert lab_server.place(fourth, 10)["status"] == "active"
+    assert lab_server.status(fourth, 10)["status"] == "active"
     assert waits() == 1

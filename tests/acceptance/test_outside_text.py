@@ -115,8 +115,8 @@ def test_text_written_with_sql_is_escaped_in_responses(server: LabServer, nasty:
     entry = queue(server)["sessions"][0]
     assert entry["client"].startswith("ann\\x1b[2J\\x9b31m\\r\\nforged \\u202eline\\u2028")
     assert entry["purpose"].isprintable()
-    assert server.place(nasty)["waiting_for"].startswith("ann\\x1b[2J")
-    assert server.place(nasty)["waiting_for"].isprintable()
+    assert server.status(nasty)["waiting_for"].startswith("ann\\x1b[2J")
+    assert server.status(nasty)["waiting_for"].isprintable()
 
 
 def test_text_written_with_sql_is_escaped_on_a_terminal(server: LabServer, nasty: str) -> None:

@@ -19,7 +19,7 @@ import neops_remote_lab
 from neops_remote_lab.netlab.ownership import MARKER_DIR, RECORD, claim, new_directory, proof, tidy
 from tests.chaos.shell import ask, fake, lab, queue, sql
 from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
-from tests.server import LabServer, labs_in, leave_directory, running_server
+from tests.server import LabServer, abandoned_directory, labs_in, running_server
 
 TOPOLOGY = topology_text(nodes=2)
 LAN = "provider: clab\ndefaults.device: frr\nnodes: [r1, r2, r3]\nlinks: [r1-r2-r3]\n"
@@ -99,13 +99,13 @@ def test_a_directory_without_a_record_stays_in_the_work_directory(lab_server: La
     checkout(elsewhere)
     (work_dir / "link").symlink_to(elsewhere)
     (work_dir / "a-file").write_text("mine")
-    renamed = leave_directory(work_dir, "another-name").rename(work_dir / "renamed")
-    of_another = leave_directory(work_dir, "of-another-host", host="another-host")
-    stranger = leave_directory(work_dir, "of-another-server")
+    renamed = abandoned_directory(work_dir, "another-name").rename(work_dir / "renamed")
+    of_another = abandoned_directory(work_dir, "of-another-host", host="another-host")
+    stranger = abandoned_directory(work_dir, "of-another-server")
     record = json.loads((stranger / RECORD).read_text())
     (stranger / RECORD).write_text(json.dumps({**record, "work_dir": "another"}))
-    (work_dir / "linked").symlink_to(leave_directory(elsewhere / "work", "linked"))
-    left = leave_directory(work_dir, "left")
+    (work_dir / "linked").symlink_to(abandoned_directory(elsewhere / "work", "linked"))
+    left = abandoned_directory(work_dir, "left")
     (left / "files").mkdir()
     (left / "outside").symlink_to(elsewhere)
     before = tree(elsewhere)
@@ -115,7 +115,7 @@ def test_a_directory_without_a_record_stays_in_the_work_directory(lab_server: La
     assert lab_server.acquire(lab_server.join(), TOPOLOGY).status_code == 200
     lab_server.stop()
     names = {"0123456789abcdef", "link", "linked", "a-file", renamed.name, of_another.name, stranger.name}
-    assert set(lab_server.work_folders()) == names
+    assert set(lab_server.lab_directories()) == names
     assert (checkout_dir / "src" / "main.py").exists()
     assert tree(elsewhere) == before
 
@@ -142,7 +142,7 @@ def test_a_lab_directory_that_is_no_longer_ours_is_kept(lab_server: LabServer) -
     session = lab_server.join()
     assert lab_server.acquire(session, TOPOLOGY).status_code == 200
     lab_server.kill()
-    [base] = [lab_server.work_dir / name for name in lab_server.work_folders()]
+    [base] = [lab_server.work_dir / name for name in lab_server.lab_directories()]
     (base / RECORD).unlink()
     sql(lab_server.database, "UPDATE session SET state = 'ended'")
     lab_server.start()
@@ -234,7 +234,7 @@ def test_a_server_does_not_touch_the_lab_of_a_local_lab_manager(
     local_lab: tuple[LabServer, subprocess.Popen[str]],
 ) -> None:
     server, process = local_lab
-    before, directories = fake(server).containers(), server.work_folders()
+    before, directories = fake(server).containers(), server.lab_directories()
     server.start()
     session = server.join()
     answer = server.acquire(session, TOPOLOGY)
@@ -242,7 +242,7 @@ def test_a_server_does_not_touch_the_lab_of_a_local_lab_manager(
     assert f"pid {process.pid}" in answer.json()["detail"]
     assert "Retry-After" in answer.headers
     assert fake(server).containers() == before
-    assert server.work_folders() == directories
+    assert server.lab_directories() == directories
     assert fake(server).invocations("down") == []
 
     assert process.stdin
@@ -297,7 +297,7 @@ def test_a_lab_started_by_hand_is_never_touched(tmp_path: Path, when: str, user:
         assert str(tmp_path) not in answer.text
         assert unchanged(host) == before
         assert lab(server, session)["state"] == "none"
-        assert server.work_folders() == []
+        assert server.lab_directories() == []
         assert queue(server)["quarantined"] is None
 
 

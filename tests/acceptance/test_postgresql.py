@@ -47,7 +47,7 @@ def test_labs_run_on_while_postgresql_is_away_and_the_queue_goes_on_afterwards(
         for _ in range(2):
             assert is_refused_for_now(httpx.post(f"{server.url}/session"))
             assert is_refused_for_now(ask(server, holder, "DELETE", f"/session/{holder}"))
-        assert server.place(waiting)["position"] == 1
+        assert server.status(waiting)["position"] == 1
         assert ask(server, holder, "POST", "/session/heartbeat").status_code == 204
         assert lab(server, holder)["running"]
         assert httpx.get(f"{server.url}/healthz").status_code == 204
@@ -114,9 +114,9 @@ def test_no_acknowledged_join_is_lost_and_the_order_is_kept_when_postgresql_cras
     over.set()
     for client in clients:
         client.join()
-    positions = [server.place(session_id)["position"] for session_id in acknowledged]
+    positions = [server.status(session_id)["position"] for session_id in acknowledged]
     server.restart()
-    assert [server.place(session_id)["position"] for session_id in acknowledged] == positions
+    assert [server.status(session_id)["position"] for session_id in acknowledged] == positions
     assert len(set(positions)) == len(positions)
 
 

@@ -59,11 +59,11 @@ def test_the_acquire_of_the_next_session_gets_the_lab_that_runs_already(server: 
     waiter = server.join()
     check(server, waiter)
     waits_for_containers(server, 3)
-    assert server.place(waiter)["position"] == 1
+    assert server.status(waiter)["position"] == 1
     assert call(server, waiter, "GET", "/lab").status_code == 423
     wait_until(lambda: httpx.get(f"{server.url}/queue").json()["sessions"][1]["topology"] == "t.yml", 10)
     end(server, holder)
-    assert server.place(waiter, wait=20)["position"] == 0
+    assert server.status(waiter, wait=20)["position"] == 0
     answer = server.acquire(waiter, NEXT)
     assert answer.status_code == 200, answer.text
     assert [device["name"] for device in answer.json()["devices"]] == ["r1", "r2"]
@@ -85,7 +85,7 @@ def test_nobody_else_gets_it(server: LabServer, holder: str) -> None:
     waits_for_containers(server, 1)
     waits_for_containers(server, 3)  # now the other one is next
     end(server, holder)
-    assert server.place(other, wait=20)["position"] == 0
+    assert server.status(other, wait=20)["position"] == 0
     assert server.acquire(other, NEXT).status_code == 200
     assert starts(server) == 3
 
@@ -96,7 +96,7 @@ def test_it_ends_when_its_session_leaves(server: LabServer, holder: str) -> None
     waits_for_containers(server, 3)
     end(server, waiter)
     waits_for_containers(server, 1)
-    wait_until(lambda: len(server.work_folders()) == 1, 20, "its directory is left")
+    wait_until(lambda: len(server.lab_directories()) == 1, 20, "its directory is left")
     assert call(server, holder, "GET", "/lab").json()["state"] == "running"
 
 
@@ -106,7 +106,7 @@ def test_its_start_is_stopped_when_its_session_leaves(server: LabServer, holder:
     check(server, waiter)
     wait_until(lambda: starts(server) == 2, 20, "the lab does not start in advance")
     end(server, waiter)
-    wait_until(lambda: len(server.work_folders()) == 1, 20, "its directory is left")
+    wait_until(lambda: len(server.lab_directories()) == 1, 20, "its directory is left")
     assert call(server, holder, "GET", "/lab").json()["state"] == "running"
 
 
@@ -116,7 +116,7 @@ def test_an_acquire_waits_for_the_start_in_advance(server: LabServer, holder: st
     check(server, waiter)
     wait_until(lambda: starts(server) == 2, 20, "the lab does not start in advance")
     end(server, holder)
-    assert server.place(waiter, wait=20)["position"] == 0
+    assert server.status(waiter, wait=20)["position"] == 0
     assert server.acquire(waiter, NEXT).status_code == 200
     assert starts(server) == 2
 
@@ -126,7 +126,7 @@ def test_another_topology_replaces_it(server: LabServer, holder: str) -> None:
     check(server, waiter)
     waits_for_containers(server, 3)
     end(server, holder)
-    assert server.place(waiter, wait=20)["position"] == 0
+    assert server.status(waiter, wait=20)["position"] == 0
     answer = server.acquire(waiter, topology_text(4))
     assert len(answer.json()["devices"]) == 4
     waits_for_containers(server, 4)
@@ -138,9 +138,9 @@ def test_a_lab_that_does_not_start_in_advance_is_started_once_more_by_the_acquir
     server.fake.control(fail="start", fail_times=1)
     waiter = server.join()
     check(server, waiter)
-    wait_until(lambda: starts(server) == 2 and len(server.work_folders()) == 1, 20, "it did not fail")
+    wait_until(lambda: starts(server) == 2 and len(server.lab_directories()) == 1, 20, "it did not fail")
     end(server, holder)
-    assert server.place(waiter, wait=20)["position"] == 0
+    assert server.status(waiter, wait=20)["position"] == 0
     assert server.acquire(waiter, NEXT).status_code == 200
     assert starts(server) == 3
 
@@ -156,7 +156,7 @@ def test_it_survives_a_restart_of_the_server(server: LabServer, holder: str) -> 
     assert call(server, holder, "GET", "/lab").json()["state"] == "running"
     assert {container["full_id"] for container in server.fake.containers()} == before
     end(server, holder)
-    assert server.place(waiter, wait=20)["position"] == 0
+    assert server.status(waiter, wait=20)["position"] == 0
     assert server.acquire(waiter, NEXT).status_code == 200
     assert starts(server) == 2
 
@@ -165,7 +165,7 @@ def test_without_a_checked_topology_nothing_starts_in_advance(server: LabServer,
     waiter, other = server.join(), server.join()
     check(server, other)  # who is not next
     end(server, holder)
-    assert server.place(waiter, wait=20)["position"] == 0
+    assert server.status(waiter, wait=20)["position"] == 0
     waits_for_containers(server, 2)  # the other one is next now
     assert server.acquire(waiter, topology_text(1)).status_code == 200
     assert call(server, waiter, "GET", "/lab").json()["topology"] == "topology.yml"

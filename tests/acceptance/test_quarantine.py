@@ -13,7 +13,7 @@ import yaml
 
 from tests.chaos.shell import SQL_TAKES_EFFECT, ask, fake, in_background, is_active, lab, queue, sql
 from tests.fakes import FakeNetlab, topology_text, wait_until
-from tests.server import LabServer, labs_in, leave_directory, running_server
+from tests.server import LabServer, abandoned_directory, labs_in, running_server
 
 TOPOLOGY = topology_text(nodes=2)
 STUCK = {"leak_containers": 1, "docker_rm_fails": True}
@@ -54,13 +54,13 @@ def quarantine(server: LabServer, **knobs: object) -> str:
 
 def is_served(server: LabServer, session_id: str) -> None:
     """The session becomes active, and gets a lab in an empty host."""
-    assert server.place(session_id, wait=30)["position"] == 0
+    assert server.status(session_id, wait=30)["position"] == 0
     assert readiness(server).status_code == 200
     assert queue(server)["quarantined"] is None
     answer = server.acquire(session_id, TOPOLOGY)
     assert answer.status_code == 200, answer.text
     assert len(fake(server).containers()) == 2
-    assert len(server.work_folders()) == 1
+    assert len(server.lab_directories()) == 1
     assert fake(server).violations() == []
 
 
@@ -81,12 +81,12 @@ def test_no_session_is_admitted_while_leftovers_exist(server: LabServer, knobs: 
     assert sql(server.database, "SELECT host FROM quarantine") == [("test-host",)]
     later = server.join()
     for session_id, position in ((waiting, 1), (later, 2)):
-        place = server.place(session_id)
+        place = server.status(session_id)
         assert (place["status"], place["position"]) == ("waiting", position)
         assert word in place["waiting_for"]
     assert httpx.get(f"{server.url}/healthz").status_code == 204
 
-    with in_background(server.place, waiting, 30) as held:
+    with in_background(server.status, waiting, 30) as held:
         fake(server).control()
         assert held.result()["status"] == "active"  # the next sweep has found the host clean
     is_served(server, waiting)
@@ -106,7 +106,7 @@ def test_a_quarantine_survives_a_restart_and_ends_with_its_cause(patient: LabSer
 def test_an_operator_lifts_a_quarantine(patient: LabServer) -> None:
     waiting = quarantine(patient, **STUCK)
     fake(patient).control()
-    with in_background(patient.place, waiting, 30) as held:
+    with in_background(patient.status, waiting, 30) as held:
         sql(patient.database, "UPDATE lab_host SET quarantine_reason = NULL")
         assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
     is_served(patient, waiting)
@@ -146,13 +146,13 @@ def test_no_lab_is_started_beside_leftovers_of_an_earlier_server(patient: LabSer
     sql(patient.database, "UPDATE lab_host SET quarantine_reason = NULL")
     wait_until(lambda: readiness(patient).status_code == 200)
     wait_until(lambda: patient.acquire(holder, TOPOLOGY).status_code == 200)
-    assert len(patient.work_folders()) == 1
+    assert len(patient.lab_directories()) == 1
     assert fake(patient).violations() == []
 
 
 def test_directories_that_could_not_be_swept_at_the_start_are_swept_later(server: LabServer) -> None:
     server.kill()
-    directory = leave_directory(server.work_dir, "left-by-a-crash") / "topology"
+    directory = abandoned_directory(server.work_dir, "left-by-a-crash") / "topology"
     directory.mkdir()
     (directory / "clab.yml").write_text("name: topology\n")  # so it may have had containers
     fake(server).control(docker_unreachable=True)
@@ -160,7 +160,7 @@ def test_directories_that_could_not_be_swept_at_the_start_are_swept_later(server
     wait_until(lambda: readiness(server).status_code == 503)
     fake(server).control()
     wait_until(lambda: readiness(server).status_code == 200)
-    wait_until(lambda: server.work_folders() == [])
+    wait_until(lambda: server.lab_directories() == [])
 
 
 def test_a_quarantined_host_estimates_no_wait(server: LabServer) -> None:
@@ -168,10 +168,10 @@ def test_a_quarantined_host_estimates_no_wait(server: LabServer) -> None:
         httpx.delete(f"{server.url}/session/{server.join()}")
     server.join()
     waiting = server.join()
-    assert server.place(waiting)["eta_seconds"] is not None
+    assert server.status(waiting)["eta_seconds"] is not None
     sql(server.database, "UPDATE lab_host SET quarantine_reason = 'a new image is being built'")
     wait_until(lambda: queue(server)["quarantined"])
-    assert server.place(waiting)["eta_seconds"] is None
+    assert server.status(waiting)["eta_seconds"] is None
 
 
 def test_a_quarantine_set_with_sql_is_lifted_only_with_sql(server: LabServer) -> None:
@@ -179,7 +179,7 @@ def test_a_quarantine_set_with_sql_is_lifted_only_with_sql(server: LabServer) ->
     wait_until(lambda: queue(server)["quarantined"])
     waiting = server.join()
     server.restart()
-    assert "new image" in str(server.place(waiting)["waiting_for"])
+    assert "new image" in str(server.status(waiting)["waiting_for"])
     sql(server.database, "UPDATE lab_host SET quarantine_reason = NULL")
     is_served(server, waiting)
 
@@ -243,7 +243,7 @@ def test_foreign_containers_are_not_touched(server: LabServer) -> None:
     server.kill()
     sql(server.database, "DELETE FROM lab")
     server.start()
-    wait_until(lambda: not server.work_folders())
+    wait_until(lambda: not server.lab_directories())
     assert neighbour.things() == neighbour.before
     assert [entry["dir"] for entry in fake(server).instances().values()] == [str(neighbour.directory)]
     assert {container["image"] for container in fake(server).containers()} == {"theirs"}
@@ -256,7 +256,7 @@ def test_a_start_sweeps_the_leftovers_of_crashes(server: LabServer) -> None:
     assert server.acquire(holder, TOPOLOGY).status_code == 200
     server.kill()
     sql(server.database, "DELETE FROM lab")
-    upload = leave_directory(server.work_dir, "upload-of-a-crash") / "upload"
+    upload = abandoned_directory(server.work_dir, "upload-of-a-crash") / "upload"
     upload.mkdir()
     (upload / "topology.yml").write_text(TOPOLOGY)
     server.start()
@@ -287,7 +287,7 @@ def test_labs_are_found_through_a_symbolic_link(tmp_path: Path) -> None:
         waiting = quarantine(server, **STUCK)
         assert "container" in queue(server)["quarantined"]
         fake(server).control()
-        assert server.place(waiting, wait=30)["position"] == 0
+        assert server.status(waiting, wait=30)["position"] == 0
         assert fake(server).is_clean()
         assert labs_in(tmp_path / "real") == []
 

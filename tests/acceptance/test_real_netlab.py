@@ -108,7 +108,7 @@ def lab_host(tmp_path: Path) -> Iterator[LabServer]:
         yield server
         server.close()
         assert server.netlab.leftovers() == []
-        assert server.work_folders() == []
+        assert server.lab_directories() == []
 
 
 def _neighbors(device: dict[str, Any]) -> int:
@@ -262,9 +262,9 @@ def test_two_sessions_get_the_real_lab_one_after_the_other(lab_host: LabServer) 
     first, second = lab_host.join(client="first"), lab_host.join(client="second")
     assert lab_host.acquire(first, ROUTERS, "ospf.yml").status_code == 200
     held: list[dict[str, Any]] = []
-    waiter = threading.Thread(target=lambda: held.append(lab_host.place(second, wait=60)))
+    waiter = threading.Thread(target=lambda: held.append(lab_host.status(second, wait=60)))
     waiter.start()
-    assert "first holds the lab with ospf.yml" in lab_host.place(second)["waiting_for"]
+    assert "first holds the lab with ospf.yml" in lab_host.status(second)["waiting_for"]
     with lab_host.client() as client:
         assert client.delete(f"/session/{first}").status_code == 204
     waiter.join(60)

@@ -31,7 +31,7 @@ from tests.chaos.shell import (
     wait_for_event,
 )
 from tests.fakes import install_fake_netlab, topology_text, wait_until
-from tests.server import LabServer, leave_directory, running_server
+from tests.server import LabServer, abandoned_directory, running_server
 from tests.stores import NewDatabase
 
 TOPOLOGY = topology_text(nodes=3)
@@ -98,7 +98,7 @@ def test_no_acknowledged_join_is_lost_whenever_the_server_is_killed(server: LabS
         for client in clients:
             client.join()
         server.start()
-        positions = [server.place(session_id)["position"] for session_id in acknowledged]
+        positions = [server.status(session_id)["position"] for session_id in acknowledged]
         assert len(set(positions)) == len(positions)
         assert min(positions) == 0
 
@@ -154,7 +154,7 @@ def test_a_downtime_of_hours_ends_no_session(database: str, tmp_path: Path) -> N
             sql(database, f"UPDATE session SET {column} = '2026-01-01 09:00:00' WHERE {column} IS NOT NULL")  # noqa: S608
         started = time.monotonic()
         server.start()
-        assert [server.place(session_id)["position"] for session_id in sessions] == [0, 1, 2]
+        assert [server.status(session_id)["position"] for session_id in sessions] == [0, 1, 2]
         # From then on silence counts as ever, and not a moment of the time before.
         wait_until(lambda: httpx.get(f"{server.url}/queue").json()["length"] == 0)
         assert time.monotonic() - started >= 3
@@ -198,7 +198,7 @@ def test_a_running_lab_is_adopted(database: str, tmp_path: Path, end: Callable[[
         answer = server.acquire(session_id, TOPOLOGY)
         assert answer.json() == {"reused": True, "devices": before["devices"]}
         assert len(fake(server).invocations("up")) == 1
-        assert server.place(waiting)["position"] == 1
+        assert server.status(waiting)["position"] == 1
 
         for _ in range(3):
             assert not server.is_clean()
@@ -235,7 +235,7 @@ def test_an_acquire_that_is_repeated_after_a_restart_counts_once(server: LabServ
     again = ask(server, session_id, "POST", "/lab", files=topology, headers=once)
     assert again.json() == {"reused": True, "devices": first.json()["devices"]}
     assert lab(server, session_id)["ref_count"] == 1
-    assert len(server.work_folders()) == 1
+    assert len(server.lab_directories()) == 1
 
 
 def test_the_last_reference_is_released_once(server: LabServer) -> None:
@@ -348,7 +348,7 @@ def test_processes_of_an_earlier_start_are_ended_before_the_next_one(lab_server:
     assert not any(is_running(pid) for pid in pids)
     assert not answer.json()["reused"]
     assert fake(lab_server).violations() == []
-    assert len(lab_server.work_folders()) == 1
+    assert len(lab_server.lab_directories()) == 1
     assert len(fake(lab_server).containers()) == 3
 
 
@@ -374,18 +374,18 @@ def test_an_interrupted_teardown_is_ended_and_repeated(lab_server: LabServer) ->
 def test_an_upload_right_after_the_start_survives_the_sweep(lab_server: LabServer) -> None:
     session_id = holder(lab_server)
     lab_server.kill()
-    (leave_directory(lab_server.work_dir, "left-by-a-crash") / "topology").mkdir()
+    (abandoned_directory(lab_server.work_dir, "left-by-a-crash") / "topology").mkdir()
     next((fake(lab_server).state / "containers").glob("*.json")).unlink()
     fake(lab_server).control(hang="down")
     lab_server.start()
     with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
         pid = wait_for_event(fake(lab_server), "hang")[0]["pid"]
-        wait_until(lambda: len(lab_server.work_folders()) == 3)  # the lab's, the crash's and the upload's
+        wait_until(lambda: len(lab_server.lab_directories()) == 3)  # the lab's, the crash's and the upload's
         fake(lab_server).control()
         os.kill(pid, signal.SIGTERM)  # the sweep comes next
         answer = call.result()
     assert answer.status_code == 200, answer.text
-    assert len(lab_server.work_folders()) == 1
+    assert len(lab_server.lab_directories()) == 1
 
 
 # The graceful end
@@ -417,7 +417,7 @@ async def test_a_signal_answers_all_long_polls_at_once(lab_server: LabServer) ->
 def test_a_server_that_shuts_down_accepts_no_new_sessions(server: LabServer) -> None:
     fake(server).control(down_seconds=1)
     session_id = holder(server)
-    with in_background(server.place, server.join(), 60):
+    with in_background(server.status, server.join(), 60):
         refused: list[httpx.Response] = []
         with httpx.Client(base_url=server.url) as client:
             assert client.get("/healthz").status_code == 204
@@ -473,7 +473,7 @@ def test_the_shutdown_answers_running_and_waiting_checks(tmp_path: Path) -> None
 
         with in_background(check, sessions[0], 1) as running, in_background(check, sessions[1], 2) as waiting:
             wait_for_event(fake(server), "hang")
-            wait_until(lambda: len(server.work_folders()) == 2, 10, "the second check has not arrived")
+            wait_until(lambda: len(server.lab_directories()) == 2, 10, "the second check has not arrived")
             server.signal(signal.SIGTERM)
             for answer in (running.result(), waiting.result()):
                 assert answer.status_code == 503, answer.text
@@ -529,10 +529,10 @@ def test_a_second_server_on_one_sqlite_database_is_refused(lab_server: LabServer
     second.launch()
     assert second.wait(30) == 1
     assert "another server uses the database" in second.log.read_text()
-    assert lab_server.place(session)["position"] == 0
+    assert lab_server.status(session)["position"] == 0
     lab_server.kill()
     second.start()
-    assert second.place(session)["status"] in {"active", "waiting"}
+    assert second.status(session)["status"] in {"active", "waiting"}
     second.close()
 
 

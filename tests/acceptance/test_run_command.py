@@ -87,7 +87,7 @@ def test_variables_of_ansible_that_are_set_already_stay(shell: Shell) -> None:
 
 
 def test_other_commands_work_on_the_same_lab(shell: Shell) -> None:
-    words = " ".join(shell.words("devices"))
+    words = " ".join(shell.command("devices"))
     assert "r1" in shell.do("run", "ospf.yml", "--", "sh", "-c", words)
 
 

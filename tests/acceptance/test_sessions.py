@@ -102,7 +102,7 @@ def test_the_first_to_join_is_active_and_the_others_wait_in_order(server: LabSer
     assert [answer.json()["position"] for answer in answers] == [0, 1, 2]
     ids = [answer.json()["session_id"] for answer in answers]
     assert len(set(ids)) == 3
-    assert [server.place(session_id)["status"] for session_id in ids] == ["active", "waiting", "waiting"]
+    assert [server.status(session_id)["status"] for session_id in ids] == ["active", "waiting", "waiting"]
 
 
 def test_a_join_is_in_the_database_before_the_response(server: LabServer) -> None:
@@ -116,7 +116,7 @@ def test_concurrent_joins_get_different_positions_and_one_session_is_active(
 ) -> None:
     answers = [call.result().json() for call in [background.submit(post, server, "/session") for _ in range(24)]]
     assert len({answer["session_id"] for answer in answers}) == 24
-    places = [server.place(answer["session_id"]) for answer in answers]
+    places = [server.status(answer["session_id"]) for answer in answers]
     assert sorted(place["position"] for place in places) == list(range(24))
     assert [place["status"] for place in places].count("active") == 1
 
@@ -197,14 +197,14 @@ def test_a_key_with_an_invalid_length_is_refused(server: LabServer, key: str) ->
 def test_positions_move_up_when_a_session_in_the_middle_leaves(server: LabServer) -> None:
     ids = [server.join() for _ in range(4)]
     assert end(server, ids[1]).status_code == 204
-    assert [server.place(session_id)["position"] for session_id in (ids[0], ids[2], ids[3])] == [0, 1, 2]
+    assert [server.status(session_id)["position"] for session_id in (ids[0], ids[2], ids[3])] == [0, 1, 2]
 
 
 def test_sessions_become_active_in_the_order_of_their_joins(server: LabServer) -> None:
     ids = [server.join() for _ in range(6)]
     served = []
     for _ in ids:
-        (current,) = [s for s in ids if s not in served and server.place(s)["position"] == 0]
+        (current,) = [s for s in ids if s not in served and server.status(s)["position"] == 0]
         served.append(current)
         end(server, current)
     assert served == ids
@@ -213,9 +213,9 @@ def test_sessions_become_active_in_the_order_of_their_joins(server: LabServer) -
 def test_a_waiting_session_sees_the_active_client_its_topology_and_since_when(server: LabServer) -> None:
     holder = server.join(client="ann@office", purpose="nightly")
     waiter = server.join()
-    assert server.place(holder)["waiting_for"] is None
+    assert server.status(holder)["waiting_for"] is None
     server.acquire(holder, topology_text(1), "ospf.yml")
-    sentence = server.place(waiter)["waiting_for"]
+    sentence = server.status(waiter)["waiting_for"]
     for part in ("ann@office", "nightly", "ospf.yml", time.strftime("%Y-", time.gmtime())):
         assert part in sentence
     assert holder not in sentence
@@ -224,13 +224,13 @@ def test_a_waiting_session_sees_the_active_client_its_topology_and_since_when(se
 def test_the_estimated_wait_is_based_on_the_history_of_the_host(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
         holder, waiter = server.join(), server.join()
-        assert server.place(waiter)["eta_seconds"] is None
+        assert server.status(waiter)["eta_seconds"] is None
         end(server, holder)
         last = server.join()
-        assert server.place(waiter)["eta_seconds"] is None  # it is active
-        assert server.place(last)["eta_seconds"] >= 0
+        assert server.status(waiter)["eta_seconds"] is None  # it is active
+        assert server.status(last)["eta_seconds"] >= 0
         server.restart()
-        assert server.place(last)["eta_seconds"] >= 0
+        assert server.status(last)["eta_seconds"] >= 0
 
 
 def test_the_queue_shows_all_sessions_with_shortened_ids(server: LabServer) -> None:
@@ -304,7 +304,7 @@ def test_a_long_poll_is_answered_when_an_operator_ends_its_session_with_sql(
 def test_a_long_poll_is_answered_after_its_time(server: LabServer) -> None:
     server.join()
     waiter = server.join()
-    assert server.place(waiter, wait=0.05)["status"] == "waiting"
+    assert server.status(waiter, wait=0.05)["status"] == "waiting"
 
 
 def test_several_long_polls_of_one_session_are_all_answered(server: LabServer, background: ThreadPoolExecutor) -> None:
@@ -343,7 +343,7 @@ def test_the_client_reports_each_position(server: LabServer, background: ThreadP
 
 def test_waiting_when_already_active_is_answered_at_once(server: LabServer) -> None:
     holder = server.join()
-    assert server.place(holder, wait=60)["status"] == "active"  # well within the client's timeout
+    assert server.status(holder, wait=60)["status"] == "active"  # well within the client's timeout
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "-inf", "1e999", "", "1,5", "0x10", "%00", "\u0661x"])
@@ -362,7 +362,7 @@ def test_the_next_session_is_active_without_waiting_for_the_teardown(server: Lab
     holder, waiter = server.join(), server.join()
     assert server.acquire(holder, topology_text(1, down_seconds=2)).status_code == 200
     assert end(server, holder).status_code == 204
-    assert server.place(waiter)["status"] == "active"
+    assert server.status(waiter)["status"] == "active"
     assert not server.is_clean()
     wait_until(server.is_clean, 20)
 
@@ -427,7 +427,7 @@ def test_a_stale_session_is_ended_and_gets_the_reason(impatient: LabServer) -> N
         assert answer.status_code == 410
         assert "timeout" in answer.json()["detail"]
         assert end(impatient, waiter).status_code == 404
-        assert impatient.place(holder)["status"] == "active"
+        assert impatient.status(holder)["status"] == "active"
     finally:
         over.set()
         alive.join()
@@ -456,8 +456,8 @@ def test_an_open_call_keeps_its_session_alive(impatient: LabServer, background: 
 def test_a_request_of_the_position_keeps_a_session_alive(impatient: LabServer) -> None:
     session_id = impatient.join()
     began = time.monotonic()
-    wait_until(lambda: impatient.place(session_id)["position"] == 0 and time.monotonic() - began > 2)
-    assert impatient.place(session_id)["status"] == "active"
+    wait_until(lambda: impatient.status(session_id)["position"] == 0 and time.monotonic() - began > 2)
+    assert impatient.status(session_id)["status"] == "active"
 
 
 def test_a_request_of_the_active_session_keeps_no_session_alive(impatient: LabServer) -> None:
@@ -476,7 +476,7 @@ def test_the_maximum_hold_ends_a_session_despite_its_calls(tmp_path: Path) -> No
         alive = threading.Thread(target=keep_alive, args=(server, holder, over))
         alive.start()
         try:
-            assert server.place(waiter, wait=30)["status"] == "active"
+            assert server.status(waiter, wait=30)["status"] == "active"
         finally:
             over.set()
             alive.join()
@@ -491,10 +491,10 @@ def test_an_operator_moves_the_queue_with_sql(server: LabServer) -> None:
     numbers = dict(sql(server.database_url, "SELECT session_id, number FROM session WHERE state = 'waiting'"))
     for number, session_id in ((-1, first), (numbers[first], second), (numbers[second], first)):
         sql(server.database_url, swap, number, session_id)
-    wait_until(lambda: server.place(second)["position"] == 1, 5)
-    assert server.place(first)["position"] == 2
+    wait_until(lambda: server.status(second)["position"] == 1, 5)
+    assert server.status(first)["position"] == 2
     sql(server.database_url, "UPDATE session SET state = 'ended', end_detail = 'lunch' WHERE session_id = ?", holder)
-    wait_until(lambda: server.place(second)["position"] == 0, 5)
+    wait_until(lambda: server.status(second)["position"] == 0, 5)
     assert "lunch" in get(server, f"/session/{holder}").json()["detail"]
 
 

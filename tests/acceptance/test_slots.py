@@ -47,8 +47,8 @@ def end(server: LabServer, session_id: str) -> None:
 
 def test_as_many_sessions_as_slots_are_active_and_have_labs_of_the_same_topology(server: LabServer) -> None:
     sessions = [server.join() for _ in range(4)]
-    assert [server.place(session)["position"] for session in sessions] == [0, 0, 0, 1]
-    assert [server.place(session)["slot"] for session in sessions] == [1, 2, 3, None]
+    assert [server.status(session)["position"] for session in sessions] == [0, 0, 0, 1]
+    assert [server.status(session)["slot"] for session in sessions] == [1, 2, 3, None]
     with ThreadPoolExecutor(3) as threads:
         answers = list(threads.map(lambda session: server.acquire(session, topology_text(2)), sessions[:3]))
     assert [answer.status_code for answer in answers] == [200, 200, 200]
@@ -69,11 +69,11 @@ def test_the_end_of_one_lab_leaves_the_others_alone(server: LabServer) -> None:
     before = {container["name"] for container in server.fake.containers()}
     end(server, second)
     wait_until(lambda: len(server.fake.containers()) == 4, 20, "the lab is not torn down")
-    wait_until(lambda: len(server.work_folders()) == 2, 20, "the directory is not removed")
+    wait_until(lambda: len(server.lab_directories()) == 2, 20, "the directory is not removed")
     assert {container["name"] for container in server.fake.containers()} < before
     assert lab(server, first)["state"] == lab(server, third)["state"] == "running"
     newcomer = server.join()
-    assert server.place(newcomer)["slot"] == 2
+    assert server.status(newcomer)["slot"] == 2
     assert server.acquire(newcomer, topology_text(2)).status_code == 200
     for session in (first, third, newcomer):
         end(server, session)
@@ -116,9 +116,9 @@ def test_sessions_keep_their_labs_when_the_server_has_fewer_slots_after_a_restar
     assert lab(server, third)["state"] == "running"
     end(server, third)
     wait_until(lambda: len(server.fake.containers()) == 2, 20, "the lab of the third slot is not torn down")
-    assert server.place(waiter)["position"] == 1
+    assert server.status(waiter)["position"] == 1
     end(server, second)
-    assert server.place(waiter, wait=20)["slot"] == 2
+    assert server.status(waiter, wait=20)["slot"] == 2
 
 
 def test_a_session_reaches_only_its_own_lab(server: LabServer) -> None:
@@ -146,8 +146,8 @@ def test_the_queue_shows_hosts_and_slots(server: LabServer) -> None:
     printed = Shell(server.url, server.root / "user").run("queue").stdout
     assert "host       slot" in printed
     assert "test-host  3" in printed
-    assert server.place(sessions[3])["waiting_for"].startswith("user-0 holds a lab without a lab yet since")
-    assert server.place(sessions[3])["waiting_for"].endswith("; other active sessions: 2")
+    assert server.status(sessions[3])["waiting_for"].startswith("user-0 holds a lab without a lab yet since")
+    assert server.status(sessions[3])["waiting_for"].endswith("; other active sessions: 2")
 
 
 def test_active_session_is_the_callers_own_or_the_first(server: LabServer) -> None:
@@ -191,7 +191,7 @@ def test_a_topology_that_can_never_fit_is_refused_with_the_numbers(tmp_path: Pat
         checked = call(server, waiter, "POST", "/topology/check", files={"topology": ("t.yml", topology_text(2))})
         assert checked.status_code in {409, 422}
         assert "of 2 nodes needs about" in lab(server, session)["error"]
-        wait_until(lambda: not server.work_folders(), 10, "a directory is left")
+        wait_until(lambda: not server.lab_directories(), 10, "a directory is left")
         assert server.fake.invocations("up") == []
 
 
@@ -204,12 +204,12 @@ def test_a_start_waits_for_memory_and_says_so(tmp_path: Path) -> None:
         assert lab(server, second)["state"] == "starting"
         end(server, third)
         fourth = server.join()
-        assert server.place(fourth)["position"] == 1
-        assert "waits for memory" in server.place(fourth)["waiting_for"]
+        assert server.status(fourth)["position"] == 1
+        assert "waits for memory" in server.status(fourth)["waiting_for"]
         assert 'starts_waiting{reason="memory"} 1.0' in metrics(server)
         end(server, first)
         assert waiting.result(30).status_code == 200
-        assert server.place(fourth, wait=20)["position"] == 0
+        assert server.status(fourth, wait=20)["position"] == 0
         assert lab(server, second)["waiting_for"] is None
 
 
@@ -221,7 +221,7 @@ def test_a_start_that_waits_for_memory_ends_with_its_session(tmp_path: Path) -> 
         wait_until(lambda: lab(server, second)["waiting_for"], 20, "the start does not wait")
         end(server, second)
         assert waiting.result(20).status_code == 404
-        wait_until(lambda: len(server.work_folders()) == 1, 20, "a directory is left")
+        wait_until(lambda: len(server.lab_directories()) == 1, 20, "a directory is left")
         assert len(server.fake.invocations("up")) == 1
 
 
@@ -238,8 +238,8 @@ def test_a_start_that_waits_for_memory_does_not_depend_on_the_hold_of_grants(tmp
             end(server, first)
             assert waiting.result(30).status_code == 200
             third = server.join()
-            assert server.place(third)["position"] == 1
-        assert server.place(third, wait=20)["position"] == 0
+            assert server.status(third)["position"] == 1
+        assert server.status(third, wait=20)["position"] == 0
 
 
 @contextmanager

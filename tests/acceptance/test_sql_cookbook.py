@@ -95,7 +95,7 @@ def test_the_end_of_the_active_session_takes_effect(
 ) -> None:
     holder, waiting = server.join(client=CLIENT), server.join()
     assert server.acquire(holder, TOPOLOGY).status_code == 200
-    with in_background(server.place, waiting, 30) as held:
+    with in_background(server.status, waiting, 30) as held:
         sql(server.database_url, recipe(heading, number, holder))
         assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
     answer = httpx.get(f"{server.url}/session/{holder}")
@@ -125,7 +125,7 @@ def test_the_end_of_a_waiting_session_takes_effect(server: LabServer) -> None:
         answer = held.result(SQL_TAKES_EFFECT)
     assert answer.status_code == 410
     assert "operator" in answer.json()["detail"]
-    assert server.place(second)["position"] == 1
+    assert server.status(second)["position"] == 1
     rows = sql(server.database_url, "SELECT ended, end_reason FROM session_history WHERE session_id = ?", first)
     assert rows[0][0] is not None
     assert rows[0][1] == "ended by an operator"
@@ -137,7 +137,7 @@ def test_all_sessions_of_one_client_are_ended(server: LabServer) -> None:
     sql(server.database_url, recipe("End a session", 2))
     takes_effect(lambda: queue(server)["length"] == len(others))
     assert all(httpx.get(f"{server.url}/session/{session_id}").status_code == 410 for session_id in theirs)
-    assert [server.place(session_id)["position"] for session_id in others] == [0, 1]
+    assert [server.status(session_id)["position"] for session_id in others] == [0, 1]
 
 
 def test_only_sessions_that_have_waited_for_long_are_ended(server: LabServer) -> None:
@@ -151,14 +151,14 @@ def test_only_sessions_that_have_waited_for_long_are_ended(server: LabServer) ->
     sql(server.database_url, recipe("End a session", 3))
     takes_effect(lambda: httpx.get(f"{server.url}/session/{old}").status_code == 410)
     assert is_active(server, holder)
-    assert server.place(young)["position"] == 1
+    assert server.status(young)["position"] == 1
 
 
 def test_the_order_is_changed(server: LabServer) -> None:
     holder, *waiting = (server.join() for _ in range(4))
 
     def order() -> list[str]:
-        return sorted(waiting, key=lambda session_id: int(server.place(session_id)["position"]))
+        return sorted(waiting, key=lambda session_id: int(server.status(session_id)["position"]))
 
     first, second, third = waiting
     sql(server.database_url, recipe("Change the order", 0, third))
@@ -166,7 +166,7 @@ def test_the_order_is_changed(server: LabServer) -> None:
     sql(server.database_url, recipe("Change the order", 1, first))
     takes_effect(lambda: order() == [third, second, first])
     late = server.join()
-    assert server.place(late)["position"] == 4
+    assert server.status(late)["position"] == 4
     assert is_active(server, holder)
     server.restart()
     assert order() == [third, second, first]
@@ -182,8 +182,8 @@ def test_the_queue_is_paused_and_continues(server: LabServer) -> None:
     assert server.acquire(holder, TOPOLOGY).status_code == 200  # whoever is active goes on
     assert ask(server, holder, "DELETE", f"/session/{holder}").status_code == 204
     wait_until(server.is_clean)
-    assert "maintenance" in server.place(waiting)["waiting_for"]
-    with in_background(server.place, waiting, 30) as held:
+    assert "maintenance" in server.status(waiting)["waiting_for"]
+    with in_background(server.status, waiting, 30) as held:
         sql(server.database_url, recipe("Quarantine", 1))
         assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
     assert httpx.get(f"{server.url}/readyz").status_code == 200
@@ -221,8 +221,8 @@ def test_a_drained_host_or_a_closed_slot_admits_no_further_session(server: LabSe
     takes_effect(lambda: slots() == 0)
     assert is_active(server, holder)
     assert ask(server, holder, "DELETE", f"/session/{holder}").status_code == 204
-    assert server.place(waiting)["position"] == 1
-    with in_background(server.place, waiting, 30) as held:
+    assert server.status(waiting)["position"] == 1
+    with in_background(server.status, waiting, 30) as held:
         sql(server.database_url, of_this_host(resume))
         assert held.result(SQL_TAKES_EFFECT)["status"] == "active"
 
@@ -289,7 +289,7 @@ def test_changes_that_violate_an_invariant_are_refused(server: LabServer, number
     sessions = [server.join() for _ in range(3)]
     with refused(server.database_url):
         sql(server.database_url, recipe("Refused changes", number))
-    assert [server.place(session_id)["position"] for session_id in sessions] == [0, 1, 2]
+    assert [server.status(session_id)["position"] for session_id in sessions] == [0, 1, 2]
 
 
 UNREADABLE: dict[str, list[object]] = {
@@ -323,7 +323,7 @@ def test_many_operators_at_once_do_no_harm(server: LabServer) -> None:
             pool.submit(sql, server.database_url, recipe("End a session", 0, session_id)).result()
             pool.submit(sql, server.database_url, recipe("Change the order", 0, waiting[7])).result()
     takes_effect(lambda: queue(server)["length"] == 3)
-    assert [server.place(name)["position"] for name in (holder, waiting[7], waiting[6])] == [0, 1, 2]
+    assert [server.status(name)["position"] for name in (holder, waiting[7], waiting[6])] == [0, 1, 2]
 
 
 @pytest.fixture

@@ -33,8 +33,8 @@ def test_a_rejected_topology_gets_the_message_of_netlab_and_leaves_nothing(lab_s
     assert answer.status_code == 422
     assert "No device type specified for node a" in answer.json()["detail"]
     assert str(lab_server.root) not in answer.text
-    assert lab_server.work_folders() == []
-    assert lab_server.place(waiting)["position"] == 1
+    assert lab_server.lab_directories() == []
+    assert lab_server.status(waiting)["position"] == 1
 
 
 def test_a_topology_that_was_checked_starts_from_its_prepared_directory(lab_server: LabServer) -> None:
@@ -64,17 +64,17 @@ def test_a_prepared_lab_is_removed_with_its_session(lab_server: LabServer) -> No
     lab_server.join()
     waiting = lab_server.join()
     assert check(lab_server, waiting, topology_text(2)).status_code == 200
-    assert len(lab_server.work_folders()) == 1
+    assert len(lab_server.lab_directories()) == 1
     with lab_server.client() as client:
         client.delete(f"/session/{waiting}")
-    wait_until(lambda: lab_server.work_folders() == [], 10, "the prepared directory outlives its session")
+    wait_until(lambda: lab_server.lab_directories() == [], 10, "the prepared directory outlives its session")
 
 
 def test_a_prepared_lab_does_not_survive_a_killed_server(lab_server: LabServer) -> None:
     lab_server.join()
     assert check(lab_server, lab_server.join(), topology_text(2)).status_code == 200
     lab_server.restart()
-    wait_until(lambda: lab_server.work_folders() == [], 10, "a directory of the killed server is left")
+    wait_until(lambda: lab_server.lab_directories() == [], 10, "a directory of the killed server is left")
 
 
 def test_a_pending_check_does_not_delay_a_session_that_becomes_active(lab_server: LabServer) -> None:
@@ -91,7 +91,7 @@ def test_a_pending_check_does_not_delay_a_session_that_becomes_active(lab_server
     busy = ask(third, 2)
     wait_until(lambda: len(lab_server.fake.invocations("create")) == 1, 10, "no check runs")
     held_up = ask(second, 3)
-    wait_until(lambda: len(lab_server.work_folders()) == 2, 10, "the second check has not arrived")
+    wait_until(lambda: len(lab_server.lab_directories()) == 2, 10, "the second check has not arrived")
     with lab_server.client() as client:
         client.delete(f"/session/{first}")
         held_up.join(10)
@@ -108,7 +108,7 @@ def test_memory_and_time_of_a_check_are_limited(tmp_path: Any) -> None:
         answer = check(server, session, topology_text(1))
         assert answer.status_code == 500
         assert "took longer than 5 s, the limit that --create-timeout sets" in answer.json()["detail"]
-        assert server.work_folders() == []
+        assert server.lab_directories() == []
         server.fake.control()
         assert check(server, session, topology_text(1)).status_code == 200
 
@@ -117,7 +117,7 @@ def test_only_live_sessions_may_check(lab_server: LabServer) -> None:
     assert check(lab_server, "nobody", topology_text(1)).status_code == 404
     with lab_server.client() as client:
         assert client.post("/topology/check", files={"topology": ("lab.yml", "x")}).status_code == 422
-    assert lab_server.work_folders() == []
+    assert lab_server.lab_directories() == []
 
 
 def test_a_topology_without_links_is_checked_and_prepared_as_any_other(lab_server: LabServer) -> None:

@@ -53,10 +53,10 @@ def holder(server: LabServer) -> str:
 def nothing_is_left_of_what_was_refused(server: LabServer, holder: str) -> Iterator[None]:
     waiter = server.join()
     yield
-    assert server.place(holder)["position"] == 0
-    assert server.place(waiter)["position"] == 1
+    assert server.status(holder)["position"] == 0
+    assert server.status(waiter)["position"] == 1
     if lab(server, holder)["state"] == "none":
-        wait_until(lambda: server.work_folders() == [], message="files of a refused upload are left")
+        wait_until(lambda: server.lab_directories() == [], message="files of a refused upload are left")
         assert server.is_clean()
 
 
@@ -420,7 +420,7 @@ def test_a_deeply_nested_topology_does_not_end_the_server(lab_server: LabServer)
     session_id = lab_server.join()
     answer = upload(lab_server, session_id, [topology(b"a: " + b"[" * 1_000_000)])
     assert_refused(lab_server, answer, 422, "nested|not valid")
-    assert lab_server.place(session_id)["position"] == 0
+    assert lab_server.status(session_id)["position"] == 0
 
 
 # Forms
@@ -494,7 +494,7 @@ def test_an_interrupted_upload_leaves_nothing_behind(server: LabServer, holder: 
     body = form(part('name="extra_files"; filename="a"', b"x" * 40_000))
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(head.encode() + body[:30_000])
-    wait_until(lambda: server.work_folders() == [])
+    wait_until(lambda: server.lab_directories() == [])
     assert lab(server, holder)["state"] == "none"
 
 
@@ -528,7 +528,7 @@ def test_interrupted_uploads_leave_no_open_descriptors(
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
     wait_until(lambda: not connections() and not open_files(server), 30, "descriptors of vanished clients are left")
-    wait_until(lambda: server.work_folders() == [], 30)
+    wait_until(lambda: server.lab_directories() == [], 30)
 
 
 def open_files(server: LabServer) -> list[str]:
@@ -551,7 +551,7 @@ def test_no_file_is_open_while_an_upload_waits_for_data(tmp_path: Path) -> None:
             connection.sendall(head.encode() + body)
             wait_until(lambda: sum(path.stat().st_size for path in server.work_dir.glob("*/upload/a")) > size // 3)
             wait_until(lambda: not open_files(server))
-        wait_until(lambda: server.work_folders() == [])
+        wait_until(lambda: server.lab_directories() == [])
 
 
 def test_a_stalled_upload_is_refused(tmp_path: Path) -> None:
@@ -563,14 +563,14 @@ def test_a_stalled_upload_is_refused(tmp_path: Path) -> None:
                 answer += piece
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"no byte of the upload came for 0.5 s" in answer
-        assert server.work_folders() == []
-        assert server.place(session_id)["position"] == 0
+        assert server.lab_directories() == []
+        assert server.status(session_id)["position"] == 0
 
 
 def test_a_session_that_is_not_active_is_refused_before_its_upload_is_written(server: LabServer, holder: str) -> None:
     answer = upload(server, server.join(), [topology()])
     assert_refused(server, answer, 423, "not active")
-    assert server.work_folders() == []
+    assert server.lab_directories() == []
 
 
 def test_a_full_disk_is_a_server_error(tmp_path: Path, server: LabServer, holder: str) -> None:

@@ -62,7 +62,7 @@ def user(server: LabServer, *, beat: float = 0.2) -> Iterator[tuple[subprocess.P
 
 def until_active(server: LabServer, session_id: str) -> dict[str, Any]:
     """Wait as clients do: ask again whenever the position has changed."""
-    while (place := server.place(session_id, 30))["status"] == "waiting":
+    while (place := server.status(session_id, 30))["status"] == "waiting":
         pass
     return place
 
@@ -76,7 +76,7 @@ def test_the_lab_of_a_killed_client_is_free_soon(server: LabServer) -> None:
         held_since = time.monotonic()
         wait_until(lambda: time.monotonic() - held_since > 1.5 * ACTIVE_TIMEOUT)
         assert is_active(server, session_id)
-        with in_background(server.place, waiting, 30) as held:
+        with in_background(server.status, waiting, 30) as held:
             process.kill()
             assert held.result(ACTIVE_TIMEOUT + GRACE)["status"] == "active"
     answer = httpx.get(f"{server.url}/session/{session_id}")
@@ -98,7 +98,7 @@ def test_the_starting_lab_of_a_killed_client_is_free_soon(server: LabServer) -> 
         assert is_active(server, session_id)
         process.kill()
         fake(server).control()
-        assert server.place(waiting, wait=ACTIVE_TIMEOUT + GRACE)["status"] == "active"
+        assert server.status(waiting, wait=ACTIVE_TIMEOUT + GRACE)["status"] == "active"
     assert server.acquire(waiting, TOPOLOGY).status_code == 200
     assert fake(server).violations() == []
 
@@ -121,7 +121,7 @@ def test_a_killed_waiting_client_is_skipped(tmp_path: Path) -> None:
 def test_the_maximum_hold_ends_a_session(tmp_path: Path) -> None:
     with running_server(tmp_path, max_hold="2") as server, user(server) as (process, session_id):
         waiting = server.join()
-        assert server.place(waiting, wait=2 + GRACE)["status"] == "active"  # although the holder's heartbeats go on
+        assert server.status(waiting, wait=2 + GRACE)["status"] == "active"  # although the holder's heartbeats go on
         ((held_seconds,),) = sql(
             server.database, "SELECT held_seconds FROM session_history WHERE session = ?", session_id[:8]
         )

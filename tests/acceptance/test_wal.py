@@ -29,7 +29,7 @@ def test_a_write_ahead_log_that_a_reader_makes_grow_is_reported_and_truncated_af
             assert log_size(server) > LIMIT
             wait_until(lambda: "another program reads the database" in server.log.read_text(), 20)
             wait_until(lambda: scrape(server)["database_wal_bytes"] > LIMIT, 20)
-            assert server.place(server.join())["position"] == 0
+            assert server.status(server.join())["position"] == 0
             assert log_size(server) > LIMIT
             reader.execute("COMMIT")
             wait_until(lambda: log_size(server) < LIMIT, 20)

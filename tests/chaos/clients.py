@@ -14,14 +14,14 @@ from typing import Any, Final
 
 import httpx
 
-from tests.chaos.journal import Journal, What
+from tests.chaos.journal import FactKind, Journal
 from tests.fakes import topology_text
 from tests.server import TLS
 
 TOPOLOGIES: Final = [topology_text(nodes=2), topology_text(nodes=3)]
-PATIENCE: Final = 300.0
+RETRY_TIMEOUT: Final = 300.0
 """Seconds for which a client tries a call again: one that is held may die with many servers in a row."""
-BREATH: Final = 0.05
+RETRY_DELAY: Final = 0.05
 """Seconds between two attempts."""
 CONNECT_SECONDS: Final = 1.0
 """Seconds after which a client tries another server."""
@@ -29,7 +29,7 @@ ANSWER_SECONDS: Final = 8.0
 """Seconds after which a client sends a call again, to any server."""
 
 
-class Gone(Exception):
+class SessionEnded(Exception):
     """The session of a client has ended, and not because the client has ended it."""
 
 
@@ -44,10 +44,10 @@ class Client:
         seed: int,
         stop: threading.Event,
         *,
-        stays: float = 0.9,
+        lab_share: float = 0.9,
     ) -> None:
-        """Do nothing yet. `stays` is the share of the visits in which the client waits for a lab."""
-        self._http, self._urls, self._journal, self._stop, self._stays = http, urls, journal, stop, stays
+        """Do nothing yet. `lab_share` is the share of the visits in which the client waits for a lab."""
+        self._http, self._urls, self._journal, self._stop, self._lab_share = http, urls, journal, stop, lab_share
         self._random = random.Random(seed)  # noqa: S311 - nothing here is a secret
         self._asked = 0.0
 
@@ -62,17 +62,17 @@ class Client:
             self._unexpected("", answer)
             return
         session_id = str(answer.json()["session_id"])
-        self._journal.note(What.JOINED, session_id, asked=self._asked)
+        self._journal.note(FactKind.JOINED, session_id, asked=self._asked)
         try:
-            if self._random.random() < self._stays:
+            if self._random.random() < self._lab_share:
                 await self._use_labs(session_id)
-        except Gone:
+        except SessionEnded:
             return
-        self._journal.note(What.LEAVING, session_id)
+        self._journal.note(FactKind.LEAVING, session_id)
         answer = await self._call("DELETE", f"/session/{session_id}")
         # 404: the answer to an earlier attempt was lost, or the session ended at this moment
         if answer.status_code == httpx.codes.NO_CONTENT or _has_ended(answer):
-            self._journal.note(What.LEFT, session_id)
+            self._journal.note(FactKind.LEFT, session_id)
         else:
             self._unexpected(session_id, answer)
 
@@ -96,10 +96,10 @@ class Client:
         elif not (answer.status_code == httpx.codes.NOT_FOUND and "lost" in answer.text):
             self._refused(session_id, answer)
         if release:
-            self._journal.note(What.RELEASING, session_id, key)
+            self._journal.note(FactKind.RELEASING, session_id, key)
             answer = await self._call("POST", "/lab/release", session_id=session_id, key=key)
             if answer.status_code == httpx.codes.NO_CONTENT:
-                self._journal.note(What.RELEASED, session_id, key)
+                self._journal.note(FactKind.RELEASED, session_id, key)
             elif answer.status_code != httpx.codes.NOT_FOUND:
                 self._refused(session_id, answer)
         return True
@@ -111,7 +111,7 @@ class Client:
             files = {"topology": ("chaos.yml", TOPOLOGIES[number])}
             answer = await self._call("POST", "/lab", session_id=session_id, key=key, files=files)
             if answer.status_code == httpx.codes.OK:
-                self._journal.note(What.ACQUIRED, session_id, key)
+                self._journal.note(FactKind.ACQUIRED, session_id, key)
                 if _names(answer.json()["devices"]) != names:
                     self._unexpected(session_id, answer)
                 return key
@@ -119,7 +119,7 @@ class Client:
                 key = uuid.uuid4().hex  # it was granted, the answer died with the server, and so did the lab
             else:
                 self._refused(session_id, answer)
-                await asyncio.sleep(BREATH)
+                await asyncio.sleep(RETRY_DELAY)
         return None
 
     async def _wait(self, session_id: str) -> bool:
@@ -129,28 +129,28 @@ class Client:
             if answer.status_code != httpx.codes.OK:
                 self._refused(session_id, answer)
             elif answer.json()["status"] == "active":
-                self._journal.note(What.ACTIVE, session_id)
+                self._journal.note(FactKind.ACTIVE, session_id)
                 return True
         return False
 
     def _refused(self, session_id: str, answer: httpx.Response) -> None:
-        """Note what an answer that refuses a call says. Raises `Gone` if it says that the session has ended."""
+        """Note what an answer that refuses a call says. Raises `SessionEnded` if it says that the session has ended."""
         if _has_ended(answer):
-            self._journal.note(What.ENDED, session_id)
-            raise Gone
+            self._journal.note(FactKind.ENDED, session_id)
+            raise SessionEnded
         if answer.status_code != httpx.codes.LOCKED:  # the session waits again, because its host was silent
             self._unexpected(session_id, answer)
 
     def _unexpected(self, session_id: str, answer: httpx.Response) -> None:
         said = f"{answer.request.method} {answer.request.url}: {answer.status_code} {answer.text[:300]}"
-        self._journal.note(What.UNEXPECTED, session_id, said)
+        self._journal.note(FactKind.UNEXPECTED, session_id, said)
 
     async def _call(
         self, method: str, path: str, *, key: str = "", session_id: str = "", **request: Any
     ) -> httpx.Response:
         """The first answer of any server that is not "try again"."""
         headers = {name: value for name, value in (("X-Session-ID", session_id), ("Idempotency-Key", key)) if value}
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + RETRY_TIMEOUT
         self._asked = time.time()
         while True:
             url = self._random.choice(self._urls) + path
@@ -163,7 +163,7 @@ class Client:
                 problem = repr(error)
             if time.monotonic() > deadline:
                 raise AssertionError(f"{method} {path}: {problem}")
-            await asyncio.sleep(BREATH)
+            await asyncio.sleep(RETRY_DELAY)
 
 
 def _has_ended(answer: httpx.Response) -> bool:
@@ -178,7 +178,7 @@ def _names(devices: list[dict[str, Any]]) -> list[str]:
 
 @contextmanager
 def working_clients(
-    urls: Sequence[str], journal: Journal, seed: int, count: int, stop: threading.Event, *, stays: float = 0.9
+    urls: Sequence[str], journal: Journal, seed: int, count: int, stop: threading.Event, *, lab_share: float = 0.9
 ) -> Iterator[None]:
     """Clients that work in another thread until the context ends. An error of one ends all, and is raised then."""
 
@@ -187,7 +187,7 @@ def working_clients(
         timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
         async with httpx.AsyncClient(verify=TLS, limits=limits, timeout=timeout) as http, asyncio.TaskGroup() as group:
             for number in range(count):
-                group.create_task(Client(http, urls, journal, seed + number, stop, stays=stays).run())
+                group.create_task(Client(http, urls, journal, seed + number, stop, lab_share=lab_share).run())
 
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(asyncio.run, work())

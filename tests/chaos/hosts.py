@@ -13,7 +13,7 @@ from typing import Final
 import httpx
 
 from tests.chaos.history import History, install_audit, read_history
-from tests.chaos.journal import Journal, What
+from tests.chaos.journal import FactKind, Journal
 from tests.chaos.network import OWN, Cable, Network
 from tests.chaos.shell import processes_of, sql
 from tests.device_network import NO_NETWORK
@@ -40,7 +40,7 @@ SETTINGS: Final = {
 }
 SLOW: Final = {"start_seconds": 0.05, "node_seconds": 0.03, "config_seconds": 0.05, "down_seconds": 0.1}
 """How long the netlabs of the hosts take."""
-SETTLED: Final = 90.0
+RECOVERY_TIMEOUT: Final = 90.0
 """Seconds after the last fault within which everything must be as if there had been none."""
 
 
@@ -73,7 +73,7 @@ class Hosts:
     def kill(self, number: int) -> None:
         """kill -9, until `supervise` may start the server again."""
         self.down.add(number)
-        self.journal.note(What.KILLED, self.name(number))
+        self.journal.note(FactKind.KILLED, self.name(number))
         self.servers[number].kill()
 
     def supervise(self) -> None:
@@ -97,7 +97,7 @@ class Hosts:
         """A server may end by itself if it cannot reach the database when it starts, and not once it serves."""
         said = self.servers[number].log.read_bytes()[self.logged[number] :]
         if b"Application startup complete" in said:
-            self.journal.note(What.UNEXPECTED, self.name(number), f"the server ended with status {status}")
+            self.journal.note(FactKind.UNEXPECTED, self.name(number), f"the server ended with status {status}")
         sys.stdout.write(f"{self.name(number)} ended with status {status} and is started again\n")
 
     def wait_until_live(self) -> None:
@@ -108,7 +108,7 @@ class Hosts:
             states = sql(self.database, "SELECT count(*) FROM lab_host WHERE state = 'live'")
             return states == [(len(self.servers),)] and all(_is_ready(server) for server in self.servers.values())
 
-        wait_until(live, SETTLED, f"not all servers serve: {self.servers[1].root.parent}")
+        wait_until(live, RECOVERY_TIMEOUT, f"not all servers serve: {self.servers[1].root.parent}")
 
     def wait_until_settled(self) -> None:
         """Wait until nothing is left of any session, and all servers are ready."""
@@ -120,7 +120,7 @@ class Hosts:
         ):
             self._wait_until_empty(query)
         for server in self.servers.values():
-            wait_until(server.is_clean, SETTLED, f"something is left on {server.root}")
+            wait_until(server.is_clean, RECOVERY_TIMEOUT, f"something is left on {server.root}")
 
     def _wait_until_empty(self, query: str) -> None:
         rows: list[object] = []
@@ -131,7 +131,7 @@ class Hosts:
             return not rows
 
         try:
-            wait_until(empty, SETTLED)
+            wait_until(empty, RECOVERY_TIMEOUT)
         except AssertionError:
             raise AssertionError(f"left: {rows} in {self.servers[1].root.parent}") from None
 
@@ -140,7 +140,7 @@ class Hosts:
 
         A server that was suspended or cut off may read a call only after its client has sent it to another server.
         """
-        known = self.journal.sessions(What.JOINED)
+        known = self.journal.sessions(FactKind.JOINED)
         for (session_id,) in sql(self.database, "SELECT session_id FROM session WHERE state <> 'ended'"):
             if session_id not in known:
                 end_session(self, session_id)
@@ -162,7 +162,7 @@ class Hosts:
 
 def end_session(hosts: Hosts, session_id: str) -> None:
     """End a session as an operator does."""
-    hosts.journal.note(What.OPERATOR_ENDS, session_id)
+    hosts.journal.note(FactKind.OPERATOR_ENDS, session_id)
     sql(hosts.database, "UPDATE session SET state = 'ended' WHERE session_id = ? AND state <> 'ended'", session_id)
 
 

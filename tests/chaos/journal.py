@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class What(StrEnum):
+class FactKind(StrEnum):
     """The kind of a fact. Answers are recorded when they have arrived, and the others before anything is done."""
 
     JOINED = "joined"
@@ -31,7 +31,7 @@ class What(StrEnum):
 class Fact:
     """Something that is certain."""
 
-    what: What
+    what: FactKind
     session_id: str
     key: str = ""
     """The idempotency key of an acquire, or the text of an unexpected answer."""
@@ -47,22 +47,22 @@ class Journal:
     def __init__(self) -> None:
         self._facts: list[Fact] = []
 
-    def note(self, what: What, session_id: str, key: str = "", asked: float = 0.0) -> None:
+    def note(self, what: FactKind, session_id: str, key: str = "", asked: float = 0.0) -> None:
         """Record a fact."""
         self._facts.append(Fact(what, session_id, key, asked or time.time()))
 
-    def facts(self, *kinds: What) -> list[Fact]:
+    def facts(self, *kinds: FactKind) -> list[Fact]:
         """The facts of some kinds until now, in order; all of them without kinds."""
         return [fact for fact in list(self._facts) if not kinds or fact.what in kinds]
 
-    def sessions(self, what: What) -> set[str]:
+    def sessions(self, what: FactKind) -> set[str]:
         """The sessions with a fact of a kind."""
         return {fact.session_id for fact in self.facts(what)}
 
-    def keys(self, what: What) -> set[str]:
+    def keys(self, what: FactKind) -> set[str]:
         """The keys of the facts of a kind."""
         return {fact.key for fact in self.facts(what)}
 
     def __str__(self) -> str:
         count = Counter(fact.what for fact in self.facts())
-        return ", ".join(f"{count[what]} {what}" for what in (What.JOINED, What.ACQUIRED, What.LEFT))
+        return ", ".join(f"{count[what]} {what}" for what in (FactKind.JOINED, FactKind.ACQUIRED, FactKind.LEFT))

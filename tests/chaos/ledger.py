@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from neops_remote_lab.core.codes import ENDED, EndCode, EventKind, OutcomeCode
 from tests.chaos.history import History
-from tests.chaos.journal import Fact, What
-from tests.chaos.replay import Kind, Violation, moved_sessions, replay
+from tests.chaos.journal import Fact, FactKind
+from tests.chaos.replay import Violation, ViolationKind, moved_sessions, replay
 
 
 def violations(history: History) -> list[Violation]:
@@ -30,21 +30,21 @@ def _promises(history: History) -> Iterator[Violation]:
         session = sessions.get(fact.session_id)
         reference = references.get((fact.session_id, fact.key))
         match fact.what:
-            case What.JOINED:
+            case FactKind.JOINED:
                 kept = session is not None and session.created_at <= fact.at
-            case What.LEFT | What.ENDED:
+            case FactKind.LEFT | FactKind.ENDED:
                 kept = session is not None and session.state == ENDED and _by(session.ended_at, fact)
-            case What.ACQUIRED:
+            case FactKind.ACQUIRED:
                 kept = reference is not None and reference.acquired_at <= fact.at
-            case What.RELEASED:
+            case FactKind.RELEASED:
                 kept = reference is not None and _by(reference.released_at, fact)
-            case What.UNEXPECTED:
-                yield Violation(Kind.UNEXPECTED, f"{fact.session_id}: {fact.key}")
+            case FactKind.UNEXPECTED:
+                yield Violation(ViolationKind.UNEXPECTED, f"{fact.session_id}: {fact.key}")
                 continue
             case _:
                 continue
         if not kept:
-            yield Violation(Kind.LOST, f"{fact}; the database has {session} and {reference}")
+            yield Violation(ViolationKind.LOST, f"{fact}; the database has {session} and {reference}")
 
 
 def _by(time: float | None, fact: Fact) -> bool:
@@ -54,30 +54,32 @@ def _by(time: float | None, fact: Fact) -> bool:
 def _order_of_joins(history: History) -> Iterator[Violation]:
     """Who was answered before another one asked is in front of it, unless an operator has moved one of them."""
     moved = moved_sessions(history)
-    joined = {fact.session_id: fact for fact in history.facts if fact.what is What.JOINED}
+    joined = {fact.session_id: fact for fact in history.facts if fact.what is FactKind.JOINED}
     rows = sorted((row for row in history.sessions if row.session_id not in moved), key=lambda row: row.rank)
     last_rank, latest_asked = None, 0.0
     for row in rows:
         if row.rank == last_rank:
-            yield Violation(Kind.INVERSION, f"{row.session_id} has the rank {row.rank} of another session")
+            yield Violation(ViolationKind.INVERSION, f"{row.session_id} has the rank {row.rank} of another session")
         last_rank = row.rank
         if fact := joined.get(row.session_id):
             if fact.at < latest_asked:
-                yield Violation(Kind.INVERSION, f"{row.session_id} has joined before one that is in front of it asked")
+                yield Violation(
+                    ViolationKind.INVERSION, f"{row.session_id} has joined before one that is in front of it asked"
+                )
             latest_asked = max(latest_asked, fact.asked)
 
 
 def _ends_of_references(history: History) -> Iterator[Violation]:
     """A reference lasts until its client releases it, its session ends, or a fault ends its lab."""
     asked: dict[tuple[str, str], float] = {
-        (fact.session_id, fact.key): fact.asked for fact in history.facts if fact.what is What.RELEASING
+        (fact.session_id, fact.key): fact.asked for fact in history.facts if fact.what is FactKind.RELEASING
     }
     killed: dict[str, list[float]] = defaultdict(list)
     for fact in history.facts:
-        if fact.what is What.KILLED:
+        if fact.what is FactKind.KILLED:
             killed[fact.session_id].append(fact.at)
     ended = {row.session_id: row for row in history.sessions if row.state == ENDED}
-    acquired = {(fact.session_id, fact.key) for fact in history.facts if fact.what is What.ACQUIRED}
+    acquired = {(fact.session_id, fact.key) for fact in history.facts if fact.what is FactKind.ACQUIRED}
     for row in history.references:
         if (row.session_id, row.key) not in acquired or row.released_at is None:
             continue
@@ -87,20 +89,20 @@ def _ends_of_references(history: History) -> Iterator[Violation]:
         gone = session is not None and session.end_code == EndCode.HOST_GONE
         lost = row.lab_code == OutcomeCode.LOST and any(row.acquired_at <= kill for kill in killed[row.host])
         if not (released or over or gone or lost):
-            yield Violation(Kind.UNEXPLAINED_END, f"nobody has ended the reference {row}")
+            yield Violation(ViolationKind.UNEXPLAINED_END, f"nobody has ended the reference {row}")
 
 
 def _starts(history: History) -> Iterator[Violation]:
     """The netlab of a host starts each lab that the database has for this host, once."""
     for line in history.collisions:
-        yield Violation(Kind.COLLISION, line)
+        yield Violation(ViolationKind.COLLISION, line)
     hosts = {
         event.lab_id: event.host for event in history.events if event.lab_id and event.what == EventKind.LAB_STARTING
     }
     seen: set[str] = set()
     for start in history.starts:
         if hosts.get(start.lab_id) != start.host:
-            yield Violation(Kind.COLLISION, f"{start} is not a lab of this host")
+            yield Violation(ViolationKind.COLLISION, f"{start} is not a lab of this host")
         if start.lab_id in seen:
-            yield Violation(Kind.COLLISION, f"{start} is started twice")
+            yield Violation(ViolationKind.COLLISION, f"{start} is started twice")
         seen.add(start.lab_id)

@@ -11,13 +11,13 @@ from typing import TypeAlias
 
 from neops_remote_lab.core.codes import ENDED, EndCode, EventKind, HostState, OutcomeCode, SessionState
 from tests.chaos.history import Event, History, HostChange
-from tests.chaos.journal import What
+from tests.chaos.journal import FactKind
 
 Rank: TypeAlias = tuple[int, int]
 """What orders the waiting sessions: the rank, and the number among equal ranks."""
 
 
-class Kind(StrEnum):
+class ViolationKind(StrEnum):
     """The kind of a violation."""
 
     DOUBLE_GRANT = "double grant"
@@ -44,7 +44,7 @@ class Kind(StrEnum):
 class Violation:
     """A rule that was broken."""
 
-    kind: Kind
+    kind: ViolationKind
     text: str
 
     def __str__(self) -> str:
@@ -77,8 +77,8 @@ class Replay:
 
     def __post_init__(self) -> None:
         self._first_ranks = _first_ranks(self.history)
-        self._leaving = {fact.session_id for fact in self.history.facts if fact.what is What.LEAVING}
-        self._by_operator = {fact.session_id for fact in self.history.facts if fact.what is What.OPERATOR_ENDS}
+        self._leaving = {fact.session_id for fact in self.history.facts if fact.what is FactKind.LEAVING}
+        self._by_operator = {fact.session_id for fact in self.history.facts if fact.what is FactKind.OPERATOR_ENDS}
         self._grants: dict[int, list[Event]] = defaultdict(list)
         for event in self.history.events:
             if event.what == EventKind.SESSION_GRANTED:
@@ -113,7 +113,7 @@ class Replay:
             case EventKind.LAB_ENDED:
                 self._lab_ended(event)
 
-    def _broken(self, kind: Kind, event: Event, text: str) -> None:
+    def _broken(self, kind: ViolationKind, event: Event, text: str) -> None:
         about = event.session_id if event.lab_id is None else f"lab {event.lab_id} of {event.session_id}"
         self.found.append(Violation(kind, f"event {event.number}, {about}: {text}"))
 
@@ -138,13 +138,13 @@ class Replay:
         for grant in grants:
             session = self._of(grant)
             if session.state != SessionState.WAITING:
-                self._broken(Kind.DOUBLE_GRANT, grant, f"becomes active, but is {session.state}")
+                self._broken(ViolationKind.DOUBLE_GRANT, grant, f"becomes active, but is {session.state}")
             seat = grant.host, grant.slot
             if others := [name for name, other in self._active() if other.seat == seat and name != grant.session_id]:
-                self._broken(Kind.DOUBLE_GRANT, grant, f"becomes active on the slot {seat} of {others}")
+                self._broken(ViolationKind.DOUBLE_GRANT, grant, f"becomes active on the slot {seat} of {others}")
             host = self.hosts.get(grant.host or "")
             if host is None or host.state != HostState.LIVE or host.is_draining:
-                self._broken(Kind.CLOSED_HOST, grant, f"becomes active on {host}")
+                self._broken(ViolationKind.CLOSED_HOST, grant, f"becomes active on {host}")
             session.state, session.host, session.slot = SessionState.ACTIVE, grant.host, grant.slot
 
     def _check_order(self, grants: list[Event]) -> None:
@@ -154,25 +154,27 @@ class Replay:
         first = {name for _, name in waiting[: len(grants)]}
         for grant in grants:
             if self._of(grant).state == SessionState.WAITING and grant.session_id not in first:
-                self._broken(Kind.INVERSION, grant, f"becomes active, but {sorted(first)} were in front of it")
+                self._broken(ViolationKind.INVERSION, grant, f"becomes active, but {sorted(first)} were in front of it")
 
     def _requeued(self, event: Event) -> None:
         session = self._of(event)
         if session.state != SessionState.ACTIVE or self.hosts[session.host or ""].state != HostState.SILENT:
-            self._broken(Kind.UNEXPLAINED_END, event, f"waits again, but was {session.state} on {session.host}")
+            self._broken(
+                ViolationKind.UNEXPLAINED_END, event, f"waits again, but was {session.state} on {session.host}"
+            )
         session.state = SessionState.WAITING
 
     def _ended(self, event: Event) -> None:
         session = self._of(event)
         if session.state == ENDED:
-            self._broken(Kind.DOUBLE_GRANT, event, "ends twice")
+            self._broken(ViolationKind.DOUBLE_GRANT, event, "ends twice")
         explained: dict[str | None, bool] = {
             EndCode.CLIENT: event.session_id in self._leaving,
             EndCode.OPERATOR: event.session_id in self._by_operator,
             EndCode.HOST_GONE: session.host is not None and self.hosts[session.host].state == HostState.GONE,
         }
         if not explained.get(event.code):
-            self._broken(Kind.UNEXPLAINED_END, event, f"ends with {event.code}")
+            self._broken(ViolationKind.UNEXPLAINED_END, event, f"ends with {event.code}")
         session.state = ENDED
 
     def _active(self) -> Iterator[tuple[str, _Session]]:
@@ -186,10 +188,12 @@ class Replay:
         session = self._of(event)
         # Its session may end at the moment of the start, which is then interrupted.
         if session.host != event.host or session.state == SessionState.WAITING:
-            self._broken(Kind.TWO_OWNERS, event, f"starts on {event.host}; {session.state} on {session.host}")
+            self._broken(ViolationKind.TWO_OWNERS, event, f"starts on {event.host}; {session.state} on {session.host}")
         for lab_id, lab in self.labs.items():
             if lab.session_id == event.session_id or (lab.host, lab.slot) == (event.host, event.slot):
-                self._broken(Kind.TWO_OWNERS, event, f"starts beside lab {lab_id} of {lab.session_id} on {lab.host}")
+                self._broken(
+                    ViolationKind.TWO_OWNERS, event, f"starts beside lab {lab_id} of {lab.session_id} on {lab.host}"
+                )
         self.labs[event.lab_id] = event
 
     def _lab_ended(self, event: Event) -> None:
@@ -200,15 +204,15 @@ class Replay:
     def _check_fence(self, event: Event) -> None:
         host = self.hosts.get(event.host or "")
         if host is None or host.state != HostState.LIVE:
-            self._broken(Kind.FENCED_WRITE, event, f"{event.what} on {host}")
+            self._broken(ViolationKind.FENCED_WRITE, event, f"{event.what} on {host}")
 
     def _check_lab(self, event: Event) -> None:
         self._check_fence(event)
         lab = self.labs.get(event.lab_id or "")
         if lab is None:
-            self._broken(Kind.FENCED_WRITE, event, f"{event.what}, but the lab has ended")
+            self._broken(ViolationKind.FENCED_WRITE, event, f"{event.what}, but the lab has ended")
         elif lab.session_id != event.session_id:
-            self._broken(Kind.TWO_OWNERS, event, f"{event.what}, but the lab is of {lab.session_id}")
+            self._broken(ViolationKind.TWO_OWNERS, event, f"{event.what}, but the lab is of {lab.session_id}")
 
 
 def replay(history: History) -> list[Violation]:

@@ -121,7 +121,7 @@ def processes_of(server: LabServer) -> list[int]:
     return found
 
 
-def loaded_ahead(server: LabServer) -> list[int]:
+def preloaded_netlabs(server: LabServer) -> list[int]:
     """The netlab that waits for the next lab."""
     assert server.process is not None
     found = []
@@ -154,7 +154,7 @@ def queue(server: LabServer) -> dict[str, Any]:
 
 def is_active(server: LabServer, session_id: str) -> bool:
     """Whether a session holds the lab host."""
-    return bool(server.place(session_id)["position"] == 0)
+    return bool(server.status(session_id)["position"] == 0)
 
 
 def container_ids(host: FakeNetlab) -> list[str]:

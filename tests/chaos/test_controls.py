@@ -12,9 +12,9 @@ import pytest
 
 from tests.chaos.clients import working_clients
 from tests.chaos.hosts import Hosts, running_hosts
-from tests.chaos.journal import What
+from tests.chaos.journal import FactKind
 from tests.chaos.ledger import violations
-from tests.chaos.replay import Kind
+from tests.chaos.replay import ViolationKind
 from tests.chaos.shell import ask, sql
 from tests.fakes import topology_text, wait_until
 from tests.fork_server import Program
@@ -27,7 +27,7 @@ VISITS: Final = 100
 pytestmark = [pytest.mark.chaos, pytest.mark.skipif(bool(problem()), reason=problem())]
 
 
-def found(hosts: Hosts) -> set[Kind]:
+def found(hosts: Hosts) -> set[ViolationKind]:
     """The kinds of the violations until now."""
     return {violation.kind for violation in violations(hosts.history())}
 
@@ -36,16 +36,16 @@ def test_a_server_without_a_fence_is_found(tmp_path: Path) -> None:
     with running_hosts(tmp_path, (1, 1), Program.SERVER_WITHOUT_FENCE) as hosts:
         for _ in range(ATTEMPTS):
             _release_when_silent(hosts)
-            if Kind.FENCED_WRITE in found(hosts):
+            if ViolationKind.FENCED_WRITE in found(hosts):
                 break
-        assert Kind.FENCED_WRITE in found(hosts)
+        assert ViolationKind.FENCED_WRITE in found(hosts)
 
 
 def _release_when_silent(hosts: Hosts) -> None:
     """Let a call wait in the socket of a suspended server until others have declared its host silent."""
     server, silent = hosts.servers[1], "SELECT count(*) FROM lab_host WHERE state = 'silent'"
     session = server.join()
-    assert server.place(session, wait=20)["host"] == hosts.name(1)
+    assert server.status(session, wait=20)["host"] == hosts.name(1)
     assert server.acquire(session, topology_text(1)).status_code == 200
     with socket.create_connection((server.address, server.port)) as line:
         server.signal(signal.SIGSTOP)
@@ -55,7 +55,7 @@ def _release_when_silent(hosts: Hosts) -> None:
         finally:
             server.signal(signal.SIGCONT)
         assert line.recv(1)
-    hosts.journal.note(What.LEAVING, session)
+    hosts.journal.note(FactKind.LEAVING, session)
     hosts.wait_until_live()
     ask(server, session, "DELETE", f"/session/{session}")
     hosts.wait_until_settled()
@@ -65,13 +65,13 @@ def test_servers_without_the_lock_of_the_queue_are_found(tmp_path: Path) -> None
     with running_hosts(tmp_path, (1, 1, 1), Program.SERVER_WITHOUT_QUEUE_LOCK) as hosts:
         for attempt in range(1, ATTEMPTS + 1):
             _join_and_leave(hosts, attempt)
-            if Kind.INVERSION in found(hosts):
+            if ViolationKind.INVERSION in found(hosts):
                 break
-        assert Kind.INVERSION in found(hosts)
+        assert ViolationKind.INVERSION in found(hosts)
 
 
 def _join_and_leave(hosts: Hosts, attempt: int) -> None:
     """Let many clients join and leave at once, at all servers."""
     stop, enough = threading.Event(), attempt * VISITS
-    with working_clients(hosts.urls, hosts.journal, attempt, 20, stop, stays=0):
-        wait_until(lambda: len(hosts.journal.facts(What.LEFT)) >= enough or stop.is_set(), 60)
+    with working_clients(hosts.urls, hosts.journal, attempt, 20, stop, lab_share=0):
+        wait_until(lambda: len(hosts.journal.facts(FactKind.LEFT)) >= enough or stop.is_set(), 60)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.clients import working_clients
-from tests.chaos.disturbances import NEED_NETWORK, Disturber, plan
+from tests.chaos.faults import NEED_NETWORK, FaultInjector, plan
 from tests.chaos.hosts import running_hosts
-from tests.chaos.journal import What
+from tests.chaos.journal import FactKind
 from tests.chaos.ledger import violations
 from tests.device_network import NO_NETWORK
 from tests.postgresql import problem
@@ -34,7 +34,7 @@ def test_no_fault_of_several_hosts_violates_an_invariant(tmp_path: Path) -> None
     with running_hosts(tmp_path) as hosts:
         steps = plan(SEED, COUNT, len(hosts.servers), without=NEED_NETWORK if NO_NETWORK else ())
         with working_clients(hosts.urls, hosts.journal, SEED, CLIENTS, stop):
-            Disturber(hosts, stop).carry_out(steps)
+            FaultInjector(hosts, stop).carry_out(steps)
             hosts.wait_until_live()
         hosts.wait_until_settled()
         hosts.stop()
@@ -43,4 +43,4 @@ def test_no_fault_of_several_hosts_violates_an_invariant(tmp_path: Path) -> None
         sys.stdout.write(f"{hosts.journal}; {len(history.events)} events, {len(history.starts)} starts\n")
         (tmp_path / "history").write_text(str(history), encoding="utf-8")
         assert not found, "\n".join(map(str, [*found[:20], f"{len(found)} in all; REMOTE_LAB_CHAOS_SEED={SEED}"]))
-        assert len(hosts.journal.facts(What.LEFT)) >= CLIENTS
+        assert len(hosts.journal.facts(FactKind.LEFT)) >= CLIENTS

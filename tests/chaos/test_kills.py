@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.chaos.clients import PATIENCE, working_clients
-from tests.chaos.journal import Journal, What
-from tests.chaos.shell import fake, loaded_ahead, processes_of, sql
+from tests.chaos.clients import RETRY_TIMEOUT, working_clients
+from tests.chaos.journal import FactKind, Journal
+from tests.chaos.shell import fake, preloaded_netlabs, processes_of, sql
 from tests.fakes import wait_until
 from tests.server import LabServer, running_server
 
@@ -30,7 +30,7 @@ SLOW = {
     "config_seconds": 0.05,
     "down_seconds": 0.1,
 }
-BREATHE_EVERY = 5
+RECOVER_EVERY = 5
 """So many kills until one server is left alone for long enough to be of use."""
 LONGEST_WAIT = 3.0
 """Seconds for the moment of a kill to come; it is done anyway then."""
@@ -41,15 +41,15 @@ def log_lines(server: LabServer) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def some_progress(journal: Journal, stop: threading.Event) -> None:
+def wait_for_progress(journal: Journal, stop: threading.Event) -> None:
     """Keep a server alive until a session has had a lab and left; a slow machine would otherwise never get that far."""
-    left = len(journal.facts(What.LEFT))
-    deadline = time.monotonic() + PATIENCE
-    while len(journal.facts(What.LEFT)) == left and time.monotonic() < deadline and not stop.wait(0.01):
+    left = len(journal.facts(FactKind.LEFT))
+    deadline = time.monotonic() + RETRY_TIMEOUT
+    while len(journal.facts(FactKind.LEFT)) == left and time.monotonic() < deadline and not stop.wait(0.01):
         pass
 
 
-def moment(server: LabServer, choice: random.Random, stop: threading.Event) -> str:
+def wait_for_kill_moment(server: LabServer, choice: random.Random, stop: threading.Event) -> str:
     """Wait for the moment of a kill: after so much was done by netlab, was committed, or at any time."""
     kind = choice.choice(["netlab", "commits", "time"])
     count = choice.randint(1, 12)
@@ -70,8 +70,8 @@ def moment(server: LabServer, choice: random.Random, stop: threading.Event) -> s
 def check_database(server: LabServer, journal: Journal) -> None:
     """The invariants at any moment, regardless of what the server was doing when it died."""
     # What was promised first, then what was given back: a set that is read later may only explain more.
-    joined, left = journal.sessions(What.JOINED), journal.sessions(What.LEFT)
-    acquired, released = journal.keys(What.ACQUIRED), journal.keys(What.RELEASED)
+    joined, left = journal.sessions(FactKind.JOINED), journal.sessions(FactKind.LEFT)
+    acquired, released = journal.keys(FactKind.ACQUIRED), journal.keys(FactKind.RELEASED)
     states = dict(sql(server.database, "SELECT session_id, state FROM session"))
     references = dict(
         sql(
@@ -80,7 +80,7 @@ def check_database(server: LabServer, journal: Journal) -> None:
             "FROM lab_reference r JOIN lab USING (lab_id)",
         )
     )
-    leaving, releasing = journal.sessions(What.LEAVING), journal.keys(What.RELEASING)
+    leaving, releasing = journal.sessions(FactKind.LEAVING), journal.keys(FactKind.RELEASING)
     ended_sessions = {name for name, state in states.items() if state == "ended"}
     kept = dict(sql(server.database, "SELECT idempotency_key, session_id FROM lab_reference"))
 
@@ -110,18 +110,18 @@ def check_host(server: LabServer) -> None:
 
 def check_answers(journal: Journal) -> None:
     """Every answer is one that a client may get, and only one client at a time finds itself active."""
-    assert [fact.key for fact in journal.facts(What.UNEXPECTED)] == []
-    assert journal.facts(What.ENDED) == [], "a session was ended that nobody ended"
+    assert [fact.key for fact in journal.facts(FactKind.UNEXPECTED)] == []
+    assert journal.facts(FactKind.ENDED) == [], "a session was ended that nobody ended"
     holders: set[str] = set()
-    for fact in journal.facts(What.ACTIVE, What.LEAVING):
-        if fact.what is What.ACTIVE:
+    for fact in journal.facts(FactKind.ACTIVE, FactKind.LEAVING):
+        if fact.what is FactKind.ACTIVE:
             holders.add(fact.session_id)
             assert holders == {fact.session_id}, f"active at once: {holders}"
         else:
             holders.discard(fact.session_id)
 
 
-def start_again(server: LabServer, choice: random.Random, stop: threading.Event) -> None:
+def restart(server: LabServer, choice: random.Random, stop: threading.Event) -> None:
     """Start the server; now and then it is killed before it serves."""
     while choice.random() < 0.15:
         server.launch()
@@ -133,8 +133,8 @@ def start_again(server: LabServer, choice: random.Random, stop: threading.Event)
 def assert_nothing_is_left(server: LabServer) -> None:
     wait_until(lambda: httpx.get(f"{server.url}/queue").json()["length"] == 0, 30)
     wait_until(server.is_clean, 30, "something is left")
-    wait_until(lambda: len(loaded_ahead(server)) == 1, 30, "no netlab is loaded for the next lab")
-    wait_until(lambda: processes_of(server) == loaded_ahead(server), 30, "a process is left")
+    wait_until(lambda: len(preloaded_netlabs(server)) == 1, 30, "no netlab is loaded for the next lab")
+    wait_until(lambda: processes_of(server) == preloaded_netlabs(server), 30, "a process is left")
     open_labs = "SELECT count(*) FROM lab WHERE state <> 'ended'"
     wait_until(lambda: sql(server.database, open_labs) == [(0,)], 30, "the end of a lab is not written down")
     assert sql(server.database, "SELECT count(*) FROM lab_reference WHERE released_at IS NULL") == [(0,)]
@@ -151,22 +151,22 @@ def test_no_kill_violates_an_invariant(tmp_path: Path) -> None:
         fake(server).control(**SLOW)
         with working_clients([server.url], journal, SEED, CLIENTS, stop):
             for kill in range(KILLS):
-                if kill % BREATHE_EVERY == BREATHE_EVERY - 1:
-                    some_progress(journal, stop)
-                when = moment(server, choice, stop)
+                if kill % RECOVER_EVERY == RECOVER_EVERY - 1:
+                    wait_for_progress(journal, stop)
+                when = wait_for_kill_moment(server, choice, stop)
                 server.kill()
                 sys.stdout.write(f"kill {kill + 1} after {when}: {journal}\n")
                 check_database(server, journal)
                 check_answers(journal)
                 check_host(server)
-                start_again(server, choice, stop)
+                restart(server, choice, stop)
                 if stop.is_set():
                     break
         check_database(server, journal)
         check_answers(journal)
         assert_nothing_is_left(server)
         check_host(server)
-        assert len(journal.facts(What.LEFT)) >= CLIENTS
+        assert len(journal.facts(FactKind.LEFT)) >= CLIENTS
         assert server.stop() == 0
         assert server.is_clean()
         assert processes_of(server) == []

@@ -61,8 +61,8 @@ def test_a_host_without_the_database_serves_no_session_and_comes_back(hosts: Hos
         assert refuses(hosts, 2)
         wait_until(lambda: states(hosts) == ["live", "silent"], 20)
         sessions = [first.join() for _ in range(2)]
-        assert [first.place(session)["host"] for session in sessions] == ["lab-1", None]
-    assert first.place(sessions[1], wait=30)["host"] == "lab-2"
+        assert [first.status(session)["host"] for session in sessions] == ["lab-1", None]
+    assert first.status(sessions[1], wait=30)["host"] == "lab-2"
 
 
 def test_a_server_notices_that_an_answer_of_the_database_was_lost(hosts: Hosts) -> None:

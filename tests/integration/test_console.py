@@ -111,7 +111,7 @@ def test_the_terminal_is_restored_at_the_end(shell: Shell, end: str | signal.Sig
 
 def test_input_from_a_pipe_is_sent_and_ends_the_console(shell: Shell, console: Console) -> None:
     done = subprocess.run(
-        shell.words("console", "r1"), env=shell.environment, input=b"show version\n", capture_output=True, check=False
+        shell.command("console", "r1"), env=shell.environment, input=b"show version\n", capture_output=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"router> [show version\n]", b"")
     assert console.received == b"show version\n\x04"
@@ -123,7 +123,7 @@ def test_input_from_a_file_is_sent_too(shell: Shell, source: str) -> None:
     (shell.directory / "script").write_text("show version\n")
     with (shell.directory / source).open("rb") as file:
         done = subprocess.run(
-            shell.words("console", "r1"), env=shell.environment, stdin=file, capture_output=True, check=False
+            shell.command("console", "r1"), env=shell.environment, stdin=file, capture_output=True, check=False
         )
     assert done.returncode == 0
     assert done.stdout.startswith(b"router> ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.chaos.disturbances import DATABASE, LENGTHS, NEED_NETWORK, OF_DATABASE, Fault, plan
+from tests.chaos.faults import DATABASE, LENGTHS, NEED_NETWORK, WITHOUT_HOST, Fault, plan
 
 
 def test_a_seed_determines_the_plan() -> None:
@@ -16,7 +16,7 @@ def test_a_plan_has_every_fault_on_every_host_it_can_have() -> None:
     steps = plan(7, 1000, hosts=3)
     assert Counter(step.fault for step in steps).keys() == set(Fault)
     for step in steps:
-        assert (step.target == DATABASE) is (step.fault in OF_DATABASE)
+        assert (step.target == DATABASE) is (step.fault in WITHOUT_HOST)
         assert step.length <= 1.3 * max(LENGTHS)
     assert {step.target for step in steps} == {DATABASE, 1, 2, 3}
 

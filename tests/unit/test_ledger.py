@@ -8,9 +8,9 @@ import pytest
 
 from neops_remote_lab.core.codes import EndCode, EventKind, HostState, OutcomeCode
 from tests.chaos.history import Event, History, HostChange, ReferenceRow, SessionRow, Start
-from tests.chaos.journal import Fact, What
+from tests.chaos.journal import Fact, FactKind
 from tests.chaos.ledger import violations
-from tests.chaos.replay import Kind
+from tests.chaos.replay import ViolationKind
 
 
 class Story:
@@ -29,14 +29,14 @@ class Story:
         event = Event(self.number, transaction or self.number, what, session_id, **fields)  # type: ignore[arg-type]
         self.history.events.append(event)
 
-    def fact(self, what: What, session_id: str, key: str = "", asked: float = 0, at: float = 0) -> None:
+    def fact(self, what: FactKind, session_id: str, key: str = "", asked: float = 0, at: float = 0) -> None:
         self.history.facts.append(Fact(what, session_id, key, asked or self.number, at or self.number + 0.5))
 
     def join(self, session_id: str) -> None:
         self.event(EventKind.SESSION_JOINED, session_id)
         rank = len(self.history.sessions) + 1
         self.history.sessions.append(SessionRow(session_id, rank, rank, "waiting", self.number))
-        self.fact(What.JOINED, session_id)
+        self.fact(FactKind.JOINED, session_id)
 
     def grant(self, session_id: str, host: str, slot: int = 1, transaction: int = 0) -> None:
         self.event(EventKind.SESSION_GRANTED, session_id, transaction, host=host, slot=slot)
@@ -49,25 +49,25 @@ class Story:
         self.event(EventKind.LAB_RUNNING, session_id, lab_id=lab_id, host=host, slot=1)
         self.event(EventKind.REFERENCE_ACQUIRED, session_id, lab_id=lab_id, host=host, slot=1)
         self.history.references.append(ReferenceRow(session_id, f"key-{lab_id}", lab_id, self.number, host=host))
-        self.fact(What.ACQUIRED, session_id, f"key-{lab_id}")
+        self.fact(FactKind.ACQUIRED, session_id, f"key-{lab_id}")
 
     def release(self, lab_id: str, session_id: str, host: str, code: OutcomeCode = OutcomeCode.RELEASED) -> None:
         if code is OutcomeCode.RELEASED:
-            self.fact(What.RELEASING, session_id, f"key-{lab_id}")
+            self.fact(FactKind.RELEASING, session_id, f"key-{lab_id}")
         self.event(EventKind.LAB_ENDED, session_id, lab_id=lab_id, host=host, slot=1, code=code)
         [*others, row] = self.history.references
         self.history.references = [*others, replace(row, released_at=self.number, lab_code=code)]
 
     def end(self, session_id: str, code: EndCode = EndCode.CLIENT) -> None:
         if code is EndCode.CLIENT:
-            self.fact(What.LEAVING, session_id)
+            self.fact(FactKind.LEAVING, session_id)
         self.event(EventKind.SESSION_ENDED, session_id, code=code)
         self.history.sessions = [
             replace(row, state="ended", ended_at=self.number, end_code=code) if row.session_id == session_id else row
             for row in self.history.sessions
         ]
         if code is EndCode.CLIENT:
-            self.fact(What.LEFT, session_id)
+            self.fact(FactKind.LEFT, session_id)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def story() -> Story:
     return told
 
 
-def kinds(story: Story) -> list[Kind]:
+def kinds(story: Story) -> list[ViolationKind]:
     return [violation.kind for violation in violations(story.history)]
 
 
@@ -96,7 +96,7 @@ def test_nothing_is_found_in_a_history_with_faults_that_explain_what_happened(st
     story.end("ann")
     story.grant("bob", "lab-1")
     story.host("lab-2")
-    story.fact(What.OPERATOR_ENDS, "cem")
+    story.fact(FactKind.OPERATOR_ENDS, "cem")
     story.end("cem", EndCode.OPERATOR)
     story.grant("dan", "lab-2")
     story.start("d", "dan", "lab-2")
@@ -105,7 +105,7 @@ def test_nothing_is_found_in_a_history_with_faults_that_explain_what_happened(st
         story.host("lab-2", state)
     story.release("d", "dan", "lab-2", OutcomeCode.LOST)
     story.end("dan", EndCode.HOST_GONE)
-    story.fact(What.ENDED, "dan")
+    story.fact(FactKind.ENDED, "dan")
     story.end("bob")
     assert violations(story.history) == []
 
@@ -122,7 +122,7 @@ def test_a_session_that_an_operator_moves_is_served_at_its_new_place(story: Stor
 
 def test_a_second_session_on_a_slot_is_found(story: Story) -> None:
     story.grant("cem", "lab-1")
-    assert kinds(story) == [Kind.DOUBLE_GRANT]
+    assert kinds(story) == [ViolationKind.DOUBLE_GRANT]
 
 
 def test_a_session_that_is_active_twice_or_again_after_its_end_is_found(story: Story) -> None:
@@ -130,25 +130,25 @@ def test_a_session_that_is_active_twice_or_again_after_its_end_is_found(story: S
     story.grant("ann", "lab-2")
     story.end("ann")
     story.grant("ann", "lab-1")
-    assert kinds(story) == [Kind.DOUBLE_GRANT, Kind.DOUBLE_GRANT]
+    assert kinds(story) == [ViolationKind.DOUBLE_GRANT, ViolationKind.DOUBLE_GRANT]
 
 
 def test_a_session_that_overtakes_another_one_is_found(story: Story) -> None:
     story.end("ann")
     story.grant("dan", "lab-1")
-    assert kinds(story) == [Kind.INVERSION]
+    assert kinds(story) == [ViolationKind.INVERSION]
 
 
 def test_a_session_that_joined_after_the_answer_to_another_one_but_is_in_front_of_it_is_found(story: Story) -> None:
     joined = {fact.session_id: fact for fact in story.history.facts}
     late = replace(joined["cem"], asked=joined["dan"].at + 1, at=joined["dan"].at + 2)
     story.history.facts = [late if fact.session_id == "cem" else fact for fact in story.history.facts]
-    assert kinds(story) == [Kind.INVERSION]
+    assert kinds(story) == [ViolationKind.INVERSION]
 
 
 def test_two_sessions_with_one_rank_are_found(story: Story) -> None:
     story.history.sessions[3] = replace(story.history.sessions[3], rank=3)
-    assert kinds(story) == [Kind.INVERSION]
+    assert kinds(story) == [ViolationKind.INVERSION]
 
 
 @pytest.mark.parametrize("state", [HostState.SILENT, HostState.GONE, HostState.LIVE])
@@ -158,14 +158,14 @@ def test_a_session_that_becomes_active_on_a_silent_gone_or_draining_host_is_foun
     story.end("ann")
     story.host("lab-1", state, is_draining=state is HostState.LIVE)
     story.grant("cem", "lab-1")
-    assert kinds(story) == [Kind.CLOSED_HOST]
+    assert kinds(story) == [ViolationKind.CLOSED_HOST]
 
 
 def test_a_write_for_a_host_that_is_silent_is_found(story: Story) -> None:
     story.start("a", "ann", "lab-1")
     story.host("lab-1", HostState.SILENT)
     story.run("a", "ann", "lab-1")
-    assert kinds(story) == [Kind.FENCED_WRITE, Kind.FENCED_WRITE]
+    assert kinds(story) == [ViolationKind.FENCED_WRITE, ViolationKind.FENCED_WRITE]
 
 
 def test_a_lab_that_runs_after_its_end_is_found(story: Story) -> None:
@@ -176,69 +176,69 @@ def test_a_lab_that_runs_after_its_end_is_found(story: Story) -> None:
     story.end("ann", EndCode.HOST_GONE)
     story.host("lab-1")
     story.event(EventKind.LAB_RUNNING, "ann", lab_id="a", host="lab-1", slot=1)
-    assert kinds(story) == [Kind.FENCED_WRITE]
+    assert kinds(story) == [ViolationKind.FENCED_WRITE]
 
 
 def test_a_lab_of_a_session_that_is_active_elsewhere_or_waits_is_found(story: Story) -> None:
     story.start("a", "ann", "lab-2")
     story.start("c", "cem", "lab-1")
-    assert kinds(story) == [Kind.TWO_OWNERS, Kind.TWO_OWNERS]
+    assert kinds(story) == [ViolationKind.TWO_OWNERS, ViolationKind.TWO_OWNERS]
 
 
 def test_a_session_that_gets_the_lab_of_another_one_is_found(story: Story) -> None:
     story.start("a", "ann", "lab-1")
     story.event(EventKind.REFERENCE_ACQUIRED, "cem", lab_id="a", host="lab-1", slot=1)
-    assert kinds(story) == [Kind.TWO_OWNERS]
+    assert kinds(story) == [ViolationKind.TWO_OWNERS]
 
 
 def test_a_second_lab_of_a_session_is_found(story: Story) -> None:
     story.start("a", "ann", "lab-1")
     story.start("b", "ann", "lab-1")
-    assert kinds(story) == [Kind.TWO_OWNERS]
+    assert kinds(story) == [ViolationKind.TWO_OWNERS]
 
 
 @pytest.mark.parametrize("code", [EndCode.OPERATOR, EndCode.HOST_GONE, EndCode.STALE])
 def test_an_end_that_no_fault_explains_is_found(story: Story, code: EndCode) -> None:
     story.end("ann", code)
-    assert kinds(story) == [Kind.UNEXPLAINED_END]
+    assert kinds(story) == [ViolationKind.UNEXPLAINED_END]
 
 
 def test_a_session_that_waits_again_without_a_fault_is_found(story: Story) -> None:
     story.event(EventKind.SESSION_REQUEUED, "ann", host="lab-1", slot=1)
-    assert kinds(story) == [Kind.UNEXPLAINED_END]
+    assert kinds(story) == [ViolationKind.UNEXPLAINED_END]
 
 
 def test_a_reference_that_ends_without_a_fault_is_found(story: Story) -> None:
     story.start("a", "ann", "lab-1")
     story.run("a", "ann", "lab-1")
     story.release("a", "ann", "lab-1", OutcomeCode.LOST)
-    assert kinds(story) == [Kind.UNEXPLAINED_END]
+    assert kinds(story) == [ViolationKind.UNEXPLAINED_END]
 
 
 def test_acknowledged_calls_that_the_database_does_not_have_are_found(story: Story) -> None:
     story.start("a", "ann", "lab-1")
     story.run("a", "ann", "lab-1")
-    story.fact(What.RELEASED, "ann", "key-a")
-    story.fact(What.ACQUIRED, "bob", "key-b")
-    story.fact(What.LEFT, "bob")
-    story.fact(What.JOINED, "eve")
-    assert kinds(story) == [Kind.LOST] * 4
+    story.fact(FactKind.RELEASED, "ann", "key-a")
+    story.fact(FactKind.ACQUIRED, "bob", "key-b")
+    story.fact(FactKind.LEFT, "bob")
+    story.fact(FactKind.JOINED, "eve")
+    assert kinds(story) == [ViolationKind.LOST] * 4
 
 
 def test_an_acknowledged_call_that_took_effect_only_after_its_answer_is_found(story: Story) -> None:
-    story.fact(What.LEFT, "ann")
+    story.fact(FactKind.LEFT, "ann")
     story.end("ann")
-    assert kinds(story) == [Kind.LOST]
+    assert kinds(story) == [ViolationKind.LOST]
 
 
 def test_an_answer_that_no_client_may_get_is_found(story: Story) -> None:
-    story.fact(What.UNEXPECTED, "ann", "GET /lab: 500")
-    assert kinds(story) == [Kind.UNEXPECTED]
+    story.fact(FactKind.UNEXPECTED, "ann", "GET /lab: 500")
+    assert kinds(story) == [ViolationKind.UNEXPECTED]
 
 
 def test_labs_that_collide_start_twice_or_on_the_wrong_host_are_found(story: Story) -> None:
     story.start("a", "ann", "lab-1")
     story.history.collisions.append("lab-1: two labs")
     story.history.starts += [Start("lab-1", "a"), Start("lab-2", "a")]
-    assert set(kinds(story)) == {Kind.COLLISION}
+    assert set(kinds(story)) == {ViolationKind.COLLISION}
     assert len(kinds(story)) == 4

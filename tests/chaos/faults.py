@@ -13,19 +13,19 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 from tests.chaos.hosts import GONE_AFTER, LEASE, Hosts, end_session
-from tests.chaos.journal import What
+from tests.chaos.journal import FactKind
 from tests.chaos.network import Cable
 from tests.chaos.shell import sql
 
 DATABASE: Final = 0
 """The target of a fault that concerns no host."""
-BREATHE_EVERY: Final = 5
+RECOVER_EVERY: Final = 5
 """So many faults until all are undone, and some sessions leave."""
-VISITS: Final = 3
+RECOVERY_VISITS: Final = 3
 """How many."""
-PATIENCE: Final = 120.0
+RECOVERY_TIMEOUT: Final = 120.0
 """Seconds for which a session may take for that."""
-TICK: Final = 0.05
+POLL_INTERVAL: Final = 0.05
 """Seconds between two looks at what is due."""
 
 
@@ -72,7 +72,7 @@ TO_THE_END: Final = """
     UPDATE session SET rank = (SELECT max(rank) + 1 FROM session WHERE state = 'waiting')
     WHERE session_id = ? AND state = 'waiting'
 """
-OF_DATABASE: Final = frozenset({Fault.SHUTDOWN, Fault.CRASH, Fault.MOVE, Fault.END})
+WITHOUT_HOST: Final = frozenset({Fault.SHUTDOWN, Fault.CRASH, Fault.MOVE, Fault.END})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +106,13 @@ def plan(seed: int, count: int, hosts: int, without: Collection[Fault] = ()) -> 
         [fault] = choose.choices(faults, [WEIGHTS[fault] for fault in faults])
         host, delay, choice = choose.randint(1, hosts), choose.uniform(0, 0.6), choose.random()
         length = choose.choice(LENGTHS) * choose.uniform(0.9, 1.3)
-        if fault in OF_DATABASE:
+        if fault in WITHOUT_HOST:
             host, length = DATABASE, choose.uniform(0.1, 1.5)
         steps.append(Step(fault, host, delay, length, choice))
     return steps
 
 
-class Disturber:
+class FaultInjector:
     """Carries a plan out. Several faults may last at once, but only one of each target."""
 
     def __init__(self, hosts: Hosts, stop: threading.Event) -> None:
@@ -138,8 +138,8 @@ class Disturber:
         try:
             for number, step in enumerate(steps, 1):
                 self._wait(step.delay)
-                if number % BREATHE_EVERY == 0:
-                    self._breathe()
+                if number % RECOVER_EVERY == 0:
+                    self._recover()
                 if self._stop.is_set():
                     break
                 sys.stdout.write(f"{number}: {step}; {self._hosts.journal}\n")
@@ -149,7 +149,7 @@ class Disturber:
 
     def _begin(self, step: Step) -> None:
         self._undo(step.target)
-        if step.fault in {*OF_DATABASE, Fault.DRAIN}:
+        if step.fault in {*WITHOUT_HOST, Fault.DRAIN}:
             self._undo(DATABASE)  # it must run
         undo = self._begins[step.fault](step)
         self._pending[step.target] = time.monotonic() + step.length, undo
@@ -157,7 +157,7 @@ class Disturber:
     def _wait(self, seconds: float) -> None:
         """Let time pass, in which faults end and servers are started again."""
         deadline = time.monotonic() + seconds
-        while not self._stop.wait(TICK):
+        while not self._stop.wait(POLL_INTERVAL):
             for target, (due, _) in list(self._pending.items()):
                 if time.monotonic() >= due:
                     self._undo(target)
@@ -165,13 +165,13 @@ class Disturber:
             if time.monotonic() >= deadline:
                 break
 
-    def _breathe(self) -> None:
+    def _recover(self) -> None:
         self._undo_all()
-        journal, deadline = self._hosts.journal, time.monotonic() + PATIENCE
-        enough = len(journal.facts(What.LEFT)) + VISITS
-        while len(journal.facts(What.LEFT)) < enough and not self._stop.is_set():
+        journal, deadline = self._hosts.journal, time.monotonic() + RECOVERY_TIMEOUT
+        enough = len(journal.facts(FactKind.LEFT)) + RECOVERY_VISITS
+        while len(journal.facts(FactKind.LEFT)) < enough and not self._stop.is_set():
             assert time.monotonic() < deadline, "no session gets a lab and leaves"
-            self._wait(TICK)
+            self._wait(POLL_INTERVAL)
 
     def _undo(self, target: int) -> None:
         if target in self._pending:
