@@ -41,7 +41,7 @@ CHANGE_PAUSE: Final = 0.02
 """Seconds to wait for further notifications before a change is looked at."""
 DEADLOCK_TRIES: Final = 3
 """How often a transaction is tried that PostgreSQL rolls back because it and an operator's wait for each other."""
-SHORTEST_IDLE_LIMIT: Final = 1.0
+SHORTEST_IDLE_LIMIT: Final = 2.0
 """Minimum seconds until PostgreSQL rolls back a transaction in which the server runs no statement."""
 KEEPALIVES: Final = 3
 """Probes of an idle connection that may stay unanswered before PostgreSQL closes it."""
