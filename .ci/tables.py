@@ -52,8 +52,17 @@ def fields(model: type[BaseModel]) -> str:
 
 def end_codes() -> str:
     """Why sessions end."""
-    rows = [(f"`{code}`", code.message.replace("{max_hold:g}", "…")) for code in EndCode]
-    return _table(("`end_code`", "`end_detail`"), rows) + "\n"
+    return _messages("end_code", "end_detail", EndCode)
+
+
+def outcome_codes() -> str:
+    """How labs end."""
+    return _messages("outcome_code", "outcome_detail", OutcomeCode)
+
+
+def _messages(code_column: str, message_column: str, codes: Iterable[EndCode | OutcomeCode]) -> str:
+    rows = [(f"`{code}`", code.message.replace("{max_hold:g}", "…")) for code in codes]
+    return _table((f"`{code_column}`", f"`{message_column}`"), rows) + "\n"
 
 
 def events() -> str:

@@ -42,20 +42,10 @@ ENDED: Final = "ended"
 """The state, in the database, of a session or a lab that has ended."""
 
 
-class EndCode(StrEnum):
-    """Why a session ended.
-
-    Attributes:
-        message: the same for people. `{max_hold}` in it stands for the setting.
-    """
+class _CodeWithMessage(StrEnum):
+    """Members are written as a code and the message for people."""
 
     message: str
-
-    CLIENT = "client", "ended by its client"
-    STALE = "stale", "timeout: no call came from its client for too long"
-    MAX_HOLD = "max_hold", "maximum hold: it held the lab for more than {max_hold:g} s"
-    HOST_GONE = "host_gone", "the lab host vanished"
-    OPERATOR = "operator", "ended by an operator"
 
     def __new__(cls, value: str, message: str = "") -> Self:
         """Create a code."""
@@ -65,29 +55,36 @@ class EndCode(StrEnum):
         return code
 
 
-class OutcomeCode(StrEnum):
-    """How a lab ended."""
+class EndCode(_CodeWithMessage):
+    """Why a session ended. `{max_hold}` in a message stands for the setting."""
 
-    RELEASED = "released"
+    CLIENT = "client", "ended by its client"
+    STALE = "stale", "timeout: no call came from its client for too long"
+    MAX_HOLD = "max_hold", "maximum hold: it held the lab for more than {max_hold:g} s"
+    HOST_GONE = "host_gone", "the lab host vanished"
+    OPERATOR = "operator", "ended by an operator"
+
+
+class OutcomeCode(_CodeWithMessage):
+    """How a lab ended. If the start failed or the lab was lost, the recorded message has the cause instead."""
+
+    RELEASED = "released", "released"
     """Its last reference was released."""
-    DESTROYED = "destroyed"
+    DESTROYED = "destroyed", "destroyed by its session"
     """Its session requested the teardown."""
-    SESSION_ENDED = "session_ended"
-    """Its session ended."""
-    REPLACED = "replaced"
+    SESSION_ENDED = "session_ended", "its session ended"
+    REPLACED = "replaced", "replaced by another topology"
     """Its session started another topology."""
-    RECLAIMED = "reclaimed"
-    """It was started in advance, and its memory was needed for another lab."""
-    SERVER_ENDED = "server_ended"
-    """The server ended and tore the lab down."""
-    LOST = "lost"
-    """It was missing or incomplete when a restarted server tried to adopt it."""
-    REJECTED = "rejected"
-    """netlab rejected its topology."""
-    IN_THE_WAY = "in_the_way"
-    """A lab that is not ours prevented its start."""
-    FAILED = "failed"
-    """Its start failed."""
+    RECLAIMED = "reclaimed", "its memory was needed for another lab before its session became active"
+    """It was started in advance."""
+    SERVER_ENDED = "server_ended", "the server ended"
+    """The server tore the lab down."""
+    LOST = "lost", "lost: it could be removed only later"
+    """It was missing or incomplete when a restarted server tried to adopt it, or its teardown left something."""
+    REJECTED = "rejected", "its topology was rejected"
+    IN_THE_WAY = "in_the_way", "another lab prevented its start"
+    """That lab is not ours."""
+    FAILED = "failed", "its start failed"
 
 
 EXPECTED: Final = frozenset(

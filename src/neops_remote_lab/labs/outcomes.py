@@ -1,20 +1,10 @@
-"""Outcomes of labs: codes for programs, messages for people, refusals for callers."""
+"""Outcomes of starts that failed: what is recorded, counted and answered."""
 
 from typing import Final
 
 from neops_remote_lab.core.codes import OutcomeCode, StartOutcome
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
 
-SENTENCES: Final = {
-    OutcomeCode.RELEASED: "released",
-    OutcomeCode.DESTROYED: "destroyed by its session",
-    OutcomeCode.SESSION_ENDED: "its session ended",
-    OutcomeCode.REPLACED: "replaced by another topology",
-    OutcomeCode.RECLAIMED: "its memory was needed for another lab before its session became active",
-    OutcomeCode.SERVER_ENDED: "the server ended",
-    OutcomeCode.LOST: "lost: it could be removed only later",
-}
-"""Messages for outcomes that have no details of their own."""
 _STOPPED: Final = {
     OutcomeCode.SESSION_ENDED: Reason.SESSION_ENDED,
     OutcomeCode.DESTROYED: Reason.DESTROYED,
@@ -34,14 +24,14 @@ def start_refusal(error: Exception, stopped_for: OutcomeCode | None) -> Refused:
         stopped_for: why the start was interrupted, if it was.
     """
     if isinstance(error, InterruptedError) and stopped_for:
-        return Refused(_STOPPED[stopped_for], f"the lab's start was stopped: {SENTENCES[stopped_for]}")
+        return Refused(_STOPPED[stopped_for], f"the lab's start was stopped: {stopped_for.message}")
     return refusal_of(error)
 
 
 def end_of_start(error: Exception, refused: Refused, stopped_for: OutcomeCode | None) -> tuple[OutcomeCode, str]:
     """The outcome code and the message to record for a failed start."""
     if isinstance(error, InterruptedError) and stopped_for:
-        return stopped_for, SENTENCES[stopped_for]
+        return stopped_for, stopped_for.message
     return _FAILURES.get(refused.reason, OutcomeCode.FAILED), str(refused)
 
 

@@ -22,7 +22,7 @@ from neops_remote_lab.labs.accesses import LabAccesses
 from neops_remote_lab.labs.acquires import Acquire
 from neops_remote_lab.labs.admission import Admission
 from neops_remote_lab.labs.artifacts import Artifacts
-from neops_remote_lab.labs.outcomes import SENTENCES, end_of_start, start_outcome, start_refusal
+from neops_remote_lab.labs.outcomes import end_of_start, start_outcome, start_refusal
 from neops_remote_lab.labs.quarantine import HostQuarantine
 from neops_remote_lab.labs.records import identity_of_lab, starting_lab, workspace_of
 from neops_remote_lab.labs.refusals import Refused
@@ -293,7 +293,7 @@ class Slot:
 
     async def _stop(self, why: OutcomeCode) -> None:
         lab = self._live()
-        detail = SENTENCES[why]
+        detail = why.message
         logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, detail)
         self._accesses.end(lab.lab_id)
         await self._store.stopping(lab.lab_id)
@@ -377,7 +377,7 @@ class Slot:
         self._lab = replace(lab, state=LiveLabState.STOPPING)
         await self._run_blocking(self._host_lab.tear_down)
         if not self._queue.is_active(lab.session_id):
-            await self._conclude(lab.lab_id, OutcomeCode.SESSION_ENDED, SENTENCES[OutcomeCode.SESSION_ENDED])
+            await self._conclude(lab.lab_id, OutcomeCode.SESSION_ENDED, OutcomeCode.SESSION_ENDED.message)
             return
         lost = "the server was restarted, and the lab did not run whole"
         if self._rebooted:
