@@ -24,9 +24,9 @@ class QueueEntryDto(BaseModel):
 class QueueHostDto(BaseModel):
     """A lab host that serves the queue."""
 
-    name: str
+    name: str = Field(description="name of the host, `--lab-host`")
     state: HostState = Field(
-        default=HostState.LIVE, description="`silent` and `gone`: its server shows no sign of life"
+        default=HostState.LIVE, description="`live`; `silent` or `gone` if its server shows no sign of life"
     )
     draining: bool = Field(default=False, description="true if an operator lets no further session become active on it")
     holds_grants: bool = Field(
