@@ -26,10 +26,10 @@ from bench.table import as_json, table
 
 RESULTS: Final = Path(__file__).parent / "results"
 FILES: Final = 16_384
-"""Open files that thousands of held clients need, here and in the servers, which inherit the limit."""
+"""Limit of open files for thousands of long polls. The servers inherit it."""
 ROW_LIMIT: Final = {False: 240, True: 900}
-"""Seconds that one group of rows may take, in a short and in a full run."""
-# Whatever a wrong assumption, a dead process or an odd answer raises: the other rows are measured all the same.
+"""Maximum seconds for one group of rows, in a short and in a full run."""
+# Exceptions that fail one group of rows. The other rows are measured nevertheless.
 FAILURES: Final = (
     BenchError,
     AssertionError,
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; the exit status is 1 when something could not be measured."""
     options = _parser().parse_args(arguments)
     _raise_file_limit()
-    # Users run compiled modules; with this variable every process would compile what pip has not compiled before.
+    # Users run cached bytecode. With this variable every process would compile all modules again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     peer, no_peer = None, ""
     try:

@@ -1,4 +1,4 @@
-"""The lab host of a measurement: the fake netlab with the durations of a real one."""
+"""Lab hosts of measurements: the fake netlab with the durations of the real one, and helpers for both."""
 
 import shutil
 import subprocess
@@ -21,22 +21,22 @@ TIMES: Final = {
     "inspect_seconds": 0.1,
     "down_seconds": 0.4,
 }
-"""Knobs of the fake, after networklab 26.10 with 1 to 30 FRR routers; on top, its imports take `START_UP` seconds.
+"""Durations of the fake netlab, measured with networklab 26.10 and 1 to 30 FRR routers, plus `START_UP` for imports.
 
-Nodes alone are quicker than they were on the two cores where that was measured (0.6 s each).
+Only the start of a node is shorter: 0.6 s were measured on two cores.
 """
 START_UP: Final = 0.2
 
 
 def install(root: Path, **knobs: object) -> FakeNetlab:
-    """A lab host below `root`; knobs add to `TIMES`."""
+    """Install the fake netlab below `root`. `knobs` are added to `TIMES`."""
     fake = install_fake_netlab(root, import_seconds=START_UP)
     fake.control(**{**TIMES, **knobs})
     return fake
 
 
 def real_netlab_problem() -> str:
-    """What the real netlab needs and this machine lacks; empty if it can start containers."""
+    """Why the real netlab cannot start containers on this machine; empty if it can."""
     absent = [program for program in ("netlab", "docker", "containerlab") if shutil.which(program) is None]
     if absent:
         return f"this machine lacks {', '.join(absent)}"
@@ -47,7 +47,7 @@ def real_netlab_problem() -> str:
 
 @dataclass(frozen=True)
 class NetlabLog:
-    """What the fake netlab has logged since a moment."""
+    """The log of the fake netlab from a line on."""
 
     fake: FakeNetlab
     start: int
@@ -57,10 +57,11 @@ class NetlabLog:
         return cls(fake, len(fake.log()))
 
     def started(self) -> list[list[str]]:
-        """The arguments of each netlab that was started."""
+        """The arguments of each netlab process."""
         return [line["argv"][1:] for line in self.fake.log()[self.start :] if line["event"] == "start"]
 
     def ups(self) -> int:
+        """The number of `netlab up` processes."""
         return sum(argv[:1] == ["up"] for argv in self.started())
 
 
@@ -70,7 +71,7 @@ def require_order(fake: FakeNetlab) -> None:
 
 
 def wait_clean(host: FakeNetlab | RealNetlab, timeout: float = 60) -> None:
-    """Wait until no lab has left anything."""
+    """Wait until nothing of any lab is left on the host. Raises `BenchError` after `timeout` seconds."""
     try:
         wait_until(lambda: not host.leftovers(), timeout)
     except AssertionError:
@@ -78,7 +79,7 @@ def wait_clean(host: FakeNetlab | RealNetlab, timeout: float = 60) -> None:
 
 
 def netlab(host: FakeNetlab | RealNetlab, directory: Path, *arguments: str) -> float:
-    """Run netlab in a directory. Returns the seconds that it took."""
+    """Run netlab in a directory. Returns its duration in seconds."""
     environment: dict[str, Any] = host.environment()
     program = shutil.which("netlab", path=environment["PATH"])
     require(program, "netlab is not on PATH")

@@ -10,7 +10,7 @@ PEER: Final = "peer 1.4.0"
 
 
 class BenchError(Exception):
-    """The measurement failed, so its numbers would mean nothing."""
+    """The measurement is invalid."""
 
 
 def require(condition: object, message: str) -> None:
@@ -48,7 +48,7 @@ class Target:
     Attributes:
         ratio: limit of ours / reference.
         sense: whether the ratio should be at most or at least that.
-        of: which number of both samples the ratio is made of.
+        of: the statistic of both samples that is divided.
         ceiling: limit of our own p99, in the row's unit.
         excess: limit of our median minus the reference's, in the row's unit.
     """
@@ -69,7 +69,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `chart`, `line` and `x` put it into a picture as well."""
+    """One line of the table, and with `chart`, `line` and `x` a point of a chart."""
 
     name: str
     case: str
@@ -80,7 +80,7 @@ class Row:
     target: Target = field(default_factory=Target)
     given_ratio: float | None = None
     given_excess: float | None = None
-    """The difference from the reference, if the row has a better one than that of the medians, for example of pairs."""
+    """The difference from the reference, if it is not that of the medians."""
     note: str = ""
     chart: str = ""
     line: str = ""
@@ -103,7 +103,7 @@ class Row:
         if goal.ratio is not None:
             if self.ratio is None:
                 return None
-            # Two decimals, as shown: a limit of 1.00 does not fail by the timer's noise.
+            # Rounded as shown, so that noise does not fail a limit of 1.00.
             shown = round(self.ratio, 2)
             verdicts.append(shown <= goal.ratio if goal.sense == "≤" else shown >= goal.ratio)
         if goal.ceiling is not None and self.ours:

@@ -22,12 +22,12 @@ class NoPeerError(Exception):
 
 @dataclass(frozen=True)
 class Peer:
-    """The environment that holds it."""
+    """A virtual environment with version 1.4.0."""
 
     directory: Path
 
     def without_ours(self, environment: dict[str, str]) -> dict[str, str]:
-        """An environment in which its Python does not find this project in the place of the peer."""
+        """The variables without those that would let its Python import this project."""
         return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
 
     @property
@@ -39,10 +39,10 @@ class Peer:
 
 
 def find_peer(given: Path | None = None) -> Peer:
-    """The peer, installed where that has not been done.
+    """The virtual environment of the peer, which is installed if it does not exist.
 
     Raises:
-        NoPeerError: there is no Python that is new enough, or the registry cannot be reached.
+        NoPeerError: no Python is new enough, or the registry cannot be reached.
     """
     directory = given or user_cache_path("neops-remote-lab") / f"bench-peer-{VERSION}"
     peer = Peer(directory)
@@ -78,7 +78,7 @@ def _install(directory: Path) -> None:
 
 
 def _new_pythons() -> Iterator[str]:
-    """Interpreters that start and are new enough; a name on PATH may be a shim without one behind it."""
+    """Interpreters that are new enough. They are started, because a name on PATH may be a shim without a Python."""
     names = ["python3", *(f"python3.{minor}" for minor in range(OLDEST[1], OLDEST[1] + 6))]
     found = [shutil.which(name) for name in names]
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"

@@ -1,4 +1,4 @@
-"""Pictures of the rows that scale: SVG lines over a logarithmic axis, drawn without any library."""
+"""SVG charts of rows that were measured with several sizes, with a logarithmic axis."""
 
 import math
 from collections import defaultdict
@@ -15,7 +15,7 @@ COLOURS: Final = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d5b9f", "#c78b1c", "#4f5d7
 
 
 class Line(NamedTuple):
-    """One line of a picture: its name, and a value for each x."""
+    """One line of a chart: its name, and a value for each x."""
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -23,7 +23,7 @@ class Line(NamedTuple):
 
 
 def draw_all(rows: Iterable[Row], directory: Path, prefix: str) -> list[Path]:
-    """One picture for each chart and unit that at least two x are known of; the files."""
+    """Draw a chart for each `chart` and unit with at least two values of x. Returns the files."""
     charts: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row.chart and row.x is not None and row.ours:
@@ -51,7 +51,7 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
 
 
 def draw(title: str, lines: Sequence[Line]) -> str:
-    """The picture."""
+    """A chart as SVG."""
     xs = sorted({x for line in lines for x, _ in line.points})
     ys = [y for line in lines for _, y in line.points if y > 0]
     low, high = math.floor(math.log10(min(ys, default=1))), math.ceil(math.log10(max(ys, default=10)))

@@ -19,13 +19,13 @@ PACE: Final = 0.005
 LONGEST: Final = 120.0
 """Seconds after which a probe gives up."""
 SETTLE: Final = 0.3
-"""Seconds for which the calls go on before and after what they are to watch."""
+"""Seconds of calls before and after the measured work."""
 
 _over: Event
 
 
 class Probe:
-    """The process that calls."""
+    """The process that sends the calls."""
 
     def __init__(self, pool: ProcessPoolExecutor, over: Event, port: int, session: str) -> None:
         self._pool = pool
@@ -34,7 +34,7 @@ class Probe:
         self._session = session
 
     def during(self, work: Callable[[], T]) -> tuple[float, T]:
-        """The longest of the calls while something is done, in seconds, and what that gave."""
+        """Do some work. Returns the seconds of the longest call meanwhile, and the result of the work."""
         self._over.clear()
         longest = self._pool.submit(_call, self._port, self._session)
         time.sleep(SETTLE)
@@ -48,7 +48,7 @@ class Probe:
 
 @contextmanager
 def probing(port: int, session: str) -> Iterator[Probe]:
-    """A probe of a server by the status of a session."""
+    """A probe that asks a server for the status of a session."""
     context = multiprocessing.get_context("spawn")
     over = context.Event()
     with ProcessPoolExecutor(1, context, _remember, (over,)) as pool:

@@ -1,4 +1,4 @@
-"""The two servers, and what the rows of the table share."""
+"""Servers of this version and of the peer, calls to them, and the context of a run."""
 
 import http.client
 import json
@@ -38,16 +38,16 @@ from neops_remote_lab.store.sql.tables import SESSION
 T = TypeVar("T")
 
 LAB_HOST: Final = "test-host"
-"""What tests/server.py calls the lab host."""
+"""The name of the lab host in tests/server.py."""
 NEVER: Final = "86400"
-"""A timeout, in seconds, that no measurement sees."""
+"""A timeout, in seconds, that is longer than any measurement."""
 
 REAL_HOST_TIMEOUT: Final = 120.0
 """Seconds to wait until no other process uses the real netlab."""
 
 
 class Server(Protocol):
-    """What both servers can do."""
+    """The common interface of both servers."""
 
     root: Path
     port: int
@@ -111,7 +111,7 @@ class PeerServer:
         return re.sub(r"\x1b\[\d+m", "", log.read_text(errors="replace")[-3000:]) if log.exists() else ""
 
     def close(self) -> None:
-        """SIGTERM; SIGKILL where that does not help in time."""
+        """Send SIGTERM, and SIGKILL after a minute."""
         if self.process is None or self.process.poll() is not None:
             return
         self.process.send_signal(signal.SIGTERM)
@@ -123,14 +123,14 @@ class PeerServer:
 
 
 def guarded(command: Sequence[str]) -> list[str]:
-    """A command that ends when the bench does, where the system can arrange that."""
+    """The command with a prefix that ends it with this process, if `setpriv` is installed."""
     guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     return [*guard, *command]
 
 
 @dataclass
 class Bench:
-    """One run of the bench: how long it may take, where its files are, and whom to compare with."""
+    """The context of a run: short or full, its files, and the peer."""
 
     full: bool
     root: Path
@@ -140,6 +140,7 @@ class Bench:
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def choose(self, short: T, full: T) -> T:
+        """A value for a short or for a full run."""
         return full if self.full else short
 
     def directory(self, name: str) -> Path:
@@ -150,7 +151,7 @@ class Bench:
 
     @contextmanager
     def ours(self, lab_host: FakeNetlab | RealNetlab | None = None, /, **settings: str) -> Iterator[LabServer]:
-        """Our server with its defaults, on a separate lab host unless one is given."""
+        """A server of this version with default settings, on a new fake lab host unless one is given."""
         server = self.our_server(lab_host, **settings)
         try:
             start(server)
@@ -166,7 +167,7 @@ class Bench:
 
     @contextmanager
     def theirs(self, lab_host: FakeNetlab | RealNetlab | None = None) -> Iterator[PeerServer | None]:
-        """The peer's server with its own defaults; None where there is no peer."""
+        """A server of the peer with its default settings; None without a peer."""
         if (server := self.peer_server(lab_host)) is None:
             yield None
             return
@@ -191,7 +192,7 @@ class Bench:
 
     @contextmanager
     def several(self, servers: Sequence[Server]) -> Iterator[None]:
-        """Start these servers at the same time, and end them."""
+        """Start these servers at the same time, and stop them at the end."""
         with ExitStack() as stack:
             for server in servers:
                 stack.callback(server.close)
@@ -202,7 +203,7 @@ class Bench:
 
 
 def start(server: Server) -> None:
-    """Start a server; raises `BenchError` where it does not come up."""
+    """Start a server. Raises `BenchError` if it does not serve in time."""
     try:
         server.start()
     except AssertionError as error:
@@ -221,7 +222,7 @@ def real_host() -> Iterator[RealNetlab]:
     """This machine as the lab host, which only one program at a time may use."""
     with FileLock(REAL_NETLAB_LOCK, timeout=REAL_HOST_TIMEOUT):
         lab_host = RealNetlab()
-        host.wait_clean(lab_host, REAL_HOST_TIMEOUT)  # a lab may run whose owner does not know of the lock
+        host.wait_clean(lab_host, REAL_HOST_TIMEOUT)  # a lab of a program that does not use the lock may be running
         yield lab_host
 
 
@@ -236,7 +237,7 @@ def call(
     content_type: str = "application/json",
     timeout: float = 120,
 ) -> Any:
-    """One call on a new connection; the JSON of its answer. Raises `BenchError` on another status."""
+    """Send one call on a new connection. Returns the JSON of the response. Raises `BenchError` on another status."""
     headers = {"X-Session-ID": session} if session else {}
     headers |= {"Content-Type": content_type} if body else {}
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)) as connection:
@@ -249,7 +250,7 @@ def call(
 
 
 def joined(server: Server) -> str:
-    """A new session's id."""
+    """Join the queue. Returns the session id."""
     return str(call(server, "POST", "/session", 201)["session_id"])
 
 
@@ -258,18 +259,18 @@ def end(server: Server, session: str) -> None:
 
 
 def sessions(server: Server) -> int:
-    """How many sessions there are, the active one included."""
+    """The number of live sessions, including active ones."""
     return int(call(server, "GET", "/debug/health", 200)["sessions"])
 
 
 def labs(server: LabServer) -> Counter[str]:
-    """The number of our server's labs by their state, those that are being torn down included."""
+    """The number of labs of a server of this version, by state, including labs that are being torn down."""
     found = re.findall(r'lab_state\{state="(\w+)"\} (\d+)', httpx.get(f"{server.url}/metrics").text)
     return Counter({state: int(number) for state, number in found if state != NO_LAB})
 
 
 def has_no_lab(server: LabServer) -> bool:
-    """Whether our server has no lab, not even one that is being torn down."""
+    """Whether a server of this version has no lab, not even one that is being torn down."""
     return not labs(server).total()
 
 
@@ -286,7 +287,7 @@ def form(topology: str, name: str = "topology.yml") -> tuple[bytes, str]:
 
 
 def fill(database: str, waiting: int, hosts: Sequence[str] = (LAB_HOST,)) -> list[str]:
-    """Write sessions into a database, as after a restart: one active on each host, and so many waiting ones.
+    """Write sessions into a database, as after a restart: one active session per host, and `waiting` others.
 
     Returns their ids in FIFO order, the active ones first.
     """
@@ -309,7 +310,7 @@ def fill(database: str, waiting: int, hosts: Sequence[str] = (LAB_HOST,)) -> lis
 
 
 def process_of(server: Server) -> psutil.Process:
-    """The server's process. `setpriv` replaces itself by it, so the pid is right."""
+    """The process of a server. `setpriv` executes it in its own process, so the pid is the same."""
     require(server.process, "the server was not started")
     assert server.process is not None
     return psutil.Process(server.process.pid)

@@ -8,7 +8,7 @@ from bench.measure import Row, Sample
 
 HEADINGS: Final = ("row", "case", "unit", "ours", "p99", "against", "median", "p99", "ratio", "target", "met", "note")
 LEFT: Final = frozenset({0, 1, 2, 5, 9, 10, 11})
-"""Columns of words."""
+"""Columns of text, which are aligned to the left."""
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -46,7 +46,7 @@ def _short(value: float) -> str:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """A row with its numbers, every single measurement included."""
+    """A row with all of its samples."""
     plain = asdict(row)
     for side, sample in (("ours", row.ours), ("reference", row.reference)):
         if sample:

@@ -1,7 +1,7 @@
-"""A client that waits in the queue: one `RemoteLabClient` for each line on standard input.
+"""A program that waits in the queue with a `RemoteLabClient`, on commands from standard input.
 
-Run by the bench with the Python that has the client to be measured, so it imports nothing of the bench. `go` makes a
-client, whose return is reported as `@active SECONDS` (monotonic, the same clock for all processes); `close` ends it.
+The command `go` creates a client, and prints `@active SECONDS` (monotonic clock) when its constructor returns. `close`
+closes it and prints `@closed`. The program runs with the Python of either version, so it imports nothing of the bench.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Nodes that answer: network namespaces on a bridge of the name that Docker gives to the bridge of a network."""
+"""Nodes with services, for labs on the fake Docker: network namespaces on a bridge with the name that Docker uses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import yaml
 from tests.fakes import FakeNetlab, wait_until
 
 ECHO, SOURCE, SINK, GREETING, RESET, LATE, COUNT = 7, 19, 9, 13, 14, 15, 16
-"""What the nodes have on these TCP ports: what comes goes back; bytes without end; nothing is read; a greeting and the
-end; a greeting and a reset; what came, and how much came, until the client had no more to say."""
+"""TCP ports of the services: send everything back; send for ever; never read; send a greeting and close; send a
+greeting and reset; at the end of the input send it back (LATE), or send its length (COUNT)."""
 NOTHING: Final = 4
 """A TCP port on which no node listens."""
 SERVICES: Final = f"""
@@ -82,7 +82,7 @@ needs_network = pytest.mark.skipif(bool(NO_NETWORK), reason=NO_NETWORK)
 
 
 def topology(nodes: int = 2, **x_fake: object) -> str:
-    """A topology whose management addresses no other test process uses."""
+    """A topology with management addresses that are unique to this test process."""
     names = [f"r{number}" for number in range(1, nodes + 1)]
     value: dict[str, Any] = {"provider": "clab", "defaults": {"device": "frr"}}
     value["nodes"] = {name: {"mgmt": {"ipv4": address(number)}} for number, name in enumerate(names, 1)}
@@ -91,7 +91,7 @@ def topology(nodes: int = 2, **x_fake: object) -> str:
 
 
 def address(number: int) -> str:
-    """The management address of a node; 0 is this host's own."""
+    """The management address of a node, or with 0 that of this host."""
     return f"198.18.{os.getpid() % 250}.{10 + number}"
 
 
@@ -101,7 +101,7 @@ def namespace(number: int) -> str:
 
 
 def inside(number: int) -> list[str]:
-    """What starts a program in the network of a node."""
+    """The command prefix that starts a program in the network namespace of a node."""
     return ["ip", "netns", "exec", namespace(number)]
 
 
@@ -111,7 +111,7 @@ def ip(*words: str, check: bool = True) -> None:
 
 @contextmanager
 def nodes_that_answer(fake: FakeNetlab, count: int = 1) -> Iterator[None]:
-    """Give the first nodes of a lab that runs on the fake Docker their addresses, and services on some ports."""
+    """Create network namespaces with services for the first nodes of a running lab."""
     (network,) = fake.networks()
     bridge = f"br-{network['id'][:12]}"
     with ExitStack() as ends:

@@ -1,4 +1,4 @@
-"""Processes forked from one that has already imported their program, because most of a start is imports."""
+"""Starts programs by forking a process that has already imported them, because imports take most of a start."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ PACKAGE = "neops_remote_lab"
 CLIENT_MODULES = ("httpx", "httpcore", "psutil", "filelock", f"{PACKAGE}.client.lab_client", f"{PACKAGE}.models")
 ROOT = Path(__file__).parents[1]
 INTERPRETER_VARIABLES = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
-"""How variables begin that count before the program runs."""
+"""Prefixes of variables that the interpreter reads before the program runs."""
 SEARCH_PATH = "PYTHONPATH"
-"""The only one of them that a forked process takes over."""
+"""The only one of them that a forked process applies."""
 STREAMS = 3
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MESSAGE_BYTES = 1 << 20
@@ -63,7 +63,7 @@ class Program(Enum):
             *CLIENT_MODULES,
         ),
     )
-    # None of the plugin's own: pytest rewrites the assertions of a plugin that was not imported before.
+    # Not the plugin itself: pytest rewrites the assertions of a plugin only if it was not imported before.
     PYTEST = ("pytest", ("_pytest.config", "_pytest.pytester", "tests.fork_workers", *CLIENT_MODULES))
 
     def __init__(self, module: str, *imported: tuple[str, ...]) -> None:
@@ -73,7 +73,7 @@ class Program(Enum):
     def load(self) -> None:
         """Import what the program would import."""
         for name in self.imported:
-            with suppress(ModuleNotFoundError):  # of an extra that is not installed
+            with suppress(ModuleNotFoundError):  # a package of an extra that is not installed
                 importlib.import_module(name)
         if self is Program.PYTEST:
             from _pytest.config import default_plugins
@@ -83,7 +83,7 @@ class Program(Enum):
         sys.modules.pop(f"{self.module}.__main__", None)  # each child runs it, as `python -m` does
 
     def run(self, arguments: list[str]) -> None:
-        """Be the program, until it ends."""
+        """Run the program in this process."""
         if self is Program.PYTEST:
             from tests.fork_workers import fork_workers
 
@@ -93,7 +93,7 @@ class Program(Enum):
 
 
 class ForkedProcess:
-    """A child of a fork server, with what `subprocess.Popen` has of it."""
+    """A child of a fork server, with the interface of `subprocess.Popen`."""
 
     def __init__(self, server: ForkChannel, pid: int, pipes: Mapping[int, IO[bytes]]) -> None:
         self.pid = pid
@@ -121,7 +121,7 @@ class ForkedProcess:
         return status
 
     def communicate(self, timeout: float) -> tuple[bytes, bytes]:
-        """Read both outputs to their end, and wait; the process is killed if that takes longer than `timeout`."""
+        """Read both outputs and wait for the end. Kills the process after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         with ExitStack() as opened, ThreadPoolExecutor(2) as readers:
             pipes = [opened.enter_context(pipe or io.BytesIO()) for pipe in (self.stdout, self.stderr)]
@@ -146,7 +146,7 @@ class ForkedProcess:
 
 
 class ForkChannel:
-    """The other end of the channel of a process that forks."""
+    """The client side of a connection to a fork server."""
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
@@ -184,36 +184,36 @@ class ForkChannel:
         return ForkedProcess(self, pid, pipes)
 
     def ask(self, descriptors: Sequence[int] = (), **request: object) -> Any:
-        """What the process says to an request."""
+        """Send a request. Returns the answer of the process."""
         with self._lock:
             socket.send_fds(self.channel, [json.dumps(request).encode()], descriptors)
             return json.loads(self.channel.recv(MESSAGE_BYTES))
 
 
 class ForkServer:
-    """The process that forks; its children end with it."""
+    """A process that forks programs. Its children end with it."""
 
     of_this_run: ClassVar[Mapping[Program, ForkServer]] = {}
 
     def __init__(self, program: Program, launcher: Sequence[str] = ()) -> None:
-        """Fork a program later. `launcher` is the beginning of a command that starts the forking process."""
+        """`launcher` is a command prefix for the process, which is started at the first use."""
         self._program = program
         self._launcher = launcher
         self._environment = dict(os.environ)
 
     def can_fork(self, environment: Mapping[str, str]) -> bool:
-        """Whether the children are the same as if each had an interpreter of its own."""
+        """Whether a forked process behaves as a new interpreter with this environment would."""
         ours = self._environment
         names = {name for name in {*environment, *ours} if name.startswith(INTERPRETER_VARIABLES)} - {SEARCH_PATH}
         return all(environment.get(name) == ours.get(name) for name in names)
 
     @property
     def forks(self) -> ForkChannel:
-        """The channel to the process, which begins with the first use."""
+        """The connection to the process, which is started at the first use."""
         return self._process[0]
 
     def close(self) -> None:
-        """End the process, if it has begun."""
+        """End the process, if it was started."""
         if "_process" in vars(self):
             forks, process = self._process
             forks.channel.close()
@@ -241,9 +241,13 @@ def popen(
     launcher: Sequence[str] = (),
     fork_server: ForkServer | None = None,
 ) -> Process:
-    """Start a program with nothing to read: forked where that is the same, or else by `launcher` and an interpreter.
+    """Start a program with an empty standard input: forked if possible, otherwise with a new interpreter.
 
-    A fork server that is given is used instead of that of this run. The other options are those of `subprocess.Popen`.
+    Args:
+        launcher: a command prefix for the interpreter.
+        fork_server: used instead of that of the test run.
+
+    The other options are those of `subprocess.Popen`.
     """
     fork_server = fork_server or ForkServer.of_this_run.get(program)
     if fork_server and fork_server.can_fork(env):
@@ -253,19 +257,19 @@ def popen(
 
 
 def main() -> None:
-    """Fork and wait for children, as the messages on standard input say, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the tests, which close this
+    """Serve requests on standard input until it is closed, then end all children."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the tests too, which close this process
     program = Program[sys.argv[1]]
     program.load()
-    gc.freeze()  # the children need not look for garbage among what they have in common
+    gc.freeze()  # the children do not collect the objects that they share
     for pid in serve(socket.socket(fileno=os.dup(0)), program.run):
         os.kill(pid, signal.SIGTERM)
 
 
 def serve(channel: socket.socket, run: Callable[[list[str]], None]) -> set[int]:
-    """Fork and wait for children, as the messages of a channel say, until it ends. Returns those that are left.
+    """Serve requests to fork and to poll children until the channel is closed. Returns the ids of running children.
 
-    In each child, this returns after `run`, which gets the arguments of the program.
+    In a child, it calls `run` with the arguments of the program and then returns an empty set.
     """
     children: set[int] = set()
     while True:
@@ -293,7 +297,7 @@ def serve(channel: socket.socket, run: Callable[[list[str]], None]) -> set[int]:
 
 
 def _replace_state(descriptors: Sequence[int], environment: dict[str, str], directory: str) -> None:
-    """Let this process look like one that has just been started."""
+    """Replace signal handlers, streams, directory and environment by those of a new process."""
     for end_signal in END_SIGNALS:
         signal.signal(end_signal, signal.default_int_handler if end_signal == signal.SIGINT else signal.SIG_DFL)
     for number, descriptor in enumerate(descriptors):
@@ -304,7 +308,7 @@ def _replace_state(descriptors: Sequence[int], environment: dict[str, str], dire
     os.environ.clear()
     os.environ.update(environment)
     sys.path[: 1 + given] = [directory, *_search_path(environment)]
-    tempfile.tempdir = None  # found out by another environment
+    tempfile.tempdir = None  # cached for another environment
 
 
 def _search_path(environment: Mapping[str, str]) -> list[str]:

@@ -1,5 +1,4 @@
-"""Workers of pytest-xdist, forked from a copy of the process that is about to run pytest, because most of a start is
-imports."""
+"""Forks workers of pytest-xdist from a copy of the pytest process, because imports take most of a start."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from execnet.gateway_base import ExecModel, Popen2IO
 from tests.fork_server import END_SIGNALS, ForkChannel, serve
 
 WORKERS = ("-n", "--tx")
-"""The options of pytest that ask for workers."""
+"""Options of pytest that start workers."""
 BOOTSTRAP = ["-u", "-c", gateway_io.popen_bootstrapline]
 """The arguments with which execnet starts an interpreter."""
 
@@ -31,7 +30,7 @@ def fork_workers(arguments: Sequence[str]) -> None:
         _use(ForkChannel(ours))
         return
     ours.close()
-    for number in END_SIGNALS:  # what ends the run ends its workers, and this process ends with the run
+    for number in END_SIGNALS:  # the run ends its workers, and this process ends with the run
         signal.signal(number, signal.SIG_IGN)
     serve(other, _work)
     sys.exit()

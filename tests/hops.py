@@ -1,4 +1,4 @@
-"""Sessions whose lab is on a host of another server, in the database of a server that runs alone otherwise."""
+"""Sessions that are active on the host of another server, for tests with two servers and two SQLite databases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def active_elsewhere(front: LabServer, session_id: str, address: str) -> Iterato
     """A session that is active on another host of the queue.
 
     Args:
-        front: the server that is to learn of it.
+        front: the server whose database gets the session and the host.
         address: URL of the other host's server.
     """
     host = f"host-of-{session_id}"

@@ -53,7 +53,7 @@ class Labs:
         return copy_topology(TopologyFiles.of(topology, ()), self.settings.work_dir, self.settings.lab_host)
 
     def check(self, topology: Path) -> Workspace:
-        """A lab that is prepared while its session waits."""
+        """Prepare a lab, as for a waiting session."""
         workspace = self.upload(topology)
         self.host_labs.commands.create(workspace, threading.Event())
         return workspace
@@ -76,7 +76,7 @@ class Labs:
 
 
 def killed_server(settings: dict[str, Any], *topologies: Path, **changes: object) -> list[Workspace]:
-    """The labs that a process has left behind which was killed. It has this process's environment."""
+    """Start labs in a process with this environment, and kill it. Returns the workspaces of the labs."""
     values = {name: str(value) for name, value in {**settings, "slots": 3, **changes}.items()}
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER.replace("{settings!r}", repr(values)), *map(str, topologies)],

@@ -1,4 +1,4 @@
-"""A real nginx with the configuration that we ship, in front of a real server."""
+"""A real nginx with the shipped configuration, in front of a real server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 @dataclass(frozen=True)
 class Files:
-    """Certificates made for one test, below a directory."""
+    """The certificate files of a test."""
 
     root: Path
 
@@ -60,7 +60,7 @@ class Files:
 
 
 def make_certificates(root: Path) -> Files:
-    """An authority, a certificate for the server at `localhost`, and one for a user."""
+    """Create an authority, a certificate for `localhost`, and one for a user."""
     root.mkdir()
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(root / "ca.pem"))
@@ -73,7 +73,7 @@ def make_certificates(root: Path) -> Files:
 
 @dataclass(frozen=True)
 class Nginx:
-    """A proxy that runs, and what a client needs to get through."""
+    """A running proxy, and the credentials of its clients."""
 
     port: int
     plain_port: int
@@ -82,7 +82,7 @@ class Nginx:
 
     @property
     def bare_url(self) -> str:
-        """Without credentials."""
+        """The URL without credentials."""
         return f"https://localhost:{self.port}"
 
     @property
@@ -112,7 +112,7 @@ def running_nginx(root: Path, server: LabServer, way: str) -> Iterator[Nginx]:
     proxy = Nginx(free_port(), free_port(), make_certificates(root / "tls"), way)
     root.joinpath("site.conf").write_text(_site(root, server, proxy))
     root.joinpath("users").write_text("ann:{PLAIN}s3cret@/\n")
-    user = "user root;" if os.getuid() == 0 else ""  # else the workers could not read the test's directory
+    user = "user root;" if os.getuid() == 0 else ""  # so that the workers can read the directory of the test
     root.joinpath("nginx.conf").write_text(MAIN.format(root=root, user=user))
     command = [NGINX, "-e", str(root / "error.log"), "-p", str(root), "-c", str(root / "nginx.conf")]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 PACKAGED: Final = Path("/usr/lib/postgresql")
 """Where Debian keeps the programs of each version of PostgreSQL."""
 UNPRIVILEGED: Final = "nobody"
-"""Who runs the server if root runs the tests: it refuses to run as root."""
+"""The system user of PostgreSQL if root runs the tests, because it refuses to run as root."""
 SUPERUSER: Final = "postgres"
 OWNER: Final = "remote_lab"
-"""The user of the databases, who has no other rights."""
+"""The database user that owns the databases, without further rights."""
 AUTHENTICATED: Final = "authenticated"
-"""A member of that user, who must give a password, unlike the others."""
+"""A member of OWNER that needs a password, unlike the other users."""
 SETTINGS: Final[dict[str, str]] = {
-    "listen_addresses": "",  # a socket in a directory of our own: no port, and no other user
-    "fsync": "off",  # the commits survive the end of the server, and no test ends the machine
+    "listen_addresses": "",  # only a socket in a private directory
+    "fsync": "off",  # commits survive a crash of PostgreSQL, and no test stops the machine
     "full_page_writes": "off",
     "autovacuum": "off",
     "shared_buffers": "16MB",
@@ -61,7 +61,7 @@ def programs() -> Path | None:
 
 
 def problem() -> str:
-    """Why there can be no PostgreSQL for tests, as a reason to skip them; empty if there can be one."""
+    """The reason to skip tests with PostgreSQL; empty if it is installed."""
     if programs() is None:
         return "PostgreSQL is not installed on this machine"
     if importlib.util.find_spec("psycopg") is None:
@@ -75,7 +75,7 @@ class Cluster:
 
     directory: Path
     password: str = field(default_factory=lambda: secrets.token_urlsafe() + "/@:%")
-    """That of the user who must give one."""
+    """The password of AUTHENTICATED."""
     settings: dict[str, str] = field(default_factory=lambda: SETTINGS)
     numbers: Iterator[int] = field(default_factory=itertools.count)
     process: subprocess.Popen[bytes] | None = None
@@ -101,7 +101,7 @@ class Cluster:
         self.data.joinpath("pg_hba.conf").write_text(AUTHENTICATION + remote, encoding="utf-8")
 
     def start(self) -> None:
-        """Start the server, and wait until it serves."""
+        """Start the server and wait until it accepts connections."""
         settings = {**self.settings, "unix_socket_directories": self.directory}
         words = [f"--{name}={value}" for name, value in settings.items()]
         command = [*_guard("QUIT"), str(_program("postgres")), "-D", str(self.data), *words]
@@ -130,7 +130,7 @@ class Cluster:
 
     @functools.cached_property
     def migrated(self) -> str:
-        """A database with the schema of this version, to be copied: that is much faster than migrations."""
+        """A template database with the current schema. Copying it is much faster than migrating."""
         name = self.create_database()
         migrate(self.url(name))
         return name
@@ -159,7 +159,7 @@ class Cluster:
 
 @contextmanager
 def connected(url: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-    """A connection of another program to a database, which commits each statement."""
+    """A connection to a database in autocommit mode."""
     import psycopg
 
     conninfo = url.replace("+psycopg", "")
@@ -169,7 +169,7 @@ def connected(url: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
 
 @contextmanager
 def dumped_and_restored(url: str, archive: Path) -> Iterator[str]:
-    """The URL of a copy of a database, by way of an archive that `pg_dump` writes. It is removed afterwards."""
+    """Dump a database with `pg_dump` and restore it. Yields the URL of the copy, which is removed at the end."""
     parsed = make_url(url)
     name = f"{parsed.database}_restored"
     where = ["--host", str(parsed.query["host"]), "--username"]
@@ -186,7 +186,7 @@ def dumped_and_restored(url: str, archive: Path) -> Iterator[str]:
 
 @contextmanager
 def running_pooler(cluster: Cluster, url: str) -> Iterator[str]:
-    """The URL of a database through PgBouncer, which runs each transaction on any of its connections."""
+    """Start PgBouncer with transaction pooling. Yields the URL of a database through it."""
     program = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
     if program is None:
         pytest.skip("PgBouncer is not installed on this machine")
@@ -209,8 +209,10 @@ def running_pooler(cluster: Cluster, url: str) -> Iterator[str]:
 
 @contextmanager
 def running_cluster(**settings: str) -> Iterator[Cluster]:
-    """A new server, which is removed afterwards. Its own settings have precedence over those for tests."""
-    made = Path(tempfile.mkdtemp(prefix="neops-remote-lab-postgresql-"))  # short: it is a part of a socket's name
+    """Start a new server, which is removed at the end. The arguments override SETTINGS."""
+    made = Path(
+        tempfile.mkdtemp(prefix="neops-remote-lab-postgresql-")
+    )  # short, because the path of a socket is limited
     cluster = Cluster(made, settings=SETTINGS | settings)
     try:
         if os.geteuid() == 0:
@@ -233,12 +235,12 @@ def _program(name: str) -> Path:
 
 
 def _guard(name: str) -> list[str]:
-    """The beginning of a command that gets a signal when the test run is killed, where the system can arrange that."""
+    """A command prefix with which the kernel sends a signal to the program if the test run is killed."""
     return ["setpriv", "--pdeathsig", name] if shutil.which("setpriv") else []
 
 
 def _identity() -> dict[str, Any]:
-    """Options of `subprocess` for a process that must not be root's."""
+    """Options of `subprocess` for a process that must not run as root."""
     if os.geteuid() != 0:
         return {}
     user = pwd.getpwnam(UNPRIVILEGED)

@@ -1,4 +1,4 @@
-"""Follows a page of the documentation from top to bottom, and runs each command."""
+"""Runs the commands of a documentation page in order, and compares their output with the page."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ ASSIGNMENT = re.compile(r"^(?:export )?(?P<name>[A-Z_]+)=(?P<value>\S+)$")
 ACTIVATION = "source venv/bin/activate"
 
 
-def agrees(shown: str, output: str) -> bool:
-    """Whether a command printed what the page shows: JSON with the same keys, or the same words; `…` is anything."""
+def matches(shown: str, output: str) -> bool:
+    """Whether output matches the page: JSON with the same keys, or the same words. `…` matches anything."""
     if not shown:
         return True
     if shown.startswith(("{", "[")):
@@ -43,7 +43,7 @@ def agrees(shown: str, output: str) -> bool:
 
 
 def same_keys(example: object, answer: object) -> bool:
-    """Whether an answer has the keys of an example; what the example leaves empty may be anything."""
+    """Whether JSON has the keys of an example. Empty objects and lists of the example match anything."""
     if isinstance(example, dict) and example:
         return (
             isinstance(answer, dict)
@@ -57,42 +57,42 @@ def same_keys(example: object, answer: object) -> bool:
 
 @dataclass
 class Reader:
-    """A user with a directory, an environment, and the server that the page told them to start."""
+    """The directory, the environment and the server of a user who follows a page."""
 
     directory: Path
     environment: dict[str, str]
     lab_host: str
     server: subprocess.Popen[bytes] | None = None
-    did: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
     printed: str = ""
 
-    def follow(self, page: str) -> None:
-        """Write each file and run each command of a page; a block that is marked as not to be run is left out."""
+    def run_page(self, page: str) -> None:
+        """Write each file and run each command of a page, except blocks that are marked as not to be run."""
         for block in blocks(ROOT / page):
             if not block.not_run:
-                self.take(block)
+                self.run_block(block)
 
-    def take(self, block: Block) -> None:
+    def run_block(self, block: Block) -> None:
         if block.file:
             path = self.directory / block.file
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.here(block.text), encoding="utf-8")
+            path.write_text(self.localize(block.text), encoding="utf-8")
         elif block.language == "console":
             for command, shown in block.commands():
-                self.type(self.here(command), shown)
+                self.run_command(self.localize(command), shown)
         elif block.language == "python":
-            self.run([self.program("python"), "-c", self.here(block.text)], str(block))
+            self.run([self.program("python"), "-c", self.localize(block.text)], str(block))
 
-    def here(self, text: str) -> str:
-        """The text with the address of the server of this test for the one that the pages use."""
+    def localize(self, text: str) -> str:
+        """The text with the address of the test server instead of the one in the documentation."""
         return text.replace("lab-host:8000", self.lab_host)
 
     def program(self, name: str) -> str:
         own = self.directory / "venv" / "bin" / name
         return str(own) if own.exists() else sys.executable if name == "python" else name
 
-    def type(self, command: str, shown: str) -> None:
-        self.did.append(command)
+    def run_command(self, command: str, shown: str) -> None:
+        self.commands.append(command)
         if assigned := ASSIGNMENT.match(command):
             self.environment[assigned["name"]] = assigned["value"]
         elif command == ACTIVATION:
@@ -105,7 +105,7 @@ class Reader:
             self.printed = self.run(["bash", "-c", f"{command} -bail"], command, "\n".join(typed))
         else:
             self.printed = self.run(["bash", "-o", "pipefail", "-c", command], command)
-            assert agrees(shown, self.printed), f"{command} printed {self.printed!r}, not {shown!r}"
+            assert matches(shown, self.printed), f"{command} printed {self.printed!r}, not {shown!r}"
 
     def run(self, argv: list[str], what: str, typed: str = "") -> str:
         installs = "pip install" in what
@@ -125,7 +125,7 @@ class Reader:
         return done.stdout
 
     def start(self, command: str) -> None:
-        """Start the server of a page in the background, and wait until it can take a lab."""
+        """Start the server in the background, and wait until it can start a lab."""
         log = self.directory / "server.log"
         with log.open("ab") as output:
             self.server = subprocess.Popen(
@@ -157,9 +157,9 @@ class Reader:
 
 @contextmanager
 def reader(directory: Path, **environment: str) -> Iterator[Reader]:
-    """A user whose home holds the host's defaults of netlab, such as the images of its devices, and nothing else.
+    """A user whose home directory contains only a copy of `~/.netlab.yml`, for the images of devices.
 
-    The environment says nothing of this checkout or of a virtual environment.
+    The environment contains neither this checkout nor its virtual environment.
     """
     directory.mkdir(parents=True, exist_ok=True)
     home = directory / "home"
@@ -196,9 +196,9 @@ def reader(directory: Path, **environment: str) -> Iterator[Reader]:
 
 
 def build_wheel(directory: Path) -> dict[str, str]:
-    """Build a wheel of this checkout; the environment in which `pip install neops-remote-lab` installs it.
+    """Build a wheel of this checkout. Returns variables with which `pip install neops-remote-lab` installs it.
 
-    Everything else comes from the package index that this machine uses.
+    Other packages come from the package index that this machine uses.
     """
     with FileLock(directory.with_suffix(".lock")):
         if not list(directory.glob("*.whl")):

@@ -77,7 +77,7 @@ def ssh_server(namespace: list[str], prefix: list[str], port: int = 22) -> Itera
 
     Args:
         namespace: the command that starts a program there.
-        prefix: what leads to the shell of the node.
+        prefix: the command that runs the shell of the node.
         port: its TCP port.
     """
     command = [*namespace, sys.executable, __file__, str(port), *prefix]

@@ -22,13 +22,13 @@ BUSY_TIMEOUT: Final = 0.2
 
 
 class NewDatabase(Protocol):
-    """Makes a database without a session, for which there is a directory, and names it as `--database` does."""
+    """Creates a database without sessions, in `directory` if it is a file. Yields its URL."""
 
     def __call__(self, directory: Path, /, *, with_tables: bool = True) -> AbstractContextManager[str]: ...
 
 
 class OpenStores(Stores):
-    """Stores of the host that tests are about, unless they name another."""
+    """Stores with defaults for the host, the queue and the slot."""
 
     def sessions(self, host: str = HOST, queue: str = DEFAULT_QUEUE) -> SessionStore:
         return super().sessions(host, queue)
@@ -38,13 +38,13 @@ class OpenStores(Stores):
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a SQLite file, as `--database` takes it."""
+    """The value of `--database` for a SQLite file."""
     return f"{urls.SQLITE}:///{file}"
 
 
 @contextmanager
 def new_sqlite_file(directory: Path, *, with_tables: bool = True) -> Iterator[str]:
-    """A SQLite database; without tables there is no file."""
+    """Create a SQLite database. Without tables, the file is not created."""
     url = sqlite_url(directory / "remote-lab.sqlite3")
     if with_tables:
         migrate(url)
@@ -53,17 +53,17 @@ def new_sqlite_file(directory: Path, *, with_tables: bool = True) -> Iterator[st
 
 @asynccontextmanager
 async def opened(database: str) -> AsyncIterator[OpenStores]:
-    """A database, named as `--database` does."""
+    """The stores of a database, by its URL."""
     stores = OpenStores(StoreSettings(database=database, busy_timeout=BUSY_TIMEOUT))
     yield stores
     await stores.database.close()
 
 
 def joining(name: str, key: str | None = None, now: datetime = NOON) -> Joining:
-    """A session that joins."""
+    """The values of a session that joins."""
     return Joining(name, f"{name}@office", None, key, now)
 
 
 def lab(name: str, session_id: str = "ann") -> Lab:
-    """A lab that is about to start."""
+    """The row of a starting lab."""
     return Lab(name, session_id, LiveLabState.STARTING, "t.yml", "a" * 64, None, f"/labs/{name}", None)

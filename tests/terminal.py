@@ -26,7 +26,7 @@ class Terminal:
     Args:
         command: the program and its arguments.
         directory: where it runs.
-        environment: variables besides those of this process; None takes one away.
+        environment: variables to add to those of this process, or to remove if the value is None.
         columns: width of the terminal.
 
     Attributes:
@@ -72,7 +72,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What is on the screen, without empty lines."""
+        """The lines on the screen, without empty ones."""
         with self._lock:
             return [line.rstrip() for line in self._screen.display if line.strip()]
 
@@ -81,11 +81,11 @@ class Terminal:
         return [line for line in self.lines if text in line]
 
     def wait_for(self, text: str, timeout: float = 60) -> str:
-        """Wait until a text is on the screen; the first line that has it."""
+        """Wait until a text is on the screen. Returns the first line that contains it."""
         return self.wait_for_lines(text, timeout)[0]
 
     def wait_for_lines(self, text: str, timeout: float = 60) -> list[str]:
-        """Wait until a text is on the screen; the lines that had it then, since a changing line comes and goes."""
+        """Wait until a text is on the screen. Returns the lines that contained it then, because a line may change."""
         found: list[str] = []
 
         def shown() -> bool:
@@ -100,7 +100,7 @@ class Terminal:
         os.write(self._controller, keys)
 
     def finish(self, timeout: float = 60) -> int:
-        """Wait for the end of the process; its exit status."""
+        """Wait for the end of the process. Returns its exit status."""
         status = self.process.wait(timeout)
         self._reader.join(timeout)
         return status

@@ -1,4 +1,4 @@
-"""Second users of this machine, for tests of what users may do to each other."""
+"""Runs programs as other users of this machine, for tests of permissions."""
 
 import functools
 import os
@@ -16,11 +16,11 @@ import neops_remote_lab
 
 FIRST_USER = 54321
 SECOND_USER = 54322
-"""Numbers without an entry in the list of users."""
+"""User ids without an entry in /etc/passwd."""
 
 
 def as_user(user: int, words: Sequence[object]) -> list[str]:
-    """A command, to be run as another user. Skips the test where that cannot be done."""
+    """A command that runs another command as a user. Skips the test if this process may not do that."""
     if reason := _missing():
         pytest.skip(reason)
     return [*_prefix(user), *map(str, words)]
@@ -41,7 +41,7 @@ def run_as(user: int, words: Sequence[object], **more: str) -> subprocess.Comple
 
 @contextmanager
 def directory_for_all() -> Iterator[Path]:
-    """A directory that every user reaches, unlike pytest's own."""
+    """A temporary directory that every user can enter, unlike those of pytest."""
     made = Path(tempfile.mkdtemp(prefix="neops-remote-lab-users-"))
     try:
         made.chmod(0o755)

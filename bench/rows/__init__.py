@@ -1,4 +1,4 @@
-"""The rows of the table, by the name that `--only` takes."""
+"""The measurements, by the names that `--only` accepts."""
 
 from collections.abc import Callable
 from typing import Final

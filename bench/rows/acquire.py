@@ -1,4 +1,4 @@
-"""How long a lab takes to come up, cold and prepared, against bare `netlab up`."""
+"""The duration of an acquire, cold and after a check of its topology, compared with `netlab up` alone."""
 
 import time
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from bench.servers import Bench, call, end, form, has_no_lab, joined, real_host
 SIZES = (1, 3, 10, 30)
 REAL_SIZE = 3
 MORE_REAL_SIZES = (10, 30)
-"""Without a target: what share of a start can be prepared depends on how fast the machine starts routers."""
+"""Sizes without a target, because the benefit of preparation depends on how fast the machine starts routers."""
 COLD, PREPARED = Target(ratio=1.0), Target(ratio=0.8)
 NO_TARGETS = Target(), Target()
 BARE = "bare netlab up"
@@ -23,7 +23,7 @@ BARE = "bare netlab up"
 
 @dataclass
 class Times:
-    """Seconds of one topology, by how it was started, and netlab processes up to the answer."""
+    """Seconds until a topology was running, by kind of start, and the number of netlab processes until the response."""
 
     bare: list[float] = field(default_factory=list)
     cold: list[float] = field(default_factory=list)
@@ -32,12 +32,12 @@ class Times:
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows of both ways."""
+    """Measure on the fake netlab."""
     rounds = bench.choose(1, 3)
     fake = host.install(bench.directory("host"))
     times = {nodes: Times() for nodes in SIZES}
     with bench.ours(fake) as server:
-        bare(bench, fake, topology_text(1))  # the first netlab of all reads its files from the disk
+        bare(bench, fake, topology_text(1))  # not measured: the first netlab reads its files from the disk
         for turn in range(rounds):
             for place, (nodes, into) in enumerate(times.items()):
                 _one_of_each(bench, server, fake, nodes, into, bare_first=(turn + place) % 2 == 0)
@@ -92,14 +92,14 @@ def _one_of_each(
 
 
 def end_session(server: LabServer, session: str, lab_host: FakeNetlab | RealNetlab) -> None:
-    """End a session, and wait until its lab is gone and nothing is left to be done."""
+    """End a session, and wait until its lab is removed and the server has no further work."""
     end(server, session)
     host.wait_clean(lab_host)
     wait_until(lambda: has_no_lab(server), 60)
 
 
 def bare(bench: Bench, lab_host: FakeNetlab | RealNetlab, topology: str) -> float:
-    """Seconds of `netlab up` without a server. The lab is taken down again."""
+    """Run `netlab up` without a server. Returns its seconds; the lab is torn down again."""
     directory = bench.directory("bare") / "topology"
     directory.mkdir()
     (directory / "topology.yml").write_text(topology)
@@ -122,7 +122,7 @@ def _acquire(
 
 
 def acquire(server: LabServer, session: str, topology: str, nodes: int, *, runs: bool = False) -> float:
-    """Seconds of `POST /lab`, for a session whose lab does not exist yet, or runs already."""
+    """Seconds of `POST /lab`. `runs` tells whether the lab must be running before."""
     body, kind = form(topology)
     began = time.perf_counter()
     answer: dict[str, Any] = call(server, "POST", "/lab", 200, session, body=body, content_type=kind, timeout=300)
@@ -134,7 +134,7 @@ def acquire(server: LabServer, session: str, topology: str, nodes: int, *, runs:
 
 
 def check(server: LabServer, session: str, topology: str, nodes: int) -> None:
-    """Have a topology checked, and so prepared, for a waiting session."""
+    """Check a topology for a waiting session, which prepares its lab."""
     body, kind = form(topology)
     checked = call(server, "POST", "/topology/check", 200, session, body=body, content_type=kind)
     require(checked["nodes"] == nodes, f"the check counted {checked} instead of {nodes} nodes")
@@ -152,7 +152,7 @@ def _rows(
 
 
 def _processes(times: dict[int, Times]) -> Row:
-    """The number of netlab processes up to the answer: the largest topology against the smallest."""
+    """The number of netlab processes until the response, for the largest and the smallest topology."""
     few, many = times[min(times)].processes, times[max(times)].processes
     note = ", ".join(f"{max(found.processes)} for {nodes}" for nodes, found in times.items())
     case = f"netlab processes, {max(times)} nodes"

@@ -1,4 +1,4 @@
-"""Heartbeats and status calls a second."""
+"""Heartbeats and status calls per second."""
 
 from bench import load
 from bench.measure import PEER, Row, Sample, Target
@@ -9,7 +9,7 @@ WAITING = (1, 5000)
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows."""
+    """Measure each call on several numbers of connections, with few and many waiting sessions."""
     return [row for waiting in WAITING for row in _with_waiting(bench, waiting)]
 
 
@@ -25,7 +25,7 @@ def _with_waiting(bench: Bench, waiting: int) -> list[Row]:
 
 
 def _fill(server: Server, waiting: int) -> list[str]:
-    """One active and so many waiting sessions; the ids of those that wait."""
+    """Join one active session and `waiting` others. Returns the ids of the waiting ones."""
     load.run(lambda: load.join(server.port, 1, 1), 30)
     return load.run(lambda: load.join(server.port, waiting, min(waiting, 20)), 100)[2]
 
@@ -33,7 +33,7 @@ def _fill(server: Server, waiting: int) -> list[str]:
 def _compare(
     bench: Bench, servers: list[Server], ids: list[list[str]], *, call: str, connections: int, waiting: int
 ) -> Row:
-    """Slices of load in turn. The samples are the milliseconds of each call, the ratio is that of the rates."""
+    """Load the servers in turn. The samples are milliseconds per call, the ratio is that of calls per second."""
     seconds, slices = bench.choose((0.35, 2), (1.0, 3))
     rates: list[list[float]] = [[] for _ in servers]
     took: list[list[float]] = [[] for _ in servers]

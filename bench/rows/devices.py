@@ -21,18 +21,18 @@ from bench.servers import NEVER, Bench, call, end, form, has_no_lab, joined, rea
 
 COMMAND: Final = ("vtysh", "-c", "show ip route")
 EXTRA: Final = 5.0
-"""Milliseconds that a command may take beyond 1.5 times `docker exec`."""
+"""Milliseconds that are subtracted from a command before it is compared with `docker exec`."""
 DOCKER_EXEC, DIRECT, IDLE = "docker exec", "direct TCP", "idle"
 AT_ONCE: Final = 100
 STALL: Final = 100.0
-"""Milliseconds that a stall of the event loop may take."""
+"""Maximum milliseconds of a stall of the event loop."""
 PIECE: Final = 128 << 10
 FINAL_BINARY: Final = 0x82
 MASKED, TWO_BYTES, EIGHT_BYTES = 0x80, 126, 127
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows."""
+    """Measure commands, connections and stalls with one FRR router."""
     if missing := host.real_netlab_problem():
         note = f"skipped: {missing}"
         return [Row("exec", "vtysh, an FRR router", "ms", None, DOCKER_EXEC, note=note)]
@@ -57,7 +57,7 @@ def measure(bench: Bench) -> list[Row]:
 
 @contextmanager
 def _services(container: str) -> Iterator[None]:
-    """Programs that listen in the router."""
+    """Start the services of `tests.device_network` in the router."""
     command = ["ip", "netns", "exec", container, sys.executable, "-I", "-c", SERVICES]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
@@ -103,19 +103,19 @@ def _opening(bench: Bench, server: LabServer, session: str, address: str) -> Row
 
 
 def _in_turn(rounds: int, *works: Callable[[], None]) -> list[Sample]:
-    """Milliseconds of each work, which take turns."""
+    """Run two kinds of work alternately. Returns the milliseconds of each."""
     took: list[list[float]] = [[] for _ in works]
     for turn in range(rounds + 1):
         for index in range(len(works)) if turn % 2 == 0 else reversed(range(len(works))):
             began = time.perf_counter()
             works[index]()
-            if turn:  # the first of all asks Docker, and reads programs from the disk
+            if turn:  # not measured: the first call queries Docker and reads programs from the disk
                 took[index].append(1000 * (time.perf_counter() - began))
     return [Sample(found) for found in took]
 
 
 def _open(server: LabServer, session: str, port: int) -> socket.socket:
-    """A connection to the router through a WebSocket, whose frames are left to the caller."""
+    """Open a WebSocket to a port of the router. The caller reads and writes frames on the socket."""
     peer = socket.create_connection(("127.0.0.1", server.port), timeout=30)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer.sendall(
@@ -130,7 +130,7 @@ def _open(server: LabServer, session: str, port: int) -> socket.socket:
 
 
 def _frame(data: bytes) -> bytes:
-    """A message as clients send it, with a mask that changes nothing."""
+    """A binary frame of a client, masked with zeros."""
     if len(data) < TWO_BYTES:
         size = bytes([MASKED | len(data)])
     elif len(data) < 1 << 16:
@@ -168,7 +168,7 @@ def _connection(server: LabServer, session: str, port: int, address: str, direct
 
 
 def _rate_from(peer: socket.socket, seconds: float) -> float:
-    """Megabytes a second that come; a frame's header is nothing beside what is in it."""
+    """Received megabytes per second. The headers of frames are counted, because they are small."""
     into, received, began = bytearray(1 << 18), 0, time.perf_counter()
     with closing(peer):
         while (took := time.perf_counter() - began) < seconds:
@@ -179,7 +179,7 @@ def _rate_from(peer: socket.socket, seconds: float) -> float:
 
 
 def _rate_to(peer: socket.socket, message: bytes, seconds: float) -> float:
-    """Megabytes a second that are taken, up to what the kernel keeps."""
+    """Sent megabytes per second, including the buffers of the kernel."""
     sent, began = 0, time.perf_counter()
     with closing(peer):
         while (took := time.perf_counter() - began) < seconds:

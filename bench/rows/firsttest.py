@@ -1,4 +1,4 @@
-"""From `pip install` in a fresh virtual environment to the first green test."""
+"""The time from `pip install` in a fresh virtual environment to the first passed test."""
 
 import os
 import subprocess
@@ -17,11 +17,11 @@ FIVE_MINUTES = Target(ceiling=300)
 SUITE = ("ospf.yml", "conftest.py", "test_ospf.py")
 """The files that the README shows."""
 BRINGS = {"pip", "setuptools"}
-"""Packages that a fresh virtual environment has already."""
+"""Packages of a new virtual environment."""
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows; they hold no numbers where the package index cannot be reached."""
+    """Measure; rows have no numbers if the package index cannot be reached."""
     directory = bench.root / "first-test"
     directory.mkdir()
     environment = {**_outside(), **build_wheel(directory / "wheel")}
@@ -50,7 +50,7 @@ class IndexUnreachableError(Exception):
 
 
 def _first_green_test(directory: Path, environment: dict[str, str]) -> tuple[float, float]:
-    """Do what the README says: the seconds of the installation, and of the test run."""
+    """Run the commands of the README. Returns the seconds of the installation and of the test run."""
     for name in SUITE:
         directory.joinpath(name).write_text(file_of("README.md", name), encoding="utf-8")
     began = time.perf_counter()
@@ -75,7 +75,7 @@ def _run(command: list[str], directory: Path, environment: dict[str, str]) -> st
 
 
 def _outside() -> dict[str, str]:
-    """The environment without what says that this process runs from the checkout."""
+    """The variables without those that refer to the checkout."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST_"))}
 
 
@@ -85,7 +85,7 @@ def _packages(directory: Path, environment: dict[str, str]) -> set[str]:
 
 
 def _size(directory: Path) -> int:
-    """Bytes of all packages but those that the virtual environment brings."""
+    """Bytes of all packages, except those of a new virtual environment."""
     (packages,) = directory.glob("python*/site-packages")
     own = [entry for entry in packages.iterdir() if entry.name.split("-")[0] not in BRINGS]
     files = [file for entry in own for file in ([entry] if entry.is_file() else entry.rglob("*")) if file.is_file()]

@@ -1,4 +1,4 @@
-"""From the end of one session to the next client's constructor."""
+"""The time from the end of a session until the constructor of the next client returns."""
 
 import os
 import queue
@@ -20,7 +20,7 @@ from bench.servers import Bench, Server, call, end, guarded, joined, sessions
 
 PAIRS = 5
 SPREAD = 5.0
-"""Seconds over which the ends are spread: longer than the interval of any client's polls."""
+"""Seconds over which the ends of sessions are spread; longer than the interval between polls of any client."""
 
 
 class Waiter:
@@ -42,7 +42,7 @@ class Waiter:
         self._process.stdin.flush()
 
     def expect(self, word: str, timeout: float = 60) -> str:
-        """The text after the keyword in the client's next line."""
+        """Wait for a line with this keyword. Returns the text after it."""
         try:
             said, _, rest = self._lines.get(timeout=timeout).partition(" ")
         except queue.Empty:
@@ -53,7 +53,7 @@ class Waiter:
 
 @contextmanager
 def waiting_client(command: list[str], server: Server) -> Iterator[Waiter]:
-    """A process of that Python, which waits with its own client."""
+    """Start `bench/waiter.py` with the Python of `command`."""
     process = subprocess.Popen(
         guarded([*command, str(Path(bench.waiter.__file__)), server.url]),
         env=os.environ,
@@ -75,18 +75,17 @@ def waiting_client(command: list[str], server: Server) -> Iterator[Waiter]:
 
 @dataclass(frozen=True)
 class Pair:
-    """A server and a client of its own."""
+    """A server and its waiting client."""
 
     server: Server
     client: Waiter
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The row.
+    """Measure several pairs of server and client at the same time; pairs of the two versions take turns.
 
-    Clients that poll do so in their own rhythm, so the end comes at another point of it in each round, and most of the
-    time is spent waiting for that. Hence several pairs of server and client go through it at the same time; pairs of
-    the two versions take turns.
+    A client of the peer polls at intervals, so the session ends at a different point of the interval in each round.
+    Most of a round is waiting for that point, so several pairs cost little more than one.
     """
     turns = bench.choose(3, 10)
     took: dict[str, list[float]] = {"ours": [], "peer": []}
@@ -108,7 +107,7 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def _hand_over(pair: Pair, number: int) -> float:
-    """Milliseconds of a round."""
+    """Run one round. Returns the milliseconds of the hand-over."""
     server, client = pair.server, pair.client
     holder = joined(server)
     place = call(server, "GET", f"/session/{holder}", 200)

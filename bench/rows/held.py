@@ -1,4 +1,4 @@
-"""Thousands of long polls: memory, time until the next session is active, and processor time while idle."""
+"""Thousands of long polls: memory, hand-over, and CPU time of the idle server."""
 
 import asyncio
 
@@ -11,12 +11,12 @@ FEW, MANY = 10, (1000, 5000)
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows."""
+    """Compare few with many long polls."""
     return [row for clients in MANY for row in _crowd(bench, clients)]
 
 
 def _crowd(bench: Bench, clients: int) -> list[Row]:
-    # When each of them was last seen is written before the idle time begins, not in the middle of it.
+    # Last-seen times are written before the idle time begins, not during it.
     servers = [bench.our_server(waiting_timeout=NEVER, active_timeout=NEVER, last_seen_write="2") for _ in range(2)]
     crowds = [
         Crowd(server, fill(server.database_url, count)) for server, count in zip(servers, (FEW, clients), strict=True)
@@ -55,9 +55,9 @@ async def _in_turn(bench: Bench, crowds: list[Crowd]) -> tuple[list[list[float]]
         for index, crowd in enumerate(crowds):
             hand_over[index].append(1000 * await crowd.hand_over())
     for crowd in crowds:
-        await crowd.quiet()  # the last hand-overs have moved others up, who are told so and ask again
+        await crowd.quiet()  # after the last hand-over, clients get new positions and poll again
     for _ in range(bench.choose(1, 3)):
-        # Both at once: they are processes of their own, and neither does anything.
+        # Both at the same time: they are idle, and separate processes.
         found = await asyncio.gather(*(crowd.idle(bench.choose(3.0, 5.0)) for crowd in crowds))
         for index, percent in enumerate(found):
             cpu[index].append(percent)

@@ -1,4 +1,4 @@
-"""`POST /session` a second, and that each one that was acknowledged survives `kill -9`."""
+"""Joins per second, and whether all acknowledged joins are in the database after `kill -9`."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ CASES = {"serial": 1, "50 at once": 50}
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows."""
+    """Measure joins on one and on many connections."""
     with bench.both() as (ours, theirs):
         servers: list[Server] = [ours, *([theirs] if theirs else [])]
         acknowledged: list[list[str]] = [[] for _ in servers]
@@ -36,12 +36,12 @@ def compare(
     reference: str,
     no_reference: str = "",
 ) -> Row:
-    """Let sessions join one server and the reference, if there is one, in turn.
+    """Join sessions on a server and, if there is one, on the reference server in turn.
 
     Args:
         acknowledged: the sessions that each server has acknowledged; those of this comparison are added.
         at_once: number of connections.
-        no_reference: why there is none.
+        no_reference: why there is no reference server.
     """
     count = bench.choose(300, 1000) if at_once == 1 else bench.choose(600, 2000)
     rates: list[list[float]] = [[] for _ in servers]

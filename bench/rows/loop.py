@@ -25,7 +25,7 @@ BOUNDARY = "a-boundary-that-no-file-holds"
 
 
 class Acquired(NamedTuple):
-    """When an acquire began, was sent as a whole, and was answered: on the clock of `time.perf_counter`."""
+    """Times of an acquire in seconds of `time.perf_counter`: its begin, the end of the upload, the response."""
 
     began: float
     sent: float
@@ -40,7 +40,7 @@ class Probe(NamedTuple):
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The row."""
+    """Compare status calls during an acquire with those of the idle server."""
     seconds = bench.choose(6, 30)
     fake = host.install(bench.directory("host"), start_seconds=seconds - 3)
     since = host.NetlabLog.now(fake)
@@ -72,7 +72,7 @@ def _milliseconds(probes: list[Probe]) -> Sample:
 async def _probe(
     server: LabServer, session: str, seconds: float, until: "Future[Acquired] | None" = None
 ) -> list[Probe]:
-    """Status calls at an even pace, for so long or until something is done."""
+    """Send status calls at a constant rate for `seconds`, or until `until` is done."""
     connection, asked = await Connection(server.port).open(), request("GET", f"/session/{session}", session)
     probes = []
     began = time.perf_counter()
@@ -87,7 +87,7 @@ async def _probe(
 
 
 def _acquire(server: LabServer, session: str) -> Acquired:
-    """Upload a topology with as much beside it as the server takes, and wait for the lab."""
+    """Upload a topology with extra files up to the server's limit, and wait for the lab."""
     parts = list(_parts())
     head = (
         f"POST /lab HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Session-ID: {session}\r\nConnection: close\r\n"

@@ -1,4 +1,4 @@
-"""What the pytest plugin costs a run without any lab test, installed as users have it."""
+"""The cost of the installed pytest plugin in a run without lab tests."""
 
 import os
 import re
@@ -38,12 +38,12 @@ def pytest_unconfigure(config):
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows: milliseconds of processor time, beside none and an empty plugin, and what is imported for it."""
+    """Measure CPU time with the plugin, with an empty plugin and with none, and the imports of the plugin."""
     directory = bench.directory("plugin")
     paths = _environments(directory)
     (directory / "test_nothing.py").write_text(TESTS)
     (directory / "listing.py").write_text(LISTING)
-    foreign = _foreign_modules(directory, paths)  # these runs also leave everything compiled
+    foreign = _foreign_modules(directory, paths)  # these runs also fill the bytecode cache
     cpu: dict[str, list[float]] = {kind: [] for kind in (OURS, EMPTY, NONE)}
     wall: dict[str, list[float]] = {kind: [] for kind in cpu}
     for turn in range(bench.choose(20, 100)):
@@ -66,7 +66,7 @@ def _row(
     ours, theirs = Sample(cpu[OURS]), Sample(cpu[other])
     more, on_the_clock = (_difference(took, other) for took in (cpu, wall))
     note = f"runs in turns differ by {more:.1f} ms in the median, {on_the_clock:.1f} ms on the clock"
-    if counted:  # the same in every run, whatever else the machine does
+    if counted:  # independent of other load
         more = theirs.median * (counted[OURS] / counted[other] - 1)
         note = f"by instructions {more:.1f} ms more; {note}"
     case = "pytest without lab tests, CPU"
@@ -78,7 +78,7 @@ def _difference(took: dict[str, list[float]], other: str) -> float:
 
 
 def _environments(directory: Path) -> dict[str, str]:
-    """For each kind, a directory for Python's path with pytest and the packages installed beside it."""
+    """A directory for PYTHONPATH with pytest and the plugin of each kind."""
     found = {kind: directory / kind for kind in (OURS, EMPTY, NONE)}
     for path in found.values():
         _link_distributions(path, "pytest")
@@ -90,7 +90,7 @@ def _environments(directory: Path) -> dict[str, str]:
 
 
 def _link_distributions(target: Path, name: str) -> None:
-    """Installed distributions, `name` and what it needs, apart from all others of this environment."""
+    """Link an installed distribution and its dependencies into a new directory."""
     target.mkdir()
     for needed in set(_closure(name)):
         distribution = metadata.distribution(needed)
@@ -107,7 +107,7 @@ def _closure(name: str) -> Iterator[str]:
 
 
 def _unpack_wheel(target: Path) -> None:
-    """This project, as pip would install it."""
+    """Install this project's wheel into a directory."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target.parent)]
     done = subprocess.run(build, cwd=SOURCE, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False)
     require(done.returncode == 0, f"the wheel was not built: {done.stdout}{done.stderr}")
@@ -117,7 +117,7 @@ def _unpack_wheel(target: Path) -> None:
 
 
 def _instructions(directory: Path, path: str) -> int:
-    """How many instructions a run takes, as callgrind counts them."""
+    """The number of instructions of a run, counted by callgrind."""
     printed = _pytest(directory, path, guard=["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"])
     found = re.search(r"Collected : (\d+)", printed)
     require(found, f"callgrind counted nothing: {printed[-1000:]}")
@@ -126,8 +126,8 @@ def _instructions(directory: Path, path: str) -> int:
 
 
 def _pytest(directory: Path, path: str, *options: str, guard: Sequence[str] = ()) -> str:
-    """One run; what it printed."""
-    # Without -S Python would also search this environment, with all the plugins that are installed in it.
+    """Run pytest. Returns its output."""
+    # With -S, Python does not search the packages of this environment, which may contain other plugins.
     command = [sys.executable, "-S", "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "test_nothing.py"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("REMOTE_LAB_", "PYTEST_"))}
     done = subprocess.run(
@@ -144,7 +144,7 @@ def _pytest(directory: Path, path: str, *options: str, guard: Sequence[str] = ()
 
 
 def _run(directory: Path, path: str) -> tuple[float, float]:
-    """Wall and processor seconds of a run."""
+    """Run pytest. Returns the seconds of wall-clock time and of CPU time."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     _pytest(directory, path)
     took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -152,7 +152,7 @@ def _run(directory: Path, path: str) -> tuple[float, float]:
 
 
 def _foreign_modules(directory: Path, paths: dict[str, str]) -> list[str]:
-    """Top-level packages that come with the plugin and are neither it nor of the standard library."""
+    """Top-level packages that the plugin imports, except itself and the standard library."""
     found = {}
     for kind, path in paths.items():
         _pytest(directory, path, "-p", "listing")

@@ -1,4 +1,4 @@
-"""A status call of a lab on another host, through the server of this one."""
+"""A status call that is passed on to the server of another host."""
 
 from tests.hops import active_elsewhere
 
@@ -9,11 +9,11 @@ from bench.servers import Bench, joined
 
 DIRECT = "direct"
 CALLS = 200
-"""Calls in a row, before the other way is measured."""
+"""Number of calls before the other way is measured."""
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The row."""
+    """Compare a call that is passed on with a direct call."""
     turns = bench.choose(10, 50)
     with bench.ours() as owner, bench.ours() as front:
         session = joined(owner)
@@ -21,7 +21,7 @@ def measure(bench: Bench) -> list[Row]:
 
         async def in_turn() -> list[list[float]]:
             connections = [await Connection(server.port).open() for server in (front, owner)]
-            for connection in connections:  # the first call of all loads the libraries
+            for connection in connections:  # not measured: the first call imports libraries
                 await load.repeat(connection, asked, 200, CALLS)
             took: list[list[float]] = [[] for _ in connections]
             for turn in range(turns):

@@ -1,4 +1,4 @@
-"""What a long queue costs: status of its last session, and the hand-over at its head."""
+"""Calls with a long queue: the status of its last session, and the hand-over at its head."""
 
 from bench import load
 from bench.load import request
@@ -11,7 +11,7 @@ TARGET = Target(ratio=3, of="p99")
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows: each length on a server of its own, next to one with a single waiting session."""
+    """Measure each length on a new server, compared with a server with one waiting session."""
     return [row for waiting in LENGTHS for row in _length(bench, waiting)]
 
 

@@ -1,4 +1,4 @@
-"""A host with several slots, and one that starts labs in advance."""
+"""A host with several slots, and a host that starts labs in advance."""
 
 import time
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from neops_remote_lab.core.settings import variable
 LABS, NODES = 3, 3
 RUNS, SLOTS = 8, 4
 TEST_SECONDS = 0.25
-"""Of each of the four tests of a run that use its lab."""
+"""Duration of each of the four lab tests of a run."""
 NODE_MEMORY = str(128 << 20)
-"""What a router is expected to use, so that no start waits for memory on a small machine; it uses 40 MiB."""
+"""Expected memory of a router, low enough that no start waits for memory on a small machine. A router uses 40 MiB."""
 START_TIMEOUT = 120.0
-"""Seconds within which a lab runs that starts in advance."""
+"""Maximum seconds until a lab that is started in advance is running."""
 
 
 @dataclass
 class Starts:
-    """Seconds until the last lab was ready: of one, of several at once, and of as many one after another."""
+    """Seconds until the last lab was ready: one lab, several at once, and several in series."""
 
     alone: list[float] = field(default_factory=list)
     at_once: list[float] = field(default_factory=list)
@@ -42,7 +42,7 @@ def measure_real(bench: Bench) -> list[Row]:
         return [Row(name, case, "s", None, "one alone", note=f"skipped: {missing}")]
     starts = Starts()
     with real_host() as lab_host, bench.ours(lab_host, slots=str(LABS), node_memory=NODE_MEMORY) as server:
-        _start(server, lab_host, 1, 1)  # the first lab of all reads its files from the disk
+        _start(server, lab_host, 1, 1)  # not measured: the first lab reads its files from the disk
         for _ in range(bench.choose(1, 3)):
             starts.alone.append(_start(server, lab_host, 1, 1))
             starts.at_once.append(_start(server, lab_host, LABS, LABS))
@@ -57,7 +57,7 @@ def measure_real(bench: Bench) -> list[Row]:
 
 
 def _start(server: LabServer, lab_host: RealNetlab, number: int, parallel: int) -> float:
-    """Seconds until a number of labs run, of which so many start at a time. They are torn down afterwards."""
+    """Start `number` labs, `parallel` at a time. Returns the seconds; the labs are torn down again."""
     members = [joined(server) for _ in range(number)]
     topology = topology_text(NODES)
     with ThreadPoolExecutor(parallel) as threads:
@@ -73,7 +73,7 @@ def _start(server: LabServer, lab_host: RealNetlab, number: int, parallel: int) 
 
 
 def measure_runs(bench: Bench) -> list[Row]:
-    """Several pytest runs that start at the same time, each with a lab of its own."""
+    """Several pytest runs that start at the same time, each with its own lab."""
     fake = host.install(bench.directory("host"))
     took: dict[int, list[float]] = {1: [], SLOTS: []}
     for _ in range(bench.choose(1, 3)):
@@ -127,7 +127,7 @@ def _prestart(bench: Bench, lab_host: FakeNetlab | RealNetlab, case: str, rounds
 
 
 def _prestarted(server: LabServer, lab_host: FakeNetlab | RealNetlab) -> float:
-    """Seconds of an acquire whose lab was started while its session waited behind another one with a lab."""
+    """Seconds of an acquire whose lab was started while its session waited."""
     topology = topology_text(NODES)
     holder, waiter = joined(server), joined(server)
     acquire(server, holder, topology_text(1), 1)

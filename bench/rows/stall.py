@@ -17,15 +17,15 @@ from bench.probe import probing
 from bench.servers import NEVER, Bench, Server, call, end, form, joined
 
 LIMIT: Final = 100.0
-"""Milliseconds that a stall may take."""
+"""Maximum milliseconds of a stall."""
 ANSWER_TIMEOUT: Final = 30.0
 QUIET: Final = 1.0
-"""Seconds after which a stream is taken to have said all."""
+"""Seconds without data after which a stream counts as read."""
 ANSWERED = re.compile(rb"HTTP/1\.1 (\d+)")
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows."""
+    """Measure the longest status call during each kind of load, minus the longest one of the idle server."""
     fake = host.install(bench.directory("host"), start_seconds=0.1)
     with bench.ours(fake, waiting_timeout=NEVER, active_timeout=NEVER, send_timeout="2") as server, ExitStack() as ends:
         holder, waiting = joined(server), joined(server)
@@ -60,7 +60,7 @@ def _request(method: str, path: str, session: str, *headers: bytes, body: bytes 
 
 def _connect(server: Server, *, small: bool = False) -> socket.socket:
     connection = socket.socket()
-    if small:  # as little as possible is taken from a server whose answers are not read
+    if small:  # a small receive buffer, so that the server notices that its responses are not read
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(ANSWER_TIMEOUT)
     connection.connect(("127.0.0.1", server.port))
@@ -92,7 +92,7 @@ def _read_nothing(server: Server, session: str, clients: int, answers: int) -> s
     with ExitStack() as open_:
         for _ in range(clients):
             connection = open_.enter_context(_connect(server, small=True))
-            connection.setblocking(False)  # what does not go out at once is not waited for
+            connection.setblocking(False)  # send only what the socket accepts at once
             sent = _request("GET", "/openapi.json", session) * answers
             try:
                 connection.send(sent)
@@ -116,13 +116,13 @@ def _read_log(server: Server, session: str, log: Path, piece: bytes, size: int) 
 
 
 def _drain(connection: socket.socket) -> int:
-    """Read until nothing comes for a while; how many bytes there were."""
+    """Read until no data arrives for a while. Returns the number of bytes."""
     received = 0
     try:
         while piece := connection.recv(1 << 18):
             received += len(piece)
             connection.settimeout(QUIET)
-    except (TimeoutError, ConnectionError):  # the stream goes on, or the others were read for too long before
+    except (TimeoutError, ConnectionError):  # the stream stays open, or reading the others took too long
         pass
     return received
 
@@ -131,7 +131,7 @@ def _hold(server: Server, sessions: Sequence[str], open_: ExitStack) -> list[soc
     connections = [open_.enter_context(_connect(server)) for _ in sessions]
     for session, connection in zip(sessions, connections, strict=True):
         connection.sendall(_request("GET", f"/session/{session}?wait=60", session))
-        time.sleep(0.0005)  # they come one after the other: it is their end that is watched
+        time.sleep(0.0005)  # spread the requests, because only their end is measured
     return connections
 
 

@@ -1,4 +1,4 @@
-"""From the start of the server's process to its first answer, and to the answer that a lab can start."""
+"""The time from the start of the server process until `/healthz` and until `/readyz` succeed."""
 
 import http.client
 import time
@@ -12,7 +12,7 @@ ASKED = "includes one netlab create, which tells whether the host's defaults are
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows."""
+    """Measure the start with an empty and with a long queue, compared with the peer."""
     took: dict[str, list[float]] = {"empty": [], "peer": [], "many": [], "ready": []}
     full = bench.our_server(waiting_timeout=NEVER, active_timeout=NEVER)
     fill(full.database_url, SESSIONS - 1)

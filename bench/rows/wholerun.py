@@ -54,7 +54,7 @@ def test_other(number):
 
 
 class Suite:
-    """The files of the suite, and the lab directories of the script."""
+    """A test suite, and the directories in which the script starts the labs."""
 
     def __init__(self, directory: Path, *, by_hand: bool, labs: Sequence[str] = LABS, test_seconds: float = 0) -> None:
         self.directory = directory
@@ -74,13 +74,13 @@ class Suite:
         return self.directory / f"lab-{lab}"
 
     def with_ours(self, url: str) -> None:
-        """Run it with our plugin and server."""
+        """Run the suite with this version's plugin and server."""
         installed = entry_points(group="pytest11", name=PLUGIN_NAME)
         plugin = ["-p", PLUGIN_NAME if installed else "neops_remote_lab.testing.plugin"]
         self.pytest(sys.executable, plugin, url, self.tests)
 
     def pytest(self, python: str, plugin: list[str], url: str, expect: int, *files: str) -> None:
-        """Run it, or only these files, with one plugin and no other."""
+        """Run the suite, or only these files, without other plugins."""
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("REMOTE_LAB_")},
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
@@ -106,7 +106,7 @@ class Suite:
 
 
 def measure(bench: Bench) -> list[Row]:
-    """The rows."""
+    """Measure on the fake netlab."""
     fake = host.install(bench.directory("host"))
     rows = _on(bench, fake, "3 labs, fake", bench.choose(1, 3))
     host.require_order(fake)
@@ -188,7 +188,7 @@ def _script(bench: Bench, lab_host: FakeNetlab | RealNetlab) -> float:
 
 @contextmanager
 def _three_ups(lab_host: FakeNetlab | RealNetlab) -> Iterator[None]:
-    """Raise `BenchError` unless netlab started as many labs as there are."""
+    """Raise `BenchError` unless one lab was started per topology."""
     since = NetlabLog.now(lab_host) if isinstance(lab_host, FakeNetlab) else None
     yield
     if since is not None:

@@ -60,10 +60,10 @@ def test_the_calls_of_the_http_page(tmp_path: Path) -> None:
             if "/lab" in block.text:
                 while ahead:
                     ask(server, ahead[-1], "DELETE", f"/session/{ahead.pop()}")
-            user.take(block)
+            user.run_block(block)
             if "session_id" in user.printed:
                 user.environment.setdefault("ID", json.loads(user.printed).get("session_id", ""))
-        assert len(user.did) >= 8
+        assert len(user.commands) >= 8
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed on this machine")
@@ -82,8 +82,8 @@ def test_the_files_of_the_pytest_page(lab_server: LabServer, tmp_path: Path) -> 
     user = user_of(lab_server, tmp_path / "user")
     programs = str(Path(sys.executable).parent)
     user.environment["PATH"] = os.pathsep.join([programs, user.environment["PATH"]])
-    user.follow("docs/pytest.md")
-    assert [command for command in user.did if "pytest" in command]
+    user.run_page("docs/pytest.md")
+    assert [command for command in user.commands if "pytest" in command]
     wait_until(lab_server.is_clean)
 
 
@@ -93,10 +93,10 @@ def test_the_commands_of_the_command_line_page(lab_server: LabServer, tmp_path: 
     user.environment["PATH"] = os.pathsep.join([programs, user.environment["PATH"]])
     user.environment |= {"REMOTE_LAB_URL": lab_server.url, "XDG_STATE_HOME": str(tmp_path / "state")}
     try:
-        user.follow("docs/cli.md")
+        user.run_page("docs/cli.md")
     finally:
         user.run(["neops-remote-lab", "down"], "down")
-    assert [command for command in user.did if command.startswith("neops-remote-lab exec")]
+    assert [command for command in user.commands if command.startswith("neops-remote-lab exec")]
     wait_until(lab_server.is_clean)
 
 

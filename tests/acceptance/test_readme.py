@@ -27,7 +27,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     with reader(directory, **build_wheel(directory / "wheel"), **containers) as user:
         for block in blocks(ROOT / "README.md"):
             if block.heading == SETUP and not block.not_run:
-                user.take(block)
+                user.run_block(block)
         yield user
 
 
@@ -63,9 +63,9 @@ def test_the_suite_passes(user: Reader) -> None:
     with FileLock(REAL_NETLAB_LOCK):
         for block in blocks(ROOT / "README.md"):
             if block.heading == SUITE:
-                client.take(block)
+                client.run_block(block)
         wait_until(lambda: not RealNetlab().containers(), 120, "the lab is not torn down")
-    assert client.did == [f"REMOTE_LAB_URL=http://{user.lab_host} pytest"]
+    assert client.commands == [f"REMOTE_LAB_URL=http://{user.lab_host} pytest"]
 
 
 @pytest.mark.netlab
@@ -75,18 +75,18 @@ def test_the_tutorial_leads_to_a_green_test(user: Reader) -> None:
     directory.mkdir()
     client = Reader(directory, dict(user.environment), user.lab_host)
     with FileLock(REAL_NETLAB_LOCK):
-        client.follow("docs/tutorial.md")
+        client.run_page("docs/tutorial.md")
         wait_until(lambda: not RealNetlab().containers(), 120, "the lab is not torn down")
-    assert [command for command in client.did if command.startswith("pytest")]
+    assert [command for command in client.commands if command.startswith("pytest")]
 
 
 @pytest.mark.external
 @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the sqlite3 shell is not installed")
 @pytest.mark.parametrize("page", ["docs/operating.md", "docs/sql.md"])
 def test_the_commands_for_operators_work_beside_a_running_server(user: Reader, page: str) -> None:
-    done = len(user.did)
-    user.follow(page)
-    assert len(user.did) > done
+    done = len(user.commands)
+    user.run_page(page)
+    assert len(user.commands) > done
 
 
 def test_every_block_of_the_readme_is_run_above() -> None:

@@ -1,4 +1,4 @@
-"""Clients that join, wait, use a lab and leave, over and over, and ride out every fault of the servers."""
+"""Clients that join, wait, use a lab and leave repeatedly, and retry calls that fail because of a fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server import TLS
 
 TOPOLOGIES: Final = [topology_text(nodes=2), topology_text(nodes=3)]
 RETRY_TIMEOUT: Final = 300.0
-"""Seconds for which a client tries a call again: one that is held may die with many servers in a row."""
+"""Seconds for which a client retries a call. A long poll may fail many times in a row."""
 RETRY_DELAY: Final = 0.05
 """Seconds between two attempts."""
 CONNECT_SECONDS: Final = 1.0
@@ -46,13 +46,13 @@ class Client:
         *,
         lab_share: float = 0.9,
     ) -> None:
-        """Do nothing yet. `lab_share` is the share of the visits in which the client waits for a lab."""
+        """`lab_share` is the share of the sessions in which the client waits for a lab."""
         self._http, self._urls, self._journal, self._stop, self._lab_share = http, urls, journal, stop, lab_share
         self._random = random.Random(seed)  # noqa: S311 - nothing here is a secret
         self._asked = 0.0
 
     async def run(self) -> None:
-        """Visit until the end, and end the last visit properly."""
+        """Use one session after another until `stop` is set, and end the last one."""
         while not self._stop.is_set():
             await self._visit()
 
@@ -83,7 +83,7 @@ class Client:
                 return
 
     async def _use_lab(self, session_id: str, *, release: bool) -> bool:
-        """Acquire a lab and look at it. Returns False if there was no time for it."""
+        """Acquire a lab and read its devices. Returns False if `stop` was set before the session became active."""
         number = self._random.randrange(len(TOPOLOGIES))
         names = [f"r{count}" for count in range(1, number + 3)]
         key = await self._acquire(session_id, number, names)
@@ -105,7 +105,7 @@ class Client:
         return True
 
     async def _acquire(self, session_id: str, number: int, names: list[str]) -> str | None:
-        """Acquire a lab. Returns the key of that, or None if the session does not become active before the end."""
+        """Acquire a lab. Returns the key of the acquire, or None if `stop` was set before the session became active."""
         key = uuid.uuid4().hex
         while await self._wait(session_id):
             files = {"topology": ("chaos.yml", TOPOLOGIES[number])}
@@ -134,7 +134,7 @@ class Client:
         return False
 
     def _refused(self, session_id: str, answer: httpx.Response) -> None:
-        """Note what an answer that refuses a call says. Raises `SessionEnded` if it says that the session has ended."""
+        """Record a refused call. Raises `SessionEnded` if the session has ended."""
         if _has_ended(answer):
             self._journal.note(FactKind.ENDED, session_id)
             raise SessionEnded
@@ -148,7 +148,7 @@ class Client:
     async def _call(
         self, method: str, path: str, *, key: str = "", session_id: str = "", **request: Any
     ) -> httpx.Response:
-        """The first answer of any server that is not "try again"."""
+        """Send a call to any server, again after each 503 or broken connection. Returns the first other response."""
         headers = {name: value for name, value in (("X-Session-ID", session_id), ("Idempotency-Key", key)) if value}
         deadline = time.monotonic() + RETRY_TIMEOUT
         self._asked = time.time()

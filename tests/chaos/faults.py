@@ -1,4 +1,4 @@
-"""The faults of several hosts: a plan that a seed determines, and what carries it out and undoes it."""
+"""Faults of several hosts: a plan that a seed determines, and the injector that carries it out."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from tests.chaos.shell import sql
 DATABASE: Final = 0
 """The target of a fault that concerns no host."""
 RECOVER_EVERY: Final = 5
-"""So many faults until all are undone, and some sessions leave."""
+"""Number of faults between two pauses, in which all faults are undone until some sessions have left."""
 RECOVERY_VISITS: Final = 3
-"""How many."""
+"""Number of sessions that leave in such a pause."""
 RECOVERY_TIMEOUT: Final = 120.0
-"""Seconds for which a session may take for that."""
+"""Seconds that such a pause may take."""
 POLL_INTERVAL: Final = 0.05
-"""Seconds between two looks at what is due."""
+"""Seconds between two checks for faults to undo and servers to start."""
 
 
 class Fault(StrEnum):
-    """What is done."""
+    """The kind of a fault."""
 
     KILL = "kill"
-    """kill -9 of a server, and a new start."""
+    """SIGKILL for a server, which is started again later."""
     SUSPEND = "suspend"
-    """SIGSTOP of a server, and SIGCONT."""
+    """SIGSTOP for a server, and SIGCONT later."""
     CUT_DATABASE = "cut off the database"
     """A host cannot reach the database."""
     CUT_ALL = "cut off"
-    """A host can reach nothing, and nothing reaches it."""
+    """A host cannot reach anything, and cannot be reached."""
     SHUTDOWN = "shutdown of PostgreSQL"
     CRASH = "crash of PostgreSQL"
     DRAIN = "drain"
-    """An operator drains a host, and ends that."""
+    """An operator drains a host, and ends the draining later."""
     MOVE = "move"
     """An operator changes the rank of a waiting session."""
     END = "end"
@@ -83,11 +83,11 @@ class Step:
     target: int
     """The number of the host, or `DATABASE`."""
     delay: float
-    """Seconds after the step before."""
+    """Seconds after the previous fault."""
     length: float
     """Seconds until it is undone."""
     choice: float
-    """Chooses among the sessions that there are, from 0 to 1."""
+    """From 0 to 1; selects one of the live sessions."""
 
     def __str__(self) -> str:
         where = f" of lab-{self.target}" if self.target else ""
@@ -98,7 +98,7 @@ Undo: TypeAlias = Callable[[], None]
 
 
 def plan(seed: int, count: int, hosts: int, without: Collection[Fault] = ()) -> list[Step]:
-    """So many faults of so many hosts, determined by the seed."""
+    """A list of `count` faults of `hosts` hosts, determined by the seed."""
     choose = random.Random(seed)  # noqa: S311 - nothing here is a secret
     faults = [fault for fault in WEIGHTS if fault not in without]
     steps = []
@@ -113,10 +113,10 @@ def plan(seed: int, count: int, hosts: int, without: Collection[Fault] = ()) -> 
 
 
 class FaultInjector:
-    """Carries a plan out. Several faults may last at once, but only one of each target."""
+    """Carries out a plan. Several faults may last at once, but only one per target."""
 
     def __init__(self, hosts: Hosts, stop: threading.Event) -> None:
-        """Nothing is done yet. `stop` ends the plan early, because the clients have ended."""
+        """`stop` ends the plan early. It is set when a client has failed."""
         self._hosts = hosts
         self._stop = stop
         self._pending: dict[int, tuple[float, Undo]] = {}
@@ -134,7 +134,7 @@ class FaultInjector:
         }
 
     def carry_out(self, steps: list[Step]) -> None:
-        """Do all of it, and undo it."""
+        """Inject all faults in order, and undo them."""
         try:
             for number, step in enumerate(steps, 1):
                 self._wait(step.delay)
@@ -150,12 +150,12 @@ class FaultInjector:
     def _begin(self, step: Step) -> None:
         self._undo(step.target)
         if step.fault in {*WITHOUT_HOST, Fault.DRAIN}:
-            self._undo(DATABASE)  # it must run
+            self._undo(DATABASE)  # the change needs a running database
         undo = self._begins[step.fault](step)
         self._pending[step.target] = time.monotonic() + step.length, undo
 
     def _wait(self, seconds: float) -> None:
-        """Let time pass, in which faults end and servers are started again."""
+        """Wait. Meanwhile undo faults that are due, and start servers that have ended."""
         deadline = time.monotonic() + seconds
         while not self._stop.wait(POLL_INTERVAL):
             for target, (due, _) in list(self._pending.items()):
@@ -252,4 +252,4 @@ class FaultInjector:
 
 
 def _nothing() -> None:
-    """The undo of what cannot be undone."""
+    """For faults that need no undo."""

@@ -1,4 +1,4 @@
-"""What a run of several hosts has left in the database and in the logs of the fake netlabs, for the ledger."""
+"""The input of the ledger: rows of the database, and the logs of the fake netlabs, after a run of several hosts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.chaos.journal import Fact
 from tests.fakes import FakeNetlab
 from tests.postgresql import connected
 
-# The numbers are those of the events, so that one order comprises both. A host changes under a lock of its row, and
-# each write for a host locks that row too.
+# Changes of hosts and events have numbers from one sequence, so they can be sorted together. A host is changed under a
+# lock of its row, and each write for a host locks that row too.
 AUDIT: Final = """
     CREATE TABLE host_change (
         number bigint PRIMARY KEY DEFAULT nextval('event_number_seq'),
@@ -27,7 +27,7 @@ AUDIT: Final = """
     CREATE TRIGGER note_host_change AFTER INSERT OR UPDATE OF state, is_draining, epoch ON lab_host
     FOR EACH ROW EXECUTE FUNCTION note_host_change();
 """
-"""Records each state of each host, which the product does not."""
+"""A trigger that records the states of hosts, which are not part of the event table."""
 
 EVENTS: Final = """
     SELECT number, xmin::text::bigint, what, session_id, lab_id, host, slot, code, detail FROM event ORDER BY number
@@ -62,7 +62,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class HostChange:
-    """The state of a host from a number on."""
+    """A host's state after a change."""
 
     number: int
     host: str
@@ -99,7 +99,7 @@ class ReferenceRow:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A lab that the netlab of a host has started."""
+    """A `netlab up` on a host."""
 
     host: str
     lab_id: str
@@ -116,26 +116,26 @@ class History:
     references: list[ReferenceRow] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
     collisions: list[str] = field(default_factory=list)
-    """What the fake netlabs say about labs that were started beside labs from which they are not separate."""
+    """Reports of the fake netlabs about labs that were started beside others without being separate from them."""
 
     def __str__(self) -> str:
-        """One row a line, for whoever looks for the cause of a violation."""
+        """One line per row, for debugging a violation."""
         rows = (*self.facts, *self.events, *self.host_changes, *self.sessions, *self.references, *self.starts)
         return "\n".join(map(str, (*rows, *self.collisions)))
 
 
 def install_audit(database: str) -> None:
-    """Let a database record the states of its hosts."""
+    """Install the trigger that records the states of hosts."""
     with connected(database) as connection:
         connection.execute(AUDIT)
 
 
 def read_history(database: str, facts: list[Fact], fakes: Mapping[str, FakeNetlab]) -> History:
-    """Everything that is known after a run.
+    """Read the history of a run.
 
     Args:
         database: URL of the database.
-        facts: what the clients and the test have noted.
+        facts: what the clients and the test have recorded.
         fakes: the fake netlab of each host, by name.
     """
     with connected(database) as connection:

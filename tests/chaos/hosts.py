@@ -1,4 +1,4 @@
-"""Several servers of one queue, each with a host of its own, and what keeps them running."""
+"""Several servers of one queue, each with its own host, and a supervisor that starts them again."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ SETTINGS: Final = {
     "log_level": "INFO",
 }
 SLOW: Final = {"start_seconds": 0.05, "node_seconds": 0.03, "config_seconds": 0.05, "down_seconds": 0.1}
-"""How long the netlabs of the hosts take."""
+"""Durations of the fake netlab of each host."""
 RECOVERY_TIMEOUT: Final = 90.0
-"""Seconds after the last fault within which everything must be as if there had been none."""
+"""Seconds after the last fault within which all hosts must be live and all sessions and labs removed."""
 
 
 @dataclass
 class Hosts:
-    """The servers by the numbers of their hosts, which begin with 1, with their database and network."""
+    """The servers, by the number of their host from 1 on, with their database and network."""
 
     cluster: Cluster
     database: str
@@ -55,7 +55,7 @@ class Hosts:
     journal: Journal = field(default_factory=Journal)
     servers: dict[int, LabServer] = field(default_factory=dict)
     down: set[int] = field(default_factory=set)
-    """The hosts whose servers must not run."""
+    """The hosts whose servers were killed and must not be started yet."""
     cut: set[int] = field(default_factory=set)
     """The hosts that cannot reach the database."""
     logged: dict[int, int] = field(default_factory=dict)
@@ -71,13 +71,13 @@ class Hosts:
         return f"lab-{number}"
 
     def kill(self, number: int) -> None:
-        """kill -9, until `supervise` may start the server again."""
+        """Send SIGKILL. `supervise` starts the server again once the host is removed from `down`."""
         self.down.add(number)
         self.journal.note(FactKind.KILLED, self.name(number))
         self.servers[number].kill()
 
     def supervise(self) -> None:
-        """Start each server that has ended, as an init system would, unless it must not or cannot run."""
+        """Start servers that have ended, as systemd would, except hosts that are down or without the database."""
         if self.cluster.process is None or self.cluster.process.poll() is not None:
             return
         for number, server in self.servers.items():
@@ -111,7 +111,7 @@ class Hosts:
         wait_until(live, RECOVERY_TIMEOUT, f"not all servers serve: {self.servers[1].root.parent}")
 
     def wait_until_settled(self) -> None:
-        """Wait until nothing is left of any session, and all servers are ready."""
+        """Wait until there are no live sessions, labs and leftovers, and all servers are ready."""
         self.wait_until_live()
         for query in (
             "SELECT session_id, state, host FROM session WHERE state <> 'ended'",
@@ -136,9 +136,9 @@ class Hosts:
             raise AssertionError(f"left: {rows} in {self.servers[1].root.parent}") from None
 
     def _end_unacknowledged(self) -> None:
-        """End sessions of which no client knows, as their timeouts would.
+        """End sessions whose join was never acknowledged, instead of waiting for their timeouts.
 
-        A server that was suspended or cut off may read a call only after its client has sent it to another server.
+        A server that was suspended or cut off may process a join that the client has meanwhile sent to another server.
         """
         known = self.journal.sessions(FactKind.JOINED)
         for (session_id,) in sql(self.database, "SELECT session_id FROM session WHERE state <> 'ended'"):
@@ -146,12 +146,12 @@ class Hosts:
                 end_session(self, session_id)
 
     def history(self) -> History:
-        """What has happened until now."""
+        """The history up to now."""
         fakes = {self.name(number): server.fake for number, server in self.servers.items()}
         return read_history(self.database, self.journal.facts(), fakes)
 
     def stop(self) -> None:
-        """End all servers with SIGTERM. Nothing may be left of them."""
+        """Stop all servers with SIGTERM, and require that they leave no process and no lab."""
         for server in self.servers.values():
             server.signal(signal.SIGTERM)
         for server in self.servers.values():
@@ -177,7 +177,7 @@ def _is_ready(server: LabServer) -> bool:
 def running_hosts(
     root: Path, slots: Sequence[int] = (1, 2, 1), program: Program = Program.SERVER, **settings: str
 ) -> Iterator[Hosts]:
-    """Servers of one queue with these slots, and a network whose cables can be pulled if root runs this."""
+    """One server per entry of `slots`, in a network that can be partitioned if root runs the tests."""
     with ExitStack() as ends:
         network = None if NO_NETWORK else Network()
         if network:

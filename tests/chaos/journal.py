@@ -1,4 +1,4 @@
-"""What clients were told and what was done to the servers, in the order in which it happened."""
+"""A record of the responses that clients got and of the faults of servers, in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class FactKind(StrEnum):
-    """The kind of a fact. Answers are recorded when they have arrived, and the others before anything is done."""
+    """The kind of a fact. Responses are recorded on arrival; requests and faults before they are sent or injected."""
 
     JOINED = "joined"
     ACTIVE = "active"
@@ -19,17 +19,17 @@ class FactKind(StrEnum):
     LEAVING = "leaving"
     LEFT = "left"
     ENDED = "ended"
-    """The session has ended, according to an answer, and not because of its client."""
+    """A response said that the session has ended, although its client has not ended it."""
     UNEXPECTED = "unexpected"
     """An answer that no client may get, or the end of a server that nobody has ended."""
     OPERATOR_ENDS = "operator ends"
     KILLED = "killed"
-    """A server; the session id is the name of its host."""
+    """A server was killed. `session_id` is the name of its host."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Something that is certain."""
+    """One entry."""
 
     what: FactKind
     session_id: str
@@ -42,7 +42,7 @@ class Fact:
 
 
 class Journal:
-    """Only grows. Facts are recorded in one thread and may be read in another."""
+    """A list of facts that only grows. One thread records them, others may read."""
 
     def __init__(self) -> None:
         self._facts: list[Fact] = []
@@ -52,7 +52,7 @@ class Journal:
         self._facts.append(Fact(what, session_id, key, asked or time.time()))
 
     def facts(self, *kinds: FactKind) -> list[Fact]:
-        """The facts of some kinds until now, in order; all of them without kinds."""
+        """The facts of these kinds so far, in order; without kinds all facts."""
         return [fact for fact in list(self._facts) if not kinds or fact.what in kinds]
 
     def sessions(self, what: FactKind) -> set[str]:

@@ -1,4 +1,4 @@
-"""Judges a run: whether what clients were told is in the database, and whether everything in it may be there."""
+"""Checks the history of a run: acknowledged calls are in the database, and nothing in it violates an invariant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.chaos.replay import Violation, ViolationKind, moved_sessions, replay
 
 
 def violations(history: History) -> list[Violation]:
-    """Everything that was wrong."""
+    """All violations in a history."""
     return [
         *replay(history),
         *_promises(history),
@@ -23,7 +23,7 @@ def violations(history: History) -> list[Violation]:
 
 
 def _promises(history: History) -> Iterator[Violation]:
-    """What was acknowledged, and must have been in the database by then."""
+    """Each acknowledged call was in the database before its response."""
     sessions = {row.session_id: row for row in history.sessions}
     references = {(row.session_id, row.key): row for row in history.references}
     for fact in history.facts:
@@ -52,7 +52,7 @@ def _by(time: float | None, fact: Fact) -> bool:
 
 
 def _order_of_joins(history: History) -> Iterator[Violation]:
-    """Who was answered before another one asked is in front of it, unless an operator has moved one of them."""
+    """A session whose join was answered before another one was sent is in front of it, unless an operator moved one."""
     moved = moved_sessions(history)
     joined = {fact.session_id: fact for fact in history.facts if fact.what is FactKind.JOINED}
     rows = sorted((row for row in history.sessions if row.session_id not in moved), key=lambda row: row.rank)

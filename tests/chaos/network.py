@@ -1,8 +1,8 @@
-"""A private network of several hosts, each in a network namespace of its own, whose cables can be pulled.
+"""A network of several hosts in network namespaces, whose links can be cut.
 
-A switch, in a namespace too, connects each host with two cables: one to the other hosts and to the clients, one to
-the database. This process and what it starts have two addresses in the network. A pulled cable carries no packet and
-nobody is told, as when a machine or a switch loses its power.
+A switch, which is a namespace too, has two links to each host: one to the other hosts and the clients, one to the
+database. The test process has an address on both. A link that is cut drops all packets, and no connection is closed, as
+when a machine or a switch loses power.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from typing import Final
 from tests.device_network import ip
 
 OWN: Final = 0
-"""The number of this process in the network; the hosts have the numbers from 1 on."""
+"""The number of the test process in the network; the hosts have numbers from 1 on."""
 
 
 class Cable(StrEnum):
-    """What a cable leads to."""
+    """A link of a host, by what it connects the host with."""
 
     CLIENTS = "lan"
     DATABASE = "sql"
 
 
 class Network:
-    """The network of this process. All its names begin with one that no other process has."""
+    """The network of one test process. The names of its interfaces begin with a prefix of the process."""
 
     def __init__(self) -> None:
         self._prefix = f"nrl{os.getpid()}"
 
     def address(self, number: int, cable: Cable) -> str:
-        """The address of a host at a cable."""
+        """The address of a host on a link."""
         first = 1 if cable is Cable.CLIENTS else 129
         return f"198.19.{os.getpid() % 250}.{first + number}"
 
     def inside(self, number: int) -> list[str]:
-        """What starts a program on a host."""
+        """The command prefix that starts a program on a host."""
         return ["ip", "netns", "exec", self._host(number)]
 
     def cut(self, number: int, cable: Cable) -> None:
-        """Pull a cable out of the switch."""
+        """Cut a link of a host."""
         self._at_switch("link", "set", f"{cable}{number}", "nomaster")
 
     def heal(self, number: int, cable: Cable) -> None:
-        """Plug a cable in again."""
+        """Restore a link of a host."""
         self._at_switch("link", "set", f"{cable}{number}", "master", cable)
 
     def _host(self, number: int) -> str:
@@ -61,7 +61,7 @@ class Network:
 
     @contextmanager
     def built(self, hosts: int) -> Iterator[None]:
-        """Build the network of so many hosts, and remove it afterwards. It must not exist already."""
+        """Build a network with this number of hosts, and remove it at the end. It must not exist."""
         with ExitStack() as ends:
             self._add_namespace(self._switch, ends)
             for cable in Cable:

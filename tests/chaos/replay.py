@@ -1,4 +1,4 @@
-"""Replays the event table: one queue, whose sessions become active in the order of their ranks, on hosts that may."""
+"""Replays the event table and reports events that violate an invariant of the queue."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.chaos.history import Event, History, HostChange
 from tests.chaos.journal import FactKind
 
 Rank: TypeAlias = tuple[int, int]
-"""What orders the waiting sessions: the rank, and the number among equal ranks."""
+"""The sort key of waiting sessions: rank, then number."""
 
 
 class ViolationKind(StrEnum):
     """The kind of a violation."""
 
     DOUBLE_GRANT = "double grant"
-    """Two sessions on a slot, a session on two slots, or a session that becomes active after its end."""
+    """Two sessions became active on one slot, one session on two slots, or a session after its end."""
     INVERSION = "inversion"
     """A session became active before one that was in front of it, or two joined with one rank."""
     CLOSED_HOST = "closed host"
@@ -33,7 +33,7 @@ class ViolationKind(StrEnum):
     UNEXPLAINED_END = "unexplained end"
     """A session, a lab or a reference ended, or a session waits again, and neither a client nor a fault explains it."""
     LOST = "lost"
-    """What was acknowledged is not in the database."""
+    """An acknowledged call is not in the database."""
     UNEXPECTED = "unexpected"
     """An answer that no client may get, or the end of a server that nobody has ended."""
     COLLISION = "collision"
@@ -132,7 +132,7 @@ class Replay:
         session.rank = rank, session.rank[1]
 
     def _granted(self, event: Event) -> None:
-        """All grants of a transaction at once: the database updates the sessions in any order."""
+        """Check all grants of a transaction together, because the database updates its sessions in any order."""
         grants = self._grants.pop(event.transaction, [])
         self._check_order(grants)
         for grant in grants:
@@ -235,6 +235,6 @@ def moved_sessions(history: History) -> set[str]:
 
 
 def _ranks(event: Event) -> tuple[int, int]:
-    """The rank from which and the one to which a session was moved."""
+    """The ranks of a moved session: before and after."""
     before, after = re.findall(r"-?\d+", event.detail or "")
     return int(before), int(after)

@@ -1,6 +1,6 @@
-"""The server program with its fence taken out: the ledger must notice.
+"""The server program without fencing, for the test of the ledger.
 
-A server that others have declared silent or gone goes on writing for its host.
+A server that others have declared silent or gone continues to write for its host.
 """
 
 from unittest.mock import patch

@@ -1,4 +1,4 @@
-"""The server program with the lock of the queue's row taken out: the ledger must notice.
+"""The server program without the lock of the queue's row, for the test of the ledger.
 
 Servers that add sessions, or make them active, at the same time do not see each other's changes.
 """
@@ -16,7 +16,7 @@ locked = PostgresqlDatabase.run
 async def unlocked(
     database: PostgresqlDatabase, *statements: Statement, queue: str | None = None, shielded: bool = True
 ) -> list[list[Any]]:
-    """Run statements without waiting for those of other servers."""
+    """Run statements without the lock of the queue."""
     del queue
     return await locked(database, *statements, shielded=shielded)
 

@@ -1,4 +1,4 @@
-"""What an operator does on the lab host: SQL from another program, and listing or killing processes."""
+"""Helpers that act from outside the server: SQL from another program, processes, and calls of a session."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.postgresql import connected
 from tests.server import LabServer
 
 SQL_TAKES_EFFECT = 2.0
-"""Seconds within which the server acts on what was written into its database."""
+"""Seconds within which the server notices a change of its database by another program."""
 
 
 def sql(database: Path | str, statement: str, *values: object) -> list[tuple[Any, ...]]:
-    """Run one statement as the `sqlite3` shell or `psql` does: at once, in SQLite without foreign keys; its rows.
+    """Run one statement as `sqlite3` or `psql` does: autocommit, and no foreign keys in SQLite. Returns its rows.
 
     Args:
         database: a SQLite file, or what `--database` names.
@@ -41,7 +41,7 @@ def sql(database: Path | str, statement: str, *values: object) -> list[tuple[Any
 
 
 def refused(database: str) -> AbstractContextManager[Any]:
-    """The context of a statement that the database must refuse, because it violates a constraint."""
+    """Expect that the database refuses a statement because of a constraint."""
     if database.startswith("sqlite"):
         return pytest.raises(sqlite3.IntegrityError, match="constraint failed")
     import psycopg
@@ -79,7 +79,7 @@ def fake(server: LabServer) -> FakeNetlab:
 
 
 def wait_for_event(host: FakeNetlab, event: str, count: int = 1, **fields: object) -> list[dict[str, Any]]:
-    """Wait until the fake netlab has logged so many of these events; the lines."""
+    """Wait until the fake netlab has logged `count` such events. Returns their lines."""
     found: list[dict[str, Any]] = []
 
     def happened() -> bool:
@@ -95,12 +95,12 @@ def wait_for_event(host: FakeNetlab, event: str, count: int = 1, **fields: objec
 
 
 def phase(host: FakeNetlab, name: str, count: int = 1) -> list[dict[str, Any]]:
-    """Wait until netlab has begun a phase so many times."""
+    """Wait until the fake netlab has begun a phase `count` times."""
     return wait_for_event(host, "phase", count, phase=name)
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there, and not only its body."""
+    """Whether a process exists and is not a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -108,7 +108,7 @@ def is_running(pid: int) -> bool:
 
 
 def processes_of(server: LabServer) -> list[int]:
-    """Programs started by the server, even if they have another parent now."""
+    """The ids of all processes that the server has started, orphans included."""
     state = str(fake(server).state)
     server_pid = server.process.pid if server.process else None
     found = []
@@ -122,7 +122,7 @@ def processes_of(server: LabServer) -> list[int]:
 
 
 def preloaded_netlabs(server: LabServer) -> list[int]:
-    """The netlab that waits for the next lab."""
+    """The ids of the server's preloaded netlab processes."""
     assert server.process is not None
     found = []
     for child in psutil.Process(server.process.pid).children():
@@ -132,7 +132,7 @@ def preloaded_netlabs(server: LabServer) -> list[int]:
 
 
 def lab(server: LabServer, session_id: str) -> dict[str, Any]:
-    """What the server says of a session's lab."""
+    """The response to `GET /lab`."""
     with server.client(session_id) as client:
         answer = client.get("/lab")
     assert answer.status_code == 200, answer.text
@@ -140,23 +140,23 @@ def lab(server: LabServer, session_id: str) -> dict[str, Any]:
 
 
 def ask(server: LabServer, session_id: str, method: str, path: str, **options: Any) -> httpx.Response:
-    """One call of a session."""
+    """Send one call with the id of a session."""
     with server.client(session_id) as client:
         return client.request(method, path, **options)
 
 
 def queue(server: LabServer) -> dict[str, Any]:
-    """What everybody may see."""
+    """The response to `GET /queue`."""
     answer = httpx.get(f"{server.url}/queue")
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
 def is_active(server: LabServer, session_id: str) -> bool:
-    """Whether a session holds the lab host."""
+    """Whether a session is active."""
     return bool(server.status(session_id)["position"] == 0)
 
 
 def container_ids(host: FakeNetlab) -> list[str]:
-    """Which containers there are: one that was made anew has another id."""
+    """The ids of all containers. A container that was created again has another id."""
     return sorted(str(container["full_id"]) for container in host.containers())

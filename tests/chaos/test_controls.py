@@ -1,4 +1,4 @@
-"""Servers without a fence, or without the lock of the queue: the ledger must find what they do wrong."""
+"""The ledger finds violations by servers without fencing, and by servers without the lock of the queue."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.postgresql import problem
 
 ATTEMPTS: Final = 4
 VISITS: Final = 100
-"""So many sessions join and leave in each attempt."""
+"""Number of sessions that join and leave in the first attempt."""
 
 pytestmark = [pytest.mark.chaos, pytest.mark.skipif(bool(problem()), reason=problem())]
 
 
 def found(hosts: Hosts) -> set[ViolationKind]:
-    """The kinds of the violations until now."""
+    """The kinds of violations so far."""
     return {violation.kind for violation in violations(hosts.history())}
 
 
@@ -42,7 +42,7 @@ def test_a_server_without_a_fence_is_found(tmp_path: Path) -> None:
 
 
 def _release_when_silent(hosts: Hosts) -> None:
-    """Let a call wait in the socket of a suspended server until others have declared its host silent."""
+    """Send a call to a suspended server, which continues once its host was declared silent."""
     server, silent = hosts.servers[1], "SELECT count(*) FROM lab_host WHERE state = 'silent'"
     session = server.join()
     assert server.status(session, wait=20)["host"] == hosts.name(1)

@@ -31,9 +31,9 @@ SLOW = {
     "down_seconds": 0.1,
 }
 RECOVER_EVERY = 5
-"""So many kills until one server is left alone for long enough to be of use."""
+"""Number of kills until a server runs long enough for a session to finish."""
 LONGEST_WAIT = 3.0
-"""Seconds for the moment of a kill to come; it is done anyway then."""
+"""Seconds to wait for the condition of a kill. After that the server is killed anyway."""
 
 
 def log_lines(server: LabServer) -> int:
@@ -42,7 +42,7 @@ def log_lines(server: LabServer) -> int:
 
 
 def wait_for_progress(journal: Journal, stop: threading.Event) -> None:
-    """Keep a server alive until a session has had a lab and left; a slow machine would otherwise never get that far."""
+    """Wait until a session has left. On a slow machine, no session would finish between two kills."""
     left = len(journal.facts(FactKind.LEFT))
     deadline = time.monotonic() + RETRY_TIMEOUT
     while len(journal.facts(FactKind.LEFT)) == left and time.monotonic() < deadline and not stop.wait(0.01):
@@ -50,7 +50,7 @@ def wait_for_progress(journal: Journal, stop: threading.Event) -> None:
 
 
 def wait_for_kill_moment(server: LabServer, choice: random.Random, stop: threading.Event) -> str:
-    """Wait for the moment of a kill: after so much was done by netlab, was committed, or at any time."""
+    """Wait for a number of steps of netlab or of commits, or for a random time. Returns what was waited for."""
     kind = choice.choice(["netlab", "commits", "time"])
     count = choice.randint(1, 12)
     if kind == "time":
@@ -68,8 +68,8 @@ def wait_for_kill_moment(server: LabServer, choice: random.Random, stop: threadi
 
 
 def check_database(server: LabServer, journal: Journal) -> None:
-    """The invariants at any moment, regardless of what the server was doing when it died."""
-    # What was promised first, then what was given back: a set that is read later may only explain more.
+    """Check the invariants of the database, which hold at any moment of a kill."""
+    # The order matters: clients continue, so facts that are read later can only explain more.
     joined, left = journal.sessions(FactKind.JOINED), journal.sessions(FactKind.LEFT)
     acquired, released = journal.keys(FactKind.ACQUIRED), journal.keys(FactKind.RELEASED)
     states = dict(sql(server.database, "SELECT session_id, state FROM session"))
@@ -102,14 +102,14 @@ def check_database(server: LabServer, journal: Journal) -> None:
 
 
 def check_host(server: LabServer) -> None:
-    """At most one lab is up, and never was another one started beside it."""
+    """Check that at most one lab is running, and that no two labs ran at the same time."""
     assert fake(server).violations() == []
     directories = {container["labels"]["clab-topo-file"] for container in fake(server).containers()}
     assert len(directories) <= 1
 
 
 def check_answers(journal: Journal) -> None:
-    """Every answer is one that a client may get, and only one client at a time finds itself active."""
+    """Check that no response was wrong, and that never two clients were active at the same time."""
     assert [fact.key for fact in journal.facts(FactKind.UNEXPECTED)] == []
     assert journal.facts(FactKind.ENDED) == [], "a session was ended that nobody ended"
     holders: set[str] = set()
@@ -122,7 +122,7 @@ def check_answers(journal: Journal) -> None:
 
 
 def restart(server: LabServer, choice: random.Random, stop: threading.Event) -> None:
-    """Start the server; now and then it is killed before it serves."""
+    """Start the server. Sometimes it is killed before it serves."""
     while choice.random() < 0.15:
         server.launch()
         stop.wait(choice.random())

@@ -1,4 +1,4 @@
-"""A host whose packets to the database vanish, without an end of the connection that anybody would notice."""
+"""A host whose link to the database drops all packets, so that connections are lost but not closed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCKED: Final = """
     SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND client_addr = ?::inet
     AND clock_timestamp() - query_start > interval '0.2 s'
 """
-"""Counts the statements of a server that wait for a lock, and that its own system knows to have arrived."""
+"""Counts the statements of a server that have waited for a lock long enough for their TCP acknowledgement."""
 
 pytestmark = [needs_network, pytest.mark.chaos, pytest.mark.skipif(bool(problem()), reason=problem())]
 
@@ -35,7 +35,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 @contextmanager
 def without_database(hosts: Hosts, number: int) -> Iterator[None]:
-    """Cut a host off the database."""
+    """Cut the link between a host and the database."""
     assert hosts.network
     hosts.network.cut(number, Cable.DATABASE)
     try:

@@ -18,10 +18,10 @@ def load(name: str) -> Any:
 
 
 UNPRINTABLE: Final[dict[str, str]] = load("unprintable.yaml")
-"""Characters that no name and no label may have, by what they are."""
+"""Characters that are refused in names and labels, by a description."""
 
 TRACEBACKS: Final[dict[str, str]] = load("tracebacks.yaml")
-"""Outputs of programs: what says HIDDEN may not be shown, what says `shown` must be."""
+"""Outputs of programs. Lines with `HIDDEN` must not be shown, lines with `shown` must be."""
 
 REFUSED_NAMES: Final[list[tuple[str, str]]] = [
     (name, sentence) for group in load("names.yaml").values() for name, sentence in group
