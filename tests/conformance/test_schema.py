@@ -1,21 +1,19 @@
-"""The schema of each database: what it refuses and fills in, and what a person sees in it."""
+"""The schema: constraints, defaults, triggers, and the views for operators."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from neops_remote_lab.core.codes import EndCode, OutcomeCode, QuarantineSource
 from neops_remote_lab.store.protocol import DatabaseError, LabStore, SessionStore
 from neops_remote_lab.store.rows import Registration
 from neops_remote_lab.store.sql.tables import read
 from tests.chaos.shell import locked, refused, sql
-from tests.stores import HOST, NOON, OpenStores, joining, lab, opened
+from tests.stores import HOST, NOON, OpenStores, joining, lab
 
 ADD_SESSION = (
     "INSERT INTO session (session_id, host, state, created_at, last_seen_at, queue, rank, slot) "
@@ -27,25 +25,7 @@ ADD_LAB = (
 )
 
 
-@pytest_asyncio.fixture
-async def stores(database: str) -> AsyncIterator[OpenStores]:
-    async with opened(database) as stores:
-        yield stores
-
-
-@pytest_asyncio.fixture
-async def sessions(stores: OpenStores) -> SessionStore:
-    store = stores.sessions()
-    await store.register_host(Registration("boot-1"))
-    return store
-
-
-@pytest.fixture
-def labs(stores: OpenStores) -> LabStore:
-    return stores.labs()
-
-
-# What it refuses, whoever writes
+# Constraints, whoever writes
 
 
 def test_a_second_active_session_of_a_host_is_refused(database: str) -> None:
@@ -137,7 +117,7 @@ async def test_the_end_of_a_session_and_the_promotion_are_one_transaction(
     assert (await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)).promoted
 
 
-# People
+# Changes and views for operators
 
 
 async def test_a_session_ended_with_sql_gets_its_time_and_reason(database: str, sessions: SessionStore) -> None:
