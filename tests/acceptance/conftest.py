@@ -1,4 +1,4 @@
-"""Fixtures for tests of the pytest plugin: a user's project, and a real server where a lab is used."""
+"""Fixtures for tests of the pytest plugin: a user's project, with or without a server."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
         pytester.path.joinpath(f"{name}.yml").write_text(text, encoding="utf-8")
     for name in ("URL", "REQUEST_TIMEOUT", "SESSION_TIMEOUT", "ACQUISITION_TIMEOUT"):
         monkeypatch.delenv(f"REMOTE_LAB_{name}", raising=False)
-    for name in ("GITHUB_STEP_SUMMARY", "GITHUB_RUN_ID", "CI_JOB_URL"):  # of the job that runs these tests
+    for name in ("GITHUB_STEP_SUMMARY", "GITHUB_RUN_ID", "CI_JOB_URL"):  # variables of the CI job that runs these tests
         monkeypatch.delenv(name, raising=False)
-    # the same whether the distribution is installed or not, and without the imports of other plugins
+    # loads the plugin whether its distribution is installed or not, and no other plugins
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-p {PLUGIN} -p no:cacheprovider")
     fork_pytest(pytester, monkeypatch)
@@ -37,7 +37,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 def online(
     project: pytest.Pytester, lab_server: LabServer, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[pytest.Pytester]:
-    """The project, with a lab host; however its runs end, nothing may be left of them."""
+    """The project with a server. At the end of the test, the server has no session and no lab."""
     monkeypatch.setenv("REMOTE_LAB_URL", lab_server.url)
     yield project
     assert queue(lab_server) == []

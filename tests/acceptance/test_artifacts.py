@@ -110,7 +110,7 @@ def test_a_graph_is_rendered_if_graphviz_is_installed(lab_server: LabServer) -> 
     assert files["graph.dot"].startswith(b"graph {")
 
 
-# What cannot be had
+# Parts that cannot be collected
 
 
 def test_a_failed_part_becomes_a_note_and_the_other_parts_are_complete(lab_server: LabServer) -> None:
@@ -197,7 +197,7 @@ def test_without_a_lab_there_are_no_artifacts(lab_server: LabServer) -> None:
     assert ask(lab_server, active).status_code == 404
 
 
-# While others want something
+# Concurrent calls
 
 
 def test_a_collection_blocks_neither_the_event_loop_nor_other_calls_of_the_session(tmp_path: Path) -> None:

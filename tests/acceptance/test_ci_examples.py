@@ -91,7 +91,7 @@ def gitlab() -> Job:
 
 @pytest.fixture(scope="module")
 def environments() -> dict[str, Path]:
-    """The virtual environments that there are already, by the commands that have installed into them."""
+    """Virtual environments by the commands that were run to install into them."""
     return {}
 
 
@@ -105,7 +105,7 @@ def job(
         environments[job.install] = directory / "python"
         subprocess.run([sys.executable, "-m", "venv", directory / "python"], check=True)
         index = build_wheel(directory / "wheel")
-    else:  # the same commands would do the same again
+    else:  # the environment of another test with the same commands
         index = {}
     with reader(directory / "project", **index) as user:
         python = environments[job.install]
@@ -149,7 +149,7 @@ def test_a_cancelled_job_frees_the_lab(job: Job, server: LabServer, end: str) ->
         assert session["status"] == "active"
         if end == "killed":
             os.killpg(process.pid, signal.SIGKILL)
-        elif job.name == "github":  # its runner knows the first process of a step alone
+        elif job.name == "github":  # the runner signals only the first process of a step
             process.send_signal(job.cancel)
         else:
             os.killpg(process.pid, job.cancel)

@@ -35,7 +35,7 @@ def idle(tmp_path: Path) -> LabServer:
 def run(
     *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The program, to its end."""
+    """Run the program to its end."""
     return subprocess.run(
         [sys.executable, "-m", "neops_remote_lab", *arguments],
         cwd=cwd,
@@ -48,7 +48,7 @@ def run(
 
 
 def refusal(server: LabServer) -> str:
-    """What a server says that does not start."""
+    """Run a server that does not start. Returns its message."""
     server.launch()
     assert server.wait(30) not in (0, None)
     words = server.log.read_text()
@@ -192,7 +192,7 @@ def test_an_invalid_log_configuration_ends_the_program(idle: LabServer, tmp_path
     assert "log" in refusal(idle)
 
 
-# One server a host
+# One server per host
 
 
 def test_a_second_server_ends_at_once_and_names_the_first(lab_server: LabServer) -> None:
@@ -223,7 +223,7 @@ def test_lock_files_of_an_ended_server_do_not_prevent_the_next_start(lab_server:
     lab_server.start()
 
 
-# Starting in a bad place
+# Starts that fail
 
 
 def test_a_port_in_use_ends_the_program_before_it_changes_anything(idle: LabServer) -> None:
@@ -305,7 +305,7 @@ def test_a_work_directory_that_cannot_be_created_is_refused(idle: LabServer, tmp
     assert "--work-dir" in refusal(idle)
 
 
-# The end
+# Shutdown
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -23,7 +23,7 @@ from tests.server import LabServer, running_server
 
 OLD_CLIENT = "neops-remote-lab==1.4.0"
 OLD_PYTHONS = ("python3.12", "python3.13", "python3.14")
-"""What the old client runs on."""
+"""The packages of the old client's environment."""
 TOPOLOGY = topology_text(2)
 
 SCRIPT = """
@@ -52,7 +52,7 @@ for line in sys.stdin:
 
 
 def find_python() -> str | None:
-    """A Python for the old client. One that is only a version manager's shim for a missing one does not count."""
+    """A Python for the old client, but not a version manager's shim for a version that is not installed."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     directories = [*os.get_exec_path(), *map(str, pyenv.glob("3.*/bin"))]
     candidates = [shutil.which(name, path=directory) for directory in directories for name in OLD_PYTHONS]
@@ -66,7 +66,7 @@ def find_python() -> str | None:
 
 @pytest.fixture(scope="session")
 def old_python() -> Path:
-    """The Python of an environment that has the old client, which is kept from run to run."""
+    """The Python of a virtual environment with the old client, which is cached across test runs."""
     directory = user_cache_path("neops-remote-lab-tests") / OLD_CLIENT.replace("==", "-")
     directory.parent.mkdir(parents=True, exist_ok=True)
     found = directory / "bin" / "python"
@@ -92,7 +92,7 @@ class OldClient:
 
     def __init__(self, python: Path, server: LabServer, directory: Path) -> None:
         self._process = subprocess.Popen(
-            [python, "-E", "-c", SCRIPT, server.url],  # -E: PYTHONPATH may name this tree
+            [python, "-E", "-c", SCRIPT, server.url],  # -E ignores PYTHONPATH, which may contain this checkout
             cwd=directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

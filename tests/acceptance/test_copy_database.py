@@ -57,7 +57,7 @@ def shell(tmp_path: Path) -> Shell:
 
 
 def clients(server: LabServer) -> list[str]:
-    """Who holds the lab and who waits, in order, as the server tells it."""
+    """The clients of the active and the waiting sessions, in order."""
     return [entry["client"] for entry in json.loads(ask(server, "", "GET", "/queue").text)["sessions"]]
 
 

@@ -50,7 +50,7 @@ def told() -> list[str]:
 
 @pytest.fixture(scope="module")
 def client(server: LabServer, told: list[str]) -> Iterator[RemoteLabClient]:
-    """A session whose lab has nodes that answer."""
+    """A session whose lab has nodes with services."""
     path = server.root / "lab.yml"
     path.write_text(topology(2))
     with RemoteLabClient(server.url, on_trouble=told.append) as client:
@@ -176,7 +176,7 @@ def test_invalid_arguments_of_forward_end_with_status_2(shell: Shell, arguments:
 
 
 def askpass(shell: Shell) -> dict[str, str]:
-    """What lets ssh ask a program for the password."""
+    """Variables with which ssh gets the password from a program."""
     program = shell.directory / "askpass"
     program.write_text(f"#!/bin/sh\necho {PASSWORD}\n")
     program.chmod(0o700)

@@ -41,7 +41,7 @@ def open_console(server: LabServer, session: str, node: str = "r1", **query: str
 
 
 def read_until(console: ClientConnection, words: str, timeout: float = 60) -> str:
-    """What the console shows, up to some words."""
+    """Read the output of the console up to a text."""
     shown, deadline = b"", time.monotonic() + timeout
     while words.encode() not in shown:
         data = console.recv(max(0.0, deadline - time.monotonic()))
@@ -51,7 +51,7 @@ def read_until(console: ClientConnection, words: str, timeout: float = 60) -> st
 
 
 def ending(console: ClientConnection) -> tuple[int | None, int]:
-    """The exit status and the close code, after all that is shown."""
+    """Read to the end. Returns the exit status and the close code."""
     status = None
     with suppress(ConnectionClosed):
         while True:

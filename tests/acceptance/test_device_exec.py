@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 @contextmanager
 def session_with_lab(server: LabServer) -> Iterator[str]:
-    """The active session, with a lab of two routers, until that is torn down."""
+    """The active session, with a lab of two routers."""
     session = server.join()
     assert server.acquire(session, topology_text(2)).status_code == 200
     yield session
@@ -52,13 +52,13 @@ def execute(server: LabServer, session: str, node: str = "r1", **body: Any) -> h
 
 
 def container_file(server: LabServer, node: str) -> Path:
-    """What the fake Docker knows of a node's container."""
+    """The file with the fake Docker's data about a node's container."""
     (found,) = (path for path in server.fake.state.glob("containers/*.json") if f'-{node}"' in path.read_text())
     return found
 
 
 def marked(server: LabServer, *words: str) -> list[psutil.Process]:
-    """Processes of commands in a server's nodes whose command line has these words."""
+    """Processes in the nodes of a server whose command line contains these words."""
     found, programs = [], str(server.fake.state / "programs")
     for process in psutil.process_iter():
         try:
@@ -302,7 +302,7 @@ def test_a_node_without_a_container_is_501(tmp_path: Path) -> None:
 
 
 def test_a_foreign_container_is_not_a_node(server: LabServer, session: str) -> None:
-    """Even one whose labels are made to look like those of this lab."""
+    """This holds even if its labels are those of this lab."""
     path = container_file(server, "r2")
     ours = path.read_text()
     path.write_text(ours.replace(str(server.work_dir), "/srv/somebody"))

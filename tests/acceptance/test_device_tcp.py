@@ -39,7 +39,7 @@ from tests.websocket import open_websocket
 
 pytestmark = needs_network
 CUT_WITHIN = 2.0
-"""Seconds in which a connection must have ended."""
+"""Maximum seconds until a connection has ended."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 @pytest.fixture
 def session(server: LabServer) -> Iterator[str]:
-    """The active session, with a lab whose first router answers, and whose second one does not."""
+    """The active session, with a lab of two routers, of which only the first one has services."""
     session = server.join()
     assert server.acquire(session, topology(2)).status_code == 200
     with nodes_that_answer(server.fake):
@@ -65,7 +65,7 @@ def open_connection(server: LabServer, session: str, node: str = "r1", port: int
 
 
 def refusal(server: LabServer, session: str, node: str = "r1", port: int | str = ECHO) -> tuple[int, str]:
-    """The status and the sentence with which a connection is refused."""
+    """Open a connection that is refused. Returns the status and the message."""
     with pytest.raises(InvalidStatus) as refused:
         open_connection(server, session, node, port)
     response = refused.value.response
@@ -75,7 +75,7 @@ def refusal(server: LabServer, session: str, node: str = "r1", port: int | str =
 
 
 def closed(connection: ClientConnection, timeout: float = 10) -> tuple[int, str]:
-    """Read to the end; the code and the reason with which the server closes a connection."""
+    """Read to the end. Returns the close code and the reason of the server."""
     deadline = time.monotonic() + timeout
     with suppress(ConnectionClosed):
         while True:
@@ -85,7 +85,7 @@ def closed(connection: ClientConnection, timeout: float = 10) -> tuple[int, str]
 
 
 def echo(connection: ClientConnection, sent: bytes, piece_bytes: int) -> bytes:
-    """What comes back from a port that echoes, while it is still being sent to."""
+    """Send data to a port that echoes, and read at the same time. Returns what was read."""
 
     def send() -> None:
         for start in range(0, len(sent), piece_bytes):
@@ -136,7 +136,7 @@ def test_a_device_sees_that_a_client_has_disconnected(server: LabServer, session
     connection.close()
     wait_until(lambda: established(server) == before, 5, "the connection to the device stays")
     connection = open_connection(server, session)
-    connection.socket.close()  # without a word
+    connection.socket.close()  # without a closing handshake
     wait_until(lambda: established(server) == before, 5, "the connection to the device stays")
 
 
@@ -150,7 +150,7 @@ def established(server: LabServer) -> int:
 
 
 def shake(session: str, port: int) -> bytes:
-    """A request for a connection, byte by byte."""
+    """The bytes of a request for a WebSocket to a port of a node."""
     return (
         f"GET /lab/devices/r1/tcp/{port} HTTP/1.1\r\nHost: x\r\nX-Session-ID: {session}\r\n"
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
@@ -221,7 +221,7 @@ def test_a_websocket_elsewhere_is_refused(server: LabServer, session: str) -> No
 
 @pytest.fixture
 def host_listener() -> Iterator[int]:
-    """A port of this host on which something listens, at every address."""
+    """A port of this host with a listener on all addresses."""
     with closing(socket.create_server(("", 0))) as listener:
         accepted: list[socket.socket] = []
 
@@ -237,7 +237,7 @@ def host_listener() -> Iterator[int]:
 
 
 def change_container(server: LabServer, node: str, change: Callable[[dict[str, object]], None]) -> Callable[[], object]:
-    """Let the fake Docker know other things of a node's container; what undoes that."""
+    """Change the fake Docker's data about a node's container. Returns a function that undoes it."""
     (path,) = (path for path in server.fake.state.glob("containers/*.json") if f'-{node}"' in path.read_text())
     before = path.read_text()
     known = json.loads(before)
@@ -253,7 +253,7 @@ ELSEWHERE = {"loopback": "127.0.0.1", "another loopback": "127.9.9.9", "this hos
 def test_an_address_is_used_only_in_the_network_of_the_lab(
     server: LabServer, session: str, host_listener: int, claimed: str
 ) -> None:
-    """Even if Docker reports it: the network may have a subnet of the host."""
+    """This holds even if Docker reports the address, because a network may have a subnet of the host."""
     change_container(server, "r2", lambda known: known.update(ipv4=claimed or address(0)))
     assert refusal(server, session, "r2", host_listener)[0] in {501, 502, 504}
 
@@ -318,7 +318,7 @@ def test_a_container_of_another_lab_is_501(server: LabServer, session: str) -> N
     ours()
 
 
-# Ends
+# Ends of connections
 
 
 def end_session(server: LabServer, session: str) -> None:
@@ -353,7 +353,7 @@ def test_connections_are_closed_when_the_lab_or_the_session_ends(
     server: LabServer, session: str, end: Callable[[LabServer, str], None]
 ) -> None:
     idle, busy = open_connection(server, session), open_connection(server, session, port=SOURCE)
-    deaf = open_connection(server, session, port=SOURCE)  # nobody reads this one
+    deaf = open_connection(server, session, port=SOURCE)  # this connection is not read
     assert busy.recv(10)
     end(server, session)
     began = time.monotonic()
@@ -472,7 +472,7 @@ def test_a_device_that_does_not_read_stops_the_sending_client(server: LabServer,
 
 
 def test_the_teardown_does_not_wait_for_a_connection_of_a_lost_client(tmp_path: Path) -> None:
-    """It answers no ping, as a machine that was switched off."""
+    """The client answers no ping, as a machine that was switched off."""
     with running_server(tmp_path, send_timeout="1", active_timeout="1") as server:
         session = server.join()
         assert server.acquire(session, topology(1)).status_code == 200

@@ -23,7 +23,7 @@ RUN_ELSEWHERE = {
     "docs/tutorial.md": "test_readme.py",
     "docs/sql.md": "test_sql_cookbook.py, and its commands in test_readme.py",
 }
-"""Who runs a page whose blocks need another host than the fake one."""
+"""The tests that run pages whose blocks need another host than the fake one."""
 
 FILES = {
     "ospf.yml": file_of("README.md", "ospf.yml"),
@@ -32,11 +32,11 @@ FILES = {
     "topologies/campus.yml": topology_text(2).replace("r1", "sw1"),
     **{f"campus/{name}": "" for name in ("campus.yml", "vlans.py", "templates/vlan.j2", "configs/sw1.cfg")},
 }
-"""What a page takes for granted that its reader has."""
+"""Files that the pages expect."""
 
 
 def user_of(server: LabServer, directory: Path) -> Reader:
-    """A user of this server who has the files that the pages speak of."""
+    """A user of this server with the files that the pages expect."""
     for name, text in FILES.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def client(server: LabServer) -> Iterator[RemoteLabClient]:
 
 @pytest.fixture
 def topology(tmp_path: Path) -> Path:
-    """A topology with a template, a script and an included file beside it, and with what netlab has left there."""
+    """A topology with a template, a script and an included file beside it, and files that netlab has written."""
     path = tmp_path / "ring.yml"
     path.write_text(topology_text(1))
     for name in ("templates/bgp/frr.j2", "start.sh", "über/motd.txt", "clab.yml", "node_files/r1/daemons"):
@@ -46,7 +46,7 @@ def topology(tmp_path: Path) -> Path:
 
 
 def files_on_the_host(server: LabServer) -> dict[str, str]:
-    """Names and contents of the extra files of the one lab that there is; executable ones have a star."""
+    """Names and contents of the extra files of the only lab. Names of executable files end with a star."""
     [lab] = labs_in(server.work_dir)
     directory = server.work_dir / lab / "lab"
     sent = [path for pattern in ("**/*.j2", "*.sh", "**/motd.txt") for path in directory.glob(pattern)]

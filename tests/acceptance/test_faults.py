@@ -32,7 +32,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes."""
+    """The mount point of a file system of two megabytes."""
     directory = tmp_path / "disk"
     directory.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={2 * MEGABYTE}", "tmpfs", str(directory)]
@@ -50,7 +50,7 @@ def server(database: str, tmp_path: Path) -> Iterator[LabServer]:
 
 
 def fill(directory: Path) -> Path:
-    """Leave no byte free; the file that takes the room."""
+    """Fill a file system completely. Returns the file that does."""
     filler = directory / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -62,7 +62,7 @@ def fill(directory: Path) -> Path:
 
 
 def is_refused_for_now(answer: httpx.Response, word: str) -> bool:
-    """Whether the answer says what is wrong with the database and that it is worth trying again."""
+    """Whether the response is 503 with the problem of the database and `Retry-After`."""
     detail = answer.json()["detail"]
     return answer.status_code == 503 and word in detail and "try again" in detail and "Retry-After" in answer.headers
 
@@ -75,7 +75,7 @@ def test_calls_that_cannot_be_stored_on_a_full_disk_are_refused(tmp_path: Path, 
     with running_server(tmp_path / "server", database=f"sqlite+aiosqlite:///{database}") as server:
         sessions = [server.join() for _ in range(3)]
         filler = fill(small_disk)
-        for _ in range(2000):  # there is room inside the files that SQLite has already
+        for _ in range(2000):  # SQLite still has free pages in its files
             answer = httpx.post(f"{server.url}/session", json={"purpose": "x" * 200})
             if answer.status_code != 201:
                 break
@@ -294,11 +294,11 @@ def test_a_netlab_that_hangs_is_ended_with_its_children(tmp_path: Path, moment: 
         fake(server).control(hang=moment, hang_child=True, stubborn=True)
         with in_background(server.acquire, session_id, TOPOLOGY) as call:
             wait_for_event(fake(server), "hang", 2)
-            assert server.status(waiting)["position"] == 1  # everybody else is served meanwhile
+            assert server.status(waiting)["position"] == 1  # other clients are served meanwhile
             fake(server).control()
             answer = call.result()
         pids = [line["pid"] for line in fake(server).log() if line["event"] == "hang"]
-        assert answer.status_code in {200, 500}  # 200: what hung could be done in another way
+        assert answer.status_code in {200, 500}  # 200: there is another way to get the result of the command that hung
         if answer.status_code == 500:
             assert "took longer than 1 s" in answer.json()["detail"]
             wait_until(server.is_clean)
@@ -328,7 +328,7 @@ def test_the_children_of_a_killed_netlab_are_ended_too(lab_server: LabServer) ->
     with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
         leader, child = sorted(wait_for_event(fake(lab_server), "hang", 2), key=lambda line: bool(line["child"]))
         fake(lab_server).control()
-        os.kill(leader["pid"], signal.SIGKILL)  # as the kernel does when memory is short
+        os.kill(leader["pid"], signal.SIGKILL)  # as the out-of-memory killer of the kernel does
         answer = call.result()
     assert answer.status_code == 500
     assert "-9" in answer.json()["detail"]
@@ -341,7 +341,7 @@ def test_megabytes_of_netlabs_output_do_not_reach_a_response(lab_server: LabServ
     fake(lab_server).control(spam_bytes=20 * MEGABYTE, config_seconds=1, fail="inspect")
     with in_background(lab_server.acquire, session_id, TOPOLOGY) as call:
         wait_for_event(fake(lab_server), "phase", phase="config")
-        fake(lab_server).control()  # the devices are read again at the end, and then nothing is in the way
+        fake(lab_server).control()  # the devices are read again at the end, and this succeeds
         answer = call.result()
     assert answer.status_code == 200, answer.text
     log = ask(lab_server, session_id, "GET", "/lab/log")
@@ -421,7 +421,7 @@ def test_the_lab_of_a_disconnected_client_stays_with_its_session(lab_server: Lab
 
 
 class JumpingClock(Clock):
-    """A wall clock that can be set wrong; durations go on as they do."""
+    """A wall clock that the test can set. The monotonic clock is not affected."""
 
     def __init__(self) -> None:
         self.wrong = timedelta()

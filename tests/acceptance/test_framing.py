@@ -94,7 +94,7 @@ REFUSED = {
     "a WebSocket without a key": GET + UPGRADE + b"\r\n",
     "a WebSocket with another key": GET + UPGRADE + b"Sec-WebSocket-Key: x\r\n\r\n",
 }
-"""All of these get 400, and the connection is closed."""
+"""Requests that are refused with 400, after which the connection is closed."""
 
 ACCEPTED = {
     "HTTP/1.1": (GET + b"Host: x\r\n\r\n", 204),
@@ -107,7 +107,7 @@ ACCEPTED = {
     "a body": (POST + b"Content-Length: 16\r\n\r\n" + BODY, 201),
     "an upgrade that nobody offers": (GET + b"Host: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 204),
 }
-"""These are answered, and the connection stays open."""
+"""Requests after which the connection stays open."""
 
 LAST = {
     "HTTP/1.0": (b"GET /healthz HTTP/1.0\r\n\r\n", 204),
@@ -118,7 +118,7 @@ LAST = {
     "a WebSocket that there is not": (GET + SHAKE + b"\r\n", 403),
     "trailers": (CHUNKED + b"10\r\n" + BODY + b"\r\n0\r\nX-A: b\r\n\r\n", 201),
 }
-"""These are answered, and the connection is closed: what follows is not a request any more."""
+"""Requests after which the server closes the connection."""
 
 
 @pytest.fixture(scope="module", params=["h11", "httptools"])
@@ -141,7 +141,7 @@ def conversation(server: LabServer, *sent: bytes) -> tuple[list[int], bool]:
                 piece = connection.recv(1 << 16)
                 received, closed = received + piece, not piece
             if not closed:
-                # the connection is open when it answers once more
+                # the connection is open if it answers another request
                 connection.sendall(b"DELETE /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
                 piece = connection.recv(1 << 16)
                 closed = not piece or b"405" not in piece
@@ -180,7 +180,7 @@ def test_ambiguous_requests_that_arrive_byte_by_byte_are_refused(server: LabServ
                     received += piece
             except ConnectionError:
                 pass
-        assert received[9:12] in (b"400", b"")  # a reset may overtake the answer
+        assert received[9:12] in (b"400", b"")  # a reset may arrive before the response
 
 
 @pytest.mark.parametrize(("sent", "code"), ACCEPTED.values(), ids=ACCEPTED)
@@ -201,7 +201,7 @@ def test_a_head_that_is_too_large_is_refused(server: LabServer) -> None:
 
 @pytest.mark.parametrize("more", [b"X-A: " + b"b" * 9000 + b"\r\n", b"X-A: b\r\n" * 200], ids=["long", "many"])
 def test_a_websocket_with_too_many_headers_is_refused(server: LabServer, more: bytes) -> None:
-    """Older versions of the library say nothing."""
+    """Older versions of the library close the connection without a response."""
     assert conversation(server, GET + SHAKE + more + b"\r\n" + SMUGGLED) in (([431], True), ([], True))
 
 

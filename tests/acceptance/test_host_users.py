@@ -42,14 +42,14 @@ sys.stdin.read()
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A directory that every user of this machine reaches."""
+    """A directory that every user of this machine can enter."""
     with directory_for_all() as made:
         yield made
 
 
 @pytest.fixture
 def locks(shared: Path) -> Path:
-    """A directory as /run/lock is: root's, and every user can create files in it."""
+    """A directory like /run/lock: it belongs to root, and every user can create files in it."""
     made = shared / "locks"
     made.mkdir()
     made.chmod(0o1777)
@@ -116,7 +116,7 @@ def test_a_symbolic_link_in_place_of_the_lock_directory_is_refused(shared: Path,
     link = shared / "link"
     link.symlink_to(locks)
     if os.geteuid() == 0:
-        HostLock(link, "server")  # a link of one's own leads where it says
+        HostLock(link, "server")  # a link of the user's own is followed
         os.chown(link, SECOND_USER, SECOND_USER, follow_symlinks=False)
         with pytest.raises(PermissionError, match=f"user with id {SECOND_USER}"):
             HostLock(link, "server")
@@ -201,7 +201,7 @@ def test_concurrent_processes_get_the_lock_one_after_the_other(tmp_path: Path) -
         assert any(threads.map(hold_once, range(64)))
 
 
-# The note of the server
+# The file with the identity of the server
 
 
 def test_a_symbolic_link_in_place_of_the_note_is_replaced_and_not_followed(tmp_path: Path) -> None:
@@ -258,11 +258,11 @@ def test_an_invalid_note_is_not_shown(lab_server: LabServer, note: str) -> None:
     assert "Traceback" not in told
 
 
-# What others may read
+# Permissions
 
 
 def modes(server: LabServer) -> dict[str, int]:
-    """Permissions of the database's files, of the work directory, and of what is in it."""
+    """Permissions of the files of the database, of the work directory, and of everything in it."""
     files = [*server.root.glob("remote-lab.sqlite3*"), server.work_dir, *server.work_dir.glob("[!.]*")]
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
 
@@ -306,11 +306,11 @@ def test_files_of_a_lab_are_readable_regardless_of_the_umask(tmp_path: Path) -> 
         os.umask(before)
 
 
-# Users and disks that lack something
+# Users without a home directory, and full disks
 
 
 def server_words(root: Path, **flags: object) -> list[str]:
-    """A server that ends by itself, because its port is not free, once it has got that far."""
+    """The command of a server that ends when it binds its port, because the port is not free."""
     given = {"host": "127.0.0.1", "port": "0", "lock-dir": root / "locks", **flags}
     return [sys.executable, "-m", "neops_remote_lab", *(f"--{name}={value}" for name, value in given.items())]
 
@@ -352,12 +352,14 @@ def test_a_user_without_a_name_needs_a_writable_home_directory(shared: Path, loc
         assert server.returncode == 0, told
     else:
         assert server.returncode == 1, told
-        assert "Name another with --work-dir" in told  # it is the first thing that the server makes below the home
+        assert (
+            "Name another with --work-dir" in told
+        )  # the first directory that the server creates below the home directory
 
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a disk without any room left."""
+    """A directory on a full disk."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(

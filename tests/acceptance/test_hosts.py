@@ -30,7 +30,7 @@ def shared(cluster: Cluster) -> Iterator[str]:
 
 @contextmanager
 def serving(root: Path, database: str, name: str, **settings: str) -> Iterator[LabServer]:
-    """A server with a host of its own."""
+    """Start a server with its own host."""
     root.mkdir(exist_ok=True)
     port = free_port()
     flags = {"database": database, "lab_host": name, "advertise": f"http://127.0.0.1:{port}", **QUICK, **settings}
@@ -196,7 +196,7 @@ def test_no_server_fills_the_slots_of_a_host_where_a_lab_waits_for_memory(shared
 
 
 def held(server: LabServer) -> list[str]:
-    """The hosts that hold their grants, as a server shows it."""
+    """The names of the hosts that hold their grants, according to a server."""
     return [host["name"] for host in httpx.get(f"{server.url}/queue").json()["hosts"] if host["holds_grants"]]
 
 

@@ -1,4 +1,4 @@
-"""`up`, `down`, `devices` and `log`: labs for work by hand, from a shell."""
+"""`up`, `down`, `devices` and `log`: labs for manual work in a shell."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_only_one_up_at_a_time_opens_a_session(shell: Shell, lab_server: LabServ
 
 def test_an_ended_session_is_replaced_by_the_next_one(up: Shell, lab_server: LabServer) -> None:
     first, keeper = up.kept(), keeper_of(up)
-    keeper.suspend()  # it has not noticed yet
+    keeper.suspend()  # the background process has not noticed it yet
     sql(lab_server.database, "UPDATE session SET state = 'ended' WHERE state = 'active'")
     wait_until(lambda: queue(lab_server)["length"] == 0)
     keeper.resume()
@@ -276,7 +276,7 @@ def test_down_keeps_the_session_when_the_server_does_not_answer(up: Shell, lab_s
     up.do("down")
 
 
-# What a lab is made of
+# Devices and log
 
 
 def test_devices_as_json_and_as_an_inventory(up: Shell) -> None:

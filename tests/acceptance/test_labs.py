@@ -1,4 +1,4 @@
-"""The lab over HTTP: acquired, shared, released, torn down, and what happens when netlab or a client fails."""
+"""The lab over HTTP: acquire, share, release, teardown, and failures of netlab and of clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 @pytest.fixture
 def server(long_lived: LabServer) -> Iterator[LabServer]:
-    """A server with an empty queue; afterwards nothing may be left of any lab."""
+    """A server with an empty queue. At the end of the test nothing of a lab is left."""
     (fake(long_lived).state / "log").unlink(missing_ok=True)
     yield long_lived
     fake(long_lived).control()
@@ -93,7 +93,7 @@ def reached(server: LabServer, event: str, phase: str) -> bool:
 def start_of_an_acquire(
     server: LabServer, background: ThreadPoolExecutor, session_id: str, topology: str, phase: str = "start"
 ) -> Future[httpx.Response]:
-    """An acquire whose netlab has reached a phase, and stays there as long as the topology says."""
+    """Start an acquire in the background, and wait until netlab has reached a phase."""
     answer = background.submit(acquire, server, session_id, topology)
     wait_until(lambda: reached(server, "phase", phase), 20)
     return answer
@@ -254,7 +254,7 @@ def test_the_next_session_is_active_at_once_and_its_lab_starts_after_the_teardow
     acquire(server, holder, topology_text(2, down_seconds=1))
     httpx.delete(f"{server.url}/session/{holder}")
     assert server.status(waiter)["position"] == 0
-    assert lab(server, waiter)["state"] == "none"  # the one that goes is not its own
+    assert lab(server, waiter)["state"] == "none"  # the lab that is being torn down is not its own
     assert names(acquire(server, waiter, OTHER).json()["devices"]) == ["r1"]
 
 
@@ -338,7 +338,7 @@ def test_a_key_with_an_invalid_length_is_refused_before_anything_starts(server: 
     assert fake(server).invocations() == []
 
 
-# Not waiting for the start
+# Asynchronous acquires
 
 
 def test_an_asynchronous_acquire_returns_at_once_and_its_progress_is_visible(server: LabServer, holder: str) -> None:
@@ -373,7 +373,7 @@ def test_an_asynchronous_acquire_can_be_repeated_with_its_key(server: LabServer,
     assert (ups(server), lab(server, holder)["ref_count"]) == (1, 1)
 
 
-# A client that goes away
+# Clients that disconnect
 
 
 def leave_during(server: LabServer, session_id: str, topology: str, *, reuse: bool = True) -> None:
@@ -416,7 +416,7 @@ def test_the_lab_of_a_disconnected_client_is_replaced_by_another_topology(server
     assert lab(server, holder)["ref_count"] == 1
 
 
-# Tearing down by force
+# Forced teardowns
 
 
 def test_a_lab_in_use_is_torn_down_only_by_force(server: LabServer, holder: str) -> None:
@@ -474,7 +474,7 @@ def test_a_hanging_start_ends_with_its_session(
     server: LabServer, holder: str, background: ThreadPoolExecutor, phase: str, knobs: dict[str, bool]
 ) -> None:
     waiter = server.join()
-    # by control, not by topology: the teardown of a topology that hangs must not hang as well
+    # in the knobs, not in the topology, because the teardown must not hang too
     fake(server).control(hang=phase, **knobs)
     answer = background.submit(acquire, server, holder, ROUTERS)
     wait_until(lambda: reached(server, "hang", phase), 20)
@@ -488,7 +488,7 @@ def test_a_hanging_start_ends_with_its_session(
     assert acquire(server, waiter, OTHER).status_code == 200
 
 
-# netlab fails
+# Failures of netlab
 
 
 def test_a_failed_start_reports_netlabs_message_and_leaves_nothing_behind(server: LabServer, holder: str) -> None:
@@ -648,11 +648,11 @@ def test_foreign_containers_are_not_touched(server: LabServer, holder: str) -> N
         (fake(server).state / "violations").unlink(missing_ok=True)
 
 
-# A netlab that is loaded ahead
+# Preloaded netlab
 
 
 def starters(server: LabServer) -> list[int]:
-    """The processes that were `netlab up`, in order."""
+    """The ids of the processes that ran `netlab up`, in order."""
     return [line["pid"] for line in fake(server).log() if line["event"] == "start" and line["argv"][1] == "up"]
 
 
@@ -697,7 +697,7 @@ def test_the_log_of_a_lab_that_failed_stays_readable_until_the_next_acquire(tmp_
             answer = server.acquire(session, topology_text(2))
             assert answer.status_code == 500
             assert answer.json()["detail"].splitlines()[0].endswith("the fake was told to fail")
-            assert "Stopping clab nodes" in client.get("/lab/log").text  # the teardown is in it too
+            assert "Stopping clab nodes" in client.get("/lab/log").text  # the log includes the teardown
             assert "Starting clab nodes" in client.get("/lab/log").text
             streamed = client.get("/lab/log", headers={"Accept": "text/event-stream"}).text
             assert "data: Starting clab nodes" in streamed

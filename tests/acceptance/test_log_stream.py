@@ -44,7 +44,7 @@ STREAM = {"Accept": "text/event-stream"}
 
 
 def with_lab(server: LabServer) -> tuple[str, Path]:
-    """An active session with a lab, and the log of that lab."""
+    """Start a lab. Returns its session and the file of its log."""
     session = server.join()
     assert server.acquire(session, topology_text(1)).status_code == 200
     (log,) = server.work_dir.glob("*/netlab.log")
@@ -52,13 +52,13 @@ def with_lab(server: LabServer) -> tuple[str, Path]:
 
 
 def append(log: Path, data: bytes) -> None:
-    """Print something as netlab does."""
+    """Append to a log, as netlab does."""
     with log.open("ab") as file:
         file.write(data)
 
 
 def until(lines: Iterator[str], wanted: str) -> list[str]:
-    """What a stream says up to a line, that one included."""
+    """Read a stream up to and including a line."""
     seen = []
     for line in lines:
         seen.append(line)
@@ -68,7 +68,7 @@ def until(lines: Iterator[str], wanted: str) -> list[str]:
 
 
 def read(server: LabServer, session: str, last_id: str, wanted: str) -> tuple[list[str], list[str]]:
-    """The lines and the ids of a stream after an event, up to a line."""
+    """Open a stream after an event, and read up to a line. Returns the lines and the event ids."""
     headers = STREAM | {"Last-Event-ID": last_id}
     with server.client(session) as client, client.stream("GET", "/lab/log", headers=headers) as stream:
         seen = until(stream.iter_lines(), f"data: {wanted}")
@@ -113,7 +113,7 @@ def test_a_traceback_that_is_printed_in_pieces_is_hidden(lab_server: LabServer) 
         lines = stream.iter_lines()
         append(log, b'before\nTraceback (most recent call last):\n  File "/usr/lib/secret.py", line 1, in run\n')
         seen = until(lines, "data: before")
-        # the stream has passed the head of the traceback on its way to whatever is printed now
+        # the stream has read past the head of the traceback
         append(log, b"    secret(1)\n\nValueError: cause\nafter\n")
         seen += until(lines, "data: after")
     assert "data: ValueError: cause" in seen
@@ -159,7 +159,7 @@ def test_a_slow_reader_is_told_that_it_fell_behind(tmp_path: Path) -> None:
             received = slow.recv(100)
             with client.stream("GET", "/lab/log", headers=STREAM) as stream:
                 lines = stream.iter_lines()
-                for turn in range(8):  # more than the sockets' buffers hold
+                for turn in range(8):  # more than the buffers of the sockets can take
                     append(log, (b"x" * 9000 + b"\n") * 250 + b"turn %d\n" % turn)
                     until(lines, f"data: turn {turn}")
             while b"event: end" not in received[-500:]:

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes."""
+"""The metrics for Prometheus."""
 
 import re
 import sqlite3
@@ -12,7 +12,7 @@ from tests.server import LabServer
 
 
 def scrape(server: LabServer) -> dict[str, float]:
-    """Name with labels: value."""
+    """The values of metrics, by name with labels."""
     answer = httpx.get(f"{server.url}/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")

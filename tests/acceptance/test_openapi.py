@@ -21,7 +21,7 @@ from tests.server import LabServer, running_server
 
 WEBSOCKETS = ("/lab/devices/{name}/console", "/lab/devices/{name}/tcp/{port}")
 UNDESCRIBED = {"/openapi.json", "/docs", "/docs/docs.js", *WEBSOCKETS}
-"""The description itself, the page that shows it with its script, and what OpenAPI has no words for."""
+"""Routes that are not described: the description itself, the page that shows it, and WebSockets."""
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_responses_have_the_described_fields(document: dict[str, Any], server: L
 
 
 class Links(HTMLParser):
-    """What a page loads or leads to."""
+    """Collects the addresses of links and of loaded files of a page."""
 
     def __init__(self) -> None:
         super().__init__()

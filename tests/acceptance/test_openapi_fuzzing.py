@@ -1,4 +1,4 @@
-"""Requests generated from the OpenAPI description: every response is one that is described."""
+"""Requests generated from the OpenAPI description: every response is described."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 
 EXAMPLES: Final = 50
-"""Requests for each operation."""
+"""Number of requests per operation."""
 CHECKS: Final = [
     schemathesis.checks.not_a_server_error,
     checks.status_code_conformance,
@@ -29,7 +29,7 @@ CHECKS: Final = [
     checks.response_schema_conformance,
 ]
 WRONG_TIME: Final = ["404", "409", "410", "423"]
-"""Statuses of a request that is as described, and meets another state of the session or the lab."""
+"""Statuses of valid requests that do not fit the state of the session or the lab."""
 
 Form = list[tuple[str, tuple[str | None, bytes]]]
 
@@ -41,7 +41,7 @@ _files: st.SearchStrategy[tuple[str, tuple[str | None, bytes]]] = st.tuples(
 _texts = st.tuples(st.sampled_from(["reuse", "executable"]), st.tuples(st.none(), st.binary(max_size=20)))
 _a_lab: Form = [("topology", ("lab.yml", topology_text(1).encode()))]
 FORMS: Final = st.just(_a_lab) | st.lists(_files | _texts, min_size=1, max_size=5)
-"""Forms whose files have names: what these may be, an OpenAPI schema cannot describe."""
+"""Operations with file names, whose rules an OpenAPI schema cannot describe."""
 
 schemathesis.openapi.format(
     ONE_LINE_FORMAT, st.text(st.characters(categories=("L", "M", "N", "P", "S"), include_characters=" "))
@@ -50,14 +50,14 @@ schemathesis.openapi.format(
 
 @dataclass
 class Callers:
-    """An active and a waiting session, joined again if an earlier request has ended them."""
+    """An active and a waiting session, which join again if an earlier request has ended them."""
 
     server: LabServer
     http: httpx.Client
     live: list[str] = field(default_factory=list)
 
     def renew(self) -> list[str]:
-        """The id of the active session, and that of the waiting one."""
+        """The ids of the active and of the waiting session."""
         self.live = [session for session in self.live if self.http.get(f"/session/{session}").is_success]
         self.live += [self.server.join() for _ in range(2 - len(self.live))]
         return self.live
@@ -90,7 +90,7 @@ def _takes_away(operation: Operation) -> bool:
 
 
 CALLS: Final = sorted(OPERATIONS, key=_takes_away)
-"""Those that take away what others look at come last."""
+"""Sort operations that remove something after the others."""
 
 
 @pytest.mark.parametrize("described", CALLS, ids=lambda operation: f"{operation.method} {operation.path}")

@@ -19,7 +19,7 @@ from tests.server import LabServer, running_server
 NASTY = "\x1b[2J\x9b31m\r\nforged \u202eline\u2028" + "".join(UNPRINTABLE.values())
 MARKUP = "<script>alert('x')</script>&amp;"
 BEYOND_ASCII = {name: character for name, character in UNPRINTABLE.items() if not character.isascii()}
-"""The rest is what HTTP itself does not allow in a header."""
+"""Only these can be in a header: HTTP itself does not allow control characters."""
 
 characters = pytest.mark.parametrize("character", UNPRINTABLE.values(), ids=UNPRINTABLE.keys())
 
@@ -38,7 +38,7 @@ def nobody_is_left(server: LabServer) -> Iterator[None]:
     wait_until(lambda: queue(server)["length"] == 0)
 
 
-# Where it enters
+# Input
 
 
 @characters
@@ -93,12 +93,12 @@ def test_a_body_that_is_too_large_is_refused(server: LabServer) -> None:
     assert "larger than 8192 bytes" in answer.json()["detail"]
 
 
-# Where it is shown
+# Output
 
 
 @pytest.fixture
 def nasty(server: LabServer) -> str:
-    """A session that waits for one that an operator, or another version, has written to the database."""
+    """A session that waits for one whose labels were written to the database with SQL."""
     holder, waiting = server.join(), server.join(client="bob")
     sql(
         server.database,
@@ -122,7 +122,7 @@ def test_text_written_with_sql_is_escaped_in_responses(server: LabServer, nasty:
 def test_text_written_with_sql_is_escaped_on_a_terminal(server: LabServer, nasty: str) -> None:
     command = [sys.executable, "-m", "neops_remote_lab", "queue", "--url", server.url]
     shown = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\n")
-    assert len(shown) == 4  # headings, two sessions, and what follows the last line's end
+    assert len(shown) == 4  # headings, two sessions, and an empty string after the last newline
     assert all(line.isprintable() for line in shown)
     assert "ann\\x1b[2J" in shown[1]
 
@@ -182,7 +182,7 @@ def test_the_page_runs_only_its_own_scripts(server: LabServer) -> None:
     assert httpx.get(f"{server.url}/docs/docs.js").headers["Content-Type"].split(";")[0].endswith("javascript")
 
 
-# A mistake that does not concern the connection
+# Errors that leave the connection open
 
 
 def test_an_invalid_parameter_leaves_the_connection_open(server: LabServer) -> None:
@@ -197,6 +197,6 @@ def test_an_invalid_parameter_leaves_the_connection_open(server: LabServer) -> N
             assert answer.status == 422
             assert "'force' must be true or false" in json.loads(answer.read())["detail"]
             assert answer.getheader("Connection") != "close"
-            assert connection.sock is first  # http.client opens another one after a `Connection: close`
+            assert connection.sock is first  # http.client would reconnect after `Connection: close`
     finally:
         connection.close()

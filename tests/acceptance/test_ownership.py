@@ -26,7 +26,7 @@ LAN = "provider: clab\ndefaults.device: frr\nnodes: [r1, r2, r3]\nlinks: [r1-r2-
 
 
 def refused(server: LabServer) -> str:
-    """What a server says that does not start."""
+    """Start a server that refuses to start. Returns its message."""
     server.launch()
     assert server.wait(30) == 1
     return server.log.read_text()
@@ -203,7 +203,7 @@ manager.cleanup()
 
 @pytest.fixture
 def local_lab(tmp_path: Path) -> Iterator[tuple[LabServer, subprocess.Popen[str]]]:
-    """A lab of a local `LabManager`, and a server beside it that is not started yet."""
+    """The lab of a local `LabManager`, and a server that is not started yet."""
     host = install_fake_netlab(tmp_path / "fake")
     server = LabServer(tmp_path, host, {"retry-after": "1"})
     (tmp_path / "local.yml").write_text(topology_text(3))
@@ -263,11 +263,11 @@ def test_the_lab_of_a_local_lab_manager_that_was_killed_is_swept(
     assert server.acquire(server.join(), TOPOLOGY).status_code == 200
 
 
-# Labs that people have started by hand
+# Labs that were started by hand
 
 
 def start_by_hand(host: FakeNetlab, directory: Path, topology: str, *, home_dir: Path | None = None) -> None:
-    """`netlab up` in a person's own directory."""
+    """Run `netlab up` without a server, in another directory."""
     directory.mkdir(parents=True)
     (directory / "lab.yml").write_text(topology)
     environment = host.environment() | ({"HOME": str(home_dir)} if home_dir else {})
@@ -328,7 +328,7 @@ def test_an_existing_network_stays(lab_server: LabServer) -> None:
     session = lab_server.join()
     topology = TOPOLOGY + "addressing: {mgmt: {_network: theirs}}\n"
     assert lab_server.acquire(session, topology).status_code == 200
-    host.control(fail="down")  # what netlab does not remove is removed by force
+    host.control(fail="down")  # the server removes what netlab does not remove
     assert ask(lab_server, session, "POST", "/lab/release").status_code == 204
     wait_until(lambda: lab(lab_server, session)["state"] == "none", 20)
     assert [found["name"] for found in host.networks()] == ["theirs"]
@@ -349,7 +349,7 @@ def test_an_existing_bridge_stays(lab_server: LabServer) -> None:
     assert host.instances() == {}
 
 
-# The proof of a teardown
+# Verification of a teardown
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_leftovers_that_cannot_be_removed_are_named(tmp_path: Path) -> None:
         assert server.is_clean()
 
 
-# What the provider and netlab say
+# Output of Docker and netlab
 
 
 def test_a_lab_with_unmanaged_nodes_is_adopted(lab_server: LabServer) -> None:

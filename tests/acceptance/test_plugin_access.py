@@ -65,14 +65,14 @@ def test_the_variables_of_netlab(lab):
 
 @contextmanager
 def nodes(server: LabServer) -> Iterator[None]:
-    """The nodes of the lab that runs, of which the first one has an SSH server."""
+    """Services for the nodes of the running lab, and an SSH server on the first one."""
     with nodes_that_answer(server.fake, 2), ssh_server(inside(1), []):
         yield
 
 
 @pytest.fixture
 def idle(lab_server: LabServer, tmp_path: Path) -> Iterator[Shell]:
-    """A user who has no session yet."""
+    """A shell without a session."""
     shell = Shell(lab_server.url, tmp_path / "user")
     (shell.directory / "lab.yml").write_text(topology(2))
     yield shell

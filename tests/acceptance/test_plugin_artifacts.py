@@ -16,7 +16,7 @@ OUTPUT = "remote-lab-artifacts"
 
 
 def kept(project: pytest.Pytester, output: str = OUTPUT) -> dict[str, list[Path]]:
-    """The directories of labs that each test has left, by the test's name."""
+    """The directories of artifacts, by the name of the test."""
     tests = sorted(project.path.joinpath(output).glob("*"))
     return {re.sub(r"-[0-9a-f]{7}$", "", test.name): sorted(test.iterdir()) for test in tests}
 
@@ -76,7 +76,7 @@ def test_artifacts_are_collected_before_the_lab_of_the_last_test_is_released(
         """
     )
     online.runpytest_subprocess().assert_outcomes(failed=2, passed=1, errors=1)
-    assert ups(lab_server) == 2  # nobody could know of the lab of the last test
+    assert ups(lab_server) == 2  # the lab of the last test was requested at run time
     left = kept(online)
     assert [name.rpartition("-")[2] for name in left] == ["test_1", "test_3", "test_4"]
     assert all("configs/r1.cfg" in files(lab) for [lab] in left.values())

@@ -196,7 +196,7 @@ def test_an_invalid_variable_is_one_usage_error_with_workers(
     assert "s3cret" not in text
 
 
-# Where a topology lies
+# The directory of a topology
 
 
 def two_topologies(project: pytest.Pytester, *, same: bool) -> None:

@@ -109,7 +109,7 @@ ServerConnection.join = spied
         assert process.returncode == SESSION_ENDED
 
 
-# Told to end
+# Signals
 
 
 @pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "xdist"])

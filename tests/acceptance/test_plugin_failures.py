@@ -17,13 +17,13 @@ BOTH = pytest.mark.parametrize("options", [[], WORKERS], ids=["alone", "xdist"])
 
 @pytest.fixture
 def failing(online: pytest.Pytester, lab_server: LabServer) -> pytest.Pytester:
-    """A project whose lab host starts no lab."""
+    """A project whose labs fail to start."""
     lab_server.fake.control(fail="config")
     return online
 
 
 def properties(project: pytest.Pytester) -> dict[str, dict[str, str]]:
-    """Name of each test: its properties in JUnit XML."""
+    """The properties of each test in JUnit XML, by its name."""
     cases = ElementTree.parse(project.path / "junit.xml").iter("testcase")  # noqa: S314 - pytest has written it
     return {
         case.attrib["name"]: {one.attrib["name"]: one.attrib["value"] for one in case.iter("property")}

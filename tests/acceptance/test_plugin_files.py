@@ -19,7 +19,7 @@ plain = remote_lab_fixture("labs/ring.yml", name="plain", reuse_lab=True)
 
 @pytest.fixture
 def directory(project: pytest.Pytester) -> pytest.Pytester:
-    """A project with a topology and its files in a directory of their own."""
+    """A project with a topology and its extra files in a separate directory."""
     files = {
         "ring.yml": topology_text(nodes=1),
         "templates/bgp/frr.j2": "router bgp {{ bgp.as }}",

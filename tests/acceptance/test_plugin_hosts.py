@@ -17,7 +17,7 @@ ALONE_AND_XDIST = pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", 
 
 @pytest.fixture
 def other(online: pytest.Pytester, tmp_path: Path) -> Iterator[LabServer]:
-    """A second lab host, of which nothing may be left either."""
+    """A second server. At the end of the test it has no session and no lab either."""
     (tmp_path / "other").mkdir()
     with running_server(tmp_path / "other") as server:
         yield server
@@ -68,7 +68,7 @@ def test_each_test_uses_the_lab_of_its_lab_host(
     online.runpytest_subprocess(*options).assert_outcomes(passed=20 if "each" in options else 10)
     copies = 2 if "each" in options else 1
     assert ups(lab_server) == 3 * copies + 1
-    # one more where a worker has tests of one lab host alone, and is done with a shared lab before the others need it
+    # one more if a worker releases a shared lab before another worker needs it
     assert copies + 1 <= ups(other) <= copies + 2
 
 
@@ -85,7 +85,7 @@ def test_no_address_is_needed_if_every_test_names_its_lab_host(
         def test_3(fresh): pass
         """)
     online.runpytest_subprocess().assert_outcomes(passed=2, errors=1)
-    assert (ups(lab_server), ups(other)) == (1, 2)  # one of them is refused
+    assert (ups(lab_server), ups(other)) == (1, 2)  # one of the tests is refused
 
 
 def test_a_session_ends_with_the_last_test_of_its_lab_host(

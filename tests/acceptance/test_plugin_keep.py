@@ -38,7 +38,7 @@ def test_plain(): pass
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateDirectory:
-    """A user without kept sessions."""
+    """An empty directory for saved sessions."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return StateDirectory()
 
@@ -59,7 +59,7 @@ def kept(process: Process, state: StateDirectory) -> None:
 
 
 def command(*words: str) -> str:
-    """What a command of the program prints, run by a user in another shell."""
+    """Run a command of the program in another shell. Returns its output."""
     argv = [sys.executable, "-m", "neops_remote_lab", *words]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -228,7 +228,7 @@ def test_the_session_of_a_run_that_was_killed_can_be_ended(
     assert not is_kept(state)
 
 
-# Neighbours
+# Other plugins
 
 
 def test_an_attempt_that_will_be_repeated_keeps_no_lab(online: pytest.Pytester, lab_server: LabServer) -> None:

@@ -21,7 +21,7 @@ ALONE_AND_XDIST = pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", 
 
 
 class Machine(NamedTuple):
-    """The machine of a run: its netlab, where its labs are, and its locks."""
+    """The machine of a run without a server: its fake netlab, its labs and its locks."""
 
     netlab: FakeNetlab
     work_dir: Path
@@ -36,7 +36,7 @@ class Machine(NamedTuple):
 
 @pytest.fixture
 def machine(project: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """A machine with netlab, for the runs of the project; however they end, nothing may be left of their labs."""
+    """A machine with netlab for runs of the project. At the end of the test, nothing of a lab is left."""
     fake = install_fake_netlab(tmp_path / "host")
     found = Machine(fake, tmp_path / "labs-local", tmp_path / "locks")
     variables = {
@@ -58,7 +58,7 @@ def machine(project: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @contextmanager
 def lab_of_another_process(machine: Machine) -> Iterator[None]:
-    """Another process of this user has the lab of the machine."""
+    """Run a lab in another process of this user."""
     lock = HostLock(machine.lock_dir, LAB_LOCK)
     lock.acquire()
     lock.write_note('{"pid": 4711, "user": "ann", "created": "2026-01-01T00:00:00+00:00"}')
@@ -318,7 +318,7 @@ def test_nothing_is_left_regardless_of_how_a_run_ends(
     project.makepyfile(f"def test_1(shared):\n    {end}\ndef test_2(shared): pass")
     result = project.runpytest_subprocess("-x", *options)
     assert result.ret != pytest.ExitCode.OK
-    if "_exit" in end and not options:  # a crash of the only process: the next run finds what it has left
+    if "_exit" in end and not options:  # after a crash of the only process, the next run removes its leftovers
         project.makepyfile("def test_2(shared): pass")
         project.runpytest_subprocess().assert_outcomes(passed=1)
 
@@ -396,7 +396,7 @@ def test_a_lab_that_did_not_start_has_a_log(project: pytest.Pytester, machine: M
     assert (evidence / "netlab.log").read_text()
 
 
-# What is loaded
+# Imports
 
 
 @pytest.mark.usefixtures("interpreters")

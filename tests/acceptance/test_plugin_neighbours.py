@@ -175,7 +175,7 @@ NEIGHBOURS = {
     ),
 }
 PLUGINS = [words[1] for words in (neighbour.options for neighbour in NEIGHBOURS.values())]
-"""What each of them is loaded by: `-p` and its name come first."""
+"""The names of the plugins. The options of each one begin with `-p` and its name."""
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
@@ -208,7 +208,7 @@ def test_works_beside_each_of_them_in_xdist_workers(online: pytest.Pytester) -> 
     plugins = [word for name in names for word in NEIGHBOURS[name].options[:2]]
     settings = ["--reruns", "2", "--timeout", "60", *ASYNCIO]
     result = online.runpytest_subprocess(*plugins, *settings, "-p", "xdist", "-n", "2", "--dist", "loadfile")
-    deselected = 1  # by the options of pytest-lazy-fixtures
+    deselected = 1  # a test that the options of pytest-lazy-fixtures deselect when it runs alone
     passed = sum(NEIGHBOURS[name].passed for name in names) + deselected
     assert result.parseoutcomes().get("passed") == passed, result.stdout.str()
     assert result.ret == pytest.ExitCode.OK
@@ -324,7 +324,7 @@ def debug(project: pytest.Pytester, commands: bytes) -> str:
 
 @pytest.fixture(scope="session")
 def oldest_pytest() -> tuple[str, Path]:
-    """The oldest version of pytest that we support, and a directory that has it, which is kept from run to run."""
+    """The oldest supported version of pytest, and a directory with it, which is cached across test runs."""
     dependencies = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
     [minimum] = [text.removeprefix("pytest>=") for text in dependencies if text.startswith("pytest>=")]
     directory = user_cache_path("neops-remote-lab-tests") / f"pytest-{minimum}"

@@ -26,7 +26,7 @@ ALL = ["test_shared_1", "test_shared_2", "test_fresh_1", "test_plain_1", "test_p
 def caching(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project whose runs remember which tests have failed."""
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-p {PLUGIN}")
-    # runs that fail, without a lab host
+    # these runs fail, because there is no server
     project.makeconftest(
         """
         import pytest
@@ -101,7 +101,7 @@ def test_xdist_workers_select_tests_by_earlier_failures_too(caching: pytest.Pyte
     assert ran(caching, *workers, "--sw")[:2] == ALL[1:3]
 
 
-# Labs that nobody can know of
+# Labs that are requested at run time
 
 
 def test_labs_requested_by_a_parameter_are_started_once_each(online: pytest.Pytester, lab_server: LabServer) -> None:
@@ -141,7 +141,7 @@ def test_a_lab_requested_at_run_time_is_kept_until_another_one_is_needed(
     assert ups(lab_server) == 2
 
 
-# Runs that run nothing
+# Runs without tests
 
 
 @pytest.mark.parametrize("option", ["--setup-plan", "--setup-only", "--collect-only", "--fixtures"])

@@ -47,7 +47,7 @@ Events = Callable[..., list[str]]
 
 @pytest.fixture
 def events(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Events:
-    """Run a suite of lab fixtures and modules; what happened, in its order."""
+    """A function that runs a suite of lab fixtures and modules, and returns the events in order."""
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-p {PLUGIN} -p no:cacheprovider")
     log = project.path / "events"
 

@@ -26,7 +26,7 @@ def on_terminal(
 
 
 def seconds_shown(terminal: Terminal) -> set[bytes]:
-    """The waiting times that the line has shown; a busy machine leaves some out."""
+    """The waiting times in the status line so far. On a busy machine some are missing."""
     return set(re.findall(rb"remote lab \[(\d+) s\]: position 1 in the queue, ", terminal.written))
 
 
@@ -142,7 +142,7 @@ def test_a_fast_start_is_not_shown(online: pytest.Pytester) -> None:
 
 @pytest.fixture
 def with_plain_tests(online: pytest.Pytester) -> pytest.Pytester:
-    """A suite in which one worker waits for the lab while the other one runs what needs none."""
+    """A suite in which one worker waits for the lab while the other one runs tests without a lab."""
     online.path.joinpath("test_lab.py").write_text(
         "def test_1(shared): pass\ndef test_2(fresh): pass\n", encoding="utf-8"
     )

@@ -115,7 +115,7 @@ def test_a_run_without_a_valid_topology_leaves_the_queue_before_its_other_tests(
 
 @pytest.fixture
 def slow_check(online: pytest.Pytester, lab_server: LabServer) -> None:
-    """Checking a topology takes as long as netlab takes at least."""
+    """Let the check of a topology take longer."""
     lab_server.fake.control(create_seconds=2.5)
 
 

@@ -1,4 +1,4 @@
-"""A server whose queue is in PostgreSQL: what happens when PostgreSQL is away, and what must not be shown."""
+"""A server with PostgreSQL: outages of the database, and passwords."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server(url: str, tmp_path: Path) -> Iterator[LabServer]:
 
 
 def is_refused_for_now(answer: httpx.Response) -> bool:
-    """Whether the answer says that the database cannot be used and that it is worth trying again."""
+    """Whether the response is 503 with the problem of the database and `Retry-After`."""
     return answer.status_code == 503 and "Retry-After" in answer.headers and "try again" in answer.json()["detail"]
 
 
@@ -151,7 +151,7 @@ def test_a_password_is_used_and_never_shown(url: str, cluster: Cluster, tmp_path
 
 
 def refusals(server: LabServer, database: str, password: str) -> Iterator[str]:
-    """What a server says that cannot start: no such database, a wrong password, a URL that cannot be read."""
+    """Messages of servers that cannot start: no such database, a wrong password, an invalid URL."""
     wrong = (
         *(database.replace("/test_", "/absent_"), database.replace(f":{password}@", f":{password}x@")),
         *(database.replace("+psycopg", "+asyncpg"), database.replace("@", "@:port")),

@@ -83,7 +83,7 @@ def test_nobody_else_gets_it(server: LabServer, holder: str) -> None:
     assert call(server, other, "GET", "/lab").status_code == 423
     end(server, waiter)
     waits_for_containers(server, 1)
-    waits_for_containers(server, 3)  # now the other one is next
+    waits_for_containers(server, 3)  # now the other session is next
     end(server, holder)
     assert server.status(other, wait=20)["position"] == 0
     assert server.acquire(other, NEXT).status_code == 200
@@ -163,9 +163,9 @@ def test_it_survives_a_restart_of_the_server(server: LabServer, holder: str) -> 
 
 def test_without_a_checked_topology_nothing_starts_in_advance(server: LabServer, holder: str) -> None:
     waiter, other = server.join(), server.join()
-    check(server, other)  # who is not next
+    check(server, other)  # this session is not next
     end(server, holder)
     assert server.status(waiter, wait=20)["position"] == 0
-    waits_for_containers(server, 2)  # the other one is next now
+    waits_for_containers(server, 2)  # now the other session is next
     assert server.acquire(waiter, topology_text(1)).status_code == 200
     assert call(server, waiter, "GET", "/lab").json()["topology"] == "topology.yml"

@@ -1,4 +1,4 @@
-"""Client, plugin and command line through a real nginx that runs the configuration that we ship."""
+"""Client, plugin and command line through a real nginx with the shipped configuration."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def topology(tmp_path: Path) -> Path:
 
 
 def keywords(proxy: Nginx) -> dict[str, Any]:
-    """The same as the environment, for `RemoteLabClient`."""
+    """The credentials of the environment as arguments of `RemoteLabClient`."""
     names = {
         "REMOTE_LAB_URL": "base_url",
         "REMOTE_LAB_TOKEN": "token",
@@ -194,7 +194,7 @@ def test_the_log_is_a_live_stream(token_proxy: Nginx) -> None:
         stream_headers = {**headers, "Accept": "text/event-stream"}
         with client.stream("GET", "/lab/log", headers=stream_headers, timeout=60) as stream:
             for line in stream.iter_lines():
-                if line == "data: OK: Lab devices configured":  # the stream goes on, so nothing was kept back
+                if line == "data: OK: Lab devices configured":  # the stream is still open, so nothing was buffered
                     client.delete("/lab", headers=headers)
                     break
             else:
@@ -261,7 +261,7 @@ def test_plain_http_to_a_port_with_tls_is_explained(token_proxy: Nginx) -> None:
 
 
 def test_errors_of_tls_fail_at_once(token_proxy: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the limits on time that the tests have, these would wait for half a minute each."""
+    """These errors are not retried, which would take half a minute each."""
     pauses: list[float] = []
     cases = [
         (token_proxy.bare_url, None, "certificate is not accepted: .*; REMOTE_LAB_CA_FILE"),

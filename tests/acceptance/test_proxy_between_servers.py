@@ -31,7 +31,7 @@ TOPOLOGY = topology_text(1)
 STREAM = {"Accept": "text/event-stream"}
 CONNECT_TIMEOUT = 1.0
 MEMORY = 8 << 20
-"""Bytes by which a server may grow, whatever passes through it."""
+"""Maximum growth of the memory of a server, in bytes."""
 OWN_HEADERS = {"connection", "date", "server"}
 
 
@@ -43,7 +43,7 @@ def owner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
-    """The server that clients ask."""
+    """The server that clients call."""
     root = tmp_path_factory.mktemp("front")
     with running_server(root, lab_host="front", proxy_connect_timeout=str(CONNECT_TIMEOUT)) as server:
         yield server
@@ -121,10 +121,10 @@ def test_a_lab_is_used_through_another_server(front: LabServer, owner: LabServer
 
 def test_a_large_upload_is_not_kept_in_memory(front: LabServer, owner: LabServer, session: str) -> None:
     with front.client(session) as client:
-        assert client.get("/lab").status_code == 200  # loads what is needed
+        assert client.get("/lab").status_code == 200  # imports what is needed
     process = psutil.Process(front.process.pid if front.process else None)
     before = process.memory_info().rss
-    Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # so that the peak is that of this upload
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # resets the peak of memory
     extra = os.urandom(30_000_000)
     files: list[tuple[str, tuple[str, str | bytes]]] = [
         ("topology", ("topology.yml", TOPOLOGY)),
@@ -162,7 +162,7 @@ def test_events_arrive_as_they_are_written_and_the_owner_notices_who_leaves(
                     file.write(f"line {number}\n")
                 while next(lines) != f"data: line {number}":
                     pass
-            assert other.get("/lab/log").status_code == 429  # one reader a session
+            assert other.get("/lab/log").status_code == 429  # one reader per session
         wait_until(lambda: other.get("/lab/log").status_code == 200)
 
 
@@ -170,7 +170,7 @@ def test_a_client_that_leaves_an_acquire_leaves_the_owner_too(front: LabServer, 
     slow = topology_text(1, start_seconds=3)
     with front.client(session) as client, pytest.raises(httpx.ReadTimeout):
         client.post("/lab", files={"topology": ("topology.yml", slow)}, timeout=0.5)
-    # A session is not seen any more when its call is over.
+    # `last_seen_seconds` is 0 during a call.
     wait_until(lambda: queue(owner)[0]["last_seen_seconds"] > 0, 2)
     assert front.acquire(session, slow).json()["reused"] is True
 
@@ -301,7 +301,7 @@ def test_a_client_with_one_url_gets_the_lab_of_any_host(cluster: Cluster, tmp_pa
             server.start()
             servers.append(server)
         clients = [ends.enter_context(RemoteLabClient(servers[0].url)) for _ in servers]
-        for client in clients:  # both at once
+        for client in clients:  # both sessions at the same time
             assert [device.name for device in client.acquire(topology)] == ["r1"]
         assert [len(server.fake.containers()) for server in servers] == [1, 1]
         for client in clients:
@@ -310,7 +310,7 @@ def test_a_client_with_one_url_gets_the_lab_of_any_host(cluster: Cluster, tmp_pa
 
 
 class Recorder(BaseHTTPRequestHandler):
-    """Answers, and remembers what it was asked."""
+    """A handler that records the headers of requests."""
 
     protocol_version = "HTTP/1.1"
     heard: list[tuple[str, list[tuple[str, str]], bytes]]
@@ -337,7 +337,7 @@ class Recorder(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def recorder() -> Iterator[tuple[str, list[tuple[str, list[tuple[str, str]], bytes]]]]:
-    """A server's address, and what it hears."""
+    """The address of a server, and the requests that it gets."""
     heard: list[tuple[str, list[tuple[str, str]], bytes]] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OneRecorder", (Recorder,), {"heard": heard}))
     thread = threading.Thread(target=server.serve_forever)

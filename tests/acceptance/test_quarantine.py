@@ -21,7 +21,7 @@ STUCK = {"leak_containers": 1, "docker_rm_fails": True}
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LabServer]:
-    """A server that looks often whether a quarantined host is clean."""
+    """A server that sweeps a quarantined host often."""
     with running_server(tmp_path, quarantine_retry="0.5", teardown_retries="1") as server:
         yield server
         fake(server).control()
@@ -29,7 +29,7 @@ def server(tmp_path: Path) -> Iterator[LabServer]:
 
 @pytest.fixture
 def patient(tmp_path: Path) -> Iterator[LabServer]:
-    """A server that leaves a quarantined host to the operator, as far as a test is concerned."""
+    """A server that sweeps a quarantined host less often than any test takes."""
     with running_server(tmp_path, quarantine_retry="600", teardown_retries="0") as server:
         yield server
         fake(server).control()
@@ -40,7 +40,7 @@ def readiness(server: LabServer) -> httpx.Response:
 
 
 def quarantine(server: LabServer, **knobs: object) -> str:
-    """Let the teardown of a lab fail; the session that waits for the host."""
+    """Quarantine the host with a failed teardown. Returns a waiting session."""
     holder, waiting = server.join(), server.join()
     answer = server.acquire(holder, TOPOLOGY)
     assert answer.status_code == 200, answer.text
@@ -53,7 +53,7 @@ def quarantine(server: LabServer, **knobs: object) -> str:
 
 
 def is_served(server: LabServer, session_id: str) -> None:
-    """The session becomes active, and gets a lab in an empty host."""
+    """Check that a session becomes active and gets a lab."""
     assert server.status(session_id, wait=30)["position"] == 0
     assert readiness(server).status_code == 200
     assert queue(server)["quarantined"] is None
@@ -133,7 +133,7 @@ def test_no_lab_is_started_beside_leftovers_of_an_earlier_server(patient: LabSer
     holder = patient.join()
     assert patient.acquire(holder, TOPOLOGY).status_code == 200
     patient.kill()
-    # Nobody knows of the lab any more, and its container cannot be removed.
+    # The database does not have the lab, and its container cannot be removed.
     sql(patient.database, "DELETE FROM lab")
     fake(patient).control(**STUCK)
     patient.start()
@@ -164,7 +164,7 @@ def test_directories_that_could_not_be_swept_at_the_start_are_swept_later(server
 
 
 def test_a_quarantined_host_estimates_no_wait(server: LabServer) -> None:
-    for _ in range(2):  # without a history there is never a time
+    for _ in range(2):  # without history there is no estimate
         httpx.delete(f"{server.url}/session/{server.join()}")
     server.join()
     waiting = server.join()
@@ -184,11 +184,11 @@ def test_a_quarantine_set_with_sql_is_lifted_only_with_sql(server: LabServer) ->
     is_served(server, waiting)
 
 
-# What is ours is swept, what is not is left
+# Leftovers of our labs, and foreign objects
 
 
 class Neighbour:
-    """Somebody else's lab on the same host."""
+    """A foreign lab on the same host."""
 
     def __init__(self, host: FakeNetlab, directory: Path) -> None:
         self.host, self.directory = host, directory
@@ -232,7 +232,7 @@ class Neighbour:
 
 def test_foreign_containers_are_not_touched(server: LabServer) -> None:
     holder = server.join()
-    # A directory beside ours whose name begins as ours does, too.
+    # A directory beside the work directory whose name begins with that of the work directory.
     neighbour = Neighbour(fake(server), server.work_dir.with_name("labs-of-others") / "one")
     assert server.acquire(holder, TOPOLOGY).status_code == 200
     assert ask(server, holder, "POST", "/lab/release").status_code == 204
@@ -274,7 +274,7 @@ def test_a_container_whose_directory_is_gone_is_swept(server: LabServer) -> None
     shutil.rmtree(server.work_dir)
     sql(server.database, "DELETE FROM lab")
     server.start()
-    # What its own record said of the host is gone too: the network may be somebody else's.
+    # Its baseline is gone too, so the network may be foreign.
     wait_until(lambda: not fake(server).containers() and not fake(server).instances(), 20)
     assert server.acquire(holder, TOPOLOGY).status_code == 200
 
@@ -304,4 +304,4 @@ def test_a_host_whose_docker_does_not_run_can_have_labs_without_containers(
         wait_until(server.is_clean, 10, "the lab is not torn down")
         wait_until(lambda: lab(server, session)["state"] == "none", 10, "its end is not written down")
         assert queue(server)["quarantined"] is None
-        assert readiness(server).status_code == ready  # what runs no containers is the operator's to say
+        assert readiness(server).status_code == ready  # `--containers` says whether the host needs Docker

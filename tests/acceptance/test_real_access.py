@@ -32,7 +32,7 @@ pytestmark = [
 
 NAMESPACE = f"u{os.getpid()}"
 HOST, USER = f"198.19.{os.getpid() % 250}.1", f"198.19.{os.getpid() % 250}.2"
-"""Addresses of the two ends of the only link that the user's network has."""
+"""Addresses of the two ends of the only link between the user's network and this host."""
 CONFTEST = """
 from neops_remote_lab.testing.fixture import remote_lab_fixture
 
@@ -124,7 +124,7 @@ def lab_host(tmp_path: Path) -> Iterator[LabServer]:
 
 @contextmanager
 def network_of_a_user() -> Iterator[list[str]]:
-    """A network namespace with one link to this host, and no other route; what starts a program in it."""
+    """Create a network namespace with one link to this host and no other route. Yields its command prefix."""
 
     def ip(*words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True)
@@ -139,17 +139,17 @@ def network_of_a_user() -> Iterator[list[str]]:
             ip("-n", NAMESPACE, "link", "set", device, "up")
         yield ["ip", "netns", "exec", NAMESPACE]
     finally:
-        subprocess.run(["ip", "netns", "del", NAMESPACE], check=False, capture_output=True)  # and the link with it
+        subprocess.run(["ip", "netns", "del", NAMESPACE], check=False, capture_output=True)  # this removes the link too
 
 
 def container_of(node: str) -> str | None:
-    """The container of a node that runs; None as long as there is none."""
+    """The running container of a node; None if there is none."""
     words = ["docker", "ps", "--quiet", "--no-trunc", "--filter", f"label=clab-node-name={node}"]
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip() or None
 
 
 def network_of(container: str) -> list[str]:
-    """What starts a program in the network of a container."""
+    """The command prefix that starts a program in the network of a container."""
     words = ["docker", "inspect", "--format", "{{.State.Pid}}", container]
     pid = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
     return ["nsenter", "--net", "--target", pid]

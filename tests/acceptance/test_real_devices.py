@@ -38,7 +38,7 @@ def joined(lab_host: LabServer) -> str:
 
 
 def have_lab(server: LabServer, session: str, topology: str) -> None:
-    """Acquire a lab of this topology, and tear down any other lab first."""
+    """Acquire a lab of this topology. Another lab is torn down first."""
     answer = server.acquire(session, topology)
     if answer.status_code == 423:
         with server.client(session) as client:
@@ -67,7 +67,7 @@ def container_of(server: LabServer, session: str, node: str = "r1") -> str:
 
 
 def processes(container: str) -> str:
-    """What runs in a container."""
+    """The processes of a container."""
     shown = subprocess.run(
         ["docker", "exec", container, "ps", "-eo", "args"], capture_output=True, text=True, check=True
     )
@@ -130,7 +130,7 @@ def test_background_processes_of_a_command_keep_running(lab_host: LabServer, ses
 
 @contextmanager
 def services(container: str) -> Iterator[None]:
-    """Programs that listen on some ports of a router, as the tests with a fake Docker have them."""
+    """Start the services of `tests.device_network` in a router."""
     command = ["ip", "netns", "exec", container, sys.executable, "-I", "-c", SERVICES]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
@@ -155,7 +155,7 @@ def test_a_console_is_what_netlab_connect_runs(lab_host: LabServer, session: str
         shown = read_until(console, "r1\r\n")
         assert "40 120\r\nbash\r\n" in shown
         console.send(json.dumps({"resize": [90, 30]}))
-        time.sleep(0.5)  # Docker passes it on in its own time
+        time.sleep(0.5)  # Docker forwards the new size asynchronously
         console.send(b"stty size; exit 5\n")
         assert "30 90\r\n" in read_until(console, "30 90")
         assert ending(console) == (5, 1000)

@@ -21,7 +21,7 @@ DIRECTORIES = Path(__file__).parents[1] / "directories"
 
 @contextmanager
 def lab_of(name: str, tmp_path: Path, **settings: str) -> Iterator[tuple[LabServer, list[DeviceInfoDto]]]:
-    """The lab of a directory in which its author has used netlab before."""
+    """A server and a copy of a directory that also contains files of an earlier `netlab create`."""
     directory = shutil.copytree(DIRECTORIES / name, tmp_path / name)
     subprocess.run(["netlab", "create", "topology.yml"], cwd=directory, check=True, capture_output=True)
     with running_real_server(tmp_path, **settings) as server, RemoteLabClient(server.url) as client:

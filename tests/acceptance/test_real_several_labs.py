@@ -1,4 +1,4 @@
-"""Several labs at the same time over the real netlab: what it accepts, and three FRR routers twice on one host."""
+"""Several labs at the same time with the real netlab: refused topologies, and labs of three FRR routers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-# What the real netlab makes of a topology. It starts nothing.
+# `netlab create` with the real netlab. Nothing is started.
 
 
 @pytest.mark.external

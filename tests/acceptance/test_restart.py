@@ -54,7 +54,7 @@ def create_index(*arguments, **options):
 alembic.op.create_index = create_index
 migrate(sys.argv[1])
 """
-"""Migrates a database and is killed after so many of its indexes were made."""
+"""A program that migrates a database, and is killed after a number of indexes were created."""
 
 
 def holder(server: LabServer, topology: str = TOPOLOGY) -> str:
@@ -67,7 +67,7 @@ def holder(server: LabServer, topology: str = TOPOLOGY) -> str:
 
 @pytest.fixture
 def server(database: str, tmp_path: Path) -> Iterator[LabServer]:
-    """A server over each kind of database, for tests of what it keeps there."""
+    """A server with each kind of database."""
     with running_server(tmp_path, database=database) as started:
         yield started
 
@@ -142,7 +142,7 @@ def test_a_first_start_that_was_killed_halfway_is_repeated(
             assert server.join()
 
 
-# The time the server is down counts against nobody
+# Downtime does not count against sessions
 
 
 def test_a_downtime_of_hours_ends_no_session(database: str, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_downtime_of_hours_ends_no_session(database: str, tmp_path: Path) -> N
         started = time.monotonic()
         server.start()
         assert [server.status(session_id)["position"] for session_id in sessions] == [0, 1, 2]
-        # From then on silence counts as ever, and not a moment of the time before.
+        # Only the time since the restart counts.
         wait_until(lambda: httpx.get(f"{server.url}/queue").json()["length"] == 0)
         assert time.monotonic() - started >= 3
         answer = httpx.get(f"{server.url}/session/{sessions[0]}")
@@ -163,12 +163,12 @@ def test_a_downtime_of_hours_ends_no_session(database: str, tmp_path: Path) -> N
         assert "timeout" in answer.json()["detail"]
 
 
-# A lab that runs on is adopted
+# Adoption
 
 
 @pytest.fixture(params=["kill -9", "--on-exit keep"])
 def end(request: pytest.FixtureRequest) -> Callable[[LabServer], None]:
-    """An end of the server that leaves the lab alone."""
+    """Each way to end a server without a teardown."""
 
     def keep(server: LabServer) -> None:
         server.settings["on-exit"] = "keep"
@@ -249,7 +249,7 @@ def test_the_last_reference_is_released_once(server: LabServer) -> None:
 
 
 def assert_lost(server: LabServer, session_id: str, *words: str) -> None:
-    """Nothing of the lab is left, its session is told, and goes on with a fresh one."""
+    """Check that the lab is removed, and that its session is told and can acquire a new one."""
     wait_until(server.is_clean, 20)
     wait_until(lambda: lab(server, session_id)["error"])
     for method, path in (("GET", "/lab/devices"), ("POST", "/lab/release")):
@@ -329,7 +329,7 @@ def test_a_lab_is_torn_down_with_its_server_unless_told_otherwise(lab_server: La
     assert lab_server.acquire(session_id, TOPOLOGY).status_code == 200
 
 
-# What a dead server has left running
+# Leftovers of a server that was killed
 
 
 def test_processes_of_an_earlier_start_are_ended_before_the_next_one(lab_server: LabServer) -> None:
@@ -343,7 +343,7 @@ def test_processes_of_an_earlier_start_are_ended_before_the_next_one(lab_server:
 
     fake(lab_server).control()
     lab_server.start()
-    answer = lab_server.acquire(session_id, TOPOLOGY)  # at once: it waits for the clean-up
+    answer = lab_server.acquire(session_id, TOPOLOGY)  # at once: the acquire waits for the sweep
     assert answer.status_code == 200, answer.text
     assert not any(is_running(pid) for pid in pids)
     assert not answer.json()["reused"]
@@ -388,7 +388,7 @@ def test_an_upload_right_after_the_start_survives_the_sweep(lab_server: LabServe
     assert len(lab_server.lab_directories()) == 1
 
 
-# The graceful end
+# Graceful shutdown
 
 
 async def test_a_signal_answers_all_long_polls_at_once(lab_server: LabServer) -> None:
@@ -400,13 +400,13 @@ async def test_a_signal_answers_all_long_polls_at_once(lab_server: LabServer) ->
         waiting = [session_id for session_id, answer in zip(ids, joins, strict=True) if answer.json()["position"]]
         calls = [asyncio.create_task(client.get(f"/session/{name}", params={"wait": 60})) for name in waiting]
         held = "last_seen_seconds"
-        while True:  # a session whose call is open was seen just now, always
+        while True:  # the last-seen time of a session with an open call is now
             entries = (await client.get("/queue")).json()["sessions"][1:]
             if all(entry[held] == 0 for entry in entries):
                 break
             assert not any(call.done() for call in calls), [call.result() for call in calls if call.done()]
         lab_server.signal(signal.SIGTERM)
-        answers = await asyncio.wait_for(asyncio.gather(*calls), 50)  # of the minute that they would have been held
+        answers = await asyncio.wait_for(asyncio.gather(*calls), 50)  # the polls would have been held for a minute
     assert len(answers) == HELD_CALLS
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.json()["status"] for answer in answers} == {"waiting"}
@@ -448,7 +448,7 @@ def test_the_shutdown_is_in_time_even_if_netlab_hangs(tmp_path: Path, moment: st
             if moment == "down":
                 assert call.result().status_code == 200
             server.signal(signal.SIGTERM)
-            server.wait(25)  # of the 30 that netlab would get
+            server.wait(25)  # netlab would have 30 seconds
             call.exception()
         fake(server).control()
         server.settings["kill-grace"] = "0.5"
@@ -458,7 +458,7 @@ def test_the_shutdown_is_in_time_even_if_netlab_hangs(tmp_path: Path, moment: st
 
 
 LONG = {"create_timeout": "3600", "command_timeout": "3600", "exit_timeout": "3600"}
-"""Limits of netlab that the end of a server does not wait for."""
+"""Timeouts that are longer than a shutdown may take."""
 
 
 def test_the_shutdown_answers_running_and_waiting_checks(tmp_path: Path) -> None:
@@ -516,7 +516,7 @@ def test_a_second_signal_ends_the_server_at_once(tmp_path: Path) -> None:
         server.signal(signal.SIGTERM)
         wait_for_event(fake(server), "hang")
         server.signal(signal.SIGTERM)
-        assert server.wait(50) == 128 + signal.SIGTERM  # of the 60 that the first one left
+        assert server.wait(50) == 128 + signal.SIGTERM  # the first signal would have allowed 60 seconds
         fake(server).control()
         server.start()
         wait_until(server.is_clean, 20)

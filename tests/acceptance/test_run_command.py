@@ -1,4 +1,4 @@
-"""`neops-remote-lab run`: a command with a lab, of which nothing is left."""
+"""`neops-remote-lab run`: a command that runs while a lab is up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ while True: time.sleep(0.05)
 
 @pytest.fixture
 def shell(lab_server: LabServer, tmp_path: Path) -> Iterator[Shell]:
-    """However a command ends, nothing may be left of it."""
+    """A shell. At the end of the test the server has no session and no lab."""
     shell = Shell(lab_server.url, tmp_path / "user")
     shell.topology()
     yield shell
@@ -40,7 +40,7 @@ def shell(lab_server: LabServer, tmp_path: Path) -> Iterator[Shell]:
 
 
 def trap(shell: Shell, ending: tuple[int, ...]) -> list[str]:
-    """A command that notes the signals it gets, and ends with status 9 at some of them."""
+    """A command that records the signals it gets, and ends with status 9 on the given ones."""
     (shell.directory / "trap.py").write_text(TRAP.replace("{ending}", str(tuple(map(int, ending)))), encoding="utf-8")
     return ["run", "ospf.yml", "--", "python3", "trap.py"]
 
@@ -54,7 +54,7 @@ def signals(shell: Shell) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-# What the command gets
+# Environment of the command
 
 
 def test_the_exit_status_is_that_of_the_command(shell: Shell) -> None:

@@ -19,7 +19,7 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR|
 
 
 def run_a_session(server: LabServer) -> list[str]:
-    """Two sessions and two labs, one of which fails; the ids of the sessions."""
+    """Run two sessions and two labs, of which one fails. Returns the ids of the sessions."""
     holder = server.join(client="ann@office")
     waiter = server.join()
     assert server.acquire(holder, topology_text(1), "ospf.yml").status_code == 200

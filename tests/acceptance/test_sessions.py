@@ -1,4 +1,4 @@
-"""The queue over HTTP: joining, waiting, being promoted, going stale, ending."""
+"""The queue over HTTP: joining, waiting, becoming active, stale sessions, ending."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def long_lived(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def server(long_lived: LabServer) -> Iterator[LabServer]:
-    """A server with an empty queue, which is emptied again afterwards."""
+    """A server with an empty queue. All sessions are ended after the test."""
     yield long_lived
     end_everybody(long_lived)
 
 
 @pytest.fixture
 def impatient(tmp_path: Path) -> Iterator[LabServer]:
-    """A server that ends sessions that send no call for a second."""
+    """A server on which sessions are stale after a second without a call."""
     with running_server(tmp_path, waiting_timeout="1", active_timeout="1") as server:
         yield server
 
@@ -83,7 +83,7 @@ def queue(server: LabServer) -> list[dict[str, Any]]:
 def held_call(server: LabServer, background: ThreadPoolExecutor, session_id: str) -> Future[httpx.Response]:
     """A call of GET /session?wait= that the server is holding."""
     call = background.submit(get, server, f"/session/{session_id}?wait=60")
-    # the server has it once it was last seen later than any call before could have arrived
+    # the server holds the call once the session was seen after the call was sent
     wait_until(lambda: any(e["session_id"] == session_id[:8] and e["last_seen_seconds"] == 0 for e in queue(server)))
     return call
 
@@ -191,7 +191,7 @@ def test_a_key_with_an_invalid_length_is_refused(server: LabServer, key: str) ->
     assert queue(server) == []
 
 
-# Places
+# Positions
 
 
 def test_positions_move_up_when_a_session_in_the_middle_leaves(server: LabServer) -> None:

@@ -20,7 +20,7 @@ from tests.server import LabServer, free_port
 
 WITH_LAB = file_of("docs/http.md", "with-lab.sh")
 SOON = 10.0
-"""Seconds for what takes at most two: the rest is for a busy machine. The script itself would wait for at least 25."""
+"""Seconds for steps that take at most two, with a margin for a busy machine. The script would wait for at least 25."""
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed on this machine")
 

@@ -177,7 +177,7 @@ def test_what_would_be_shared_with_another_lab_is_refused(server: LabServer, add
 
 
 def limited(tmp_path: Path, **settings: str) -> Any:
-    """A server whose nodes are expected to need much memory."""
+    """A server that expects nodes to need much memory."""
     half = psutil.virtual_memory().available * 55 // 100
     return running_server(tmp_path, slots="3", **{"node_memory": str(half), "memory_reserve": "0", **settings})
 
@@ -244,7 +244,7 @@ def test_a_start_that_waits_for_memory_does_not_depend_on_the_hold_of_grants(tmp
 
 @contextmanager
 def no_change_of_the_hold(server: LabServer) -> Iterator[None]:
-    """The database refuses to record whether the host holds its grants."""
+    """Let the database refuse changes of `holds_grants`."""
     refusal = "SELECT RAISE(ABORT, 'nothing holds now')"
     sql(server.database, f"CREATE TRIGGER refuse BEFORE UPDATE OF holds_grants ON lab_host BEGIN {refusal}; END")
     yield

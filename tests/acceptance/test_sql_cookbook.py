@@ -1,4 +1,4 @@
-"""Every statement of docs/sql.md, run beside a server at work as an operator runs it."""
+"""Every statement of docs/sql.md, run as an operator runs it while a server is working."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.stores import NewDatabase, sqlite_url
 
 COOKBOOK = Path(__file__).parents[2] / "docs" / "sql.md"
 SESSION, CLIENT = "1a2b3c4d", "ann@laptop"
-"""Whom the cookbook's examples are about."""
+"""The client in the examples of the page."""
 TOPOLOGY = topology_text(nodes=2)
 
 
 def recipes() -> dict[str, list[str]]:
-    """The cookbook's statements, by the heading that they stand under."""
+    """The statements of the page, by their heading."""
     found: dict[str, list[str]] = {}
     for section in re.split(r"^## ", COOKBOOK.read_text(encoding="utf-8"), flags=re.MULTILINE):
         heading = section.partition("\n")[0]
@@ -37,7 +37,7 @@ RECIPES = recipes()
 
 
 def recipe(heading: str, number: int = 0, session_id: str = "") -> str:
-    """One statement, about the session and the client that a test has."""
+    """One statement, with the session and the client of the test instead of those of the page."""
     statement = RECIPES[heading][number]
     return statement.replace(SESSION, session_id[: len(SESSION)]) if session_id else statement
 
@@ -51,7 +51,7 @@ def long_lived(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def server(long_lived: LabServer) -> Iterator[LabServer]:
-    """A server with the poll that it has by default, and an empty queue before and after."""
+    """A server with the default `--sql-poll` and an empty queue, before and after a test."""
     yield long_lived
     sql(long_lived.database_url, "UPDATE lab_host SET quarantine_reason = NULL")
     sql(long_lived.database_url, "UPDATE session SET state = 'ended' WHERE state <> 'ended'")
@@ -179,7 +179,7 @@ def test_the_queue_is_paused_and_continues(server: LabServer) -> None:
     sql(server.database_url, recipe("Quarantine", 0))
     takes_effect(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
     assert queue(server)["quarantined"] == "maintenance until noon"
-    assert server.acquire(holder, TOPOLOGY).status_code == 200  # whoever is active goes on
+    assert server.acquire(holder, TOPOLOGY).status_code == 200  # active sessions continue
     assert ask(server, holder, "DELETE", f"/session/{holder}").status_code == 204
     wait_until(server.is_clean)
     assert "maintenance" in server.status(waiting)["waiting_for"]

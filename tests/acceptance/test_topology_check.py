@@ -153,7 +153,7 @@ def test_arguments_of_the_operator_apply_to_prepared_and_other_starts(tmp_path: 
     assert devices == [["frr", "frr"]] * 2
 
 
-# Whose fault it is
+# Failures that are not the topology's
 
 
 def test_a_check_that_failed_without_netlab_is_repeated(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_an_error_in_the_defaults_of_the_host_is_not_blamed_on_the_topology(
     good, bad = "defaults.device: frr\nnodes: [r1]\n", "provider: clab\nnodes: [a]\n"
     own = lab_server.fake.home / ".netlab.yml"
     session = lab_server.join()
-    assert check(lab_server, session, bad).status_code == 422  # the host's defaults are right so far
+    assert check(lab_server, session, bad).status_code == 422  # with valid defaults
     own.write_text(defaults)
     for answer in (check(lab_server, session, good), lab_server.acquire(session, good, reuse="false")):
         assert answer.status_code == 500, answer.text

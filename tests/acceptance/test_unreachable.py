@@ -105,7 +105,7 @@ def test_an_unreachable_server_costs_its_timeout_once_per_run(lab_server: LabSer
     client.close()
     assert pauses == []
     assert len(told) == 1
-    lab_server.start()  # its next start takes the lab away
+    lab_server.start()  # the next start tears the lab down
 
 
 def test_a_waiting_run_reports_the_loss_and_the_return_of_the_server(lab_server: LabServer) -> None:

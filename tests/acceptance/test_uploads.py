@@ -35,7 +35,7 @@ def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 @pytest.fixture
 def server(long_lived: LabServer) -> Iterator[LabServer]:
-    """A server with an empty queue and small limits; afterwards nothing may be left of any lab."""
+    """A server with an empty queue and small limits. At the end of the test nothing of a lab is left."""
     (fake(long_lived).state / "log").unlink(missing_ok=True)
     yield long_lived
     for (session_id,) in sql(long_lived.database, "SELECT session_id FROM session WHERE state <> 'ended'"):
@@ -74,7 +74,7 @@ def extra(name: str, content: str | bytes = "x") -> tuple[str, tuple[str, bytes 
 
 
 def form(*parts: bytes, end: bytes = b"--\r\n") -> bytes:
-    """A multipart body from parts as they are, headers included."""
+    """A multipart body of raw parts, which include their headers."""
     return b"".join(b"--%s\r\n%s\r\n" % (BOUNDARY.encode(), part) for part in parts) + b"--" + BOUNDARY.encode() + end
 
 
@@ -97,7 +97,7 @@ def assert_refused(server: LabServer, answer: httpx.Response, code: int, sentenc
     assert not fake(server).invocations()
 
 
-# What is accepted
+# Accepted uploads
 
 
 def test_extra_files_lie_beside_the_topology_as_they_were_sent(server: LabServer, holder: str) -> None:
@@ -185,7 +185,7 @@ def test_an_executable_file_that_is_not_in_the_upload_is_refused(server: LabServ
     assert_refused(server, answer, 422, "'executable' names .*, which is not an extra file")
 
 
-# Files that nobody meant
+# Files of desktops and git
 
 
 def test_files_of_desktops_and_git_are_ignored(server: LabServer, holder: str) -> None:
@@ -328,7 +328,7 @@ def test_an_extra_file_may_have_the_name_of_the_uploaded_topology(server: LabSer
 
 
 def stream(server: LabServer, session_id: str, head: bytes, size: int) -> tuple[int, bytes]:
-    """Send a part of so many bytes for as long as the server takes them: how many it took, and its answer."""
+    """Send a part of `size` bytes until the server stops reading. Returns the number of sent bytes and the response."""
     chunk = b"# " + b"x" * 65_533 + b"\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         request = (
@@ -574,7 +574,7 @@ def test_a_session_that_is_not_active_is_refused_before_its_upload_is_written(se
 
 
 def test_a_full_disk_is_a_server_error(tmp_path: Path, server: LabServer, holder: str) -> None:
-    """The work directory cannot be written to: as good as a full disk, and it does not need one."""
+    """A file in place of the work directory has the same effect, and no full disk is needed."""
     server.work_dir.rename(server.root / "away")
     server.work_dir.write_text("in the way")
     try:

@@ -39,7 +39,7 @@ with httpx.Client(base_url=url, timeout=60) as client:
         threading.Event().wait(beat)
         client.post("/session/heartbeat").raise_for_status()
 """
-"""What a test run does, less the tests."""
+"""A program that joins, acquires a lab and waits, as a test run does."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def server(tmp_path: Path) -> Iterator[LabServer]:
 
 @contextmanager
 def user(server: LabServer, *, beat: float = 0.2) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Somebody's process with the lab in its hands, and its session."""
+    """Start a process that has acquired a lab. Returns it and its session."""
     command = [sys.executable, "-c", USER, server.url, TOPOLOGY, str(beat)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -121,7 +121,9 @@ def test_a_killed_waiting_client_is_skipped(tmp_path: Path) -> None:
 def test_the_maximum_hold_ends_a_session(tmp_path: Path) -> None:
     with running_server(tmp_path, max_hold="2") as server, user(server) as (process, session_id):
         waiting = server.join()
-        assert server.status(waiting, wait=2 + GRACE)["status"] == "active"  # although the holder's heartbeats go on
+        assert (
+            server.status(waiting, wait=2 + GRACE)["status"] == "active"
+        )  # although heartbeats of the active session continue
         ((held_seconds,),) = sql(
             server.database, "SELECT held_seconds FROM session_history WHERE session = ?", session_id[:8]
         )
@@ -130,7 +132,7 @@ def test_the_maximum_hold_ends_a_session(tmp_path: Path) -> None:
         assert answer.status_code == 410
         assert "maximum hold" in answer.json()["detail"]
         assert "2 s" in answer.json()["detail"]
-        assert process.wait(10) == 1  # its next heartbeat has told it
+        assert process.wait(10) == 1  # its next heartbeat has reported the end
         wait_until(lambda: lab(server, waiting)["state"] == "none" and not fake(server).containers())
         assert server.acquire(waiting, TOPOLOGY).status_code == 200
         assert fake(server).violations() == []

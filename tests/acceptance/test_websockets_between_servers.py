@@ -33,28 +33,28 @@ from tests.websocket import open_websocket
 SESSION = "active-elsewhere"
 CONSOLE = "/lab/devices/r1/console"
 LIMIT = 1 << 20
-"""Bytes of the largest message that a server takes."""
+"""Bytes of the largest message that a server accepts."""
 MEMORY = 16 << 20
-"""Bytes by which a server may grow, whatever passes through it."""
+"""Maximum growth of the memory of a server, in bytes."""
 
 
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
-    """The server that clients ask."""
+    """The server that clients call."""
     with running_server(tmp_path_factory.mktemp("front"), lab_host="front") as server:
         yield server
 
 
 @pytest.fixture
 def owner() -> Iterator[StubServer]:
-    """A server whose WebSockets do what a test wants."""
+    """A stub server, whose WebSockets a test controls."""
     with closing(StubServer()) as server:
         yield server
 
 
 @pytest.fixture
 def url(front: LabServer, owner: StubServer) -> Iterator[str]:
-    """The address of a console, at the server that passes it on."""
+    """The address of a console on the server that passes the call on."""
     with active_elsewhere(front, SESSION, owner.url):
         yield f"ws://127.0.0.1:{front.port}{CONSOLE}"
 
@@ -64,7 +64,7 @@ def opened(url: str) -> ClientConnection:
 
 
 def closed(connection: ClientConnection) -> tuple[int | None, str | None]:
-    """Read to the end; the code and the reason with which the connection is closed."""
+    """Read to the end. Returns the close code and the reason."""
     with suppress(ConnectionClosed):
         while True:
             connection.recv(10)
@@ -129,7 +129,7 @@ def test_the_owner_gets_the_code_of_the_client(url: str, owner: StubServer, code
 
 
 def ends_of(owner: StubServer) -> list[tuple[int | None, str | None]]:
-    """The codes and reasons with which the owner's connections end, as soon as they have."""
+    """A list that gets the close codes and reasons of the owner's connections."""
     ends: list[tuple[int | None, str | None]] = []
 
     async def echo(connection: ServerConnection) -> None:
@@ -208,7 +208,7 @@ def test_a_client_that_does_not_read_stops_the_owner(front: LabServer, url: str,
 
 
 class Growth:
-    """The memory that a server takes beyond what it took at first, in bytes."""
+    """The growth of the memory of a server, in bytes."""
 
     def __init__(self, server: LabServer) -> None:
         assert server.process
@@ -220,7 +220,7 @@ class Growth:
 
 
 def until_still(number: Callable[[], int]) -> None:
-    """Wait until something that is counted does not grow any more."""
+    """Wait until a number stops growing."""
     seen, since = number(), time.monotonic()
 
     def is_still() -> bool:
