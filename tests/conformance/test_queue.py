@@ -11,6 +11,7 @@ from neops_remote_lab.core.codes import EndCode, HostState
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.protocol import SessionStore
+from neops_remote_lab.store.rows import Registration
 from tests.conformance.conftest import Opener
 from tests.stores import HOST, NOON
 
@@ -70,3 +71,17 @@ async def test_a_session_that_others_take_from_a_silent_host_is_noticed_when_it_
     await queue.learn(holder)
     assert not queue.is_active(holder)
     assert queue.is_waiting(holder)
+
+
+async def test_a_session_in_a_closed_slot_does_not_occupy_an_open_one(
+    queue: SessionQueue, sessions: SessionStore
+) -> None:
+    await sessions.register_host(Registration("boot-1", 2))
+    await queue.reconcile()
+    in_first_slot, in_second_slot = await join(queue), await join(queue)
+    await sessions.register_host(Registration("boot-1", 1))
+    await queue.reconcile()
+    assert queue.is_active(in_second_slot)
+    await queue.end(in_first_slot)
+    assert queue.is_active(await join(queue))
+    assert not queue.is_active(await join(queue))

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -68,8 +67,8 @@ class KnownHosts:
 
     def have_room(self, active: Iterable[Session]) -> bool:
         """Whether a host may have a free slot beside these active sessions; the database knows it exactly."""
-        busy = Counter(session.host for session in active)
-        return any(busy[host.name] < host.slots for host in self if host.admits)
+        busy = {(session.host, session.slot) for session in active}  # some perhaps in slots that were closed since
+        return any((host.name, slot) not in busy for host in self if host.admits for slot in host.open_slots)
 
     def owner_of(self, session: Session) -> Owner | None:
         """The other host that a session is active on; None if there is none, or its server cannot be called."""

@@ -112,6 +112,7 @@ class Host:
     name: str
     address: str | None
     state: HostState
+    open_slots: tuple[int, ...]
     is_draining: bool
     """An operator wants no further session to become active on it."""
     holds_grants: bool
@@ -121,9 +122,12 @@ class Host:
     incarnation: str | None
     beat: int
     """Grows while its server is alive."""
-    slots: int
-    """Number of open slots."""
     quarantined: str | None
+
+    @property
+    def slots(self) -> int:
+        """Number of open slots."""
+        return len(self.open_slots)
 
     @property
     def serves(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Update, bindparam, delete, func, select, update
+from sqlalchemy import Update, and_, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.core.codes import (
@@ -132,16 +132,22 @@ class SqlSessionStore(SessionStore):
         return bool(rows)
 
     async def hosts(self) -> list[Host]:
-        slots = select(func.count()).where(SLOT.c.host == LAB_HOST.c.name, SLOT.c.is_open).scalar_subquery()
         columns = (
             *(LAB_HOST.c.name, LAB_HOST.c.address, LAB_HOST.c.state, LAB_HOST.c.is_draining, LAB_HOST.c.holds_grants),
-            *(LAB_HOST.c.epoch, LAB_HOST.c.incarnation, LAB_HOST.c.beat, slots, LAB_HOST.c.quarantine_reason),
+            *(LAB_HOST.c.epoch, LAB_HOST.c.incarnation, LAB_HOST.c.beat, LAB_HOST.c.quarantine_reason),
         )
-        query = select(*columns).where(LAB_HOST.c.queue == self._queue).order_by(LAB_HOST.c.name)
+        with_slots = LAB_HOST.outerjoin(SLOT, and_(SLOT.c.host == LAB_HOST.c.name, SLOT.c.is_open))
+        query = select(*columns, SLOT.c.slot).select_from(with_slots).where(LAB_HOST.c.queue == self._queue)
+        query = query.order_by(LAB_HOST.c.name, SLOT.c.slot)
 
         async def work(connection: AsyncConnection) -> list[Host]:
-            rows = await connection.execute(query)
-            return [Host(name, address, HostState(state), *rest) for name, address, state, *rest in rows]
+            open_slots: dict[tuple[Any, ...], list[int]] = {}
+            for *host, slot in await connection.execute(query):
+                open_slots.setdefault(tuple(host), []).extend([] if slot is None else [slot])
+            return [
+                Host(name, address, HostState(state), tuple(slots), *rest)
+                for (name, address, state, *rest), slots in open_slots.items()
+            ]
 
         return await self._database.read(work)
 
