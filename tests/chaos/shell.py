@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import psutil
@@ -23,21 +23,35 @@ SQL_TAKES_EFFECT = 2.0
 """Seconds within which the server notices a change of its database by another program."""
 
 
-def sql(database: Path | str, statement: str, *values: object) -> list[tuple[Any, ...]]:
-    """Run one statement as `sqlite3` or `psql` does: autocommit, and no foreign keys in SQLite. Returns its rows.
+class Shell(Protocol):
+    """Runs statements as the `sqlite3` shell or `psql` does: each at once, in SQLite without foreign keys."""
 
-    Args:
-        database: a SQLite file, or what `--database` names.
-        statement: SQL, with `?` for each value.
-    """
+    def __call__(self, statement: str, /, *values: object) -> list[tuple[Any, ...]]:
+        """Run SQL with `?` for each value; its rows."""
+
+
+@contextmanager
+def open_shell(database: Path | str) -> Iterator[Shell]:
+    """A shell with a SQLite file, or with what `--database` names."""
     if isinstance(database, str) and (file := urls.sqlite_file(urls.parse(database))):
         database = file
     if isinstance(database, str):
         with connected(database) as connection:
-            cursor = connection.execute(statement.replace("%", "%%").replace("?", "%s").encode(), values)
-            return cursor.fetchall() if cursor.description else []
+
+            def run(statement: str, /, *values: object) -> list[tuple[Any, ...]]:
+                cursor = connection.execute(statement.replace("%", "%%").replace("?", "%s").encode(), values)
+                return cursor.fetchall() if cursor.description else []
+
+            yield run
+        return
     with closing(sqlite3.connect(database, isolation_level=None, timeout=10)) as file_connection:
-        return file_connection.execute(statement, values).fetchall()
+        yield lambda statement, *values: file_connection.execute(statement, values).fetchall()
+
+
+def sql(database: Path | str, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    """Run one statement in a shell of its own."""
+    with open_shell(database) as shell:
+        return shell(statement, *values)
 
 
 def refused(database: str) -> AbstractContextManager[Any]:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import pytest
 import pytest_asyncio
 
-from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import HostState
 from neops_remote_lab.queue.host_liveness import HostLiveness
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.protocol import DatabaseError, SessionStore
 from neops_remote_lab.store.rows import Registration
-from tests.stores import HOST, NOON, OpenStores
+from tests.models import HandClock
+from tests.stores import HOST, OpenStores
 
 LEASE, GONE_AFTER = 15.0, 600.0
-
-
-class HandClock(Clock):
-    """A clock that a test moves."""
-
-    seconds = 0.0
-
-    def now(self) -> datetime:
-        return NOON
-
-    def monotonic(self) -> float:
-        return self.seconds
 
 
 class Watch:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Awaitable
-from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,32 +18,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.queue.settings import QueueSettings
 from neops_remote_lab.store.opening import Stores
 from neops_remote_lab.store.rows import Registration
 from neops_remote_lab.store.settings import StoreSettings
-from tests.chaos.shell import sql
-from tests.stores import NewDatabase
+from tests.chaos.shell import Shell, open_shell
+from tests.models import HandClock, limits, remove_rows
 
 T = TypeVar("T")
 TIMEOUT = 100.0
 HOST = "model-host"
-
-
-class HandClock(Clock):
-    """A clock that only the test moves; the wall clock also jumps."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-        self.wrong = timedelta()
-
-    def now(self) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds) + self.wrong
-
-    def monotonic(self) -> float:
-        return self.seconds
 
 
 class Model:
@@ -79,15 +60,13 @@ class Model:
 class QueueMachine(RuleBasedStateMachine):
     """Does to both what can be done, and compares."""
 
-    def __init__(self, new_database: NewDatabase) -> None:
+    def __init__(self, url: str, shell: Shell) -> None:
         super().__init__()
-        self.new_database = new_database
-        self.resources = ExitStack()
+        self.url, self.shell = url, shell
 
     @initialize(slots=st.integers(1, 3))
     def begin(self, slots: int) -> None:
-        folder = self.resources.enter_context(tempfile.TemporaryDirectory())
-        self.url = self.resources.enter_context(self.new_database(Path(folder)))
+        remove_rows(self.shell)
         self.loop = asyncio.new_event_loop()
         self.clock, self.model = HandClock(), Model(slots)
         self.ended: set[str] = set()
@@ -97,22 +76,24 @@ class QueueMachine(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def open(self) -> None:
-        limits = {"waiting_timeout": TIMEOUT, "active_timeout": TIMEOUT}
+        timeouts = {"waiting_timeout": TIMEOUT, "active_timeout": TIMEOUT}
         self.stores = Stores(StoreSettings(database=self.url, synchronous="NORMAL"))
         self.queue = SessionQueue(
             self.stores.sessions(HOST),
-            QueueSettings.model_validate(limits),
+            QueueSettings.model_validate(timeouts),
             self.clock,
             host=HOST,
             slots=self.model.slots,
+            is_shared=self.stores.database.is_shared,
         )
         self.do(self.stores.sessions(HOST).register_host(Registration("boot", self.model.slots)))
+        self.do(self.stores.database.changes())
         self.do(self.queue.load())
 
     def sql(self, statement: str, *values: object) -> list[Any]:
         """What an operator does, and the server's next look at the database."""
-        rows = sql(self.url, statement, *values)
-        self.do(self.queue.reconcile())
+        rows = self.shell(statement, *values)
+        self.do(self.queue.reconcile(self.do(self.stores.database.changes())))
         return rows
 
     def pick(self, index: int) -> str:
@@ -236,8 +217,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_database_is_the_truth(self) -> None:
-        waiting = [name for (name,) in sql(self.url, "SELECT session_id FROM waiting ORDER BY place")]
-        active = [name for (name,) in sql(self.url, "SELECT session_id FROM active")]
+        waiting = [name for (name,) in self.shell("SELECT session_id FROM waiting ORDER BY place")]
+        active = [name for (name,) in self.shell("SELECT session_id FROM active")]
         assert active + waiting == self.model.order
         assert len(active) == len(self.model.active)
 
@@ -245,16 +226,9 @@ class QueueMachine(RuleBasedStateMachine):
         if hasattr(self, "stores"):
             self.do(self.stores.database.close())
             self.loop.close()
-        self.resources.close()
 
 
-def test_the_queue_behaves_as_its_model_does(new_database: NewDatabase) -> None:
-    limits = settings(
-        max_examples=15,
-        stateful_step_count=25,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow],
-        database=None,
-    )
-    machine = partial(QueueMachine, new_database)
-    run_state_machine_as_test(machine, settings=limits)  # type: ignore[arg-type]  # any callable will do
+def test_the_queue_behaves_as_its_model_does(database: str) -> None:
+    with open_shell(database) as shell:
+        machine = partial(QueueMachine, database, shell)
+        run_state_machine_as_test(machine, settings=limits())  # type: ignore[arg-type]  # any callable will do
