@@ -124,9 +124,9 @@ class Crowd:
 
     async def idle(self, seconds: float) -> float:
         """The processor time of the idle server, in percent of a core."""
-        before, began = _processor_seconds(self.process), time.monotonic()
+        before, began = processor_seconds(self.process), time.monotonic()
         await asyncio.sleep(seconds)
-        return 100 * (_processor_seconds(self.process) - before) / (time.monotonic() - began)
+        return 100 * (processor_seconds(self.process) - before) / (time.monotonic() - began)
 
     async def disperse(self) -> None:
         """Check that all long polls were open to the end, and close them."""
@@ -138,7 +138,7 @@ class Crowd:
         await asyncio.gather(*self._held.values(), return_exceptions=True)
 
 
-def _processor_seconds(process: psutil.Process) -> float:
+def processor_seconds(process: psutil.Process) -> float:
     """The processor time of a process; from the scheduler if possible, because other counts have steps of 10 ms."""
     counts = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
     if nanoseconds := [int(count.read_text().split()[0]) for count in counts]:

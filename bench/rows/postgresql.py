@@ -1,23 +1,33 @@
-"""The queue in PostgreSQL: hand-over and joins next to SQLite, and the idle time of several servers."""
+"""The queue in PostgreSQL: hand-over and joins next to SQLite, joins at other servers, and the idle time of several."""
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from tests.chaos.shell import sql
 from tests.postgresql import Cluster, problem, running_cluster
+from tests.server import LabServer
 
 from bench import load
 from bench.measure import Row, Sample, Target
-from bench.polls import Crowd, Head, hand_over_in_turn
+from bench.polls import Crowd, Head, hand_over_in_turn, processor_seconds
 from bench.rows import joining
-from bench.servers import NEVER, Bench, fill
+from bench.servers import NEVER, Bench, fill, process_of
 
 POSTGRESQL, SQLITE = "PostgreSQL", "SQLite"
 FEW, MANY = 100, 10_000
 DURABLE = {"fsync": "on", "full_page_writes": "on"}
 """Commits survive a power loss, as those of SQLite do."""
 CONNECTIONS = "300"
+FOREIGN_JOIN = """
+    INSERT INTO session (session_id, queue, state, created_at, last_seen_at, rank)
+    SELECT md5(random()::text), name, 'waiting', now(), now(), last_rank + 1 FROM queue WHERE name = 'default'
+"""
+"""What another server writes."""
+FOREIGN_JOINS = 20
+BETWEEN_JOINS = 0.05
+"""Seconds, so that a server looks at each join by itself."""
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -25,7 +35,12 @@ def measure(bench: Bench) -> list[Row]:
     if missing := problem():
         return [Row("postgresql", "hand-over and joins", "ms", None, SQLITE, note=f"skipped: {missing}")]
     with _cluster() as cluster:
-        return [_databases(bench, cluster), _lengths(bench, cluster), *_joins(bench, cluster)]
+        return [
+            _databases(bench, cluster),
+            _lengths(bench, cluster),
+            *_joins(bench, cluster),
+            _foreign_joins(bench, cluster),
+        ]
 
 
 @contextmanager
@@ -67,6 +82,35 @@ def _joins(bench: Bench, cluster: Cluster) -> list[Row]:
         ]
         joining.require_durable(ours, acknowledged[0])
     return [replace(row, name="postgresql", case=f"joining, {row.case}") for row in rows]
+
+
+def _foreign_joins(bench: Bench, cluster: Cluster) -> Row:
+    """The processor time in which a server takes note of a join at another one."""
+    with cluster.new_database() as many, cluster.new_database() as few:
+        servers = []
+        for url, waiting in ((many, MANY), (few, FEW)):
+            fill(url, waiting)
+            servers.append(
+                bench.our_server(
+                    database=url, waiting_timeout=NEVER, active_timeout=NEVER, last_seen_write=NEVER, sql_poll=NEVER
+                )
+            )
+        with bench.several(servers):
+            ours, reference = load.run(lambda: _notice_joins(bench, servers), 100)
+    case = f"a join elsewhere, {MANY} waiting, CPU"
+    return Row("postgresql", case, "ms", Sample(ours), f"{FEW} waiting", Sample(reference), Target(ratio=1.5))
+
+
+async def _notice_joins(bench: Bench, servers: list[LabServer]) -> list[list[float]]:
+    spent: list[list[float]] = [[] for _ in servers]
+    for _ in range(bench.choose(5, 20)):
+        for index, server in enumerate(servers):
+            before = processor_seconds(process_of(server))
+            for _ in range(FOREIGN_JOINS):
+                sql(server.database_url, FOREIGN_JOIN)
+                await load.settle(BETWEEN_JOINS)
+            spent[index].append(1000 * (processor_seconds(process_of(server)) - before) / FOREIGN_JOINS)
+    return spent
 
 
 def measure_idle(bench: Bench) -> list[Row]:
