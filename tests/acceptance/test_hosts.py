@@ -117,7 +117,7 @@ def test_sessions_of_a_host_that_vanishes_wait_again_or_end_with_their_labs(
     assert first.status(idle)["host"] == "lab-2"
     second.kill()
     wait_until(lambda: hosts(first)["lab-2"] == "silent", 20, "the host is not declared silent")
-    assert first.status(idle)["position"] == 1
+    wait_until(lambda: first.status(idle)["position"] == 1, 10, "the session does not wait again")
     assert call(first, with_lab, "GET", "/lab").json()["state"] == "running"
     wait_until(lambda: hosts(first)["lab-2"] == "gone", 20, "the host is not declared gone")
     end(first, with_lab)
