@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from neops_remote_lab.api import hops
-from neops_remote_lab.api.requests import SESSION_HEADER, learn, refuse_while_draining, services_of, session_header
+from neops_remote_lab.api.requests import SESSION_HEADER, refuse_while_draining, services_of, session_header
 from neops_remote_lab.api.services import Services
 from neops_remote_lab.api.settings import ServiceSettings
 from neops_remote_lab.core.codes import ProxyOutcome
@@ -136,8 +136,17 @@ async def _owner(call: HTTPConnection) -> Owner | None:
         return None
     if owner := services.queue.owner(session_id):
         return owner
-    await learn(services, session_id)
+    await _learn(services, session_id)
     return services.queue.owner(session_id)
+
+
+async def _learn(services: Services, session_id: str) -> None:
+    """Read a session from the database that another server may have changed.
+
+    One that has a lab on this host keeps its slot there until the host is gone, and can use it without the database.
+    """
+    if not (services.queue.is_active(session_id) and services.slots.has_lab(session_id)):
+        await services.queue.learn(session_id)
 
 
 def _load(settings: ServiceSettings) -> _Relays:

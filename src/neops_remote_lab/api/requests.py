@@ -101,22 +101,12 @@ def _as_utf8(header: str) -> str:
         return header
 
 
-async def learn(services: Services, session_id: str) -> None:
-    """Read a session from the database that another server may have changed.
-
-    One that has a lab on this host keeps its slot there until the host is gone, and can use it without the database.
-    """
-    if not (services.queue.is_active(session_id) and services.slots.has_lab(session_id)):
-        await services.queue.learn(session_id)
-
-
 async def active_caller(request: HTTPConnection) -> tuple[Services, str]:
-    """The services and the calling session, which is renewed.
+    """The services and the calling session, which is renewed. The proxy has just read what other servers know of it.
 
     Raises HTTPException 422 without a session header, 404 if the session is not live, 423 if it is not active.
     """
     services, session_id = services_of(request), session_header(request)
-    await learn(services, session_id)
     if not services.queue.renew(session_id):
         raise await not_live(services, session_id)
     if not services.queue.is_active(session_id):
