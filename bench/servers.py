@@ -23,7 +23,7 @@ from filelock import FileLock
 from sqlalchemy import create_engine, insert
 from tests.fakes import REAL_NETLAB_LOCK, FakeNetlab, wait_until
 from tests.fork_server import Process
-from tests.server import START_TIMEOUT, LabServer, RealNetlab, free_port
+from tests.server import START_TIMEOUT, LabServer, RealNetlab, by_flag, free_port
 
 from bench import host
 from bench.measure import BenchError, require
@@ -162,7 +162,7 @@ class Bench:
     def our_server(self, lab_host: FakeNetlab | RealNetlab | None = None, /, **settings: str) -> LabServer:
         """The same, not started."""
         root = self.directory("ours")
-        flags = {"sql-poll": "0.5", **{name.replace("_", "-"): value for name, value in settings.items()}}
+        flags = by_flag({"sql_poll": "0.5", **settings})
         return LabServer(root, lab_host or host.install(root / "host"), flags, _temporary(root))
 
     @contextmanager

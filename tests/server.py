@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,11 @@ def abandoned_directory(work_dir: Path, name: str, host: str = "test-host") -> P
 START_TIMEOUT = 30.0
 TLS = ssl.create_default_context()
 """A shared TLS context: without it each client would load the certificates, which plain HTTP does not need."""
+
+
+def by_flag(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings by the names of their flags: `-` instead of `_`."""
+    return {name.replace("_", "-"): value for name, value in settings.items()}
 
 
 def free_port() -> int:
@@ -245,9 +250,8 @@ class LabServer:
 @contextmanager
 def running_real_server(root: Path, **settings: str) -> Iterator[LabServer]:
     """A server that runs the real netlab of this machine, for one test at a time."""
-    flags = {name.replace("_", "-"): value for name, value in settings.items()}
     with FileLock(REAL_NETLAB_LOCK):
-        server = LabServer(root, RealNetlab(), flags)
+        server = LabServer(root, RealNetlab(), by_flag(settings))
         try:
             server.start()
             yield server
@@ -258,8 +262,7 @@ def running_real_server(root: Path, **settings: str) -> Iterator[LabServer]:
 @contextmanager
 def running_server(root: Path, **settings: str) -> Iterator[LabServer]:
     """A server that runs the fake netlab. Settings are named as flags, with `_` for `-`."""
-    flags = {name.replace("_", "-"): value for name, value in settings.items()}
-    server = LabServer(root, install_fake_netlab(root / "fake"), flags)
+    server = LabServer(root, install_fake_netlab(root / "fake"), by_flag(settings))
     try:
         server.start()
         yield server

@@ -16,7 +16,7 @@ import pytest
 from tests.chaos.shell import sql
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.postgresql import Cluster
-from tests.server import LabServer, free_port
+from tests.server import LabServer, by_flag, free_port
 
 QUICK = {"host_beat": "0.1", "host_lease": "1", "host_gone_after": "2"}
 
@@ -35,7 +35,7 @@ def serving(root: Path, database: str, name: str, **settings: str) -> Iterator[L
     port = free_port()
     flags = {"database": database, "lab_host": name, "advertise": f"http://127.0.0.1:{port}", **QUICK, **settings}
     fake = install_fake_netlab(root / "fake")
-    server = LabServer(root, fake, {flag.replace("_", "-"): value for flag, value in flags.items()}, port=port)
+    server = LabServer(root, fake, by_flag(flags), port=port)
     try:
         server.start()
         yield server

@@ -20,7 +20,7 @@ from tests.device_network import NO_NETWORK
 from tests.fakes import install_fake_netlab, wait_until
 from tests.fork_server import ForkServer, Program
 from tests.postgresql import Cluster, running_cluster
-from tests.server import START_TIMEOUT, LabServer
+from tests.server import START_TIMEOUT, LabServer, by_flag
 
 LEASE: Final = 1.5
 GONE_AFTER: Final = 3.5
@@ -190,7 +190,7 @@ def running_hosts(
         for number, count in enumerate(slots, 1):
             flags = SETTINGS | settings | {"slots": str(count), "database": cluster.url(name, address=address)}
             server = _server(root / f"host-{number}", number, network, program, ends)
-            server.settings = {flag.replace("_", "-"): value for flag, value in flags.items()}
+            server.settings = by_flag(flags)
             server.settings |= {"lab-host": hosts.name(number), "advertise": server.url}
             hosts.servers[number] = server
             ends.callback(server.close)
