@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ prefix: "clab"
 mgmt:
   network: rl1a2b3c4d
   ipv4-subnet: 10.199.42.0/24
-  ipv6-subnet: fd00:df:1ab:42::/64
+  ipv6-subnet: fd00:df:ac7:42::/64
 topology:
   nodes:
     r1: {mgmt-ipv4: 10.199.42.101, kind: linux, image: frr}
@@ -76,7 +76,7 @@ def test_a_lab_with_names_and_networks_of_its_own_shares_nothing() -> None:
     assert problems() == []
     assert problems(node(network_mode="none")) == []
     assert problems(node(network_mode="container:r2")) == []
-    assert problems(node(mgmt_ipv6="fd00:df:1ab:42::65")) == []
+    assert problems(node(mgmt_ipv6="fd00:df:ac7:42::65")) == []
 
 
 @pytest.mark.parametrize(
@@ -153,10 +153,18 @@ def test_netlab_cannot_be_told_otherwise_by_a_topology() -> None:
         "defaults.multilab.lock": "/run/lock/provider.lock",
         "defaults.multilab.change.name": "rl1a2b3c4d",
         "defaults.multilab.change.defaults.name": "rl1a2b3c4d",
-        "defaults.multilab.change.defaults.providers.clab.mgmt_default_ipv6": "fd00:df:1ab:42::/64",
+        "defaults.multilab.change.defaults.providers.clab.mgmt_default_ipv6": "fd00:df:ac7:42::/64",
         "defaults.multilab.change.addressing.mgmt.ipv4": "10.199.42.0/24",
         "defaults.multilab.change.addressing.mgmt._network": "rl1a2b3c4d",
         "defaults.multilab.change.addressing.mgmt._bridge": "",
         "defaults.providers.clab.lab_prefix": "clab",
         "defaults.lab_status_file": "../status.yaml",
     }
+
+
+def test_servers_with_different_lab_networks_use_the_same_numbers_without_a_conflict() -> None:
+    networks = [IPv4Network(network) for network in ("10.199.42.0/24", "10.198.42.0/24")]
+    ours, theirs = (Isolation("rl1a2b3c4d", 42, network, None) for network in networks)
+    assert not IPv6Network(ours.network_v6).overlaps(IPv6Network(theirs.network_v6))
+    by_hand = IPv6Network("fd00:df:1ab:42::/64")
+    assert not IPv6Network(ours.network_v6).overlaps(by_hand)

@@ -52,8 +52,13 @@ class Isolation:
 
     @property
     def network_v6(self) -> str:
-        """The management network for IPv6, which netlab derives from the number."""
-        return f"fd00:df:1ab:{self.number}::/64"
+        """The management network for IPv6, as unique as that for IPv4.
+
+        netlab's default depends on the number alone. Labs that are started by hand, or by a server with another
+        `--lab-network`, may have the same number, and Docker refuses networks that overlap.
+        """
+        labs = int(self.network.network_address) >> 16  # the /16 of all labs of the server
+        return f"fd00:df:{labs:x}:{self.number}::/64"
 
     def arguments(self) -> list[str]:
         """Arguments for `netlab create`, which override the topology and the host's defaults.
