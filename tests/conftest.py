@@ -18,6 +18,7 @@ from tests.stores import NewDatabase, new_sqlite_file
 REAL_NETLAB = (
     "tests/acceptance/test_real_netlab.py",
     "tests/acceptance/test_real_several_labs.py",
+    "tests/acceptance/test_real_hosts.py",
     "tests/acceptance/test_real_devices.py",
     "tests/acceptance/test_real_directories.py",
     "tests/acceptance/test_real_access.py",
