@@ -1,1 +1,1 @@
-"""What every implementation of the store must do."""
+"""Tests of the stores that run against every supported database."""

@@ -1,4 +1,4 @@
-"""The fixtures: each test runs once for each database."""
+"""Fixtures for tests that run once with each database."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -15,7 +15,7 @@ Opener = Callable[[], AbstractAsyncContextManager[OpenStores]]
 
 @pytest.fixture
 def open_stores(database: str) -> Opener:
-    """Opens one and the same database, as often as a test likes."""
+    """Opens the database of the test; each call makes a new connection."""
     return lambda: opened(database)
 
 

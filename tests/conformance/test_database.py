@@ -1,4 +1,4 @@
-"""The connection: writes of other programs are noticed, and a cancelled call leaves no open transaction."""
+"""Connections: they detect writes of other programs, and a cancelled call leaves no open transaction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conformance.conftest import Opener
 from tests.stores import NOON, OpenStores, joining
 
 
-async def test_only_changes_by_other_programs_are_noticed(
+async def test_only_changes_by_other_programs_are_reported(
     open_stores: Opener, stores: OpenStores, sessions: SessionStore
 ) -> None:
     assert await stores.database.changes() == ANY_CHANGE
@@ -35,7 +35,8 @@ async def test_a_cancelled_caller_leaves_the_database_usable(stores: OpenStores,
         lambda: sessions.end(["nobody"], EndCode.CLIENT, "done", NOON),
         stores.database.ping,
     ]
-    for turns in range(12):  # so many turns of the loop until it is cancelled: it is in the middle of something
+    # The number of turns of the event loop determines at which of its steps a call is cancelled.
+    for turns in range(12):
         for call in calls:
             task = asyncio.ensure_future(call())
             for _ in range(turns):

@@ -1,4 +1,4 @@
-"""What operators change with SQL is what a server's queue shows after its next look."""
+"""The queue of a server has the changes that operators make with SQL, after it has reconciled with the database."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ EDITS = {
 
 @pytest_asyncio.fixture
 async def queue(stores: OpenStores, sessions: SessionStore, database: str) -> SessionQueue:
-    """Two hosts, on each of which a session is active, four sessions that wait, and one that has ended."""
+    """A queue with two hosts, an active session on each of them, four waiting sessions, and one that has ended."""
     await stores.sessions(OTHER).register_host(Registration("boot-2"))
     for name in ("old", "ann", "bob", "cem", "dan", "eve", "fay"):
         await sessions.join(joining(name), promote=True)

@@ -1,4 +1,4 @@
-"""When a server declares another host silent or gone, on its own clock."""
+"""Tests of when a server declares another host silent or gone, by the server's own clock."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.stores import HOST, OpenStores
 LEASE, GONE_AFTER = 15.0, 600.0
 
 
-class Watch:
-    """A server that looks at another host, which shows no sign of life."""
+class Observer:
+    """A server that observes the beat of another host."""
 
     def __init__(self, store: SessionStore, other: str) -> None:
         self.store, self.other, self.clock = store, other, HandClock()
@@ -27,45 +27,51 @@ class Watch:
         self.liveness = HostLiveness(store, queue, settings, self.clock, host=HOST, is_shared=True)
 
     async def after(self, seconds: float) -> HostState:
-        """The state of the other host, after a look at this time."""
+        """The state of the other host, after the server has read its beat.
+
+        Args:
+            seconds: time of the server's monotonic clock when it reads the beat.
+        """
         self.clock.seconds = seconds
         await self.liveness.look()
         return next(host.state for host in await self.store.hosts() if host.name == self.other)
 
 
 @pytest_asyncio.fixture
-async def watch(stores: OpenStores) -> Watch:
+async def observer(stores: OpenStores) -> Observer:
     await stores.sessions("lab-8").register_host(Registration("boot-2"))
-    watch = Watch(stores.sessions(), "lab-8")
-    await watch.liveness.register("boot-1")
-    return watch
+    observer = Observer(stores.sessions(), "lab-8")
+    await observer.liveness.register("boot-1")
+    return observer
 
 
-async def test_a_host_is_silent_after_its_lease_and_gone_later(watch: Watch) -> None:
-    assert await watch.after(0) is HostState.LIVE
-    assert await watch.after(LEASE - 1) is HostState.LIVE
-    assert await watch.after(LEASE + 1) is HostState.SILENT
-    assert await watch.after(GONE_AFTER - 1) is HostState.SILENT
-    assert await watch.after(GONE_AFTER + 1) is HostState.GONE
+async def test_a_host_is_silent_after_its_lease_and_gone_later(observer: Observer) -> None:
+    assert await observer.after(0) is HostState.LIVE
+    assert await observer.after(LEASE - 1) is HostState.LIVE
+    assert await observer.after(LEASE + 1) is HostState.SILENT
+    assert await observer.after(GONE_AFTER - 1) is HostState.SILENT
+    assert await observer.after(GONE_AFTER + 1) is HostState.GONE
 
 
-async def test_each_beat_starts_the_lease_anew(watch: Watch, stores: OpenStores) -> None:
-    assert await watch.after(0) is HostState.LIVE
+async def test_each_beat_renews_the_lease(observer: Observer, stores: OpenStores) -> None:
+    assert await observer.after(0) is HostState.LIVE
     await stores.sessions("lab-8").beat()
-    assert await watch.after(LEASE - 1) is HostState.LIVE
-    assert await watch.after(2 * LEASE - 2) is HostState.LIVE
-    assert await watch.after(2 * LEASE + 1) is HostState.SILENT
+    assert await observer.after(LEASE - 1) is HostState.LIVE
+    assert await observer.after(2 * LEASE - 2) is HostState.LIVE
+    assert await observer.after(2 * LEASE + 1) is HostState.SILENT
 
 
-async def test_time_without_the_database_counts_against_no_host(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert await watch.after(0) is HostState.LIVE
+async def test_time_without_the_database_counts_against_no_host(
+    observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await observer.after(0) is HostState.LIVE
 
-    async def away() -> bool:
-        raise DatabaseError("the database is away")
+    async def fail() -> bool:
+        raise DatabaseError("the database cannot be reached")
 
     with monkeypatch.context() as patched:
-        patched.setattr(watch.store, "beat", away)
+        patched.setattr(observer.store, "beat", fail)
         with pytest.raises(DatabaseError):
-            await watch.after(5)
-    assert await watch.after(10 * LEASE) is HostState.LIVE
-    assert await watch.after(11 * LEASE + 1) is HostState.SILENT
+            await observer.after(5)
+    assert await observer.after(10 * LEASE) is HostState.LIVE
+    assert await observer.after(11 * LEASE + 1) is HostState.SILENT

@@ -1,4 +1,4 @@
-"""Several lab hosts of one queue: signs of life, hosts that fall silent and come back, and their fences."""
+"""Several lab hosts of one queue: beats, hosts that are declared silent or gone and register again, and fencing."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ OTHER = "lab-8"
 
 @pytest_asyncio.fixture
 async def other(stores: OpenStores, sessions: SessionStore) -> SessionStore:
-    """The other host's view of the queue. Both hosts have two slots."""
+    """The queue as the other host's server uses it. Both hosts have two slots."""
     await sessions.register_host(Registration("boot-1", 2, "http://lab-7:8000", "first"))
     store = stores.sessions(OTHER)
     await store.register_host(Registration("boot-2", 2, "http://lab-8:8000", "second"))
     return store
 
 
-async def named(sessions: SessionStore, name: str) -> Host:
+async def find_host(sessions: SessionStore, name: str) -> Host:
     return next(host for host in await sessions.hosts() if host.name == name)
 
 
-async def seats(sessions: SessionStore) -> dict[str, str | None]:
+async def hosts_by_session(sessions: SessionStore) -> dict[str, str | None]:
     """The host of each live session."""
     return {session.session_id: session.host for session in await sessions.live_sessions()}
 
@@ -46,40 +46,42 @@ async def test_all_servers_see_all_hosts(sessions: SessionStore, other: SessionS
 async def test_a_beat_is_seen_by_others_and_each_registration_begins_an_epoch(
     sessions: SessionStore, other: SessionStore
 ) -> None:
-    before = await named(other, HOST)
+    before = await find_host(other, HOST)
     assert await sessions.beat()
-    after = await named(other, HOST)
+    after = await find_host(other, HOST)
     assert (after.beat, after.epoch) == (before.beat + 1, before.epoch)
     await sessions.register_host(Registration("boot-3"))
-    assert (await named(other, HOST)).epoch == before.epoch + 1
+    assert (await find_host(other, HOST)).epoch == before.epoch + 1
 
 
-async def test_a_host_that_beats_meanwhile_is_not_declared_silent(sessions: SessionStore, other: SessionStore) -> None:
-    seen = await named(other, HOST)
+async def test_a_host_whose_beat_has_changed_is_not_declared_silent(
+    sessions: SessionStore, other: SessionStore
+) -> None:
+    seen = await find_host(other, HOST)
     await sessions.beat()
     assert not await other.declare(seen, HostState.SILENT, NOON)
-    assert (await named(other, HOST)).state is HostState.LIVE
+    assert (await find_host(other, HOST)).state is HostState.LIVE
 
 
-async def test_sessions_of_a_silent_host_wait_again_at_their_place_unless_they_have_a_lab(
+async def test_sessions_of_a_silent_host_wait_again_at_their_position_unless_they_have_a_lab(
     stores: OpenStores, sessions: SessionStore, other: SessionStore
 ) -> None:
     for name in ("ann", "bob", "cem", "dan", "eve"):
         await sessions.join(joining(name), promote=True)
-    assert await seats(sessions) == {"ann": HOST, "bob": OTHER, "cem": HOST, "dan": OTHER, "eve": None}
+    assert await hosts_by_session(sessions) == {"ann": HOST, "bob": OTHER, "cem": HOST, "dan": OTHER, "eve": None}
     await stores.labs(HOST, 1).starting(lab("a", "ann"), NOON)
-    assert await other.declare(await named(other, HOST), HostState.SILENT, NOON)
-    assert await seats(other) == {"ann": HOST, "bob": OTHER, "dan": OTHER, "cem": None, "eve": None}
+    assert await other.declare(await find_host(other, HOST), HostState.SILENT, NOON)
+    assert await hosts_by_session(other) == {"ann": HOST, "bob": OTHER, "dan": OTHER, "cem": None, "eve": None}
     ending = await other.end(["bob"], EndCode.CLIENT, "done", NOON)
     assert [(session.session_id, session.host) for session in ending.promoted] == [("cem", OTHER)]
     assert (await other.end(["dan"], EndCode.CLIENT, "done", NOON)).promoted[0].session_id == "eve"
 
 
 async def test_nothing_becomes_active_on_a_silent_host(sessions: SessionStore, other: SessionStore) -> None:
-    await other.declare(await named(other, HOST), HostState.SILENT, NOON)
+    await other.declare(await find_host(other, HOST), HostState.SILENT, NOON)
     for name in ("ann", "bob", "cem"):
         await other.join(joining(name), promote=True)
-    assert await seats(other) == {"ann": OTHER, "bob": OTHER, "cem": None}
+    assert await hosts_by_session(other) == {"ann": OTHER, "bob": OTHER, "cem": None}
 
 
 async def test_sessions_and_labs_of_a_host_that_is_gone_end(
@@ -90,9 +92,9 @@ async def test_sessions_and_labs_of_a_host_that_is_gone_end(
     labs = stores.labs(HOST, 1)
     await labs.starting(lab("a", "ann"), NOON)
     await labs.add_reference("a", "ann", None, NOON)
-    assert await other.declare(await named(other, HOST), HostState.SILENT, NOON)
-    assert await other.declare(await named(other, HOST), HostState.GONE, NOON)
-    assert await seats(other) == {"bob": OTHER, "cem": None}
+    assert await other.declare(await find_host(other, HOST), HostState.SILENT, NOON)
+    assert await other.declare(await find_host(other, HOST), HostState.GONE, NOON)
+    assert await hosts_by_session(other) == {"bob": OTHER, "cem": None}
     ended = await other.ended("ann")
     assert ended
     assert ended.code is EndCode.HOST_GONE
@@ -108,7 +110,7 @@ async def test_a_host_that_was_declared_silent_can_write_nothing_until_it_regist
 ) -> None:
     labs = stores.labs(HOST, 1)
     await labs.starting(lab("a", "ann"), NOON)
-    await other.declare(await named(other, HOST), HostState.SILENT, NOON)
+    await other.declare(await find_host(other, HOST), HostState.SILENT, NOON)
     assert not await sessions.beat()
     for write in (
         labs.running("a", [], NOON),
@@ -127,7 +129,7 @@ async def test_a_host_that_was_declared_silent_can_write_nothing_until_it_regist
     assert live.state == "starting"
     await sessions.register_host(Registration("boot-1", 2))
     await labs.running("a", [], NOON)
-    assert (await named(other, HOST)).state is HostState.LIVE
+    assert (await find_host(other, HOST)).state is HostState.LIVE
 
 
 async def test_a_lab_that_others_have_ended_stays_ended_when_its_host_comes_back(
@@ -137,7 +139,7 @@ async def test_a_lab_that_others_have_ended_stays_ended_when_its_host_comes_back
     labs = stores.labs(HOST, 1)
     await labs.starting(lab("a", "ann"), NOON)
     for state in (HostState.SILENT, HostState.GONE):
-        await other.declare(await named(other, HOST), state, NOON)
+        await other.declare(await find_host(other, HOST), state, NOON)
     await sessions.register_host(Registration("boot-1", 2))
     for write in (labs.running("a", [], NOON), labs.add_reference("a", "ann", None, NOON)):
         with pytest.raises(Fenced, match="ended"):
@@ -153,14 +155,14 @@ async def test_no_lab_starts_for_a_session_that_waits_again_or_is_active_elsewhe
     stores: OpenStores, sessions: SessionStore, other: SessionStore
 ) -> None:
     await sessions.join(joining("ann"), promote=True)
-    await other.declare(await named(other, HOST), HostState.SILENT, NOON)
+    await other.declare(await find_host(other, HOST), HostState.SILENT, NOON)
     await sessions.register_host(Registration("boot-1", 2))
     labs = stores.labs(HOST, 1)
     with pytest.raises(Fenced, match="waits"):
         await labs.starting(lab("a", "ann"), NOON)
     await sessions.hold_grants(on=True)
     await sessions.promote(NOON)
-    assert await seats(sessions) == {"ann": OTHER}
+    assert await hosts_by_session(sessions) == {"ann": OTHER}
     with pytest.raises(Fenced, match=OTHER):
         await labs.starting(lab("a", "ann"), NOON)
     assert await labs.live_lab() is None
@@ -180,7 +182,7 @@ async def test_a_second_process_with_the_name_of_a_host_fences_the_first(
     async with open_stores() as twin:
         await twin.sessions(HOST).register_host(Registration("boot-1", 2, None, "twin"))
         assert not await sessions.beat()
-        assert (await named(sessions, HOST)).incarnation == "twin"
+        assert (await find_host(sessions, HOST)).incarnation == "twin"
         assert await twin.sessions(HOST).beat()
 
 
@@ -188,11 +190,11 @@ async def test_no_server_lets_a_session_become_active_on_a_host_that_holds_its_g
     sessions: SessionStore, other: SessionStore
 ) -> None:
     await sessions.hold_grants(on=True)
-    held = await named(other, HOST)
+    held = await find_host(other, HOST)
     assert (held.serves, held.admits) == (True, False)
     for name in ("ann", "bob", "cem", "dan"):
         await other.join(joining(name), promote=True)
-    assert await seats(other) == {"ann": OTHER, "bob": OTHER, "cem": None, "dan": None}
+    assert await hosts_by_session(other) == {"ann": OTHER, "bob": OTHER, "cem": None, "dan": None}
     ending = await other.end(["ann"], EndCode.CLIENT, "done", NOON)
     assert [(session.session_id, session.host) for session in ending.promoted] == [("cem", OTHER)]
     assert await sessions.promote(NOON) == ()
@@ -204,10 +206,10 @@ async def test_no_server_lets_a_session_become_active_on_a_host_that_holds_its_g
 async def test_a_host_that_registers_does_not_hold_its_grants(sessions: SessionStore, other: SessionStore) -> None:
     await sessions.hold_grants(on=True)
     await sessions.register_host(Registration("boot-1", 2))
-    assert (await named(other, HOST)).admits
+    assert (await find_host(other, HOST)).admits
 
 
-async def test_signs_of_life_of_sessions_reach_other_servers(sessions: SessionStore, other: SessionStore) -> None:
+async def test_last_seen_times_of_sessions_reach_other_servers(sessions: SessionStore, other: SessionStore) -> None:
     joined = await sessions.join(joining("ann"), promote=False)
     assert await other.live_sessions(["ann", "nobody"]) == [joined]
     await sessions.record_last_seen({"ann": NOON.replace(hour=13)})

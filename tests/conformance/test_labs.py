@@ -48,10 +48,10 @@ async def test_a_second_lab_of_a_slot_is_refused_before_anything_is_written(labs
 
 
 async def test_each_slot_of_each_host_has_its_own_lab(stores: OpenStores) -> None:
-    places = [stores.labs(), stores.labs(slot=2), stores.labs("lab-8")]
-    for number, place in enumerate(places):
-        await place.starting(lab(f"lab-{number}"), NOON)
-    assert [await place.live_lab() for place in places] == [lab(f"lab-{number}") for number in range(len(places))]
+    slots = [stores.labs(), stores.labs(slot=2), stores.labs("lab-8")]
+    for number, slot in enumerate(slots):
+        await slot.starting(lab(f"lab-{number}"), NOON)
+    assert [await slot.live_lab() for slot in slots] == [lab(f"lab-{number}") for number in range(len(slots))]
 
 
 async def test_references_are_counted_by_lab_and_the_last_one_stops_it(labs: LabStore) -> None:
@@ -105,7 +105,7 @@ async def test_a_reference_to_an_unknown_lab_is_refused(labs: LabStore) -> None:
         await labs.add_reference("nowhere", "ann", None, NOON)
 
 
-async def test_only_labs_that_ended_long_enough_ago_are_forgotten_with_their_references(labs: LabStore) -> None:
+async def test_only_labs_that_ended_before_a_time_are_pruned_with_their_references(labs: LabStore) -> None:
     await labs.starting(lab("old"), NOON)
     await labs.add_reference("old", "ann", "k", NOON)
     await labs.ended("old", OutcomeCode.RELEASED, "released", NOON)

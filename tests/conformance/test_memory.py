@@ -1,4 +1,4 @@
-"""What is remembered of the memory that labs used."""
+"""The recorded memory usage of labs and of their nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.stores import NOON, OpenStores, lab
 MIB = 1 << 20
 
 
-async def test_the_highest_memory_of_a_topology_is_remembered(stores: OpenStores) -> None:
+async def test_the_highest_memory_of_a_topology_is_recorded(stores: OpenStores) -> None:
     labs, memory = stores.labs(), stores.memory()
     topology, other = Identity("a" * 64, None), Identity("a" * 64, "b" * 64)
     assert await memory.of_topology(topology) is None
@@ -42,7 +42,7 @@ async def test_only_the_latest_nodes_of_an_image_count(stores: OpenStores) -> No
     assert await memory.of_images({"frr"}) == {"frr": 30 * MIB}
 
 
-async def test_old_measurements_are_forgotten(stores: OpenStores) -> None:
+async def test_old_measurements_are_pruned(stores: OpenStores) -> None:
     memory = stores.memory()
     await memory.record("old", MIB, [("frr", 1), ("linux", 1)], NOON)
     await memory.record("new", MIB, [("linux", 2)], NOON + timedelta(days=2))

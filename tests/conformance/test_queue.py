@@ -1,4 +1,4 @@
-"""The queue on each store, where several calls meet."""
+"""The session queue on each database: concurrent calls, and changes by other servers."""
 
 from __future__ import annotations
 

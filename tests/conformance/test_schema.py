@@ -25,7 +25,7 @@ ADD_LAB = (
 )
 
 
-# Constraints, whoever writes
+# Constraints, which apply to operators too
 
 
 def test_a_second_active_session_of_a_host_is_refused(database: str) -> None:
@@ -107,7 +107,7 @@ async def test_the_end_of_a_session_and_the_promotion_are_one_transaction(
 ) -> None:
     for name in ("ann", "bob"):
         await sessions.join(joining(name), promote=True)
-    # a failure after the end of one and before the promotion of the other undoes both
+    # the promotion fails after the other session has ended: both must be undone
     for statement in FAILING_TRIGGER[database.partition("+")[0]]:
         sql(database, statement)
     with pytest.raises(DatabaseError):
@@ -257,10 +257,10 @@ async def test_a_quarantine_set_with_sql_is_lifted_only_with_sql(database: str, 
         "a container is left",
     )
     sql(database, "UPDATE lab_host SET quarantine_reason = 'maintenance'")
-    noon = (QuarantineSource.OPERATOR, "maintenance")
-    assert await sessions.quarantine() == noon
-    assert await sessions.set_quarantine(None, NOON) == noon
-    assert await sessions.set_quarantine("a container is left", NOON) == noon
+    by_operator = (QuarantineSource.OPERATOR, "maintenance")
+    assert await sessions.quarantine() == by_operator
+    assert await sessions.set_quarantine(None, NOON) == by_operator
+    assert await sessions.set_quarantine("a container is left", NOON) == by_operator
     (since,) = sql(database, "SELECT since FROM quarantine")[0]
     assert abs(datetime.now(UTC) - datetime.fromisoformat(since).replace(tzinfo=UTC)) < timedelta(minutes=1)
     sql(database, "UPDATE lab_host SET quarantine_reason = NULL")
@@ -280,7 +280,7 @@ COLUMNS = {
 async def test_the_views_show_waiting_active_and_ended_sessions(
     database: str, sessions: SessionStore, labs: LabStore
 ) -> None:
-    def look(view: str) -> list[dict[str, Any]]:
+    def rows_of(view: str) -> list[dict[str, Any]]:
         columns = [name for (name,) in sql(database, COLUMNS[database.partition("+")[0]], view)]
         return [dict(zip(columns, row, strict=True)) for row in sql(database, f"SELECT * FROM {view}")]  # noqa: S608
 
@@ -295,15 +295,15 @@ async def test_the_views_show_waiting_active_and_ended_sessions(
     await labs.add_reference("live", "bob", None, NOON)
     await sessions.set_quarantine("a container is left", NOON)
 
-    assert [(row["place"], row["client"]) for row in look("waiting")] == [(1, "cem@office"), (2, "dan@office")]
-    (holder,) = look("active")
+    assert [(row["place"], row["client"]) for row in rows_of("waiting")] == [(1, "cem@office"), (2, "dan@office")]
+    (holder,) = rows_of("active")
     assert (holder["client"], holder["active_since"]) == ("bob@office", "2026-05-01 12:02:00")
-    (current,) = look("current_lab")
+    (current,) = rows_of("current_lab")
     assert (current["topology"], current["state"], current["client"]) == ("t.yml", "running", "bob@office")
     assert (current["references_held"], current["devices"]) == (1, 2)
-    (reference,) = look("held_references")
+    (reference,) = rows_of("held_references")
     assert (reference["client"], reference["held_since"]) == ("bob@office", "2026-05-01 12:00:00")
-    (past,) = look("session_history")
+    (past,) = rows_of("session_history")
     assert (past["client"], past["end_code"], past["end_reason"], past["waited_seconds"], past["held_seconds"]) == (
         "ann@office",
         "client",
@@ -311,9 +311,9 @@ async def test_the_views_show_waiting_active_and_ended_sessions(
         0,
         120,
     )
-    (gone,) = look("lab_history")
+    (gone,) = rows_of("lab_history")
     assert (gone["outcome_code"], gone["outcome"], gone["start_seconds"]) == ("released", "released", 8)
-    (quarantined,) = look("quarantine")
+    (quarantined,) = rows_of("quarantine")
     assert (quarantined["host"], quarantined["quarantined_by"], quarantined["reason"]) == (
         HOST,
         "server",

@@ -1,4 +1,4 @@
-"""Joining, becoming active, ending, and what is remembered of it."""
+"""Sessions in the database: joining, promotion, slots, the end, quarantine and history."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ids(sessions: Iterable[Session]) -> list[str]:
 # The host
 
 
-async def test_a_host_remembers_the_boot_that_it_served_in(stores: OpenStores) -> None:
+async def test_a_host_that_registers_gets_the_boot_id_recorded_before(stores: OpenStores) -> None:
     sessions = stores.sessions()
     assert await sessions.register_host(Registration("boot-1")) is None
     assert await sessions.register_host(Registration("boot-2")) == "boot-1"
@@ -59,8 +59,8 @@ async def test_concurrent_joins_keep_their_order_and_one_key_is_one_session(
     sessions: SessionStore, promote: bool
 ) -> None:
     keys = ["a", None, "b", "a", None, "b", "a"]
-    wishes = [sessions.join(joining(f"s{n}", key), promote=promote) for n, key in enumerate(keys)]
-    found = [session.session_id for session in await asyncio.gather(*wishes)]
+    joins = [sessions.join(joining(f"s{n}", key), promote=promote) for n, key in enumerate(keys)]
+    found = [session.session_id for session in await asyncio.gather(*joins)]
     assert found == ["s0", "s1", "s2", "s0", "s4", "s2", "s0"]
     live = await sessions.live_sessions()
     assert [session.session_id for session in live] == ["s0", "s1", "s2", "s4"]
@@ -270,7 +270,7 @@ async def test_a_quarantine_applies_to_one_host(stores: OpenStores, sessions: Se
 # History
 
 
-async def test_only_sessions_that_ended_long_enough_ago_are_forgotten(sessions: SessionStore) -> None:
+async def test_only_sessions_that_ended_before_a_time_are_pruned(sessions: SessionStore) -> None:
     for name in ("ann", "bob", "cem"):
         await sessions.join(joining(name), promote=True)
     await sessions.end(["ann"], EndCode.CLIENT, "done", NOON)
