@@ -13,7 +13,7 @@ from neops_remote_lab.client.access import Access, Credentials, parse_address, p
 from neops_remote_lab.testing.settings import LabHostSettings
 from neops_remote_lab.testing.sources import Sources
 
-PASSWORD = "s3cret"  # noqa: S105 - of nobody
+PASSWORD = "s3cret"  # noqa: S105 - no account has it
 NOT_UTF8 = b"http://lab\xff".decode(errors="surrogateescape")
 
 
@@ -184,7 +184,7 @@ def test_an_unusable_certificate_is_reported_with_its_variable(
     environment = {name: str(files / value) for name, value in variables.items()}
     with pytest.raises(ValueError, match=message):
         read({"REMOTE_LAB_URL": "https://lab", **environment})
-    read({"REMOTE_LAB_URL": "http://lab", **environment})  # where they are of no use, nobody looks
+    read({"REMOTE_LAB_URL": "http://lab", **environment})  # plain HTTP uses no certificate
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_certificate_and_its_key_may_be_in_one_file_or_two(files: Path, certif
         ("http://[fe80::1]", {"HTTP_PROXY": "http://proxy", "NO_PROXY": "localhost,fe80::/10"}, None),
         ("http://[::1]:8000", {"HTTP_PROXY": "http://proxy", "NO_PROXY": "[::1]"}, None),
         ("http://lab", {"HTTP_PROXY": "http://proxy", "NO_PROXY": "fe80::/10, [, :::, ://"}, "the proxy http://proxy"),
-        # none of these is in the way to a server that is reached directly
+        # an unusable proxy is no error if the server is reached without it
         ("http://lab", {"ALL_PROXY": "socks5://proxy", "NO_PROXY": "lab"}, None),
         ("http://lab", {"HTTPS_PROXY": "nonsense://"}, None),
     ],

@@ -1,4 +1,4 @@
-"""Repeated requests of one acquire: whoever is told that it has a lab has a reference to it."""
+"""Repeated requests of one acquire: each response with a lab has a reference to the lab."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from neops_remote_lab.netlab.lab_life import Decision, Operation, Step
 from neops_remote_lab.netlab.workspace import Workspace
 
 
-class Lab:
-    """The rest of a lab host, where a start and the removal of an upload take as long as a test likes."""
+class StubHost:
+    """The store, the slot and the host lab of a coordinator.
+
+    A start lasts until `is_up` is set, and the removal of an upload until `is_removed` is set.
+    """
 
     def __init__(self) -> None:
         self.is_up, self.is_removed = asyncio.Event(), asyncio.Event()
@@ -53,13 +56,13 @@ class Lab:
 
 
 @pytest.fixture
-def lab() -> Lab:
-    return Lab()
+def host() -> StubHost:
+    return StubHost()
 
 
 @pytest.fixture
-def coordinator(lab: Lab) -> LabCoordinator:
-    parts: dict[str, Any] = {"store": lab, "slot": lab, "host_lab": lab, "run_blocking": lab.run_blocking}
+def coordinator(host: StubHost) -> LabCoordinator:
+    parts: dict[str, Any] = {"store": host, "slot": host, "host_lab": host, "run_blocking": host.run_blocking}
     parts |= {"queue": SimpleNamespace(is_active=lambda _: True), "failed_logs": None, "artifacts": None}
     made = LabCoordinator(**parts)
     made._recovered.set()
@@ -70,37 +73,38 @@ def upload(name: str) -> Upload:
     return Upload(Workspace(name, Path("/labs") / name, "t.yml", Identity("a" * 64)), reuse=True)
 
 
-async def turns(count: int = 10) -> None:
-    for _ in range(count):
+async def run_loop(turns: int = 10) -> None:
+    """Let other tasks run for so many turns of the event loop."""
+    for _ in range(turns):
         await asyncio.sleep(0)
 
 
 async def test_a_repeated_request_has_a_reference_although_its_upload_is_still_being_removed(
-    lab: Lab, coordinator: LabCoordinator
+    host: StubHost, coordinator: LabCoordinator
 ) -> None:
     first = asyncio.create_task(coordinator.acquire("ann", upload("one"), "key"))
-    await turns()
+    await run_loop()
     first.cancel()
-    await turns()
+    await run_loop()
     again = asyncio.create_task(coordinator.acquire("ann", upload("two"), "key"))
-    await turns()
-    lab.is_up.set()
-    await turns()
-    lab.is_removed.set()
+    await run_loop()
+    host.is_up.set()
+    await run_loop()
+    host.is_removed.set()
     await again
-    assert lab.references == ["key"]
+    assert host.references == ["key"]
 
 
 @pytest.mark.parametrize("pause", range(8))
-async def test_a_request_that_is_repeated_when_the_lab_is_up_has_a_reference(
-    lab: Lab, coordinator: LabCoordinator, pause: int
+async def test_a_request_that_is_repeated_when_the_lab_is_running_has_a_reference(
+    host: StubHost, coordinator: LabCoordinator, pause: int
 ) -> None:
-    lab.is_removed.set()
+    host.is_removed.set()
     first = asyncio.create_task(coordinator.acquire("ann", upload("one"), "key"))
-    await turns()
+    await run_loop()
     first.cancel()
-    await turns()
-    lab.is_up.set()
-    await turns(pause)
+    await run_loop()
+    host.is_up.set()
+    await run_loop(pause)
     await coordinator.acquire("ann", upload("two"), "key")
-    assert lab.references == ["key"]
+    assert host.references == ["key"]

@@ -1,4 +1,4 @@
-"""Responses that are not from the server: redirects, pages of proxies, dates."""
+"""Responses that may come from other programs than the server: redirects, pages of proxies, `Retry-After`."""
 
 from __future__ import annotations
 

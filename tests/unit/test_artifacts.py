@@ -1,4 +1,4 @@
-"""Archives of artifacts, as they arrive at a client."""
+"""Unpacking of artifact archives that a client has received."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def packed(*members: tuple[str, bytes], kind: bytes = tarfile.REGTYPE, link: str
     return file.getvalue()
 
 
-def everything_below(directory: Path) -> list[str]:
+def paths_below(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
 
 
@@ -32,11 +32,11 @@ def test_a_lab_has_a_directory_which_replaces_its_older_one(tmp_path: Path) -> N
     assert first == output / "lab-1"
     unpack_artifacts(packed(("lab-2/netlab.log", b"log")), output)
     unpack_artifacts(packed(("lab-1/configs/r1.cfg", b"new")), output)
-    assert everything_below(output) == ["lab-1", "lab-1/configs", "lab-1/configs/r1.cfg", "lab-2", "lab-2/netlab.log"]
+    assert paths_below(output) == ["lab-1", "lab-1/configs", "lab-1/configs/r1.cfg", "lab-2", "lab-2/netlab.log"]
     assert (output / "lab-1/configs/r1.cfg").read_bytes() == b"new"
 
 
-NO_ARCHIVES = {
+INVALID_ARCHIVES = {
     "above the directory": packed(("../lab-1/x", b"x")),
     "above the lab's directory": packed(("lab-1/../../x", b"x")),
     "an absolute path": packed(("/lab-1/x", b"x")),
@@ -52,12 +52,12 @@ NO_ARCHIVES = {
 }
 
 
-@pytest.mark.parametrize("archive", NO_ARCHIVES.values(), ids=NO_ARCHIVES)
+@pytest.mark.parametrize("archive", INVALID_ARCHIVES.values(), ids=INVALID_ARCHIVES)
 def test_an_invalid_archive_leaves_nothing_behind(tmp_path: Path, archive: bytes) -> None:
     output = tmp_path / "output"
     with pytest.raises(ValueError, match="the artifacts "):
         unpack_artifacts(archive, output)
-    assert everything_below(tmp_path) == ["output"]
+    assert paths_below(tmp_path) == ["output"]
 
 
 def test_the_unpacked_size_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,4 +66,4 @@ def test_the_unpacked_size_is_limited(tmp_path: Path, monkeypatch: pytest.Monkey
     for archive in (packed(("lab-1/x", bytes(1001))), packed(*((f"lab-1/{number}", b"") for number in range(4)))):
         with pytest.raises(ValueError, match="more than"):
             unpack_artifacts(archive, tmp_path)
-    assert everything_below(tmp_path) == []
+    assert paths_below(tmp_path) == []

@@ -1,4 +1,4 @@
-"""`RemoteLabClient` with a stub server, on a clock that only pauses move."""
+"""`RemoteLabClient` with a stub server, and a clock that only pauses advance."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CUT = httpx.ReadError("connection reset")
 
 
 class PausedClock(Clock):
-    """Stands still but for pauses and for what the server takes its time for."""
+    """A clock that only `pause` advances: the client calls it between attempts, the stub server for slow responses."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -48,7 +48,10 @@ class PausedClock(Clock):
 
 
 class ScriptedServer:
-    """Answers as a free lab host does, but for the calls that have a script; the last answer of a script stays."""
+    """Answers each call with the next answer of its script, and repeats the last one.
+
+    The initial scripts are those of a host without other sessions.
+    """
 
     def __init__(self, clock: PausedClock) -> None:
         self.clock = clock
@@ -92,7 +95,7 @@ class ScriptedServer:
         return [request.headers.get("Idempotency-Key") for request in self.of(call)]
 
     def moments(self, call: str) -> list[float]:
-        """Seconds since the start at which the call came in."""
+        """The times at which the call was received, in seconds since the start of the test."""
         return [
             time - 1000 for request, time in zip(self.requests, self.times, strict=True) if name_of(request) == call
         ]
@@ -107,7 +110,7 @@ def active(_: httpx.Request) -> httpx.Response:
 
 
 def waiting(position: int, waiting_for: str | None = None) -> httpx.Response:
-    """An answer at once, as an older server gives it."""
+    """An immediate answer, as a server without long polls sends it."""
     return httpx.Response(200, json={"status": "waiting", "position": position, "waiting_for": waiting_for})
 
 
@@ -244,7 +247,7 @@ def test_polls_again_at_once_when_the_position_has_changed(
     connect(on_progress=lambda position, _: seen.append(position)).close()
     assert seen == [3, 2, 1, 0]
     assert [request.url.params.get("position") for request in server.of(POLL)] == [None, "3", "3", "2", "1"]
-    assert server.moments(POLL) == [0, 0, 1, 1, 1]  # only the second answer said nothing new
+    assert server.moments(POLL) == [0, 0, 1, 1, 1]  # only the second answer had the same position
 
 
 def test_reports_nothing_when_it_does_not_wait(connect: Connect) -> None:
@@ -355,12 +358,12 @@ def test_an_active_session_does_not_wait_for_a_running_check(
         granted.wait(30)
         return refusal(409, "the session is active now")
 
-    def turn(request: httpx.Request) -> httpx.Response:
+    def active_during_check(request: httpx.Request) -> httpx.Response:
         asked.wait(30)
         return active(request)
 
     asked, granted = threading.Event(), threading.Event()
-    server.script(POLL, waiting(1), turn)
+    server.script(POLL, waiting(1), active_during_check)
     server.script(CHECK, busy)
     with connect(topologies=[topology, topology]) as client:
         granted.set()
@@ -368,7 +371,9 @@ def test_an_active_session_does_not_wait_for_a_running_check(
     assert len(server.of(CHECK)) == 1
 
 
-def test_errors_of_a_check_are_left_to_the_acquire(server: ScriptedServer, connect: Connect, topology: Path) -> None:
+def test_a_check_that_fails_does_not_reject_the_topology(
+    server: ScriptedServer, connect: Connect, topology: Path
+) -> None:
     server.script(POLL, *[waiting(1)] * 2, active)
     server.script(CHECK, CUT)
     with connect(topologies=[topology]) as client:
@@ -661,7 +666,7 @@ def test_detach_leaves_the_session_to_others(server: ScriptedServer, connect: Co
 
 def test_an_interrupted_join_ends_the_session(server: ScriptedServer, connect: Connect) -> None:
     def interrupt(_: httpx.Request) -> httpx.Response:
-        raise KeyboardInterrupt  # the server has the session, and its answer arrives too late
+        raise KeyboardInterrupt  # after the server has created the session, before the client has its id
 
     server.script(JOIN, interrupt, httpx.Response(201, json={"session_id": "s1", "position": 1}))
     with pytest.raises(KeyboardInterrupt):
@@ -693,7 +698,7 @@ def test_an_interrupted_wait_ends_the_session(server: ScriptedServer, connect: C
     assert server.of(END)
 
 
-# Heartbeats; these run on a thread of their own, in real time
+# Heartbeats, which another thread sends in real time
 
 
 def test_heartbeats_continue_while_the_session_waits(server: ScriptedServer, connect: Connect) -> None:
@@ -750,50 +755,50 @@ def test_a_lost_session_is_reported_once(server: ScriptedServer, connect: Connec
     assert not server.of(END)
 
 
-# A server that cannot be reached, and what is said of it
+# Reports about a server that cannot be reached
 
 
 @pytest.fixture
-def told() -> list[str]:
+def reports() -> list[str]:
     return []
 
 
-def test_an_unreachable_server_is_reported_soon_and_given_up_sooner_before_its_first_response(
-    server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
+def test_a_server_that_has_never_answered_is_reported_soon_and_given_up_after_30_seconds(
+    server: ScriptedServer, connect: Connect, clock: PausedClock, reports: list[str]
 ) -> None:
     server.script(JOIN, httpx.ConnectError("connection refused"))
     moments: list[float] = []
 
-    def tell(sentence: str) -> None:
-        told.append(sentence)
+    def report(message: str) -> None:
+        reports.append(message)
         moments.append(clock.seconds - 1000)
 
     with pytest.raises(httpx.ConnectError, match=r"^no answer from http://lab in 30 s: connection refused$"):
-        connect(on_trouble=tell)
-    assert told == ["no answer from http://lab: connection refused; giving up in 29 s"]
+        connect(on_trouble=report)
+    assert reports == ["no answer from http://lab: connection refused; giving up in 29 s"]
     assert 1 <= moments[0] <= 2
 
 
 def test_a_wait_reports_an_unreachable_server_repeatedly_and_its_return(
-    server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
+    server: ScriptedServer, connect: Connect, clock: PausedClock, reports: list[str]
 ) -> None:
     def goes_down(_: httpx.Request) -> httpx.Response:
         server.down_until = clock.seconds + 100
         raise CUT
 
     server.script(POLL, waiting(1), goes_down, active)
-    connect(on_trouble=told.append).close()
-    assert len(told) == 5
-    assert told[0] == "no answer from http://lab: connection refused; giving up in 119 s"
-    assert told[-1] == "http://lab answers again"
+    connect(on_trouble=reports.append).close()
+    assert len(reports) == 5
+    assert reports[0] == "no answer from http://lab: connection refused; giving up in 119 s"
+    assert reports[-1] == "http://lab answers again"
 
 
 def test_a_restart_of_less_than_a_second_is_not_reported(
-    server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
+    server: ScriptedServer, connect: Connect, clock: PausedClock, reports: list[str]
 ) -> None:
     server.script(POLL, waiting(1), CUT, refusal(503, "draining"), active)
-    connect(on_trouble=told.append).close()
-    assert told == []
+    connect(on_trouble=reports.append).close()
+    assert reports == []
 
 
 def test_without_a_callback_an_unreachable_server_is_logged(
@@ -864,16 +869,16 @@ def test_an_acquire_continues_although_a_proxy_cuts_it_repeatedly(
 
 
 def test_a_wait_continues_although_a_proxy_cuts_long_polls(
-    server: ScriptedServer, connect: Connect, clock: PausedClock, told: list[str]
+    server: ScriptedServer, connect: Connect, clock: PausedClock, reports: list[str]
 ) -> None:
     def cut(_: httpx.Request) -> httpx.Response:
         clock.pause(20)
         return httpx.Response(504, html="<h1>504 Gateway Time-out</h1>")
 
     server.script(POLL, waiting(1), *[cut] * 10, active)
-    connect(on_trouble=told.append).close()
+    connect(on_trouble=reports.append).close()
     assert len(server.of(POLL)) == 12
-    assert told == []
+    assert reports == []
 
 
 def test_a_call_at_the_end_of_the_interpreter_works(
@@ -907,7 +912,7 @@ def test_temporary_errors_of_a_proxy_are_retried(
     assert [later - sooner for sooner, later in pairwise(moments)][:2] == [2, 2]
 
 
-def test_a_page_in_place_of_a_response_raises_no_other_exception(server: ScriptedServer, connect: Connect) -> None:
+def test_a_page_instead_of_a_response_raises_an_http_error(server: ScriptedServer, connect: Connect) -> None:
     server.script(JOIN, httpx.Response(200, html="<title>Please log in</title>"))
     with pytest.raises(httpx.HTTPError, match="200: Please log in: this is not a response of a lab server"):
         connect()
@@ -935,7 +940,7 @@ def test_an_invalid_address_fails_before_anything_is_sent(server: ScriptedServer
     assert not server.requests
 
 
-# What 1.x has
+# Attributes of 1.x
 
 
 def test_the_attributes_of_1x(connect: Connect) -> None:
@@ -978,7 +983,7 @@ SESSION = "0123456789abcdef0123456789abcdef"
 
 
 def test_no_log_and_no_message_shows_the_session_or_the_password(
-    server: ScriptedServer, connect: Connect, caplog: pytest.LogCaptureFixture, told: list[str]
+    server: ScriptedServer, connect: Connect, caplog: pytest.LogCaptureFixture, reports: list[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
     poll, end = f"GET /session/{SESSION}", f"DELETE /session/{SESSION}"
@@ -986,14 +991,14 @@ def test_no_log_and_no_message_shows_the_session_or_the_password(
     server.script(poll, waiting(1), CUT, refusal(503, "draining"), refusal(500, "a bug"))
     server.script(end, CUT)
     with pytest.raises(httpx.HTTPStatusError, match="GET /session/01234567…: 500: a bug"):
-        connect(url="http://user:s3cret@lab", on_trouble=told.append)
-    text = caplog.text + "".join(told)
+        connect(url="http://user:s3cret@lab", on_trouble=reports.append)
+    text = caplog.text + "".join(reports)
     assert "GET /session/01234567…" in text
     assert SESSION not in text
     assert "s3cret" not in text
     assert not [record for record in caplog.records if record.name == "httpx"]
     httpx.Client(transport=httpx.MockTransport(server)).get("http://other/queue")
-    assert [record for record in caplog.records if record.name == "httpx"]  # those of others stay as they are
+    assert [record for record in caplog.records if record.name == "httpx"]  # other clients log their requests
 
 
 def test_no_traceback_shows_the_session_or_the_password(

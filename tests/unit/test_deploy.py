@@ -20,14 +20,14 @@ LAB_HOSTS = ["lab-1", "lab-2"]
 URL = "http://lab.example.net:8000"
 
 
-def of_unit(*files: Path) -> dict[str, str]:
+def unit_environment(*files: Path) -> dict[str, str]:
     """The environment of the service, as systemd sets it on the host `lab-1`."""
     text = "".join(file.read_text(encoding="utf-8") for file in files)
     expanded = text.replace("%S", "/var/lib").replace("%H", "lab-1")
     return dict(re.findall(r"^Environment=(\w+)=(.*)$", expanded, re.MULTILINE))
 
 
-def of_service(name: str) -> dict[str, str]:
+def service_environment(name: str) -> dict[str, str]:
     """The environment of a service of the compose file, with a value for each variable that the file leaves open."""
     environment = COMPOSE["services"][name]["environment"]
     return {key: re.sub(r"\$\{LAB_\w+\}", URL, re.sub(r":\?\}", "}", value)) for key, value in environment.items()}
@@ -38,13 +38,13 @@ def settings(environment: dict[str, str]) -> Settings:
 
 
 def test_the_unit_alone_uses_sqlite_on_this_host() -> None:
-    read = settings(of_unit(UNIT))
+    read = settings(unit_environment(UNIT))
     assert read.service.store.database.startswith("sqlite")
     assert read.server.host == "127.0.0.1"
 
 
 def test_the_drop_in_lets_several_hosts_share_a_queue() -> None:
-    read = settings(of_unit(UNIT, DROP_IN))
+    read = settings(unit_environment(UNIT, DROP_IN))
     assert read.service.store.database.startswith("postgresql+psycopg://")
     assert read.service.netlab.lab_host == "lab-1"
     assert read.service.queue.advertise == "http://lab-1:8000"
@@ -60,12 +60,12 @@ def test_systemd_reads_the_unit_with_its_drop_in(tmp_path: Path) -> None:
     unit.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={program}", UNIT.read_text(encoding="utf-8")))
     shutil.copytree(DROP_IN.parent, tmp_path / DROP_IN.parent.name)
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
-    complaints = [line for line in done.stderr.splitlines() if UNIT.name in line or DROP_IN.name in line]
-    assert complaints == []
+    warnings = [line for line in done.stderr.splitlines() if UNIT.name in line or DROP_IN.name in line]
+    assert warnings == []
 
 
 def test_the_lab_hosts_of_the_compose_file_share_a_queue_and_differ_in_name() -> None:
-    read = [settings(of_service(name)) for name in LAB_HOSTS]
+    read = [settings(service_environment(name)) for name in LAB_HOSTS]
     assert [each.service.netlab.lab_host for each in read] == LAB_HOSTS
     assert {each.service.queue.advertise for each in read} == {URL}
     [database] = {each.service.store.database for each in read}

@@ -1,4 +1,4 @@
-"""What the documentation must contain."""
+"""The documentation is complete, and its generated tables are up to date."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def test_every_setting_is_documented_with_its_flag_and_its_variable(field: str) 
     assert settings_of(Settings)[field].description is not None
 
 
-def test_the_tables_that_are_made_from_the_code_are_up_to_date() -> None:
+def test_generated_tables_are_up_to_date() -> None:
     check = [sys.executable, "-m", "cogapp", "-I", ".ci", "--check", "--diff", *map(str, DOCS.glob("*.md"))]
     done = subprocess.run(check, cwd=DOCS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"make docs\n{done.stdout}{done.stderr}"

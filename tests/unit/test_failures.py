@@ -1,4 +1,4 @@
-"""How failures of netlab are classified."""
+"""Classification of netlab's failures."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from neops_remote_lab.netlab.failures import RejectionClassifier
 REJECTION = "MissingValue in nodes: No device type specified for node a"
 
 
-def _answer(status: int, said: str, probe: str | None = None) -> tuple[int, str]:
-    """Status and detail of the answer where `netlab create` failed, and what it says of the good topology."""
+def _answer(exit_status: int, output: str, probe: str | None = None) -> tuple[int, str]:
+    """Status and detail of the answer to a request whose `netlab create` has failed.
+
+    Args:
+        probe: output of `netlab create` for a valid topology; it succeeds if None.
+    """
 
     def create(_scratch: Path, _interrupt: threading.Event) -> None:
         if probe:
             raise subprocess.CalledProcessError(1, "netlab", stderr=probe)
 
-    error = subprocess.CalledProcessError(status, "netlab", stderr=said)
-    with pytest.raises(Exception) as raised:  # noqa: PT011 - the answer is what is looked at
+    error = subprocess.CalledProcessError(exit_status, "netlab", stderr=output)
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - the caller checks the answer
         RejectionClassifier(create).raise_cause(error, threading.Event(), memory=1000)
     refused = refusal_of(raised.value)
     return STATUS[refused.reason], str(refused)
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "probe", "code", "sentence"),
+    ("exit_status", "output", "probe", "status", "message"),
     [
         pytest.param(1, REJECTION, None, 422, REJECTION, id="the topology"),
         pytest.param(1, REJECTION, "Cannot read YAML", 500, "own netlab defaults are at fault", id="the defaults"),
@@ -42,19 +46,19 @@ def _answer(status: int, said: str, probe: str | None = None) -> tuple[int, str]
     ],
 )
 def test_only_errors_of_the_topology_are_422(
-    status: int, said: str, probe: str | None, code: int, sentence: str
+    exit_status: int, output: str, probe: str | None, status: int, message: str
 ) -> None:
-    answered, detail = _answer(status, said, probe)
-    assert answered == code
-    assert sentence in detail
+    answered, detail = _answer(exit_status, output, probe)
+    assert answered == status
+    assert message in detail
 
 
-def test_a_full_disk_of_the_server_itself_is_507_too() -> None:
+def test_a_full_disk_in_the_server_is_507_too() -> None:
     refused = refusal_of(OSError(errno.ENOSPC, "No space left on device", "/srv/labs/x"))
     assert STATUS[refused.reason] == 507
 
 
-def test_a_host_without_a_free_process_is_not_a_lab_in_the_way() -> None:
+def test_a_host_that_cannot_start_processes_is_not_reported_as_busy() -> None:
     refused = refusal_of(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"))
     assert STATUS[refused.reason] == 500
 
@@ -67,11 +71,11 @@ def test_the_defaults_of_the_host_are_checked_once_until_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    asked: list[Path] = []
-    classifier = RejectionClassifier(lambda scratch, _interrupt: asked.append(scratch))
+    checks: list[Path] = []
+    classifier = RejectionClassifier(lambda scratch, _interrupt: checks.append(scratch))
     for content in ("", "device: frr", "device: linux"):
         (tmp_path / ".netlab.yml").write_text(content)
         for _ in range(2):
             with pytest.raises(ValueError, match="No device type"):
                 classifier.raise_cause(subprocess.CalledProcessError(1, "netlab", stderr=REJECTION), threading.Event())
-    assert len(asked) == 3
+    assert len(checks) == 3

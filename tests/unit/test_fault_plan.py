@@ -1,4 +1,4 @@
-"""The plan of the fault tests: a seed repeats it."""
+"""The plan of the fault tests, which its seed determines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def test_a_seed_determines_the_plan() -> None:
     assert plan(7, 100, hosts=3) != plan(8, 100, hosts=3)
 
 
-def test_a_plan_has_every_fault_on_every_host_it_can_have() -> None:
+def test_a_plan_has_every_fault_and_every_host() -> None:
     steps = plan(7, 1000, hosts=3)
     assert Counter(step.fault for step in steps).keys() == set(Fault)
     for step in steps:
@@ -21,5 +21,5 @@ def test_a_plan_has_every_fault_on_every_host_it_can_have() -> None:
     assert {step.target for step in steps} == {DATABASE, 1, 2, 3}
 
 
-def test_a_plan_without_a_network_cuts_nothing() -> None:
+def test_faults_that_need_network_namespaces_can_be_excluded() -> None:
     assert not NEED_NETWORK & {step.fault for step in plan(7, 1000, hosts=3, without=NEED_NETWORK)}

@@ -1,4 +1,4 @@
-"""What would make a lab share something with the others of its host, and what the server forces on netlab instead."""
+"""Isolation of the labs of a host: topologies that are refused, and settings that the server forces on netlab."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def bridge(name: str) -> Change:
     return lambda provided: provided["topology"]["nodes"].update({name: {"kind": "bridge"}})
 
 
-def test_a_lab_with_names_and_networks_of_its_own_shares_nothing() -> None:
+def test_a_lab_with_separate_names_and_networks_is_accepted() -> None:
     assert problems() == []
     assert problems(node(network_mode="none")) == []
     assert problems(node(network_mode="container:r2")) == []
@@ -105,7 +105,7 @@ def test_a_lab_with_names_and_networks_of_its_own_shares_nothing() -> None:
         (link(type="vxlan"), "links.clab"),
     ],
 )
-def test_what_containerlab_would_share_is_named_by_its_key(change: Change, key: str) -> None:
+def test_a_shared_object_of_containerlab_is_reported_with_its_key(change: Change, key: str) -> None:
     found = problems(change)
     assert found
     assert found[0].split(":")[0].split(", or ")[0] == key
@@ -121,7 +121,7 @@ def test_what_containerlab_would_share_is_named_by_its_key(change: Change, key: 
         ({"providers": ["libvirt", None]}, "provider"),
     ],
 )
-def test_what_netlab_would_share_is_named_by_its_key(facts: dict[str, Any], key: str) -> None:
+def test_a_shared_object_of_netlab_is_reported_with_its_key(facts: dict[str, Any], key: str) -> None:
     [found] = problems(**facts)
     assert found.startswith(f"{key}: ")
 
@@ -134,7 +134,7 @@ def test_an_old_containerlab_needs_a_lock() -> None:
 
 
 @pytest.mark.parametrize("broken", [None, [], {}, {"name": "rl1a2b3c4d"}, {**yaml.safe_load(CLAB), "topology": None}])
-def test_what_cannot_be_checked_is_refused(broken: object) -> None:
+def test_a_configuration_that_cannot_be_checked_is_refused(broken: object) -> None:
     found = list(LAB.problems(copy.deepcopy(broken), FACTS))
     assert found[-1].startswith("defaults.providers.clab: ")
 
@@ -145,7 +145,7 @@ def test_all_problems_are_in_one_refusal(tmp_path: Path) -> None:
         LAB.require(tmp_path, FACTS)
 
 
-def test_netlab_cannot_be_told_otherwise_by_a_topology() -> None:
+def test_the_settings_that_separate_labs_override_the_topology() -> None:
     given = LOCKED.arguments()
     assert given[:2] == ["--plugin", "multilab"]
     assert dict(setting.split("=") for setting in given[3::2]) == {

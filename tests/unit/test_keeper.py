@@ -1,4 +1,4 @@
-"""The process that keeps a session alive, with a stub server."""
+"""The keeper of a session, with a stub server."""
 
 from __future__ import annotations
 
@@ -19,8 +19,14 @@ START = datetime(2030, 1, 1, tzinfo=UTC)
 ALIVE, ENDED = httpx.Response(204), httpx.Response(410, json={"detail": "an operator ended it"})
 
 
-class Scene(Clock):
-    """One remembered session, and a server whose answers depend on the time, in seconds since the start."""
+class Harness(Clock):
+    """A saved session for a keeper, with a stub server and a clock that only pauses advance.
+
+    Attributes:
+        beat: the answer to a heartbeat; its argument is the time in seconds since the start.
+        queue: entries of the queue.
+        calls: method and path of each request.
+    """
 
     def __init__(self, directory: Path, **fields: object) -> None:
         self.seconds = 0.0
@@ -68,71 +74,71 @@ def entry(status: str) -> dict[str, object]:
 
 
 def test_the_keeper_ends_with_its_session(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
-    scene.beat = lambda seconds: ALIVE if seconds < 4 * INTERVAL else ENDED
-    assert scene.run() == "the server has ended the session: an operator ended it"
-    assert scene.calls == [("POST", "/session/heartbeat")] * 5
-    assert scene.state.find(URL) is None
+    harness = Harness(tmp_path)
+    harness.beat = lambda seconds: ALIVE if seconds < 4 * INTERVAL else ENDED
+    assert harness.run() == "the server has ended the session: an operator ended it"
+    assert harness.calls == [("POST", "/session/heartbeat")] * 5
+    assert harness.state.find(URL) is None
 
 
-def test_the_keeper_ends_without_a_call_if_the_session_is_forgotten(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
-    scene.state.forget(scene.kept)
-    assert scene.run() == "the state file of the session was removed or replaced"
-    assert scene.calls == []
+def test_the_keeper_ends_without_a_call_if_the_state_file_is_removed(tmp_path: Path) -> None:
+    harness = Harness(tmp_path)
+    harness.state.forget(harness.kept)
+    assert harness.run() == "the state file of the session was removed or replaced"
+    assert harness.calls == []
 
 
 def test_the_keeper_does_not_touch_a_session_that_has_replaced_its_own(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
-    later = scene.kept.model_copy(update={"session_id": "fedcba9876543210"})
-    scene.state.save(later)
-    assert scene.run() == "the state file of the session was removed or replaced"
-    assert scene.state.find(URL) == later
+    harness = Harness(tmp_path)
+    later = harness.kept.model_copy(update={"session_id": "fedcba9876543210"})
+    harness.state.save(later)
+    assert harness.run() == "the state file of the session was removed or replaced"
+    assert harness.state.find(URL) == later
 
 
 def test_the_keeper_ends_the_session_at_its_time_limit(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, kept_until=START + timedelta(minutes=30))
-    assert scene.run() == "the session is over: its time is up"
-    assert scene.seconds == 1800
-    assert scene.calls[-1] == ("DELETE", f"/session/{SESSION}")
-    assert scene.state.find(URL) is None
+    harness = Harness(tmp_path, kept_until=START + timedelta(minutes=30))
+    assert harness.run() == "the session is over: its time is up"
+    assert harness.seconds == 1800
+    assert harness.calls[-1] == ("DELETE", f"/session/{SESSION}")
+    assert harness.state.find(URL) is None
 
 
 def test_a_session_that_yields_ends_as_soon_as_another_one_waits(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, yields=True)
-    scene.queue = [entry("active")]
+    harness = Harness(tmp_path, yields=True)
+    harness.queue = [entry("active")]
 
     def join(seconds: float) -> httpx.Response:
         if seconds >= 3 * INTERVAL:
-            scene.queue.append(entry("waiting"))
+            harness.queue.append(entry("waiting"))
         return ALIVE
 
-    scene.beat = join
-    assert scene.run() == "the session is over: another one waits"
-    assert scene.calls[-1] == ("DELETE", f"/session/{SESSION}")
+    harness.beat = join
+    assert harness.run() == "the session is over: another one waits"
+    assert harness.calls[-1] == ("DELETE", f"/session/{SESSION}")
 
 
-@pytest.mark.parametrize("away", [httpx.Response(503), httpx.Response(502), None])
-def test_the_keeper_waits_for_a_server_that_restarts(tmp_path: Path, away: httpx.Response | None) -> None:
-    scene = Scene(tmp_path)
+@pytest.mark.parametrize("failure", [httpx.Response(503), httpx.Response(502), None])
+def test_the_keeper_waits_for_a_server_that_restarts(tmp_path: Path, failure: httpx.Response | None) -> None:
+    harness = Harness(tmp_path)
 
     def beat(seconds: float) -> httpx.Response:
         if seconds < 3600:
-            if away is None:
+            if failure is None:
                 raise httpx.ConnectError("connection refused")
-            return away
+            return failure
         return ENDED
 
-    scene.beat = beat
-    assert "an operator ended it" in scene.run()
+    harness.beat = beat
+    assert "an operator ended it" in harness.run()
 
 
 def test_the_keeper_gives_up_an_unreachable_server(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
+    harness = Harness(tmp_path)
 
     def beat(_: float) -> httpx.Response:
         raise httpx.ConnectError("connection refused")
 
-    scene.beat = beat
-    assert "has not answered" in scene.run()
-    assert scene.seconds == pytest.approx(UNREACHABLE_LIMIT, abs=INTERVAL)
+    harness.beat = beat
+    assert "has not answered" in harness.run()
+    assert harness.seconds == pytest.approx(UNREACHABLE_LIMIT, abs=INTERVAL)

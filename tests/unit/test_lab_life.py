@@ -1,4 +1,4 @@
-"""The next step of a lab: a table of cases, and properties of all situations."""
+"""The next step of a lab: a table of cases, and properties that hold in every situation."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ SWEEP_INTERVAL = 60.0
 
 
 def lab(state: LiveLabState = LiveLabState.RUNNING, references: int = 0, **more: object) -> Observed:
-    """A lab of this process's, whose session is active."""
+    """A lab of this process, whose session is active."""
     settings: dict[str, object] = {"identity": MINE, "in_session": True, "held": True} | more
     return Observed(state, references=references, **settings)  # type: ignore[arg-type]
 
 
 NO_LAB = Observed()
-NOBODY_HOLDS, SOMEBODY_HOLDS = lab(), lab(references=2)
+UNREFERENCED, REFERENCED = lab(), lab(references=2)
 STARTING = lab(LiveLabState.STARTING, operation=Operation.START, awaited=True)
-LEFT_START = lab(LiveLabState.STARTING, operation=Operation.START)
+ABANDONED_START = lab(LiveLabState.STARTING, operation=Operation.START)
 STOPPING = lab(LiveLabState.STOPPING, 1, operation=Operation.STOP)
 OF_AN_ENDED_SESSION = lab(references=1, in_session=False)
 
@@ -37,20 +37,20 @@ OF_AN_ENDED_SESSION = lab(references=1, in_session=False)
     [
         pytest.param(NO_LAB, MINE, True, Step.START, id="no lab"),
         pytest.param(NO_LAB, MINE, False, Step.START, id="no lab, a fresh one is wanted"),
-        pytest.param(SOMEBODY_HOLDS, MINE, True, Step.SHARE, id="the same topology is shared"),
-        pytest.param(SOMEBODY_HOLDS, MINE, False, Step.REFUSE, id="a fresh lab while the same is in use"),
-        pytest.param(SOMEBODY_HOLDS, OTHER, True, Step.REFUSE, id="another topology is in use"),
-        pytest.param(SOMEBODY_HOLDS, OTHER, False, Step.REFUSE, id="another topology is in use, a fresh one is wanted"),
-        pytest.param(SOMEBODY_HOLDS, MINE_WITH_FILES, True, Step.REFUSE, id="the same topology with other extra files"),
-        pytest.param(NOBODY_HOLDS, MINE, True, Step.SHARE, id="a lab that nobody took"),
-        pytest.param(NOBODY_HOLDS, MINE, False, Step.SHARE, id="a lab that nobody took is fresh"),
-        pytest.param(NOBODY_HOLDS, OTHER, True, Step.STOP, id="a lab that nobody took makes room"),
-        pytest.param(NOBODY_HOLDS, MINE_WITH_FILES, False, Step.STOP, id="extra files make it another one"),
+        pytest.param(REFERENCED, MINE, True, Step.SHARE, id="the same topology is shared"),
+        pytest.param(REFERENCED, MINE, False, Step.REFUSE, id="a fresh lab while the same is in use"),
+        pytest.param(REFERENCED, OTHER, True, Step.REFUSE, id="another topology is in use"),
+        pytest.param(REFERENCED, OTHER, False, Step.REFUSE, id="another topology is in use, a fresh one is wanted"),
+        pytest.param(REFERENCED, MINE_WITH_FILES, True, Step.REFUSE, id="the same topology with other extra files"),
+        pytest.param(UNREFERENCED, MINE, True, Step.SHARE, id="a lab that nobody took"),
+        pytest.param(UNREFERENCED, MINE, False, Step.SHARE, id="a lab that nobody took is fresh"),
+        pytest.param(UNREFERENCED, OTHER, True, Step.STOP, id="a lab that nobody took makes room"),
+        pytest.param(UNREFERENCED, MINE_WITH_FILES, False, Step.STOP, id="extra files make it another one"),
         pytest.param(STARTING, MINE, True, Step.JOIN, id="the same topology is on its way"),
         pytest.param(STARTING, MINE, False, Step.REFUSE, id="a fresh lab while the same is on its way"),
         pytest.param(STARTING, OTHER, True, Step.REFUSE, id="another topology is on its way"),
-        pytest.param(LEFT_START, MINE, True, Step.WAIT, id="the same is on its way for a client that has left"),
-        pytest.param(LEFT_START, OTHER, True, Step.WAIT, id="another is on its way for a client that has left"),
+        pytest.param(ABANDONED_START, MINE, True, Step.WAIT, id="the same is on its way for a client that has left"),
+        pytest.param(ABANDONED_START, OTHER, True, Step.WAIT, id="another is on its way for a client that has left"),
         pytest.param(STOPPING, MINE, True, Step.WAIT, id="the end of the same is near"),
         pytest.param(STOPPING, OTHER, False, Step.WAIT, id="the end of another is near"),
         pytest.param(lab(leftovers_for=1.0), MINE, True, Step.REFUSE, id="something is left of it"),
@@ -77,7 +77,7 @@ def test_the_lab_of_another_session_is_stopped(seen: Observed, decision: Decisio
     assert next_step(seen, Wanted(MINE, reuse=True, same_session=False)) == decision
 
 
-@pytest.mark.parametrize("seen", [NOBODY_HOLDS, SOMEBODY_HOLDS])
+@pytest.mark.parametrize("seen", [UNREFERENCED, REFERENCED])
 @pytest.mark.parametrize("wanted", [MINE, OTHER])
 def test_the_lab_of_another_active_session_is_never_shared_or_replaced(seen: Observed, wanted: Identity) -> None:
     assert next_step(seen, Wanted(wanted, reuse=True, same_session=False)).step is Step.REFUSE
@@ -87,8 +87,8 @@ def test_the_lab_of_another_active_session_is_never_shared_or_replaced(seen: Obs
     ("seen", "decision"),
     [
         pytest.param(NO_LAB, Decision(Step.NOTHING), id="no lab"),
-        pytest.param(SOMEBODY_HOLDS, Decision(Step.NOTHING), id="a lab in use"),
-        pytest.param(NOBODY_HOLDS, Decision(Step.NOTHING), id="a lab that its session has not taken yet"),
+        pytest.param(REFERENCED, Decision(Step.NOTHING), id="a lab in use"),
+        pytest.param(UNREFERENCED, Decision(Step.NOTHING), id="a lab that its session has not taken yet"),
         pytest.param(OF_AN_ENDED_SESSION, Decision(Step.STOP, OutcomeCode.SESSION_ENDED), id="its session has ended"),
         pytest.param(STARTING, Decision(Step.WAIT), id="it starts"),
         pytest.param(
@@ -144,7 +144,7 @@ def test_a_lab_starts_only_without_another_lab_and_without_leftovers(seen: Obser
 @given(situations, requests)
 def test_a_lab_with_references_in_an_active_session_is_kept(seen: Observed, wanted: Wanted | None) -> None:
     if wanted and not wanted.same_session and seen.in_session:
-        return  # two sessions are never active at once
+        return  # the sessions of a slot are never active at the same time
     in_use = seen.state is LiveLabState.RUNNING and seen.held and seen.in_session and seen.references
     if in_use and seen.leftovers_for is None:
         assert next_step(seen, wanted, sweep_interval=SWEEP_INTERVAL).step not in {Step.STOP, Step.SWEEP, Step.ADOPT}
@@ -159,7 +159,7 @@ def test_a_shared_lab_has_the_requested_identity(seen: Observed, wanted: Wanted 
 
 @given(situations)
 def test_each_situation_ends_in_a_stable_state(seen: Observed) -> None:
-    """Steps that succeed come to an end: nothing is done over and over."""
+    """If every step succeeds, no step is left after a few."""
     steps = []
     while (step := next_step(seen, sweep_interval=0).step) is not Step.NOTHING:
         steps.append(step)

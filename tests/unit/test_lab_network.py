@@ -1,4 +1,4 @@
-"""Which networks of a host keep the labs from using theirs."""
+"""Networks of a host that overlap with the network of the labs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def host_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
         ("br-0123456789ab", "10.199.0.0/20"),
     ],
 )
-def test_a_network_of_the_host_is_in_the_way(
+def test_a_network_that_overlaps_is_reported(
     host_with: Callable[[str, str], None], interface: str, network: str
 ) -> None:
     host_with(interface, network)
@@ -55,7 +55,7 @@ def test_a_network_of_the_host_is_in_the_way(
     ("interface", "network"),
     [("eth1", "0.0.0.0/0"), ("eth1", "10.198.0.0/16"), ("br-0123456789ab", "10.199.7.0/24")],
 )
-def test_other_networks_and_those_of_labs_are_not_in_the_way(
+def test_other_networks_and_those_of_labs_are_not_reported(
     host_with: Callable[[str, str], None], interface: str, network: str
 ) -> None:
     host_with(interface, network)

@@ -27,7 +27,7 @@ SERVER = (
     {"models"},
     {"core"},
 )
-"""The server's rooms, the highest first. Those of one layer do not know each other."""
+"""The packages of the server, the highest layer first. Packages of one layer do not import each other."""
 
 CLIENT = (
     {"testing"},
@@ -35,10 +35,10 @@ CLIENT = (
     {"models"},
     {"core"},
 )
-"""The same for the client and the pytest plugin, which share nothing with the server but what lies at the bottom."""
+"""The same for the client and the pytest plugin, which share only the lowest packages with the server."""
 
 LOCAL = "testing.local_labs"
-"""The one exception: without a server, labs are those of netlab's room, which this module loads with the first one."""
+"""The one exception: this module runs labs without a server, and imports the `netlab` package with the first one."""
 
 
 def modules() -> dict[str, Path]:
@@ -122,11 +122,11 @@ def test_there_are_no_import_cycles() -> None:
         walk(name, ())
 
 
-def test_the_queue_and_the_labs_know_no_particular_database() -> None:
+def test_the_queue_and_the_labs_import_no_particular_database() -> None:
     particular = ("store.sql", "store.postgresql")
     users = {name for name, path in modules().items() for other in loaded(path) if other.startswith(particular)}
     outside = {name for name in users if not name.startswith(particular)}
-    assert {name for name in outside if not name.startswith("cli.")} == {"store.opening"}, "others ask store.protocol"
+    assert {name for name in outside if not name.startswith("cli.")} == {"store.opening"}, "others use store.protocol"
     drivers = {"sqlite3", "sqlalchemy", "aiosqlite", "psycopg"}
     callers = {name for name, path in modules().items() if drivers & libraries_of(path)}
     assert {name.rpartition(".")[0] for name in callers} == {"store.sql", "store.sqlite", "store.postgresql"}
@@ -143,12 +143,12 @@ def libraries_of(path: Path) -> set[str]:
     return found
 
 
-def test_every_module_has_a_place_in_a_layer() -> None:
+def test_every_module_belongs_to_a_layer() -> None:
     known = set().union(*SERVER, *CLIENT)
     assert {name.split(".")[0] for name in modules()} - known - {""} == set()
 
 
-def test_netlab_knows_nothing_of_http_and_the_database() -> None:
+def test_netlab_imports_no_library_for_http_or_databases() -> None:
     for name, path in modules().items():
         if name.startswith(("netlab", "cache", "models")):
             text = path.read_text(encoding="utf-8")
@@ -176,15 +176,15 @@ def test_a_server_loads_no_http_client() -> None:
     assert "httpx" not in loaded_by(f"import {NAME}.cli.main, {NAME}.cli.server")
 
 
-@pytest.mark.parametrize("room", ["client", "testing", "models"])
-def test_client_and_plugin_load_nothing_of_the_server(room: str) -> None:
-    programs = ("testing.fake_",)  # run in the place of netlab, Docker and ip
-    names = [f"{NAME}.{name}" for name in modules() if name.split(".")[0] == room and not name.startswith(programs)]
+@pytest.mark.parametrize("package", ["client", "testing", "models"])
+def test_client_and_plugin_load_nothing_of_the_server(package: str) -> None:
+    programs = ("testing.fake_",)  # tests run them as netlab, Docker and ip
+    names = [f"{NAME}.{name}" for name in modules() if name.split(".")[0] == package and not name.startswith(programs)]
     loaded = loaded_by(f"import {', '.join(names)}")
     assert set(names) <= loaded
-    rooms = set().union(*SERVER) - set().union(*CLIENT)
+    packages = set().union(*SERVER) - set().union(*CLIENT)
     libraries = {"starlette", "sqlalchemy", "aiosqlite", "alembic", "uvicorn", "python_multipart", "prometheus_client"}
-    assert not ({f"{NAME}.{name}" for name in rooms} | libraries) & loaded
+    assert not ({f"{NAME}.{name}" for name in packages} | libraries) & loaded
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "serve"])
@@ -210,7 +210,7 @@ def test_programs_are_started_in_one_module_of_server_and_client_and_without_a_s
     starters |= {("psutil", "Popen"), ("os", "system"), ("pty", "spawn")}
     starters |= {("asyncio", "create_subprocess_exec"), ("asyncio", "create_subprocess_shell")}
     calling = {name for name, path in modules().items() if starters & set(calls(path))}
-    found = {name for name in calling if not name.startswith("testing.fake_")}  # programs of their own
+    found = {name for name in calling if not name.startswith("testing.fake_")}  # separate programs
     assert found == {"netlab.process", "client.programs"}
     for name in found:
         assert "shell=True" not in modules()[name].read_text(encoding="utf-8")
@@ -225,8 +225,8 @@ def test_the_environment_is_read_in_few_modules() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         )
     }
-    # `run_netlab` and `client.programs` hand it on, the client, the plugin and the commands for people read their own,
-    # and the fakes, a loaded netlab and a keeper of a session are programs of their own
+    # `netlab.process` and `client.programs` pass it to the programs that they start. The client, the plugin and the
+    # client commands read their own variables. The fakes, the preloaded netlab and the keeper are separate programs.
     ours = {name for name in readers if not name.startswith("testing.")}
     readers_of_the_server = {"cli.settings", "core.settings", "netlab.process", "netlab.preload"}
     assert ours == readers_of_the_server | {"client.access", "client.keeper", "client.programs", "client.progress"}
@@ -236,8 +236,8 @@ LONGEST_MODULE = 400
 """Lines."""
 LONG_MODULES = {
     "client.lab_client": "one public class, half of which is its documentation",
-    "testing.fake_docker": "a program of its own, which tests copy as one file",
-    "testing.fake_netlab": "a program of its own, which tests copy as one file",
+    "testing.fake_docker": "a separate program, which tests copy as one file",
+    "testing.fake_netlab": "a separate program, which tests copy as one file",
 }
 """Modules that are longer, and why."""
 

@@ -36,7 +36,7 @@ def test_the_version_and_every_name_can_be_imported_at_once() -> None:
         _ = neops_remote_lab.SessionList
 
 
-def test_importing_the_package_costs_nothing() -> None:
+def test_importing_the_package_does_not_import_its_models() -> None:
     script = "import sys, neops_remote_lab; print('pydantic' in sys.modules, 'importlib.metadata' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == "False"

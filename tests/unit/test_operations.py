@@ -37,8 +37,8 @@ TREES = {
     part: ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     for part, module in PARTS.items()
 }
-NEVER_SEEN = {408}
-"""Answers that nobody reads, since the client has gone away."""
+NEVER_RECEIVED = {408}
+"""Statuses that no client receives, because its connection is closed."""
 
 
 def functions() -> dict[tuple[str, str], ast.AST]:
@@ -85,7 +85,7 @@ def used(part: str, node: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def raised(key: tuple[str, str], seen: set[tuple[str, str]]) -> set[int]:
-    """The failures that a function can answer with, whatever it calls included."""
+    """The error statuses that a function can answer with, including those of the functions that it calls."""
     if key in seen:
         return set()
     seen.add(key)
@@ -95,7 +95,7 @@ def raised(key: tuple[str, str], seen: set[tuple[str, str]]) -> set[int]:
     codes |= {STATUS[Reason[name]] for name in names if name in Reason.__members__}
     for other in used(key[0], node):
         codes |= raised(other, seen)
-    return {code for code in codes if code >= 400} - NEVER_SEEN
+    return {code for code in codes if code >= 400} - NEVER_RECEIVED
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")

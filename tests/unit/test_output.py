@@ -1,4 +1,4 @@
-"""The visible part of an output that arrives in pieces."""
+"""Cleaning of program output that arrives in pieces."""
 
 import io
 import re
@@ -41,7 +41,7 @@ def test_a_tail_that_begins_within_a_traceback_shows_nothing_of_it(printed: str,
     data = printed.encode()
     parts = Lines(partial=True).feed(data[int(len(data) * where) :], last=True)
     shown = "\n".join(part for line in parts for part in line)
-    # of a frame that was cut, its source follows without anything that tells it from a message with the same prefix
+    # the source line of a frame that was cut cannot be distinguished from a message with the same prefix
     assert len(re.findall(r"HIDDEN\(\)", shown)) <= ("[r1]" in printed or "|" in printed or "11:" in printed)
 
 

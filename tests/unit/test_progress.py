@@ -1,4 +1,4 @@
-"""What a board shows of the waits of several processes, on a clock that only the test moves."""
+"""What a board shows while processes wait, with a clock that only the test advances."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from neops_remote_lab.models.session import SessionStatusResponseDto
 from neops_remote_lab.testing.progress import RelayedProgress, repeat
 
 
-class WrittenScreen:
-    """A screen that remembers what it shows."""
+class RecordingScreen:
+    """A screen that records what is written to it."""
 
     def __init__(self, *, is_interactive: bool) -> None:
         self.is_interactive = is_interactive
@@ -37,7 +37,7 @@ class Run:
     """A board, its screen and its clock."""
 
     def __init__(self, *, is_interactive: bool = False) -> None:
-        self.screen = WrittenScreen(is_interactive=is_interactive)
+        self.screen = RecordingScreen(is_interactive=is_interactive)
         self.seconds = 1000.0
         self.board = Board(self.screen, lambda: self.seconds)
 
@@ -47,7 +47,8 @@ class Run:
     def shown(self) -> str | None:
         return self.screen.shown
 
-    def passes(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
+        """Advance the clock, and let the board show the new time."""
         self.seconds += seconds
         self.board.show()
 
@@ -62,20 +63,20 @@ def terminal() -> Run:
     return Run(is_interactive=True)
 
 
-def place(position: int, eta: float | None = None) -> SessionStatusResponseDto:
+def status(position: int, eta: float | None = None) -> SessionStatusResponseDto:
     state = SessionState.WAITING if position else SessionState.ACTIVE
     return SessionStatusResponseDto(status=state, position=position, eta_seconds=eta, waiting_for="ann holds it")
 
 
 def test_a_log_gets_a_line_for_each_position_and_each_minute(log: Run) -> None:
     progress = log.progress()
-    progress.queued(place(2, 600))
+    progress.queued(status(2, 600))
     for _ in range(int(REPEAT_AFTER) * 2 + 1):
-        log.passes(1)
-    progress.queued(place(2, 470))
-    progress.queued(place(1, 300))
-    progress.queued(place(0))
-    log.passes(1000)
+        log.advance(1)
+    progress.queued(status(2, 470))
+    progress.queued(status(1, 300))
+    progress.queued(status(0))
+    log.advance(1000)
     assert log.screen.lines == [
         "remote lab: position 2 in the queue, about 10 min, ann holds it",
         "remote lab [60 s]: position 2 in the queue, about 9 min, ann holds it",
@@ -86,11 +87,11 @@ def test_a_log_gets_a_line_for_each_position_and_each_minute(log: Run) -> None:
 
 def test_a_wait_that_is_shown_again_continues(log: Run) -> None:
     progress = log.progress()
-    progress.queued(place(1))
+    progress.queued(status(1))
     progress.idle()
-    log.passes(40)
-    progress.queued(place(1))
-    log.passes(60)
+    log.advance(40)
+    progress.queued(status(1))
+    log.advance(60)
     assert log.screen.lines == [
         "remote lab: position 1 in the queue, ann holds it",
         "remote lab [2 min]: position 1 in the queue, ann holds it",
@@ -108,29 +109,29 @@ def test_a_log_gets_the_phases_of_each_start_once(log: Run) -> None:
 
 def test_a_start_without_phases_is_shown_after_a_minute(log: Run) -> None:
     with log.progress().starting("ring"):
-        log.passes(59)
+        log.advance(59)
         assert log.screen.lines == []
-        log.passes(1)
+        log.advance(1)
     assert log.screen.lines == ["remote lab [60 s]: ring: waiting for the lab"]
 
 
 def test_a_terminal_shows_the_seconds_that_pass(terminal: Run) -> None:
     progress = terminal.progress()
-    progress.queued(place(1, 100))
+    progress.queued(status(1, 100))
     assert terminal.shown() == "remote lab [0 s]: position 1 in the queue, about 2 min, ann holds it"
-    terminal.passes(30)
+    terminal.advance(30)
     assert terminal.shown() == "remote lab [30 s]: position 1 in the queue, about 70 s, ann holds it"
     progress.idle()
-    terminal.passes(1)
+    terminal.advance(1)
     assert terminal.shown() is None
     assert terminal.screen.lines == []
 
 
 def test_a_terminal_does_not_flicker_for_a_short_start(terminal: Run) -> None:
     with terminal.progress().starting("ring"):
-        terminal.passes(SHORT / 2)
+        terminal.advance(SHORT / 2)
         assert terminal.shown() is None
-        terminal.passes(SHORT)
+        terminal.advance(SHORT)
         assert terminal.shown() == "remote lab [2 s]: ring: waiting for the lab"
 
 
@@ -138,7 +139,7 @@ def test_workers_that_share_a_session_show_messages_once(log: Run) -> None:
     first, second = log.progress("gw0"), log.progress("gw1")
     for progress in (first, second):
         progress.note("joining the queue of http://lab")
-        progress.queued(place(1))
+        progress.queued(status(1))
         progress.note("no answer from http://lab: refused; giving up in 100 s")
     first.note("no answer from http://lab: refused; giving up in 70 s")
     assert log.screen.lines == [
@@ -153,7 +154,7 @@ def test_messages_of_a_worker_are_shown(log: Run) -> None:
     sent: list[tuple[str, Any]] = []
     worker, shown = RelayedProgress(sent.append), log.progress("gw0")
     worker.note("a note")
-    worker.queued(place(1, 30))
+    worker.queued(status(1, 30))
     with worker.starting("ring"):
         worker.phase("starting clab nodes")
     for call in sent:
@@ -174,9 +175,9 @@ def test_messages_of_a_worker_without_a_controller_are_dropped() -> None:
 
 def test_a_closed_board_shows_nothing(terminal: Run) -> None:
     progress = terminal.progress()
-    progress.queued(place(1))
+    progress.queued(status(1))
     terminal.board.close()
-    progress.queued(place(1))
+    progress.queued(status(1))
     progress.note("too late")
     assert terminal.shown() is None
     assert terminal.screen.lines == []

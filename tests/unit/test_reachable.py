@@ -1,4 +1,4 @@
-"""Variables that lead to devices through forwarded ports."""
+"""Ansible variables of devices that are reached through forwarded ports."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from neops_remote_lab.client.reachable import ORIGINAL, reachable
 from neops_remote_lab.models.lab import DeviceInfoDto
 
 
-class Ports:
-    """Stands for forwarded ports: that to port N of a device is 40000 + N."""
+class StubForwards:
+    """Forwards port N of a device from port 40000 + N of this machine."""
 
     def __init__(self) -> None:
         self.open: list[tuple[str, int]] = []
@@ -26,24 +26,25 @@ class Ports:
         self.open.remove((device.name, port))
 
 
-def through(**raw: Any) -> dict[str, Any]:
-    ports = Ports()
-    with reachable([DeviceInfoDto(name="r1", raw=raw)], ports.forward) as devices:  # type: ignore[arg-type]
-        assert ports.open
-    assert ports.open == []
+def forwarded(**raw: Any) -> dict[str, Any]:
+    """The variables of a device, changed for its forwarded ports."""
+    forwards = StubForwards()
+    with reachable([DeviceInfoDto(name="r1", raw=raw)], forwards.forward) as devices:  # type: ignore[arg-type]
+        assert forwards.open
+    assert forwards.open == []
     return devices[0].raw
 
 
 def test_a_container_is_reached_by_ssh() -> None:
-    raw = through(ansible_connection="docker", ansible_host="clab-rl1-r1", ansible_user="root")
+    raw = forwarded(ansible_connection="docker", ansible_host="clab-rl1-r1", ansible_user="root")
     assert (raw["ansible_connection"], raw["ansible_host"], raw["ansible_port"]) == ("ssh", "127.0.0.1", 40022)
     assert raw["ansible_user"] == "root"
     assert "StrictHostKeyChecking=no" in raw["ansible_ssh_common_args"]
     assert raw["ansible_host_key_checking"] is False
 
 
-def test_the_original_values_stay_beside_them() -> None:
-    raw = through(ansible_connection="docker", ansible_host="clab-rl1-r1")
+def test_the_original_values_are_kept() -> None:
+    raw = forwarded(ansible_connection="docker", ansible_host="clab-rl1-r1")
     assert raw[ORIGINAL] == {
         "ansible_connection": "docker",
         "ansible_host": "clab-rl1-r1",
@@ -64,27 +65,27 @@ def test_the_original_values_stay_beside_them() -> None:
     ],
 )
 def test_a_connection_over_the_network_stays(connection: str, port: int) -> None:
-    raw = through(ansible_connection=connection, ansible_host="192.168.121.101")
+    raw = forwarded(ansible_connection=connection, ansible_host="192.168.121.101")
     assert (raw["ansible_connection"], raw["ansible_port"]) == (connection, 40000 + port)
 
 
 def test_the_port_of_the_device_is_used() -> None:
-    assert through(ansible_connection="ssh", ansible_port=2022)["ansible_port"] == 42022
+    assert forwarded(ansible_connection="ssh", ansible_port=2022)["ansible_port"] == 42022
 
 
 @pytest.mark.parametrize(("variables", "port"), [({"ansible_httpapi_use_ssl": True}, 443), ({}, 80)])
-def test_an_http_api_has_a_port_of_its_own(variables: dict[str, Any], port: int) -> None:
-    raw = through(ansible_connection="httpapi", ansible_host="192.168.121.101", **variables)
+def test_an_http_api_has_a_separate_port(variables: dict[str, Any], port: int) -> None:
+    raw = forwarded(ansible_connection="httpapi", ansible_host="192.168.121.101", **variables)
     assert (raw["ansible_port"], raw["ansible_httpapi_port"]) == (40022, 40000 + port)
 
 
 def test_settings_of_the_lab_for_host_keys_stay() -> None:
-    raw = through(ansible_connection="ssh", ansible_ssh_common_args="-o Ciphers=aes128-ctr")
+    raw = forwarded(ansible_connection="ssh", ansible_ssh_common_args="-o Ciphers=aes128-ctr")
     assert raw["ansible_ssh_common_args"] == "-o Ciphers=aes128-ctr"
 
 
 def test_the_devices_of_the_caller_stay_as_they_are() -> None:
     device = DeviceInfoDto(name="r1", raw={"ansible_host": "192.168.121.101"})
-    with reachable([device], Ports().forward) as devices:  # type: ignore[arg-type]
+    with reachable([device], StubForwards().forward) as devices:  # type: ignore[arg-type]
         assert devices[0].raw["ansible_host"] == "127.0.0.1"
     assert device.raw == {"ansible_host": "192.168.121.101"}

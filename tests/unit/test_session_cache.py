@@ -87,7 +87,7 @@ def test_dropping_an_unknown_session_changes_nothing() -> None:
     assert cache.get("nobody") is None
 
 
-# Silence
+# Timeouts
 
 
 def test_a_waiting_session_is_stale_once_its_timeout_is_over_and_not_before() -> None:
@@ -136,7 +136,7 @@ def test_the_end_of_the_last_open_call_renews_the_session() -> None:
     assert stale(cache, 1010.1) == ["s1"]
 
 
-def test_a_session_that_was_ended_during_its_call_stays_forgotten() -> None:
+def test_the_end_of_a_call_does_not_add_an_ended_session_again() -> None:
     cache = queue(waiting(1), now=0)
     cache.call_opened("s1")
     cache.drop("s1")
@@ -209,7 +209,7 @@ def test_a_reload_adds_new_sessions_with_their_full_timeout() -> None:
     assert stale(cache, 110.1, active_timeout=1000) == ["s2"]
 
 
-def test_a_reload_of_some_sessions_leaves_the_others_alone() -> None:
+def test_a_reload_of_some_sessions_does_not_change_the_others() -> None:
     cache = queue(active(1), waiting(2), waiting(3), waiting(4), now=0)
     difference = cache.reload([active(3, slot=2), waiting(9)], 100, ["s2", "s3", "s9", "nobody"])
     assert (difference.vanished, difference.changed) == (frozenset({"s2"}), frozenset({"s3"}))
@@ -225,7 +225,7 @@ def test_a_call_that_is_open_during_a_reload_stays_open() -> None:
     assert stale(cache, 1000) == []
 
 
-# How long it will take
+# Estimated waits
 
 
 def test_the_active_time_begins_with_the_promotion() -> None:

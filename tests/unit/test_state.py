@@ -1,4 +1,4 @@
-"""Sessions that are saved for later commands."""
+"""State files of sessions, which later commands use."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_process_that_has_ended_is_not_found() -> None:
     record = ProcessRecord.of(child.pid)
     assert record.find() is not None
     child.kill()
-    while record.find() is not None:  # a child that nobody has waited for counts as ended
+    while record.find() is not None:  # a zombie counts as ended
         pass
     child.communicate()
     assert record.find() is None

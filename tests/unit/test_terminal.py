@@ -13,7 +13,7 @@ from neops_remote_lab.cli.terminal import Action, Escapes, raw_mode
 
 
 def typed(*pieces: bytes) -> list[bytes | Action]:
-    """What becomes of pieces of input; what is sent in a row is put together."""
+    """The actions in pieces of input, and the text between them."""
     escapes, found = Escapes(), list[bytes | Action]()
     for piece in pieces:
         for part in escapes.feed(piece):

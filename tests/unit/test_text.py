@@ -1,4 +1,4 @@
-"""What is printable in one line, and how the rest is shown."""
+"""Escaping and shortening of untrusted text."""
 
 from __future__ import annotations
 

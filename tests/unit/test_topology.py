@@ -56,7 +56,7 @@ def test_extra_files_may_be_in_directories(uploaded: str) -> None:
     assert relative_name(uploaded) == PurePosixPath(uploaded)
 
 
-LEAVING = {
+REFUSED_PATHS = {
     "absolute": "/etc/passwd",
     "absolute, twice": "//etc/passwd",
     "parent": "../x",
@@ -90,7 +90,7 @@ LEAVING = {
 }
 
 
-@pytest.mark.parametrize("uploaded", LEAVING.values(), ids=LEAVING.keys())
+@pytest.mark.parametrize("uploaded", REFUSED_PATHS.values(), ids=REFUSED_PATHS.keys())
 def test_a_name_that_leaves_the_directory_or_acts_on_netlab_is_refused(uploaded: str) -> None:
     with pytest.raises(ValueError, match=r"file name"):
         relative_name(uploaded)
@@ -259,7 +259,7 @@ def test_the_limit_counts_each_use_of_an_alias() -> None:
 
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
 def test_deep_nesting_is_refused_and_does_not_crash(opening: str) -> None:
-    # In a process of its own: a parser that runs out of stack takes the whole process with it.
+    # In a separate process, because a parser that overflows the stack crashes its process.
     script = f"""
 import threading
 from neops_remote_lab.netlab.yaml_check import check_topology

@@ -18,18 +18,18 @@ from tests.corpora import FORM, Upload
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("method", ["feed", "finish"])
 def test_a_cancelled_upload_leaves_nothing(tmp_path: Path, method: str, times: int) -> None:
-    asyncio.run(cancel(tmp_path, method, times))  # returns when the late call has ended too
+    asyncio.run(cancel(tmp_path, method, times))  # returns after the call in the thread has ended
     assert [path.name for path in tmp_path.glob("[!.]*")] == []
 
 
 async def cancel(work_dir: Path, method: str, times: int) -> None:
-    """Cancel an upload so many times while one of its calls is in a thread; the call goes on after the clean-up."""
-    began, goes_on, discarded = threading.Event(), threading.Event(), threading.Event()
+    """Cancel an upload `times` times while `method` runs in a thread, which ends after the upload was discarded."""
+    began, resume, discarded = threading.Event(), threading.Event(), threading.Event()
 
     def work(function: Callable[..., Any], *arguments: Any) -> Any:
         if function.__name__ == method:
             began.set()
-            goes_on.wait(30)
+            resume.wait(30)
         result = function(*arguments)
         if function.__name__ == "discard":
             discarded.set()
@@ -49,6 +49,6 @@ async def cancel(work_dir: Path, method: str, times: int) -> None:
         task.cancel()
         await asyncio.sleep(0)
     await asyncio.to_thread(discarded.wait, 30)
-    goes_on.set()
+    resume.set()
     with pytest.raises(asyncio.CancelledError):
         await task
