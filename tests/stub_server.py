@@ -18,14 +18,14 @@ Handler = Callable[[ServerConnection], Awaitable[None]]
 
 
 class StubServer:
-    """WebSockets of a lab server with behaviour that the test chooses, in a thread."""
+    """A lab server in a thread, whose WebSockets have the handler that the test chooses."""
 
     def __init__(self, tls: ssl.SSLContext | None = None, subprotocols: Sequence[str] = ()) -> None:
         self.handler: Handler = self.echo
         self.refusal: tuple[HTTPStatus, str] | None = None
         self.requests: list[Request] = []
         self.received = 0
-        self._goes_on = asyncio.Event()
+        self._resumed = asyncio.Event()
         self._tls = tls
         self._subprotocols = [Subprotocol(name) for name in subprotocols]
         self._loop = asyncio.new_event_loop()
@@ -35,7 +35,7 @@ class StubServer:
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{next(iter(self._server.sockets)).getsockname()[1]}"
 
     def close(self) -> None:
-        self.go_on()
+        self.resume()
         self._server.close()
         asyncio.run_coroutine_threadsafe(self._server.wait_closed(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -47,18 +47,18 @@ class StubServer:
         async for message in connection:
             await connection.send(message)
 
-    async def swallow(self, connection: ServerConnection) -> None:
-        """Stop reading."""
-        await self._goes_on.wait()
+    async def read_later(self, connection: ServerConnection) -> None:
+        """Read nothing until `resume` is called, then everything. `received` counts the bytes."""
+        await self._resumed.wait()
         async for message in connection:
             self.received += len(message)
 
-    def go_on(self) -> None:
-        """Read what was sent meanwhile."""
-        self._loop.call_soon_threadsafe(self._goes_on.set)
+    def resume(self) -> None:
+        """Let `read_later` read."""
+        self._loop.call_soon_threadsafe(self._resumed.set)
 
-    async def pour(self, connection: ServerConnection) -> None:
-        """Send until the receiver stops reading."""
+    async def send_forever(self, connection: ServerConnection) -> None:
+        """Send as fast as the receiver reads. `received` counts the bytes sent."""
         while True:
             await connection.send(bytes(1 << 16))
             self.received += 1 << 16

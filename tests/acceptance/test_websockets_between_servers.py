@@ -172,7 +172,7 @@ def test_a_message_beyond_the_limit_is_refused(url: str, owner: StubServer) -> N
 
 
 def test_an_owner_that_does_not_read_stops_the_client(front: LabServer, url: str, owner: StubServer) -> None:
-    owner.handler = owner.swallow
+    owner.handler = owner.read_later
     memory, sent = Growth(front), 0
 
     def send() -> None:
@@ -187,14 +187,14 @@ def test_an_owner_that_does_not_read_stops_the_client(front: LabServer, url: str
         until_still(lambda: sent)
         assert sent < 64_000_000
         assert memory.grown() < MEMORY
-        owner.go_on()
+        owner.resume()
         sender.join(30)
         wait_until(lambda: owner.received == 1000 << 16)
     assert memory.grown() < MEMORY
 
 
 def test_a_client_that_does_not_read_stops_the_owner(front: LabServer, url: str, owner: StubServer) -> None:
-    owner.handler = owner.pour
+    owner.handler = owner.send_forever
     memory = Growth(front)
     with opened(url) as connection:
         until_still(lambda: owner.received)
@@ -276,7 +276,7 @@ def test_a_websocket_to_an_unreachable_owner_is_refused(front: LabServer, addres
 
 
 def test_websockets_of_a_host_that_is_declared_silent_end(front: LabServer, url: str, owner: StubServer) -> None:
-    owner.handler = owner.swallow
+    owner.handler = owner.read_later
     with opened(url) as connection:
         connection.send(b"x")
         sql(front.database, "UPDATE lab_host SET state = 'silent' WHERE address = ?", owner.url)

@@ -19,7 +19,7 @@ from tests.stub_server import StubServer
 
 
 class Console:
-    """A console that notes what comes, and shows it again."""
+    """A console that records its input, and sends it back."""
 
     def __init__(self) -> None:
         self.received = b""

@@ -1,4 +1,4 @@
-"""The fake ``netlab`` and ``docker``: what they do, and that the real ones do the same."""
+"""The fake ``netlab`` and ``docker``: their behaviour, and comparisons with the real programs."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-# Life of a lab
+# Start and end of a lab
 
 
 def test_up_prints_its_phases_and_registers_the_lab(fake: FakeNetlab, shell: Shell) -> None:
@@ -147,7 +147,7 @@ def test_create_and_up_from_the_snapshot_equal_up(fake: FakeNetlab, shell: Shell
     assert len(fake.containers()) == 3
 
 
-def test_external_provider_asks_on_standard_input(fake: FakeNetlab, shell: Shell) -> None:
+def test_the_external_provider_reads_a_confirmation_from_standard_input(fake: FakeNetlab, shell: Shell) -> None:
     shell.write("topo.yml", topology_text(nodes=2, provider="external", name="ext"))
 
     closed = shell("netlab", "up", "topo.yml", "--no-config")
@@ -240,7 +240,7 @@ def test_a_lab_killed_halfway_is_removed_by_down(fake: FakeNetlab, shell: Shell)
     assert fake.is_clean()
 
 
-# What can be asked
+# Queries
 
 
 def test_devices_of_one_expression_equal_those_of_single_nodes(shell: Shell) -> None:
@@ -324,7 +324,7 @@ def test_a_failed_down_changes_nothing_and_a_forced_one_hides_leftovers(fake: Fa
     assert len(fake.containers()) == 3
 
 
-def test_down_claims_success_when_its_probes_fail(fake: FakeNetlab, shell: Shell) -> None:
+def test_down_reports_success_although_its_probes_fail(fake: FakeNetlab, shell: Shell) -> None:
     shell("netlab", "up", "topo.yml")
     fake.control(fail="down_probe")
 
@@ -368,7 +368,7 @@ def test_phases_take_the_configured_time(fake: FakeNetlab, shell: Shell) -> None
     assert time.monotonic() - began > 0.3
 
 
-def test_spam_and_tracebacks(fake: FakeNetlab, shell: Shell) -> None:
+def test_a_command_can_print_much_output_and_a_traceback(fake: FakeNetlab, shell: Shell) -> None:
     fake.control(spam_bytes=100_050, traceback="probe")
     up = shell("netlab", "up", "topo.yml")
 
@@ -400,7 +400,7 @@ def test_the_log_has_the_result_of_each_invocation(fake: FakeNetlab, shell: Shel
 
 
 SLOW_IMPORTS = {"argparse", "asyncio", "datetime", "neops_remote_lab", "subprocess", "typing", "yaml"}
-"""They would take more time than all the rest of the fakes' start."""
+"""Modules whose import takes longer than the rest of a fake's start."""
 
 
 @pytest.mark.parametrize(("program", "command"), [("netlab", "version"), ("docker", "ps")])
@@ -410,7 +410,7 @@ def test_starting_imports_nothing_slow(fake: FakeNetlab, shell: Shell, program: 
     started = shell(str(python), "-I", "-X", "importtime", "-c", code, command)
     assert started.returncode == 0
     modules = [line.split("|")[-1].strip() for line in started.stderr.splitlines() if line.startswith("import time")]
-    own = modules[modules.index("site") + 1 :]  # before it come those of the interpreter's own start
+    own = modules[modules.index("site") + 1 :]  # the modules before are those of the interpreter
     assert f"fake_{program}" in own
     assert SLOW_IMPORTS.isdisjoint(own)
 
@@ -422,7 +422,7 @@ def test_the_fakes_run_as_plain_script_files(fake: FakeNetlab, shell: Shell) -> 
     assert shell(sys.executable, module.__file__.replace("netlab.py", "docker.py"), "ps").returncode == 0
 
 
-# Evidence
+# Artifacts
 
 
 def test_configurations_are_collected_below_the_current_directory_of_the_shell(shell: Shell) -> None:
@@ -557,7 +557,7 @@ def test_a_lab_destroys_another_with_its_id_and_succeeds(new_shell: Callable[[st
     assert fake.containers() == []
 
 
-def test_the_end_of_a_lab_takes_a_shared_bridge_from_another(
+def test_the_end_of_a_lab_removes_a_bridge_that_it_shares_with_another(
     new_shell: Callable[[str], Shell], fake: FakeNetlab
 ) -> None:
     shells = [new_shell(name) for name in ("one", "two")]
@@ -570,7 +570,9 @@ def test_the_end_of_a_lab_takes_a_shared_bridge_from_another(
     assert "shared0" not in fake.system_objects()
 
 
-def test_a_reader_of_a_list_that_is_being_written_dies(new_shell: Callable[[str], Shell], fake: FakeNetlab) -> None:
+def test_reading_the_list_of_instances_while_it_is_written_fails(
+    new_shell: Callable[[str], Shell], fake: FakeNetlab
+) -> None:
     shells = [new_shell(name) for name in ("one", "two", "three")]
     for number, shell in enumerate(shells, 5):
         shell.write("topo.yml", topology_text(1))
@@ -597,18 +599,18 @@ def test_commands_of_an_old_containerlab_at_once_fail_unless_they_are_locked(
 
 
 @pytest.mark.parametrize("number", ["0", "201", "x"])
-def test_an_id_that_the_plugin_does_not_accept(shell: Shell, number: str) -> None:
+def test_an_id_that_the_plugin_does_not_accept_is_refused(shell: Shell, number: str) -> None:
     shell.write("topo.yml", topology_text(1))
     result = shell("netlab", "create", "topo.yml", "--plugin", "multilab", "-s", f"defaults.multilab.id={number}")
     assert (result.returncode, "must be an integer between 1 and 200" in result.stderr) == (1, True)
 
 
-# The real programs, on the same tasks
+# Comparisons with the real programs
 
 
 @pytest.fixture
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """The real netlab in a directory of its own. Its registry is the host's: it can do one lab at a time."""
+    """The real netlab in a separate directory. It uses the host's list of instances, so only one lab may run."""
     program = shutil.which("netlab")
     if program is None:
         pytest.skip("netlab is not installed on this machine")
@@ -622,7 +624,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def outcome(result: subprocess.CompletedProcess[str]) -> tuple[int, list[str]]:
-    """What the server goes by: the status, and the lines that announce a phase."""
+    """The parts of a result that the server uses: the exit status, and the lines that report a phase."""
     prefixes = (
         "Creating ",
         "Checking ",
@@ -636,30 +638,30 @@ def outcome(result: subprocess.CompletedProcess[str]) -> tuple[int, list[str]]:
     return result.returncode, [line.strip() for line in result.stdout.splitlines() if line.startswith(prefixes)]
 
 
-def life(shell: Shell, answer: str, *extra: str) -> list[Any]:
-    """A lab from `up` to `down`, as everything that the fake and the real netlab must agree on."""
-    story: list[Any] = []
-    story.append(outcome(shell("netlab", "up", "topo.yml", *extra, stdin=answer)))
-    story.append(shell.files())
+def run_lab(shell: Shell, answer: str, *extra: str) -> list[Any]:
+    """Run a lab from `up` to `down`. Returns the results that must be the same for the fake and the real netlab."""
+    results: list[Any] = []
+    results.append(outcome(shell("netlab", "up", "topo.yml", *extra, stdin=answer)))
+    results.append(shell.files())
     status = json.loads(shell("netlab", "status", "--format", "json").stdout)
-    story.append({key: status[key] for key in ("name", "providers", "status", "topology")})
-    story.append(sorted(set(status) - {"log_line"}))
-    story.append({name: (node["device"], node["mgmt"], sorted(node)) for name, node in status["nodes"].items()})
-    story.append(outcome(shell("netlab", "up", "topo.yml", *extra)))
+    results.append({key: status[key] for key in ("name", "providers", "status", "topology")})
+    results.append(sorted(set(status) - {"log_line"}))
+    results.append({name: (node["device"], node["mgmt"], sorted(node)) for name, node in status["nodes"].items()})
+    results.append(outcome(shell("netlab", "up", "topo.yml", *extra)))
     devices = json.loads(shell("netlab", "inspect", "--format", "json", DEVICES).stdout)
-    story.append({name: sorted(raw) for name, raw in devices.items()})
-    story.append({name: (raw["ansible_user"], raw["ansible_network_os"]) for name, raw in devices.items()})
-    story.append([interface["ipv4"] for raw in devices.values() for interface in raw["interfaces"]])
-    story.append(devices["r1"] == json.loads(shell("netlab", "inspect", "--node", "r1", "--format", "json").stdout))
-    story.append(outcome(shell("netlab", "validate")))
-    story.append(outcome(shell("netlab", "graph", "picture.dot")))
+    results.append({name: sorted(raw) for name, raw in devices.items()})
+    results.append({name: (raw["ansible_user"], raw["ansible_network_os"]) for name, raw in devices.items()})
+    results.append([interface["ipv4"] for raw in devices.values() for interface in raw["interfaces"]])
+    results.append(devices["r1"] == json.loads(shell("netlab", "inspect", "--node", "r1", "--format", "json").stdout))
+    results.append(outcome(shell("netlab", "validate")))
+    results.append(outcome(shell("netlab", "graph", "picture.dot")))
     lines = (shell.directory / "picture.dot").read_text().splitlines()
-    story.append([line.strip() for line in lines if line.strip().startswith(('"', "label="))])
-    story.append(outcome(shell("netlab", "down", "--cleanup")))
-    story.append(shell.files())
-    story.append(outcome(shell("netlab", "down", "--cleanup")))
-    story.append(outcome(shell("netlab", "status", "--all", "--format", "json")))
-    return story
+    results.append([line.strip() for line in lines if line.strip().startswith(('"', "label="))])
+    results.append(outcome(shell("netlab", "down", "--cleanup")))
+    results.append(shell.files())
+    results.append(outcome(shell("netlab", "down", "--cleanup")))
+    results.append(outcome(shell("netlab", "status", "--all", "--format", "json")))
+    return results
 
 
 @pytest.mark.external
@@ -668,7 +670,7 @@ def test_the_real_netlab_behaves_the_same_with_the_external_provider(shell: Shel
     for each in (shell, real):
         each.write("topo.yml", text)
 
-    assert life(shell, "y\n", "--no-config") == life(real, "y\n", "--no-config")
+    assert run_lab(shell, "y\n", "--no-config") == run_lab(real, "y\n", "--no-config")
 
 
 @pytest.mark.external
@@ -710,9 +712,9 @@ def test_the_real_netlab_behaves_the_same_with_containers(shell: Shell, real: Sh
     if problem := docker_problem() or ("" if shutil.which("containerlab") else "containerlab is not installed"):
         pytest.skip(problem)
     text = topology_text(nodes=2, name="fakecmp")
-    stories = []
+    runs = []
     for each in (shell, real):
         each.write("topo.yml", text)
-        stories.append(life(each, ""))
+        runs.append(run_lab(each, ""))
 
-    assert stories[0] == stories[1]
+    assert runs[0] == runs[1]

@@ -31,14 +31,14 @@ def server() -> Iterator[StubServer]:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def reports() -> list[str]:
     return []
 
 
 @pytest.fixture
-def forwards(server: StubServer, told: list[str]) -> Iterator[Forwards]:
+def forwards(server: StubServer, reports: list[str]) -> Iterator[Forwards]:
     access = Access(server.url, Credentials("secret"))
-    with Forwards(WebSockets(access, "0123456789abcdef", 5), told.append) as forwards:
+    with Forwards(WebSockets(access, "0123456789abcdef", 5), reports.append) as forwards:
         yield forwards
 
 
@@ -50,13 +50,13 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def expect_reset(forward: Forward) -> None:
-    """Connect, and find the connection reset."""
+    """Connect, and expect that the connection is reset."""
     with socket.create_connection((forward.host, forward.port)) as connection, pytest.raises(ConnectionResetError):
         read_all(connection)
 
 
-def send_until_nobody_reads(connection: socket.socket) -> int:
-    """How many bytes went out until nothing was taken for half a second."""
+def send_until_blocked(connection: socket.socket) -> int:
+    """Send until the socket has accepted nothing for half a second. Returns the number of bytes sent."""
     connection.settimeout(0.5)
     sent = 0
     with contextlib.suppress(TimeoutError):
@@ -81,7 +81,7 @@ def test_bytes_pass_unchanged_in_both_directions(server: StubServer, forwards: F
     assert request.headers["Authorization"] == "Bearer secret"
 
 
-def test_it_serves_many_connections_at_once(forwards: Forwards) -> None:
+def test_a_forward_serves_many_connections_at_once(forwards: Forwards) -> None:
     with forwards.open("r1", 22) as forward:
         connections = [socket.create_connection((forward.host, forward.port)) for _ in range(50)]
         for number, connection in enumerate(connections):
@@ -91,29 +91,29 @@ def test_it_serves_many_connections_at_once(forwards: Forwards) -> None:
             connection.close()
 
 
-def test_a_connection_closed_by_the_device_is_closed_here(
-    server: StubServer, forwards: Forwards, told: list[str]
+def test_a_connection_that_the_device_closes_is_closed_locally(
+    server: StubServer, forwards: Forwards, reports: list[str]
 ) -> None:
-    async def say_goodbye(connection: ServerConnection) -> None:
+    async def send_and_close(connection: ServerConnection) -> None:
         await connection.send(b"bye")
 
-    server.handler = say_goodbye
+    server.handler = send_and_close
     with forwards.open("r1", 22) as forward, socket.create_connection((forward.host, forward.port)) as connection:
         assert read_all(connection) == b"bye"
-    assert told == []
+    assert reports == []
 
 
 def test_a_refusal_is_reported_and_resets_the_connection(
-    server: StubServer, forwards: Forwards, told: list[str]
+    server: StubServer, forwards: Forwards, reports: list[str]
 ) -> None:
     server.refusal = (HTTPStatus.BAD_GATEWAY, "r1 refuses connections to port 22")
     with forwards.open("r1", 22) as forward:
         expect_reset(forward)
-    assert told == ["r1:22: GET /lab/devices/r1/tcp/22: 502: r1 refuses connections to port 22"]
+    assert reports == ["r1:22: GET /lab/devices/r1/tcp/22: 502: r1 refuses connections to port 22"]
 
 
 def test_the_end_of_the_lab_is_reported_and_resets_the_connection(
-    server: StubServer, forwards: Forwards, told: list[str]
+    server: StubServer, forwards: Forwards, reports: list[str]
 ) -> None:
     async def end(connection: ServerConnection) -> None:
         await connection.recv()
@@ -124,29 +124,29 @@ def test_the_end_of_the_lab_is_reported_and_resets_the_connection(
         connection.sendall(b"x")
         with pytest.raises(ConnectionResetError):
             read_all(connection)
-    assert told == ["r1:22: the lab was torn down"]
+    assert reports == ["r1:22: the lab was torn down"]
 
 
-def test_an_unreachable_server_is_reported(server: StubServer, told: list[str]) -> None:
+def test_an_unreachable_server_is_reported(server: StubServer, reports: list[str]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         access = Access(f"http://127.0.0.1:{unused.getsockname()[1]}")
-        with Forwards(WebSockets(access, "0123", 5), told.append) as forwards, forwards.open("r1", 22) as forward:
+        with Forwards(WebSockets(access, "0123", 5), reports.append) as forwards, forwards.open("r1", 22) as forward:
             expect_reset(forward)
-    assert "refused" in told[0].lower() or "Connect call failed" in told[0]
+    assert "refused" in reports[0].lower() or "Connect call failed" in reports[0]
 
 
 def test_a_device_that_does_not_read_stops_the_sender(server: StubServer, forwards: Forwards) -> None:
-    server.handler = server.swallow
+    server.handler = server.read_later
     with forwards.open("r1", 22) as forward, socket.create_connection((forward.host, forward.port)) as connection:
-        sent = send_until_nobody_reads(connection)
+        sent = send_until_blocked(connection)
         assert sent < 32 << 20
-        server.go_on()
+        server.resume()
         wait_until(lambda: server.received >= sent)
 
 
 def test_a_reader_that_does_not_read_stops_the_device(server: StubServer, forwards: Forwards) -> None:
-    server.handler = server.pour
+    server.handler = server.send_forever
     with forwards.open("r1", 22) as forward, socket.create_connection((forward.host, forward.port)) as connection:
         connection.recv(1)
         before = -1
@@ -194,7 +194,7 @@ def test_a_local_reset_closes_the_connection_to_the_device(server: StubServer, f
         assert ended.wait(10)
 
 
-# The way to the server
+# Certificates and proxies between client and server
 
 
 class Proxy(socketserver.ThreadingTCPServer):
@@ -253,7 +253,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def secure(authority: trustme.CA) -> Iterator[StubServer]:
-    """A server that speaks TLS and wants a certificate of its clients."""
+    """A server with TLS that requires a certificate of its clients."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
     authority.configure_trust(tls)
@@ -270,8 +270,8 @@ def credentials(authority: trustme.CA, tmp_path: Path) -> Credentials:
     return Credentials(client_cert=tmp_path / "client.pem", ca_file=tmp_path / "ca.pem")
 
 
-def passes(access: Access) -> bool:
-    """Whether data comes back from a device that is reached in this way."""
+def is_echoed(access: Access) -> bool:
+    """Whether a device that is reached with this access sends data back."""
     with (
         Forwards(WebSockets(access, "0123", 5)) as forwards,
         forwards.open("r1", 22) as forward,
@@ -281,19 +281,21 @@ def passes(access: Access) -> bool:
         return connection.recv(100) == b"data"
 
 
-def test_certificates_of_both_sides_are_checked(secure: StubServer, credentials: Credentials, told: list[str]) -> None:
-    assert passes(Access(secure.url, credentials))
-    without = Access(secure.url, Credentials(ca_file=credentials.ca_file))
-    stranger = Access(secure.url, Credentials(client_cert=credentials.client_cert))
-    for access in (without, stranger):
-        with Forwards(WebSockets(access, "0123", 5), told.append) as forwards, forwards.open("r1", 22) as forward:
+def test_certificates_of_both_sides_are_checked(
+    secure: StubServer, credentials: Credentials, reports: list[str]
+) -> None:
+    assert is_echoed(Access(secure.url, credentials))
+    without_certificate = Access(secure.url, Credentials(ca_file=credentials.ca_file))
+    without_authority = Access(secure.url, Credentials(client_cert=credentials.client_cert))
+    for access in (without_certificate, without_authority):
+        with Forwards(WebSockets(access, "0123", 5), reports.append) as forwards, forwards.open("r1", 22) as forward:
             expect_reset(forward)
-    assert "a client certificate may be missing" in told[0] or "closed without a response" in told[0]
-    assert "its certificate is not accepted" in told[1]
+    assert "a client certificate may be missing" in reports[0] or "closed without a response" in reports[0]
+    assert "its certificate is not accepted" in reports[1]
 
 
 def test_a_password_in_the_address_is_sent(server: StubServer) -> None:
-    assert passes(Access(server.url.replace("//", "//ann:s%40cret@")))
+    assert is_echoed(Access(server.url.replace("//", "//ann:s%40cret@")))
     (request,) = server.requests
     assert request.headers["Authorization"] == f"Basic {base64.b64encode(b'ann:s@cret').decode()}"
 
@@ -306,15 +308,15 @@ def test_a_proxy_is_used_with_its_credentials(
     monkeypatch.setenv("HTTPS_PROXY" if tls else "HTTP_PROXY", f"http://ann:s%40cret@{proxy.address}")
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    assert passes(Access(server.url, credentials))
+    assert is_echoed(Access(server.url, credentials))
     (head,) = proxy.heads
     assert head.startswith(f"CONNECT {server.url.partition('//')[2]} ".encode())
     assert base64.b64encode(b"ann:s@cret") in head
 
 
-def test_a_redirect_is_not_followed(server: StubServer, forwards: Forwards, told: list[str]) -> None:
+def test_a_redirect_is_not_followed(server: StubServer, forwards: Forwards, reports: list[str]) -> None:
     server.refusal = (HTTPStatus.FOUND, "elsewhere")
     with forwards.open("r1", 22) as forward:
         expect_reset(forward)
-    assert "302" in told[0]
+    assert "302" in reports[0]
     assert len(server.requests) == 1

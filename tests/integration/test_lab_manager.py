@@ -47,7 +47,7 @@ def manager(new_manager: Manage) -> LabManager:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """A topology file."""
+    """Writes a topology file. Returns its path."""
 
     def make(name: str = "routers.yml", text: str | None = None, **knobs: Any) -> Path:
         path = tmp_path / name
@@ -72,7 +72,7 @@ def lab_name(manager: LabManager) -> str:
 
 
 def python(script: str, host: FakeNetlab, settings: dict[str, Any], *arguments: object) -> subprocess.Popen[str]:
-    """A process of its own with a lab manager `manager` on the same host."""
+    """Start a script in another process, which has a lab manager `manager` on the same host."""
     flags = {name: str(value) for name, value in settings.items()}
     head = (
         "import sys, logging; from pathlib import Path\n"
@@ -145,19 +145,21 @@ def test_an_acquire_waits_until_the_host_is_free(manager: LabManager, write: Cal
 
 
 def test_a_wait_reports_who_uses_the_host_and_may_be_ended(manager: LabManager, write: Callable[..., Path]) -> None:
-    def give_up(who: str) -> None:
-        told.append(who)
-        if len(told) == 3:
+    def give_up(holder: str) -> None:
+        reports.append(holder)
+        if len(reports) == 3:
             raise TimeoutError
 
-    told: list[str] = []
+    reports: list[str] = []
     manager.acquire(write("one.yml"))
     with pytest.raises(TimeoutError):
         manager.acquire(write("two.yml", topology_text(1)), on_wait=give_up)
-    assert told == ["this process uses the host's lab, for one.yml"] * 3
+    assert reports == ["this process uses the host's lab, for one.yml"] * 3
 
 
-def test_whatever_lab_runs_can_be_released(manager: LabManager, host: FakeNetlab, write: Callable[..., Path]) -> None:
+def test_a_release_without_a_topology_releases_the_running_lab(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
     manager.acquire(write())
     write(text="changed")
     manager.release()
@@ -166,7 +168,7 @@ def test_whatever_lab_runs_can_be_released(manager: LabManager, host: FakeNetlab
         manager.release()
 
 
-def test_threads_that_want_the_same_lab_start_it_once(
+def test_threads_that_acquire_the_same_lab_start_it_once(
     manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
 ) -> None:
     topology = write(start_seconds=0.3)
@@ -179,7 +181,7 @@ def test_threads_that_want_the_same_lab_start_it_once(
     assert host.is_clean()
 
 
-def test_threads_that_want_different_labs_get_them_one_after_the_other(
+def test_threads_that_acquire_different_labs_get_them_one_after_the_other(
     manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
 ) -> None:
     def use(number: int) -> list[str] | None:
@@ -217,13 +219,15 @@ def test_only_the_topology_that_runs_can_be_released(manager: LabManager, write:
 
 
 @pytest.mark.parametrize("name", ["routers.yaml", "routers.txt", "routers"])
-def test_only_yml_files_are_taken(manager: LabManager, host: FakeNetlab, write: Callable[..., Path], name: str) -> None:
+def test_only_yml_files_are_accepted(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path], name: str
+) -> None:
     with pytest.raises(ValueError, match=r"must end in \.yml"):
         manager.acquire(write(name))
     assert host.invocations() == []
 
 
-def test_a_missing_topology_is_reported_as_such(manager: LabManager, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_missing_topology_is_reported(manager: LabManager, settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         manager.acquire(tmp_path / "missing.yml")
     assert directories(settings) == []
@@ -241,7 +245,7 @@ def test_the_topology_may_change_while_its_lab_runs(
 # Extra files
 
 
-def test_extra_files_lie_beside_the_topology_with_their_modes(
+def test_extra_files_are_copied_with_their_modes(
     manager: LabManager, settings: dict[str, Any], write: Callable[..., Path]
 ) -> None:
     topology = write()
@@ -301,21 +305,25 @@ def test_devices_are_read_one_by_one_if_netlab_cannot_list_them_together(
     one_by_one.release(topology)
 
 
-def test_the_external_provider_is_answered(manager: LabManager, host: FakeNetlab, write: Callable[..., Path]) -> None:
+def test_the_external_provider_gets_its_confirmation(
+    manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
     topology = write(text=topology_text(2, provider="external"))
     assert names(manager.acquire(topology)) == ["r1", "r2"]
     manager.release(topology)
     assert host.is_clean()
 
 
-def test_more_arguments_reach_netlab_up(new_manager: Manage, host: FakeNetlab, write: Callable[..., Path]) -> None:
+def test_configured_arguments_are_passed_to_netlab_up(
+    new_manager: Manage, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
     new_manager(netlab_up_args=("--no-config", "-v")).acquire(write())
     (arguments,) = host.invocations("up")
     assert arguments[:2] == ["up", "remote-lab-topology.yml"]
     assert {"--no-config", "-v"} <= set(arguments)
 
 
-def test_each_lab_has_a_name_of_its_own_whatever_its_topology_says(
+def test_each_lab_has_a_unique_name_regardless_of_its_topology(
     manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
 ) -> None:
     topology, named = write(), set()
@@ -433,7 +441,7 @@ def test_a_teardown_is_repeated_until_nothing_is_left(
     assert directories(settings) == []
 
 
-def test_leftovers_are_named_and_the_host_stays_locked(
+def test_leftovers_are_reported_and_the_host_stays_locked(
     manager: LabManager, new_manager: Manage, host: FakeNetlab, write: Callable[..., Path]
 ) -> None:
     topology = write()
@@ -514,7 +522,7 @@ def test_a_killed_process_releases_the_host(
     assert names(manager.try_acquire(topology)) == ["r1", "r2"]
 
 
-# What Python 3.12 does by itself
+# From version 3.12, Python itself refuses new threads at exit.
 NO_THREAD_AT_EXIT = """
 import atexit, threading
 def refuse(_): raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -567,7 +575,7 @@ def test_ctrl_c_while_a_lab_starts_leaves_no_netlab_behind(
     assert host.is_clean()
 
 
-# The rest
+# Status, reference counts and settings
 
 
 def test_the_status_never_waits_for_netlab(manager: LabManager, host: FakeNetlab, write: Callable[..., Path]) -> None:
@@ -582,20 +590,20 @@ def test_the_status_never_waits_for_netlab(manager: LabManager, host: FakeNetlab
     manager.release(topology)
 
 
-MEETING = 2.0
-"""Seconds that one thread waits for the other where only one can be there."""
+BARRIER_TIMEOUT = 2.0
+"""Seconds that a thread waits for another one to read the count. No other one does while a lock is held."""
 
 
-class MeetingLab(LocalLab):
-    """A lab whose count of references is read by two threads at the same moment, where that is possible."""
+class RacingLab(LocalLab):
+    """A lab whose reference count two threads read before either changes it, unless a lock prevents that."""
 
-    meeting: ClassVar[threading.Barrier]
+    barrier: ClassVar[threading.Barrier]
 
     @property
     def references(self) -> int:
         count = int(vars(self)["references"])
         with suppress(threading.BrokenBarrierError):
-            self.meeting.wait(MEETING)
+            self.barrier.wait(BARRIER_TIMEOUT)
         return count
 
     @references.setter
@@ -603,16 +611,16 @@ class MeetingLab(LocalLab):
         vars(self)["references"] = count
 
 
-def test_two_releases_at_the_same_moment_are_both_counted(
+def test_two_releases_at_the_same_time_are_both_counted(
     manager: LabManager, host: FakeNetlab, write: Callable[..., Path]
 ) -> None:
     topology = write()
     manager.acquire(topology)
     manager.acquire(topology)
-    MeetingLab.meeting = threading.Barrier(2)
+    RacingLab.barrier = threading.Barrier(2)
     held = manager.current
     assert held
-    held.__class__ = MeetingLab
+    held.__class__ = RacingLab
     with ThreadPoolExecutor(2) as threads:
         for release in [threads.submit(manager.release, topology) for _ in range(2)]:
             release.result(30)

@@ -1,4 +1,4 @@
-"""The schema: made by the migrations, equal to the declared tables, packed into the wheel."""
+"""Migrations: they create the declared tables, can be undone and repeated, and are packed into the wheel."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CONDITIONS = {
     "ix_lab_ended_at": "state = 'ended'",
     "uq_lab_reference_key": "idempotency_key IS NOT NULL AND released_at IS NULL",
 }
-"""What the partial indexes are limited to."""
+"""The condition of each partial index."""
 
 
 def url(file: Path) -> str:
@@ -56,7 +56,7 @@ def config(file: Path) -> Config:
 
 
 def schema(file: Path) -> dict[str, str]:
-    """Every table, index, view and trigger, and how it was made."""
+    """The SQL that created each table, index, view and trigger, by its type and name."""
     rows = sql(file, "SELECT type || ' ' || name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")
     return {name: re.sub(r"\s+", " ", text or "") for name, text in rows}
 
@@ -89,7 +89,7 @@ def test_the_migrated_schema_is_the_declared_one(engine: Engine) -> None:
 
 
 def test_the_migrations_create_the_declared_tables(engine: Engine, file: Path, tmp_path: Path) -> None:
-    """Down to the conditions of indexes and to constraints, which a comparison by alembic does not see."""
+    """Compares conditions of indexes and constraints too, which alembic does not compare."""
     declared = tmp_path / "declared.sqlite3"
     other = create_engine(f"sqlite:///{declared}", poolclass=NullPool)
     METADATA.create_all(other)
@@ -111,7 +111,7 @@ def test_partial_indexes_have_their_conditions(engine: Engine, file: Path) -> No
     assert unique == {f"index {name}" for name in CONDITIONS if name.startswith("uq_")}
 
 
-def test_a_migrated_database_is_left_alone(file: Path) -> None:
+def test_a_migrated_database_is_not_changed(file: Path) -> None:
     migrate(url(file))
     before = file.read_bytes()
     migrate(url(file))

@@ -1,4 +1,4 @@
-"""A server with PostgreSQL reads what has changed, and everything where it cannot know that."""
+"""With PostgreSQL, a server reads only the sessions that have changed, or all if it is not known which ones have."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sessions(stores: OpenStores) -> SessionStore:
 
 @pytest_asyncio.fixture
 async def queue(stores: OpenStores, sessions: SessionStore) -> SessionQueue:
-    """The queue of a server that knows all sessions."""
+    """The queue of a server that has loaded all sessions."""
     await sessions.register_host(Registration("boot-1"))
     queue = SessionQueue(sessions, QueueSettings(), Clock(), host=HOST, is_shared=True)
     assert await stores.database.changes() == ANY_CHANGE
@@ -53,7 +53,7 @@ async def queue(stores: OpenStores, sessions: SessionStore) -> SessionQueue:
     return queue
 
 
-async def test_what_another_server_does_is_noticed_without_reading_the_whole_queue(
+async def test_changes_by_another_server_are_read_without_the_rest_of_the_queue(
     url: str, stores: OpenStores, sessions: SessionStore, queue: SessionQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[Session] = []
@@ -77,15 +77,13 @@ async def test_what_another_server_does_is_noticed_without_reading_the_whole_que
     assert len(queue) == WAITING
 
 
-async def test_a_session_that_changes_often_is_looked_up_once(
-    url: str, stores: OpenStores, queue: SessionQueue
-) -> None:
+async def test_a_session_that_changes_often_is_reported_once(url: str, stores: OpenStores, queue: SessionQueue) -> None:
     for purpose in ("one", "two", "three"):
         sql(url, "UPDATE session SET purpose = ? WHERE session_id = 'early-7'", purpose)
     assert await stores.database.changes() == Changes(frozenset({"early-7"}))
 
 
-async def test_signs_of_life_and_old_sessions_are_no_changes(
+async def test_beats_last_seen_times_and_ended_sessions_are_not_reported(
     url: str, stores: OpenStores, sessions: SessionStore, queue: SessionQueue
 ) -> None:
     await queue.end("early-9")
@@ -103,7 +101,7 @@ async def test_signs_of_life_and_old_sessions_are_no_changes(
         pytest.param(("UPDATE session SET session_id = ? WHERE rank = 8", "x" * 9000), id="an id that is too long"),
     ],
 )
-async def test_where_it_is_unknown_which_sessions_have_changed_all_are_read(
+async def test_all_sessions_are_read_if_it_is_not_known_which_have_changed(
     url: str, stores: OpenStores, sessions: SessionStore, queue: SessionQueue, edit: tuple[str, *tuple[object, ...]]
 ) -> None:
     sql(url, *edit)
@@ -113,7 +111,7 @@ async def test_where_it_is_unknown_which_sessions_have_changed_all_are_read(
     assert list(queue) == await sessions.live_sessions()
 
 
-async def test_after_a_lost_connection_anything_may_have_changed(
+async def test_everything_counts_as_changed_after_a_lost_connection(
     url: str, stores: OpenStores, queue: SessionQueue
 ) -> None:
     sql(url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'neops-remote-lab'")

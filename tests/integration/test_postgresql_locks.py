@@ -1,4 +1,4 @@
-"""What other connections to PostgreSQL do at the same time: suspended servers, and operators with open transactions."""
+"""Locks that other connections to PostgreSQL hold: those of suspended servers, and of operators' transactions."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ async def stores(url: str) -> AsyncIterator[OpenStores]:
         yield first
 
 
-async def test_a_server_that_is_suspended_in_a_transaction_blocks_the_queue_only_for_a_moment(
+async def test_a_server_that_is_suspended_in_a_transaction_blocks_the_queue_only_for_a_while(
     url: str, stores: OpenStores
 ) -> None:
-    is_locked, goes_on = asyncio.Event(), asyncio.Event()
+    is_locked, resume = asyncio.Event(), asyncio.Event()
 
     async def lock_and_stop(connection: AsyncConnection) -> None:
         await connection.execute(text("SELECT name FROM queue FOR UPDATE"))
         is_locked.set()
-        await goes_on.wait()
+        await resume.wait()
 
     async with opened(url) as other:
         assert isinstance(other.database, SqlDatabase)
@@ -49,15 +49,15 @@ async def test_a_server_that_is_suspended_in_a_transaction_blocks_the_queue_only
         await is_locked.wait()
         with pytest.raises(DatabaseError, match="locked"):
             await stores.sessions().join(joining("ann"), promote=True)
-        await _joined(stores, "bob")
-        goes_on.set()
+        await _join(stores, "bob")
+        resume.set()
         with pytest.raises(DatabaseError):
             await suspended
         assert [session.session_id for session in await other.sessions().live_sessions()] == ["bob"]
 
 
-async def _joined(stores: OpenStores, name: str) -> Session:
-    """Join, as often as the queue is locked."""
+async def _join(stores: OpenStores, name: str) -> Session:
+    """Join, and repeat that while the queue is locked."""
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -66,7 +66,7 @@ async def _joined(stores: OpenStores, name: str) -> Session:
             assert time.monotonic() < deadline, "the queue stays locked"
 
 
-async def test_a_session_that_an_operator_ends_at_that_moment_does_not_become_active(
+async def test_a_session_that_an_operator_ends_during_a_promotion_does_not_become_active(
     url: str, stores: OpenStores
 ) -> None:
     sessions = stores.sessions()

@@ -1,4 +1,4 @@
-"""A preloaded netlab: it behaves like any other, and its failure fails no command."""
+"""A preloaded netlab: it behaves as a newly started one, which runs the command if preloading fails."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import pytest
 from neops_remote_lab.netlab.process import LAB_ID_VARIABLE, PreloadedNetlab, run_netlab
 from tests.fakes import FakeNetlab, install_fake_netlab, wait_until
 
-TELLTALE = f"""\
+REPORTER = f"""\
 import json, os, sys
 VERSION = 1
 def main():
-    told = {{"pid": os.getpid(), "directory": os.getcwd(), "argv": sys.argv, "path": sys.path, "version": VERSION}}
-    told.update(lab=os.environ.get({LAB_ID_VARIABLE!r}), answer=sys.stdin.read())
-    print(json.dumps(told))
-    print("a complaint", file=sys.stderr)
+    report = {{"pid": os.getpid(), "directory": os.getcwd(), "argv": sys.argv, "path": sys.path, "version": VERSION}}
+    report.update(lab=os.environ.get({LAB_ID_VARIABLE!r}), answer=sys.stdin.read())
+    print(json.dumps(report))
+    print("a warning", file=sys.stderr)
     return 3 if "fail" in sys.argv else 0
 """
-"""Stands in for netlab's commands: prints its arguments."""
+"""A replacement for netlab's commands that prints its process id, its arguments and its environment."""
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> FakeNetlab:
     fake = install_fake_netlab(tmp_path / "host")
-    commands(fake).write_text(TELLTALE)
+    commands(fake).write_text(REPORTER)
     return fake
 
 
@@ -58,28 +58,29 @@ def commands(host: FakeNetlab) -> Path:
 
 
 def loaded(children: Children) -> psutil.Process:
-    """The netlab that waits, once it is loaded."""
+    """The process of the preloaded netlab, once it waits for a command."""
     [process] = children()
     wait_until(lambda: process.status() == psutil.STATUS_SLEEPING and is_reading(process))
     return process
 
 
 def is_reading(process: psutil.Process) -> bool:
-    """Whether it waits for its order: its standard input is what it sleeps on."""
+    """Whether a process is blocked in reading its standard input."""
+    # the number of the system call, and its first argument: `read` of descriptor 0
     return Path(f"/proc/{process.pid}/syscall").read_text().split()[:2] == ["0", "0x0"]
 
 
 def up(host: FakeNetlab, preloaded: PreloadedNetlab | None, directory: Path, *words: str) -> dict[str, Any]:
-    """Run the stand-in. Returns the arguments that it got."""
+    """Run the replacement of `netlab up`. Returns its report."""
     log = directory / "log"
     log.write_text("before\n")
     command = str(host.bin / "netlab")
-    told = {"command": command, "lab_id": "lab-1", "answer": "y\n", "log": log, "timeout": 30.0}
-    assert run_netlab(["up", *words], directory=directory, preloaded=preloaded, **told) == ""  # type: ignore[arg-type]
-    before, told_line, complaint = sorted(log.read_text().splitlines(), key=lambda line: line.startswith("a "))
-    assert (before, complaint) == ("before", "a complaint")
-    found: dict[str, Any] = json.loads(told_line)
-    return found
+    options = {"command": command, "lab_id": "lab-1", "answer": "y\n", "log": log, "timeout": 30.0}
+    assert run_netlab(["up", *words], directory=directory, preloaded=preloaded, **options) == ""  # type: ignore[arg-type]
+    before, printed, warning = sorted(log.read_text().splitlines(), key=lambda line: line.startswith("a "))
+    assert (before, warning) == ("before", "a warning")
+    report: dict[str, Any] = json.loads(printed)
+    return report
 
 
 @pytest.mark.parametrize("options", [" -I", ""], ids=["isolated", "usual"])
@@ -88,14 +89,14 @@ def test_a_preloaded_netlab_gets_the_same_command_as_any_other(
 ) -> None:
     script = host.bin / "netlab"
     script.write_text(script.read_text().replace(" -I\n", f"{options}\n"))
-    anew = up(host, None, tmp_path, "a b", "--snapshot")
+    expected = up(host, None, tmp_path, "a b", "--snapshot")
     preloaded.load()
     waiting = loaded(children)
-    ahead = up(host, preloaded, tmp_path, "a b", "--snapshot")
-    assert ahead.pop("pid") == waiting.pid != anew.pop("pid")
-    assert ahead == anew
-    assert anew["answer"] == "y\n"
-    assert anew["lab"] == "lab-1"
+    report = up(host, preloaded, tmp_path, "a b", "--snapshot")
+    assert report.pop("pid") == waiting.pid != expected.pop("pid")
+    assert report == expected
+    assert expected["answer"] == "y\n"
+    assert expected["lab"] == "lab-1"
 
 
 def test_a_preloaded_netlab_runs_one_command_and_the_next_one_is_loaded_on_request(
@@ -111,12 +112,14 @@ def test_a_preloaded_netlab_runs_one_command_and_the_next_one_is_loaded_on_reque
     assert up(host, preloaded, tmp_path)["pid"] not in {first, None}
 
 
-def test_its_failure_is_reported_like_any_other(host: FakeNetlab, preloaded: PreloadedNetlab, tmp_path: Path) -> None:
+def test_a_failure_of_a_preloaded_netlab_is_reported_like_any_other(
+    host: FakeNetlab, preloaded: PreloadedNetlab, tmp_path: Path
+) -> None:
     preloaded.load()
     with pytest.raises(subprocess.CalledProcessError) as failed:
         up(host, preloaded, tmp_path, "fail")
     assert failed.value.returncode == 3
-    assert "a complaint" in failed.value.stderr
+    assert "a warning" in failed.value.stderr
     assert failed.value.cmd == [str(host.bin / "netlab"), "up", "fail"]
 
 
@@ -126,13 +129,13 @@ def test_a_netlab_that_was_replaced_meanwhile_is_not_used(
     preloaded.load()
     waiting = loaded(children)
     draft = tmp_path / "draft"
-    draft.write_text(TELLTALE.replace("VERSION = 1", "VERSION = 22"))
+    draft.write_text(REPORTER.replace("VERSION = 1", "VERSION = 22"))
     draft.replace(commands(host))
-    told = up(host, preloaded, tmp_path)
-    assert (told["version"], told["pid"]) == (22, waiting.pid)
+    report = up(host, preloaded, tmp_path)
+    assert (report["version"], report["pid"]) == (22, waiting.pid)
 
 
-def test_a_preloaded_netlab_that_has_died_is_replaced_by_a_normal_start(
+def test_a_preloaded_netlab_that_has_ended_is_replaced_by_a_normal_start(
     host: FakeNetlab, preloaded: PreloadedNetlab, children: Children, tmp_path: Path
 ) -> None:
     preloaded.load()
@@ -172,7 +175,7 @@ def test_only_a_python_script_of_netlab_is_preloaded(tmp_path: Path, text: str) 
         assert log.read_text() == f"{script} up\n"
 
 
-def test_without_netlab_nothing_is_loaded_and_nothing_fails(tmp_path: Path) -> None:
+def test_preloading_without_netlab_does_not_fail(tmp_path: Path) -> None:
     preloaded = PreloadedNetlab(str(tmp_path / "netlab"))
     preloaded.load()
     assert preloaded.take() is None

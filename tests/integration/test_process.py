@@ -35,13 +35,13 @@ else:
     os.rename("pids", "ready")
 time.sleep(600)
 """
-"""A process with a child; those that are named ignore the polite signal."""
+"""A process with a child. Those that an argument names ignore SIGTERM."""
 
 
 def run(
     code: str, directory: Path, *arguments: str, timeout: float = 30, kill_grace: float = 0.2, **options: object
 ) -> str:
-    """Python code instead of netlab."""
+    """Run Python code instead of netlab."""
     words: Sequence[str] = ["-c", code, *arguments]
     return run_netlab(
         words,
@@ -63,7 +63,7 @@ def test_a_command_has_its_directory_in_the_variable_of_the_shell(tmp_path: Path
     assert run("import os; print(os.environ['PWD'])", tmp_path) == f"{tmp_path}\n"
 
 
-# Its end
+# Timeouts and interrupts
 
 
 @pytest.mark.parametrize("stubborn", [[], ["leader"], ["child"], ["leader", "child"]], ids=" and ".join)
@@ -99,10 +99,10 @@ def test_an_interrupt_before_the_start_ends_the_command(tmp_path: Path) -> None:
 def test_a_command_gets_time_to_end_by_itself(tmp_path: Path) -> None:
     code = """
 import pathlib, signal, sys, time
-def bye(*_):
-    pathlib.Path("farewell").touch()
+def end(*_):
+    pathlib.Path("ended").touch()
     sys.exit(3)
-signal.signal(signal.SIGTERM, bye)
+signal.signal(signal.SIGTERM, end)
 pathlib.Path("ready").touch()
 time.sleep(600)
 """
@@ -113,7 +113,7 @@ time.sleep(600)
         interrupt.set()
         with pytest.raises(InterruptedError):
             running.result(10)
-    assert (tmp_path / "farewell").exists()
+    assert (tmp_path / "ended").exists()
 
 
 def test_a_second_ctrl_c_does_not_leave_a_command_running(tmp_path: Path) -> None:
@@ -162,17 +162,17 @@ def test_a_signal_to_our_group_does_not_reach_the_command(tmp_path: Path) -> Non
 # Memory and output
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these limits")
 def test_a_command_over_its_memory_limit_fails_alone(tmp_path: Path) -> None:
     limit = 300 << 20
-    code = "import sys; sys.stdin.read(); print(len(bytearray(600 << 20)))"  # input comes after the limit
+    code = "import sys; sys.stdin.read(); print(len(bytearray(600 << 20)))"  # the input is sent after the limit is set
     with pytest.raises(subprocess.CalledProcessError) as failed:
         run(code, tmp_path, memory=limit)
     assert "MemoryError" in failed.value.stderr
     assert run(code, tmp_path) == f"{600 << 20}\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these limits")
 def test_a_command_can_have_a_lower_priority(tmp_path: Path) -> None:
     code = "import os, sys; sys.stdin.read(); print(os.nice(0))"
     assert int(run(code, tmp_path, niceness=5)) == int(run(code, tmp_path)) + 5
@@ -217,7 +217,7 @@ def test_a_log_grows_while_the_command_runs_and_is_appended_to(tmp_path: Path) -
         assert running.result(10) == ""
 
 
-# Input and surroundings
+# Input, directory and environment
 
 
 def test_standard_input_is_written_and_then_closed(tmp_path: Path) -> None:
@@ -277,8 +277,8 @@ raise SystemExit("end")
 
 
 def test_a_command_never_has_a_higher_priority_than_this_process(tmp_path: Path) -> None:
-    """A server may be nice itself, and not allowed to make anything less nice."""
-    # Its input ends once the command has its limits.
+    """A server may itself have a low priority, and may not be allowed to raise that of a command."""
+    # The input of the command ends after its limits are set.
     inner = "import os, sys; sys.stdin.read(); print(os.getpriority(os.PRIO_PROCESS, 0), flush=True)"
     outer = (
         "import os, pathlib, sys\n"
@@ -286,9 +286,9 @@ def test_a_command_never_has_a_higher_priority_than_this_process(tmp_path: Path)
         "os.nice(15)\n"
         "for niceness in (0, 3, 10):\n"
         f"    words = ['-c', {inner!r}]\n"
-        "    told = run_netlab(words, directory=pathlib.Path('/'), timeout=30, command=sys.executable,\n"
-        "                      niceness=niceness)\n"
-        "    print(told.strip())\n"
+        "    output = run_netlab(words, directory=pathlib.Path('/'), timeout=30, command=sys.executable,\n"
+        "                        niceness=niceness)\n"
+        "    print(output.strip())\n"
     )
     shown = subprocess.run(
         [sys.executable, "-c", outer], check=True, capture_output=True, text=True, env=dict(os.environ)
@@ -314,7 +314,7 @@ def test_a_command_beside_this_python_is_found_with_the_programs_beside_it(
 # Failure
 
 
-def test_a_missing_command_is_reported_as_such(tmp_path: Path) -> None:
+def test_a_missing_command_is_reported(tmp_path: Path) -> None:
     before = psutil.Process().children()
     with pytest.raises(FileNotFoundError):
         run_netlab(["up"], directory=tmp_path, timeout=5, command="no-such-netlab")
@@ -333,7 +333,7 @@ def test_a_failure_has_the_exit_status_and_the_last_lines(tmp_path: Path) -> Non
 
 def test_the_last_lines_are_those_of_this_command(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_text("an earlier complaint\n")
+    log.write_text("an earlier message\n")
     with pytest.raises(subprocess.CalledProcessError) as failed:
         run("import sys; sys.exit('now')", tmp_path, log=log)
     assert failed.value.stderr == "now"

@@ -1,4 +1,4 @@
-"""The queue compared with a small model, under random actions of clients, time, an operator and restarts."""
+"""The queue compared with a model, under random actions of clients and an operator, timeouts and restarts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOST = "model-host"
 
 
 class Model:
-    """The queue as one would explain it: a list, whose head becomes active in a free slot of the host."""
+    """The expected queue: a list, whose head becomes active in a free slot of the host."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -58,7 +58,7 @@ class Model:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Does to both what can be done, and compares."""
+    """Applies the same random actions to the queue and to the model, and compares them."""
 
     def __init__(self, url: str, shell: Shell) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.do(self.queue.load())
 
     def sql(self, statement: str, *values: object) -> list[Any]:
-        """What an operator does, and the server's next look at the database."""
+        """Run a statement of an operator, and let the server read what has changed."""
         rows = self.shell(statement, *values)
         self.do(self.queue.reconcile(self.do(self.stores.database.changes())))
         return rows
@@ -99,7 +99,7 @@ class QueueMachine(RuleBasedStateMachine):
     def pick(self, index: int) -> str:
         return self.model.order[index % len(self.model.order)]
 
-    def gone(self, session_id: str) -> None:
+    def leave(self, session_id: str) -> None:
         self.ended.add(session_id)
         self.model.leave(session_id, self.clock.seconds)
 
@@ -127,18 +127,18 @@ class QueueMachine(RuleBasedStateMachine):
         session_id = self.pick(index)
         assert self.do(self.queue.end(session_id))
         assert not self.do(self.queue.end(session_id))
-        self.gone(session_id)
+        self.leave(session_id)
 
     @precondition(lambda self: self.model.order)
     @rule(index=st.integers(0, 9))
-    def give_a_sign(self, index: int) -> None:
+    def renew(self, index: int) -> None:
         session_id = self.pick(index)
         assert self.queue.renew(session_id)
         self.model.seen[session_id] = self.clock.seconds
 
     @precondition(lambda self: self.ended)
     @rule()
-    def ended_sessions_stay_so(self) -> None:
+    def ended_sessions_stay_ended(self) -> None:
         for session_id in self.ended:
             assert not self.queue.renew(session_id)
             assert not self.do(self.queue.end(session_id))
@@ -151,7 +151,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.clock.seconds += seconds
         stale = {name for name in self.model.order if self.clock.seconds - self.model.seen[name] > TIMEOUT}
         assert set(self.do(self.queue.expire())) == stale
-        # All at once: none of them becomes active on the way.
+        # They end in one transaction, so that none of them becomes active before its own end.
         self.model.waiting = [name for name in self.model.waiting if name not in stale]
         self.model.active = {slot: name for slot, name in self.model.active.items() if name not in stale}
         self.ended |= stale
@@ -177,7 +177,7 @@ class QueueMachine(RuleBasedStateMachine):
     def operator_ends(self, index: int) -> None:
         session_id = self.pick(index)
         self.sql("UPDATE session SET state = 'ended' WHERE session_id = ?", session_id)
-        self.gone(session_id)
+        self.leave(session_id)
 
     @precondition(lambda self: self.model.active)
     @rule()
@@ -194,7 +194,7 @@ class QueueMachine(RuleBasedStateMachine):
         rank = f"(SELECT {ends} FROM session WHERE state = 'waiting')"  # noqa: S608
         self.sql(f"UPDATE session SET rank = {rank} WHERE session_id = ?", session_id)  # noqa: S608
         self.model.waiting.insert(0 if to_front else len(self.model.waiting), session_id)
-        self.model.seen[session_id] = self.clock.seconds  # a session that is touched begins anew
+        self.model.seen[session_id] = self.clock.seconds  # a changed session gets its full timeout again
 
     @rule(on=st.booleans())
     def quarantine(self, on: bool) -> None:
@@ -202,10 +202,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.model.quarantined = on
         self.model.promote(self.clock.seconds)
 
-    # What must hold
+    # Invariants
 
     @invariant()
-    def both_agree(self) -> None:
+    def the_queue_equals_the_model(self) -> None:
         assert [session.session_id for session in self.queue] == self.model.order
         assert len(self.queue) == len(self.model.order)
         assert {session.slot: session.session_id for session in self.queue.active} == self.model.active
@@ -216,7 +216,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert place.position == position
 
     @invariant()
-    def the_database_is_the_truth(self) -> None:
+    def the_database_equals_the_model(self) -> None:
         waiting = [name for (name,) in self.shell("SELECT session_id FROM waiting ORDER BY place")]
         active = [name for (name,) in self.shell("SELECT session_id FROM active")]
         assert active + waiting == self.model.order

@@ -25,7 +25,7 @@ TOPOLOGY = "provider: {provider}\ndefaults.device: frr\nname: lab\nnodes: [r1, r
 
 
 def create(directory: Path, provider: str = "clab", more: str = "") -> subprocess.CompletedProcess[str]:
-    """Let netlab make its files; it touches nothing beyond the directory."""
+    """Run `netlab create`, which writes only into the directory."""
     (directory / "lab.yml").write_text(TOPOLOGY.format(provider=provider) + more)
     home = directory.with_name("home")
     home.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Several labs at the same time on one host: separate from each other, from other servers, and from those of people."""
+"""Several labs on one host at the same time, separated from each other and from labs of other servers and users."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_topology_cannot_undo_what_separates_labs(
 # Failures beside a running lab
 
 
-def test_a_failed_start_takes_only_its_own_lab_away(labs: Labs, host: FakeNetlab, write: Callable[..., Path]) -> None:
+def test_a_failed_start_removes_only_its_own_lab(labs: Labs, host: FakeNetlab, write: Callable[..., Path]) -> None:
     running = labs.start(write())
     before = host.leftovers()
     with pytest.raises(subprocess.CalledProcessError):
@@ -206,13 +206,15 @@ def test_a_forced_teardown_removes_only_its_own_lab(
     assert running.runs()
 
 
-def test_a_lab_that_lost_a_node_does_not_run(labs: Labs, host: FakeNetlab, write: Callable[..., Path]) -> None:
+def test_a_lab_without_one_of_its_nodes_counts_as_not_running(
+    labs: Labs, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
     lab, other = labs.start(write()), labs.start(write())
     subprocess.run(["docker", "rm", "--force", containers_of(lab, host)[0]], check=True, stdout=subprocess.DEVNULL)
     assert (lab.runs(), other.runs()) == (False, True)
 
 
-def test_containers_of_another_lab_with_this_name_are_noticed_and_kept(
+def test_containers_of_another_lab_with_the_same_name_are_reported_and_kept(
     labs: Labs, host: FakeNetlab, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = labs.check(write())
@@ -262,7 +264,7 @@ def test_a_sweep_removes_the_abandoned_lab_and_no_other(
     lock = HostLock(settings["lock_dir"], "number-2")
     lock.acquire()
     with pytest.raises(LabInTheWay, match="number 2"):
-        waiting.adopt(recorded)  # it is tried again
+        waiting.adopt(recorded)  # the caller tries again later
     assert running.sweep(labs.host_labs.directories()) == []
     assert labs_in(settings["work_dir"]) == sorted([recorded.lab_id, running.held.lab_id if running.held else ""])
     lock.release()
@@ -326,7 +328,7 @@ def test_a_local_manager_waits_until_no_lab_is_left(
 
 
 @pytest.mark.parametrize(("version", "starts"), [("0.76.1", True), ("0.75.0", False)])
-def test_a_lab_that_somebody_started_by_hand_is_in_the_way_of_an_old_containerlab(
+def test_an_old_containerlab_starts_no_lab_beside_one_that_a_user_started(
     labs: Labs, host: FakeNetlab, write: Callable[..., Path], version: str, starts: bool
 ) -> None:
     host.change_containerlab(version)

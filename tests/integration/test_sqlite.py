@@ -1,4 +1,4 @@
-"""SQLite: how statements find their rows, and how the connection is set up."""
+"""SQLite: query plans of frequent statements, and settings of the connection."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_frequent_statements_use_an_index(path: Path, statement: str) -> None:
 async def test_the_connection_is_set_up_for_durability(path: Path, level: str, number: int) -> None:
     database = SqliteDatabase(urls.parse(str(path)), synchronous=level)
 
-    async def ask(name: str) -> Any:
+    async def pragma(name: str) -> Any:
         return await database.read(lambda connection: _pragma(connection, name))
 
-    assert await ask("synchronous") == number
-    assert await ask("journal_mode") == "wal"
-    assert await ask("foreign_keys") == 1
+    assert await pragma("synchronous") == number
+    assert await pragma("journal_mode") == "wal"
+    assert await pragma("foreign_keys") == 1
     await database.close()
 
 
