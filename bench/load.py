@@ -184,8 +184,8 @@ def in_background(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return asyncio.create_task(call)
 
 
-async def settle(seconds: float = 0.05) -> None:
-    """Wait until the server has received the long polls."""
+async def pause(seconds: float = 0.05) -> None:
+    """Give the server time to receive what was sent."""
     await asyncio.sleep(seconds)
 
 

@@ -1,4 +1,4 @@
-"""Clients in long polls: the one at the head of a queue, and all those that wait in it."""
+"""Clients with long polls: the next one of a queue, or all that wait in it."""
 
 import asyncio
 import time
@@ -15,14 +15,14 @@ from bench.measure import BenchError, require
 from bench.servers import process_of
 
 BATCH: Final = 50
-QUIET: Final = 10.0
-"""Percent of a core below which a server has taken in what was sent."""
-HOLD: Final = 60
-"""Seconds for which the server is asked to hold an answer; everything is over before that."""
+IDLE: Final = 10.0
+"""Percent of a core below which a server has processed all requests."""
+WAIT: Final = 60
+"""The `wait` of each long poll, in seconds. It is longer than any measurement."""
 
 
 class Head:
-    """The head of a server's queue, which moves on with every hand-over."""
+    """Hand-overs at the head of a server's queue. Each one adds a session at its end, so the length is constant."""
 
     def __init__(self, server: LabServer, ids: list[str]) -> None:
         self.server = server
@@ -33,11 +33,11 @@ class Head:
     async def hand_over(self) -> float:
         """Seconds from the end of the active session to the answer that the next one waits for."""
         active, following = self.ids.pop(0), self.ids[0]
-        held = load.in_background(self._next.call(request("GET", f"/session/{following}?wait=30", following)))
-        await load.settle(0.02)
+        poll = load.in_background(self._next.call(request("GET", f"/session/{following}?wait=30", following)))
+        await load.pause(0.02)
         began = time.perf_counter()
         ended = load.in_background(self._active.call(request("DELETE", f"/session/{active}", active)))
-        place = (await held).expect(200).json()
+        place = (await poll).expect(200).json()
         took = time.perf_counter() - began
         (await ended).expect(204)
         require(place["status"] == "active", f"the next session was not made active: {place}")
@@ -55,20 +55,24 @@ async def hand_over_in_turn(heads: Sequence[Head], turns: int) -> list[list[floa
     return took
 
 
-class Crowd:
-    """The waiting sessions of one server, each with an open long poll."""
+class WaitingClients:
+    """The clients of one server's waiting sessions, each with an open long poll.
+
+    Attributes:
+        memory: bytes of the server per long poll.
+    """
 
     def __init__(self, server: LabServer, ids: list[str]) -> None:
         self.server = server
         self.ids = ids
         self.process = psutil.Process()
         self.memory = 0.0
-        self._held: dict[str, asyncio.Task[Answer]] = {}
+        self._polls: dict[str, asyncio.Task[Answer]] = {}
         self._connections: dict[str, Connection] = {}
         self._began = 0.0
 
-    async def gather(self) -> None:
-        """Open a long poll for each waiting session. Returns the memory per session."""
+    async def open(self) -> None:
+        """Open a long poll for each waiting session, and measure the memory."""
         self.process = process_of(self.server)
         # The first call makes the server import and compile what every later one shares.
         (await Connection(self.server.port).call(request("GET", f"/session/{self.ids[-1]}?wait=0.1"))).expect(200)
@@ -77,32 +81,32 @@ class Crowd:
         for start in range(1, len(self.ids), BATCH):
             waiting = self.ids[start : start + BATCH]
             for session, connection in zip(waiting, await load.connect(self.server.port, len(waiting)), strict=True):
-                self.hold(session, connection)
-        await self.quiet()
-        self.memory = (self.process.memory_info().rss - before) / len(self._held)
+                self._poll(session, connection)
+        await self.wait_until_idle()
+        self.memory = (self.process.memory_info().rss - before) / len(self._polls)
 
-    async def quiet(self) -> None:
-        """Wait until the server has read everything that was sent."""
-        await load.settle()
+    async def wait_until_idle(self) -> None:
+        """Wait until the server has processed all requests."""
+        await load.pause()
         for _ in range(60):
-            if await self.idle(0.3) < QUIET:
+            if await self.processor_share(0.3) < IDLE:
                 return
-        raise BenchError(f"the server does not come to rest with {len(self._held)} calls held")
+        raise BenchError(f"the server does not become idle with {len(self._polls)} long polls")
 
-    def hold(self, session: str, connection: Connection) -> None:
+    def _poll(self, session: str, connection: Connection) -> None:
         self._connections[session] = connection
-        self._held[session] = load.in_background(self._until_active(session, connection))
+        self._polls[session] = load.in_background(self._until_active(session, connection))
 
     async def _until_active(self, session: str, connection: Connection) -> Answer:
-        """The answer that the session is active; until then one for each change of its position."""
+        """Poll until the session is active. Returns the last answer; each earlier one had a new position."""
         position = None
         while True:
-            sent = request("GET", f"/session/{session}?wait={HOLD}", session)
+            sent = request("GET", f"/session/{session}?wait={WAIT}", session)
             answer = (await connection.call(sent)).expect(200)
             place = answer.json()
             if place["status"] == "active":
                 return answer
-            require(place["position"] != position, f"a call was answered although nothing had changed: {place}")
+            require(place["position"] != position, f"a long poll was answered without a change: {place}")
             position = place["position"]
 
     async def hand_over(self) -> float:
@@ -112,30 +116,30 @@ class Crowd:
         await other.open()
         began = time.perf_counter()
         ended = load.in_background(other.call(request("DELETE", f"/session/{active}", active)))
-        place = (await self._held.pop(following)).expect(200).json()
+        place = (await self._polls.pop(following)).expect(200).json()
         took = time.perf_counter() - began
         (await ended).expect(204)
         require(place["status"] == "active", f"the next session was not made active: {place}")
         joined = (await other.call(request("POST", "/session"))).expect(201).json()["session_id"]
         other.close()
         self.ids.append(joined)
-        self.hold(joined, self._connections.pop(following))
+        self._poll(joined, self._connections.pop(following))
         return took
 
-    async def idle(self, seconds: float) -> float:
-        """The processor time of the idle server, in percent of a core."""
+    async def processor_share(self, seconds: float) -> float:
+        """The processor time that the server uses during so many seconds, in percent of a core."""
         before, began = processor_seconds(self.process), time.monotonic()
         await asyncio.sleep(seconds)
         return 100 * (processor_seconds(self.process) - before) / (time.monotonic() - began)
 
-    async def disperse(self) -> None:
-        """Check that all long polls were open to the end, and close them."""
-        early = [session for session, held in self._held.items() if held.done()]
-        require(not early, f"{len(early)} calls were over before their turn")
-        require(time.monotonic() - self._began < HOLD, "the calls could not be held for as long as was measured")
+    async def close(self) -> None:
+        """Check that all long polls are still open, and close them."""
+        early = [session for session, poll in self._polls.items() if poll.done()]
+        require(not early, f"{len(early)} long polls were answered too early")
+        require(time.monotonic() - self._began < WAIT, "the measurement took longer than a long poll")
         for connection in self._connections.values():
             connection.close()
-        await asyncio.gather(*self._held.values(), return_exceptions=True)
+        await asyncio.gather(*self._polls.values(), return_exceptions=True)
 
 
 def processor_seconds(process: psutil.Process) -> float:

@@ -17,8 +17,8 @@ T = TypeVar("T")
 PACE: Final = 0.005
 """Seconds between two calls."""
 LONGEST: Final = 120.0
-"""Seconds after which a probe gives up."""
-SETTLE: Final = 0.3
+"""Maximum seconds for which a probe sends calls."""
+MARGIN: Final = 0.3
 """Seconds of calls before and after the measured work."""
 
 _over: Event
@@ -37,10 +37,10 @@ class Probe:
         """Do some work. Returns the seconds of the longest call meanwhile, and the result of the work."""
         self._over.clear()
         longest = self._pool.submit(_call, self._port, self._session)
-        time.sleep(SETTLE)
+        time.sleep(MARGIN)
         try:
             result = work()
-            time.sleep(SETTLE)
+            time.sleep(MARGIN)
         finally:
             self._over.set()
         return longest.result(), result
@@ -48,16 +48,16 @@ class Probe:
 
 @contextmanager
 def probing(port: int, session: str) -> Iterator[Probe]:
-    """A probe that asks a server for the status of a session."""
+    """A probe that requests the status of a session."""
     context = multiprocessing.get_context("spawn")
     over = context.Event()
-    with ProcessPoolExecutor(1, context, _remember, (over,)) as pool:
-        pool.submit(time.monotonic).result()  # it is there
+    with ProcessPoolExecutor(1, context, _set_over, (over,)) as pool:
+        pool.submit(time.monotonic).result()  # the process has started
         yield Probe(pool, over, port, session)
 
 
-def _remember(over: Event) -> None:
-    global _over  # noqa: PLW0603 - the only way in which an initializer leaves something behind
+def _set_over(over: Event) -> None:
+    global _over  # noqa: PLW0603 - an initializer can pass objects to later calls only as globals
     _over = over
 
 

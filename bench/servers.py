@@ -160,7 +160,7 @@ class Bench:
             server.close()
 
     def our_server(self, lab_host: FakeNetlab | RealNetlab | None = None, /, **settings: str) -> LabServer:
-        """The same, not started."""
+        """A server as `ours` makes it, not started."""
         root = self.directory("ours")
         flags = by_flag({"sql_poll": "0.5", **settings})
         return LabServer(root, lab_host or host.install(root / "host"), flags, _temporary(root))
@@ -178,7 +178,7 @@ class Bench:
             server.close()
 
     def peer_server(self, lab_host: FakeNetlab | RealNetlab | None = None) -> PeerServer | None:
-        """The same, not started."""
+        """A server as `theirs` makes it, not started."""
         if self.peer is None:
             return None
         root = self.directory("peer")

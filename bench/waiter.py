@@ -16,13 +16,13 @@ def main(url: str) -> None:
     for line in sys.stdin:
         if line.strip() == "go":
             client = RemoteLabClient(url)
-            _say(f"@active {time.monotonic()!r}")
+            _print(f"@active {time.monotonic()!r}")
         elif client is not None:
             client.close()
-            _say("@closed")
+            _print("@closed")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

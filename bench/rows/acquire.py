@@ -122,7 +122,7 @@ def _acquire(
 
 
 def acquire(server: LabServer, session: str, topology: str, nodes: int, *, runs: bool = False) -> float:
-    """Seconds of `POST /lab`. `runs` tells whether the lab must be running before."""
+    """Seconds of `POST /lab`. The lab must be running before if `runs` is true, and must not be otherwise."""
     body, kind = form(topology)
     began = time.perf_counter()
     answer: dict[str, Any] = call(server, "POST", "/lab", 200, session, body=body, content_type=kind, timeout=300)

@@ -72,7 +72,7 @@ def _exec(bench: Bench, server: LabServer, session: str, container: str) -> Row:
 
     def ours() -> None:
         answer = call(server, "POST", "/lab/devices/r1/exec", 200, session, body=body)
-        require(answer["exit_status"] == 0 and "Codes:" in answer["stdout"], f"the router said {answer}")
+        require(answer["exit_status"] == 0 and "Codes:" in answer["stdout"], f"the command failed: {answer}")
 
     def theirs() -> None:
         subprocess.run([docker, "exec", container, *COMMAND], check=True, capture_output=True)
@@ -214,7 +214,7 @@ def _open_and_echo(server: LabServer, session: str) -> None:
             for peer in peers:
                 peer.sendall(_frame(b"x" * 100))
             for peer in peers:
-                require(len(peer.recv(4096)) == 102, "the router did not send back what came")
+                require(len(peer.recv(4096)) == 102, "the router did not send the data back")
 
 
 def _read_all(server: LabServer, session: str, seconds: float) -> None:

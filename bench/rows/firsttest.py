@@ -16,7 +16,7 @@ TIMEOUT = 200
 FIVE_MINUTES = Target(ceiling=300)
 SUITE = ("ospf.yml", "conftest.py", "test_ospf.py")
 """The files that the README shows."""
-BRINGS = {"pip", "setuptools"}
+PREINSTALLED = {"pip", "setuptools"}
 """Packages of a new virtual environment."""
 
 
@@ -81,12 +81,12 @@ def _outside() -> dict[str, str]:
 
 def _packages(directory: Path, environment: dict[str, str]) -> set[str]:
     shown = _run(["venv/bin/pip", "list", "--format=freeze"], directory, environment)
-    return {line.partition("==")[0] for line in shown.splitlines()} - BRINGS
+    return {line.partition("==")[0] for line in shown.splitlines()} - PREINSTALLED
 
 
 def _size(directory: Path) -> int:
     """Bytes of all packages, except those of a new virtual environment."""
     (packages,) = directory.glob("python*/site-packages")
-    own = [entry for entry in packages.iterdir() if entry.name.split("-")[0] not in BRINGS]
+    own = [entry for entry in packages.iterdir() if entry.name.split("-")[0] not in PREINSTALLED]
     files = [file for entry in own for file in ([entry] if entry.is_file() else entry.rglob("*")) if file.is_file()]
     return sum(file.stat().st_size for file in files)

@@ -44,10 +44,10 @@ class Waiter:
     def expect(self, word: str, timeout: float = 60) -> str:
         """Wait for a line with this keyword. Returns the text after it."""
         try:
-            said, _, rest = self._lines.get(timeout=timeout).partition(" ")
+            found, _, rest = self._lines.get(timeout=timeout).partition(" ")
         except queue.Empty:
-            raise BenchError(f"a waiting client said nothing for {timeout:g} s instead of {word!r}") from None
-        require(said == word, f"a waiting client said {said!r} instead of {word!r}")
+            raise BenchError(f"a waiting client did not print {word!r} within {timeout:g} s") from None
+        require(found == word, f"a waiting client printed {found!r} instead of {word!r}")
         return rest
 
 

@@ -11,7 +11,7 @@ from tests.server import LabServer
 
 from bench import load
 from bench.measure import Row, Sample, Target
-from bench.polls import Crowd, Head, hand_over_in_turn, processor_seconds
+from bench.polls import Head, WaitingClients, hand_over_in_turn, processor_seconds
 from bench.rows import joining
 from bench.servers import NEVER, Bench, fill, process_of
 
@@ -24,10 +24,10 @@ FOREIGN_JOIN = """
     INSERT INTO session (session_id, queue, state, created_at, last_seen_at, rank)
     SELECT md5(random()::text), name, 'waiting', now(), now(), last_rank + 1 FROM queue WHERE name = 'default'
 """
-"""What another server writes."""
+"""The statement of a join at another server."""
 FOREIGN_JOINS = 20
 BETWEEN_JOINS = 0.05
-"""Seconds, so that a server looks at each join by itself."""
+"""Seconds, long enough that a server reads each join separately."""
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -85,7 +85,7 @@ def _joins(bench: Bench, cluster: Cluster) -> list[Row]:
 
 
 def _foreign_joins(bench: Bench, cluster: Cluster) -> Row:
-    """The processor time in which a server takes note of a join at another one."""
+    """The processor time in which a server reads a join at another server."""
     with cluster.new_database() as many, cluster.new_database() as few:
         servers = []
         for url, waiting in ((many, MANY), (few, FEW)):
@@ -96,19 +96,19 @@ def _foreign_joins(bench: Bench, cluster: Cluster) -> Row:
                 )
             )
         with bench.several(servers):
-            ours, reference = load.run(lambda: _notice_joins(bench, servers), 100)
+            ours, reference = load.run(lambda: _read_joins(bench, servers), 100)
     case = f"a join elsewhere, {MANY} waiting, CPU"
     return Row("postgresql", case, "ms", Sample(ours), f"{FEW} waiting", Sample(reference), Target(ratio=1.5))
 
 
-async def _notice_joins(bench: Bench, servers: list[LabServer]) -> list[list[float]]:
+async def _read_joins(bench: Bench, servers: list[LabServer]) -> list[list[float]]:
     spent: list[list[float]] = [[] for _ in servers]
     for _ in range(bench.choose(5, 20)):
         for index, server in enumerate(servers):
             before = processor_seconds(process_of(server))
             for _ in range(FOREIGN_JOINS):
                 sql(server.database_url, FOREIGN_JOIN)
-                await load.settle(BETWEEN_JOINS)
+                await load.pause(BETWEEN_JOINS)
             spent[index].append(1000 * (processor_seconds(process_of(server)) - before) / FOREIGN_JOINS)
     return spent
 
@@ -136,21 +136,21 @@ def _idle(bench: Bench, cluster: Cluster, number: int, share: int) -> Sample:
             )
             for name in names
         ]
-        # Each crowd begins with an active session, which waits for nothing.
-        crowds = [
-            Crowd(server, [active, *ids[number + index :: number]])
+        # The first session of each group is active, so it has no long poll.
+        groups = [
+            WaitingClients(server, [active, *ids[number + index :: number]])
             for index, (server, active) in enumerate(zip(servers, ids[:number], strict=True))
         ]
         with bench.several(servers):
-            return Sample(load.run(lambda: _all_idle(bench, crowds), 110))
+            return Sample(load.run(lambda: _all_idle(bench, groups), 110))
 
 
-async def _all_idle(bench: Bench, crowds: list[Crowd]) -> list[float]:
-    for crowd in crowds:
-        await crowd.gather()
+async def _all_idle(bench: Bench, groups: list[WaitingClients]) -> list[float]:
+    for group in groups:
+        await group.open()
     percent: list[float] = []
     for _ in range(bench.choose(1, 3)):
-        percent += await asyncio.gather(*(crowd.idle(bench.choose(4.0, 5.0)) for crowd in crowds))
-    for crowd in crowds:
-        await crowd.disperse()
+        percent += await asyncio.gather(*(group.processor_share(bench.choose(4.0, 5.0)) for group in groups))
+    for group in groups:
+        await group.close()
     return percent

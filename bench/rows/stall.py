@@ -19,7 +19,7 @@ from bench.servers import NEVER, Bench, Server, call, end, form, joined
 LIMIT: Final = 100.0
 """Maximum milliseconds of a stall."""
 ANSWER_TIMEOUT: Final = 30.0
-QUIET: Final = 1.0
+END_OF_STREAM: Final = 1.0
 """Seconds without data after which a stream counts as read."""
 ANSWERED = re.compile(rb"HTTP/1\.1 (\d+)")
 
@@ -33,7 +33,7 @@ def measure(bench: Bench) -> list[Row]:
         call(server, "POST", "/lab", 200, holder, body=body, content_type=content_type)
         (log,) = Path(server.work_dir).glob("*/netlab.log")
         probe = ends.enter_context(probing(server.port, waiting))
-        attacks: dict[str, Callable[[], str]] = {
+        loads: dict[str, Callable[[], str]] = {
             f"{len(UPLOADS)} refused uploads": lambda: _upload_all(server, waiting),
             "20 clients read none of 2000 answers": lambda: _read_nothing(server, waiting, 20, 2000),
             "a log of 30 MB, 8 readers": lambda: _read_log(server, holder, log, b"x" * 79 + b"\n", 30_000_000),
@@ -43,9 +43,9 @@ def measure(bench: Bench) -> list[Row]:
             "1000 waiting sessions move up": lambda: _move_up(server, 1000),
         }
         rows = []
-        for case, attack in attacks.items():
+        for case, work in loads.items():
             idle, _ = probe.during(lambda: time.sleep(1))
-            worst, note = probe.during(attack)
+            worst, note = probe.during(work)
             stall = Sample([1000 * max(0.0, worst - idle)])
             target = Target(ceiling=LIMIT)
             rows.append(Row("stall", case, "ms", stall, "idle", Sample([1000 * idle]), target, note=note))
@@ -111,7 +111,7 @@ def _read_log(server: Server, session: str, log: Path, piece: bytes, size: int) 
             accept = b"Accept: " + (b"text/event-stream" if number % 2 else b"text/plain")
             connection.sendall(_request("GET", "/lab/log", session, accept))
         received = [_drain(connection) for connection in connections]
-    require(min(received), "a reader got nothing")
+    require(min(received), "a reader received nothing")
     return f"{sum(received) / 1e6:.0f} MB read"
 
 
@@ -121,7 +121,7 @@ def _drain(connection: socket.socket) -> int:
     try:
         while piece := connection.recv(1 << 18):
             received += len(piece)
-            connection.settimeout(QUIET)
+            connection.settimeout(END_OF_STREAM)
     except (TimeoutError, ConnectionError):  # the stream stays open, or reading the others took too long
         pass
     return received

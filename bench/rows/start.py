@@ -8,7 +8,7 @@ from bench.measure import PEER, BenchError, Row, Sample, Target
 from bench.servers import NEVER, Bench, Server, call, fill
 
 SESSIONS = 50_000
-ASKED = "includes one netlab create, which tells whether the host's defaults are right"
+NOTE = "includes one netlab create, which checks the host's defaults"
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -28,7 +28,7 @@ def measure(bench: Bench) -> list[Row]:
     return [
         Row("start", "empty database", "s", empty, PEER, peer_times, Target(ratio=1.0), note=bench.no_peer),
         Row("start", f"{SESSIONS} sessions", "s", many, "empty database", empty, against_empty),
-        Row("start", "until a lab can start", "s", ready, "empty database", empty, Target(), note=ASKED),
+        Row("start", "until a lab can start", "s", ready, "empty database", empty, Target(), note=NOTE),
     ]
 
 
