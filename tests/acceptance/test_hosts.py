@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.chaos.shell import sql
+from tests.chaos.shell import is_running, sql
 from tests.fakes import install_fake_netlab, topology_text, wait_until
 from tests.postgresql import Cluster
 from tests.server import LabServer, by_flag, free_port
@@ -159,6 +159,48 @@ def test_a_server_that_was_stopped_beyond_its_lease_goes_on_with_its_lab(
     assert call(second, there, "GET", "/lab").json()["state"] == "running"
     assert call(second, there, "POST", "/lab/release").status_code == 204
     wait_until(second.is_clean, 20, "the lab is not torn down")
+
+
+def test_a_server_that_is_suspended_before_a_start_does_not_start_a_lab_that_was_lost_meanwhile(
+    servers: tuple[LabServer, LabServer], shared: str
+) -> None:
+    first, second = servers
+    first.join()
+    there = second.join()
+    with ThreadPoolExecutor(1) as threads, before_start_of(second) as asked:
+        acquire = threads.submit(second.acquire, there, topology_text(1))
+        wait_until(asked.exists, 20, "the start does not begin")
+        docker = int(asked.read_text())
+        second.signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: hosts(first)["lab-2"] == "gone", 20, "the host is not declared gone")
+            asked.unlink()
+            wait_until(lambda: not is_running(docker), 20, "the look at the host does not end")
+        finally:
+            second.signal(signal.SIGCONT)
+        assert acquire.result(30).status_code in {404, 503}
+    wait_until(lambda: hosts(first)["lab-2"] == "live", 20, "the host does not come back")
+    assert second.fake.invocations("up") == []
+    wait_until(second.is_clean, 20, "something of the lab is left")
+    assert sql(shared, "SELECT state, outcome_code FROM lab") == [("ended", "lost")]
+    waiter = first.join()
+    assert first.status(waiter, wait=20)["host"] == "lab-2"
+    assert second.acquire(waiter, topology_text(1)).status_code == 200
+
+
+@contextmanager
+def before_start_of(server: LabServer) -> Iterator[Path]:
+    """Let the last look at the host before a start wait for the removal of a file, which has the id of its process."""
+    docker, asked = server.fake.bin / "docker", server.fake.root / "asked"
+    real = docker.rename(docker.with_name("real-docker"))
+    wait = f"echo $$ > {asked}.new; mv {asked}.new {asked}; while [ -e {asked} ]; do sleep 0.01; done"
+    first = f"mkdir {asked}.once 2> /dev/null"
+    docker.write_text(f'#!/bin/sh\nif [ "$1" = network ] && {first}; then {wait}; fi\nexec {real} "$@"\n')
+    docker.chmod(0o755)
+    try:
+        yield asked
+    finally:
+        real.replace(docker)
 
 
 def test_a_host_that_is_drained_takes_no_further_session(servers: tuple[LabServer, LabServer], shared: str) -> None:

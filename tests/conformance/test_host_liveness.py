@@ -9,10 +9,10 @@ from neops_remote_lab.core.codes import HostState
 from neops_remote_lab.queue.host_liveness import HostLiveness
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.queue.settings import QueueSettings
-from neops_remote_lab.store.protocol import DatabaseError, SessionStore
+from neops_remote_lab.store.protocol import DatabaseError, Fenced, SessionStore
 from neops_remote_lab.store.rows import Registration
 from tests.models import HandClock
-from tests.stores import HOST, OpenStores
+from tests.stores import HOST, NOON, OpenStores
 
 LEASE, GONE_AFTER = 15.0, 600.0
 
@@ -22,9 +22,9 @@ class Observer:
 
     def __init__(self, store: SessionStore, other: str) -> None:
         self.store, self.other, self.clock = store, other, HandClock()
-        queue = SessionQueue(store, QueueSettings(), self.clock, host=HOST, is_shared=True)
         settings = QueueSettings(host_lease=LEASE, host_gone_after=GONE_AFTER)
-        self.liveness = HostLiveness(store, queue, settings, self.clock, host=HOST, is_shared=True)
+        self.queue = SessionQueue(store, settings, self.clock, host=HOST, is_shared=True)
+        self.liveness = HostLiveness(store, self.queue, settings, self.clock, host=HOST, is_shared=True)
 
     async def after(self, seconds: float) -> HostState:
         """The state of the other host, after the server has read its beat.
@@ -75,3 +75,44 @@ async def test_time_without_the_database_counts_against_no_host(
             await observer.after(5)
     assert await observer.after(10 * LEASE) is HostState.LIVE
     assert await observer.after(11 * LEASE + 1) is HostState.SILENT
+
+
+async def test_a_server_that_has_not_beaten_for_most_of_its_lease_must_not_act(observer: Observer) -> None:
+    own = observer.queue.hosts
+    own.require_own_live()
+    observer.clock.seconds += 0.9 * LEASE
+    with pytest.raises(Fenced):
+        own.require_own_live()
+    await observer.liveness.look()
+    own.require_own_live()
+
+
+async def test_a_beat_counts_from_before_its_call(observer: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    beat = observer.store.beat
+
+    async def slowly() -> bool:
+        shown = await beat()
+        observer.clock.seconds += LEASE  # the server is suspended before it learns that the beat succeeded
+        return shown
+
+    monkeypatch.setattr(observer.store, "beat", slowly)
+    await observer.liveness.look()
+    with pytest.raises(Fenced):
+        observer.queue.hosts.require_own_live()
+
+
+async def test_a_server_may_act_again_once_it_knows_what_others_did_while_it_was_silent(
+    observer: Observer, stores: OpenStores
+) -> None:
+    await observer.queue.load()
+    session = (await observer.queue.join(client=None, purpose=None, key=None)).session.session_id
+    assert observer.queue.is_active(session)
+    other = stores.sessions("lab-8")
+    [own] = [host for host in await other.hosts() if host.name == HOST]
+    await other.declare(own, HostState.GONE, NOON)
+    observer.clock.seconds += LEASE
+    with pytest.raises(Fenced):
+        observer.queue.hosts.require_own_live()
+    await observer.liveness.look()
+    observer.queue.hosts.require_own_live()
+    assert not observer.queue.is_active(session)

@@ -100,6 +100,13 @@ async def test_the_end_of_a_lab_ends_its_references(labs: LabStore) -> None:
     assert await labs.last_ended("ann") is None
 
 
+async def test_a_lab_ends_once(labs: LabStore) -> None:
+    await labs.starting(lab("one"), NOON)
+    await labs.ended("one", OutcomeCode.LOST, "lost: its host", NOON)
+    await labs.ended("one", OutcomeCode.RELEASED, "released", NOON + timedelta(days=1))
+    assert await labs.last_ended("ann") == ("one", OutcomeCode.LOST, "lost: its host")
+
+
 async def test_a_reference_to_an_unknown_lab_is_refused(labs: LabStore) -> None:
     with pytest.raises(DatabaseError):
         await labs.add_reference("nowhere", "ann", None, NOON)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -189,6 +190,24 @@ def test_a_failed_start_removes_only_its_own_lab(labs: Labs, host: FakeNetlab, w
         labs.start(write(topology_text(3, fail="start"), "failing.yml"))
     assert host.leftovers() == before
     assert running.runs()
+
+
+def test_a_start_that_the_last_check_forbids_leaves_nothing(
+    labs: Labs, host: FakeNetlab, write: Callable[..., Path]
+) -> None:
+    lab, workspace = labs.new(), labs.upload(write())
+    lab.reserve(workspace)
+
+    def forbid() -> None:
+        assert workspace.snapshot.exists(), "the check is not the last step"
+        raise PermissionError
+
+    with pytest.raises(PermissionError):
+        lab.start(workspace, threading.Event(), forbid)
+    assert host.invocations("up") == []
+    assert host.is_clean()
+    assert not workspace.base.exists()
+    assert lab.held is None
 
 
 @pytest.mark.parametrize(

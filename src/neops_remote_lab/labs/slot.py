@@ -6,7 +6,6 @@ outcome. Only `lab_life.next_step` decides what to do next.
 
 import asyncio
 import logging
-import math
 import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from neops_remote_lab.labs.acquires import Acquire
 from neops_remote_lab.labs.admission import Admission
 from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.outcomes import end_of_start, start_outcome, start_refusal
-from neops_remote_lab.labs.quarantine import HostQuarantine
+from neops_remote_lab.labs.quarantine import HostQuarantine, Leftovers
 from neops_remote_lab.labs.records import identity_of_lab, starting_lab, workspace_of
 from neops_remote_lab.labs.refusals import Refused
 from neops_remote_lab.labs.running import Running
@@ -75,8 +74,7 @@ class Slot:
         self._failed_logs = failed_logs
         self._artifacts = artifacts
         self._admission = admission
-        self._quarantine = quarantine
-        self._number = number
+        self._leftovers = Leftovers(quarantine, number, clock)
         self._prestart = prestart
         self._settings = settings
         self._clock = clock
@@ -86,7 +84,6 @@ class Slot:
         self._devices: list[DeviceInfoDto] = []
         self._references = 0
         self._running: Running | None = None
-        self._leftovers_since: float | None = None
         self._left_directories: list[Path] = []
         self._rebooted = False
 
@@ -131,7 +128,7 @@ class Slot:
     @property
     def has_leftovers(self) -> bool:
         """Whether leftovers of a lab could not be removed, so that no lab can start."""
-        return self._leftovers_since is not None
+        return self._leftovers.exist
 
     def next_step(self, acquire: Acquire | None = None) -> Decision:
         """Decide what to do next, for an acquire or, without one, for maintenance. Never blocks."""
@@ -144,10 +141,6 @@ class Slot:
     def _observed(self) -> Observed:
         lab, running, held = self._lab, self._running, self._host_lab.held
         starts_for = running.acquire if running else None
-        leftovers_for = None
-        if self._leftovers_since is not None:
-            lifted = not self._queue.quarantined  # by an operator, who considers the host clean
-            leftovers_for = math.inf if lifted else self._clock.monotonic() - self._leftovers_since
         return Observed(
             state=lab.state if lab else None,
             identity=starts_for.upload.workspace.identity if starts_for else identity_of_lab(lab) if lab else None,
@@ -156,7 +149,7 @@ class Slot:
             held=lab is not None and held is not None and held.lab_id == lab.lab_id,
             operation=running.operation if running else None,
             awaited=starts_for is not None and starts_for.present > 0,
-            leftovers_for=leftovers_for,
+            leftovers_for=self._leftovers.age,
         )
 
     def _in_session(self) -> bool:
@@ -185,7 +178,7 @@ class Slot:
         return self._running
 
     def _begin(self, operation: Operation, work: Coroutine[Any, Any, None], acquire: Acquire | None = None) -> Running:
-        self._leftovers_since = None  # the operation determines anew what is left
+        self._leftovers.forget()
         task = asyncio.create_task(work)
         self._running = running = Running(operation, task, acquire)
         task.add_done_callback(self._ended)
@@ -241,9 +234,18 @@ class Slot:
     def _start_blocking(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
         self._failed_logs.keep(workspace.lab_id, workspace.log)
         self._host_lab.reserve(workspace)
-        devices = self._host_lab.start(workspace, interrupt)
+        devices = self._host_lab.start(workspace, interrupt, self._require_session)
         self._failed_logs.discard(workspace.lab_id)
         return devices
+
+    def _require_session(self) -> None:
+        """Keep netlab from starting a lab that is not ours any more: the server may have been suspended meanwhile.
+
+        A suspension in the moment after this check is noticed only when `running` is recorded.
+        """
+        self._queue.hosts.require_own_live()
+        if not self._in_session():
+            self.interrupt_start(OutcomeCode.SESSION_ENDED)
 
     def _stopped_for(self) -> OutcomeCode | None:
         return self._running.stopped_for if self._running else None
@@ -311,7 +313,7 @@ class Slot:
         """Record the end of a lab. If something is left of it, report that instead and return False."""
         held = self._host_lab.held
         if held and held.lab_id == lab_id:
-            await self._report_leftovers(f"{', '.join(self._host_lab.leftovers)} of lab {lab_id}")
+            await self._leftovers.report(f"{', '.join(self._host_lab.leftovers)} of lab {lab_id}")
             return False
         await self._admission.ended(lab_id)
         await self._store.ended(lab_id, code, detail, self._clock.now())
@@ -321,16 +323,10 @@ class Slot:
     async def _sweep(self) -> None:
         """Remove the leftovers of earlier labs. If that succeeds, lift a quarantine set by the server."""
         if leftovers := await self._run_blocking(self._host_lab.sweep, self._left_directories):
-            await self._report_leftovers(f"{', '.join(leftovers)} of an earlier lab")
+            await self._leftovers.report(f"{', '.join(leftovers)} of an earlier lab")
             return
         self._left_directories = []
-        self._leftovers_since = self._clock.monotonic()  # so that a failure of the database is retried
-        await self._quarantine.clear(self._number)
-        self._leftovers_since = None
-
-    async def _report_leftovers(self, what: str) -> None:
-        self._leftovers_since = self._clock.monotonic()
-        await self._quarantine.report(self._number, what)
+        await self._leftovers.clear()
 
     # Adopting
 
@@ -342,7 +338,7 @@ class Slot:
         """
         self._rebooted = rebooted
         self._lab = await self._store.live_lab()
-        self._quarantine.expect(self._number)
+        self._leftovers.expect()
 
     def open(self, adopted: asyncio.Barrier, directories: Sequence[Path]) -> Running:
         """Begin to adopt or remove the lab of an earlier server. See `LabCoordinator.open`."""

@@ -6,7 +6,7 @@ import mmap
 import os
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,7 +172,9 @@ class NetlabCommands:
         what = [GOOD_NAME, *self._arguments.topology]
         self._create(scratch, what, scratch / "netlab.log", "", limits=self._check_limits, interrupt=interrupt)
 
-    def up(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
+    def up(
+        self, workspace: Workspace, interrupt: threading.Event, last_check: Callable[[], None] | None = None
+    ) -> list[DeviceInfoDto]:
         """Start a lab, from prepared files if there are any, and return its devices.
 
         The devices are read at low priority while netlab starts the nodes: netlab's snapshot has all their data by
@@ -180,7 +182,7 @@ class NetlabCommands:
 
         Raises:
             TopologyRejected: netlab rejects the topology; the message is netlab's.
-            The other exceptions of `run_netlab`.
+            The exceptions of `last_check`, which `run_netlab` calls, and the other ones of `run_netlab`.
         """
         prepared = workspace.snapshot.exists()
         start = workspace.log.stat().st_size if workspace.log.exists() else 0
@@ -190,7 +192,8 @@ class NetlabCommands:
                 self._devices_once_written, workspace, start, ended, interrupt
             )
             try:
-                self._run_up(workspace, ["--snapshot"] if prepared else self._topology_arguments(workspace), interrupt)
+                what = ["--snapshot"] if prepared else self._topology_arguments(workspace)
+                self._run_up(workspace, what, interrupt, last_check)
             except subprocess.CalledProcessError as error:
                 if not prepared and not _printed(workspace, start, ACCEPTED):
                     self._classifier.raise_cause(error, interrupt)
@@ -202,7 +205,13 @@ class NetlabCommands:
             raise InterruptedError("the start was stopped")
         return known
 
-    def _run_up(self, workspace: Workspace, what: list[str], interrupt: threading.Event) -> None:
+    def _run_up(
+        self,
+        workspace: Workspace,
+        what: list[str],
+        interrupt: threading.Event,
+        last_check: Callable[[], None] | None,
+    ) -> None:
         run_netlab(
             ["up", *what, *self._arguments.start],
             directory=workspace.directory,
@@ -215,6 +224,7 @@ class NetlabCommands:
             lab_id=workspace.lab_id,
             interrupt=interrupt,
             preloaded=self._preloaded,
+            last_check=last_check,
         )
 
     def _devices_once_written(

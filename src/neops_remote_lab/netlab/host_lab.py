@@ -4,7 +4,7 @@ It neither counts references nor decides what to do: `lab_life` decides.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from neops_remote_lab.models.lab import DeviceInfoDto
@@ -43,17 +43,20 @@ class HostLab:
         """Names of what the latest teardown could not remove."""
         return self._leftovers
 
-    def start(self, workspace: Workspace, interrupt: threading.Event) -> list[DeviceInfoDto]:
+    def start(
+        self, workspace: Workspace, interrupt: threading.Event, last_check: Callable[[], None] | None = None
+    ) -> list[DeviceInfoDto]:
         """Start the lab that was reserved and return its devices. If the start fails, the lab is torn down.
 
         Args:
             interrupt: once set, aborts the start with InterruptedError.
+            last_check: called immediately before the start changes anything outside the lab's directory.
 
         Raises:
             LabInTheWay: a lab that is not ours prevents the start.
             TopologyRejected: netlab rejects the topology (the message is netlab's), or the lab would share something
                 with other labs of this host.
-            The other exceptions of `run_netlab`.
+            The exceptions of `last_check`, and the other ones of `run_netlab`.
         """
         try:
             self._prepare(workspace, interrupt)
@@ -63,7 +66,7 @@ class HostLab:
             self._release(workspace)
             raise
         try:
-            devices = self.commands.up(workspace, interrupt)
+            devices = self.commands.up(workspace, interrupt, last_check)
             self._cleaner.require_own_containers(workspace)
         except BaseException as error:
             in_the_way = self._cleaner.instance_in_the_way(error)

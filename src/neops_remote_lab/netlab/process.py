@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -114,6 +114,7 @@ def run_netlab(
     lab_id: str = "",
     interrupt: threading.Event | None = None,
     preloaded: PreloadedNetlab | None = None,
+    last_check: Callable[[], None] | None = None,
 ) -> str:
     """Run `netlab ARGUMENTS` in `directory`, in a process group of its own, and return its standard output.
 
@@ -126,8 +127,9 @@ def run_netlab(
         niceness: added to the niceness of this process, 0 to 19.
         max_log_bytes: maximum size of the log, during the command and afterwards.
         lab_id: the lab that the process is marked with.
-        interrupt: once set, ends the command.
+        interrupt: once set, ends the command or prevents it.
         preloaded: provides a preloaded process, for a command with a log.
+        last_check: called immediately before the command begins; prevents it by an exception, or by the interrupt.
 
     Raises:
         FileNotFoundError: the command does not exist.
@@ -143,6 +145,10 @@ def run_netlab(
         output: IO[bytes] = files.enter_context(log.open("a+b") if log else TemporaryFile())  # noqa: SIM115
         errors = output if log else files.enter_context(TemporaryFile())
         start = errors.tell()
+        if last_check:
+            last_check()
+        if interrupt.is_set():
+            raise InterruptedError("the command was stopped before its beginning")
         process = preloaded.take() if preloaded and log else None
         if process and log:
             order = {"arguments": arguments, "directory": str(directory), "log": str(log)}

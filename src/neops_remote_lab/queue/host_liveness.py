@@ -48,14 +48,19 @@ class HostLiveness:
         """Epoch and beat of each other host, and when this server saw them change, in monotonic seconds."""
 
     async def register(self, boot_id: str) -> str | None:
-        """Register this host. Returns the boot id recorded before; None for a new host."""
+        """Register this host, before the queue is loaded. Returns the boot id recorded before; None for a new host."""
         self._boot_id = boot_id
-        registration = Registration(boot_id, self._queue.slots, self._settings.advertise, self._incarnation)
-        before = await self._store.register_host(registration)
+        began = self._clock.monotonic()
+        before = await self._register()
+        self._queue.hosts.own_beats(began)
         if not self._is_shared:  # so no other server can be alive
             for host in self._others(await self._store.hosts()):
                 await self._store.declare(host, HostState.GONE, self._clock.now())
         return before
+
+    async def _register(self) -> str | None:
+        registration = Registration(self._boot_id, self._queue.slots, self._settings.advertise, self._incarnation)
+        return await self._store.register_host(registration)
 
     async def run(self) -> None:
         """Beat and judge, until the task is cancelled or another process takes this host's place."""
@@ -78,10 +83,12 @@ class HostLiveness:
             raise
 
     async def _beat(self) -> None:
-        before = self._clock.monotonic()
-        if await self._store.beat():
-            self._queue.hosts.own_beats(before)
-            return
+        began = self._clock.monotonic()
+        if await self._store.beat() or await self._comes_back():
+            self._queue.hosts.own_beats(began)
+
+    async def _comes_back(self) -> bool:
+        """Register anew, because others have declared this host silent or gone. Returns False if it was replaced."""
         own = next(host for host in await self._store.hosts() if host.name == self._host)
         if own.incarnation != self._incarnation:
             logger.critical(
@@ -91,10 +98,11 @@ class HostLiveness:
             )
             self._is_replaced = True
             signal.raise_signal(signal.SIGTERM)  # as an operator would end it
-            return
+            return False
         logger.warning("other servers have declared this lab host %s: it registers anew", own.state)
-        await self.register(self._boot_id)
+        await self._register()
         await self._queue.reconcile()
+        return True
 
     async def _judge(self, hosts: Iterable[Host]) -> None:
         now = self._clock.monotonic()

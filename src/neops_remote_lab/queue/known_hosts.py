@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import HostState
+from neops_remote_lab.store.protocol import Fenced
 from neops_remote_lab.store.rows import Host, Session
 
 
@@ -23,9 +25,17 @@ CERTAIN: Final = 0.8
 class KnownHosts:
     """The hosts that serve a queue. One of them is this server's own."""
 
-    def __init__(self, own: str) -> None:
-        """`own` is the name of this server's host."""
+    def __init__(self, own: str, clock: Clock, lease: float | None) -> None:
+        """Create an empty set of hosts; `update` fills it.
+
+        Args:
+            own: the name of this server's host.
+            clock: measures the lease.
+            lease: seconds without a beat after which other servers declare a host silent; None if there are none.
+        """
         self._own = own
+        self._clock = clock
+        self._lease = lease
         self._hosts: dict[str, Host] = {}
         self._own_beat = -math.inf
         self._losses: dict[str, asyncio.Future[None]] = {}
@@ -38,13 +48,22 @@ class KnownHosts:
         self._hosts = {host.name: host for host in hosts}
         self._end_losses()
 
-    def own_beats(self, now: float) -> None:
-        """Note when this server's host began to show a sign of life that succeeded, in monotonic seconds."""
-        self._own_beat = now
+    def own_beats(self, began: float) -> None:
+        """Note when this server began to show a sign of life that succeeded, in monotonic seconds.
 
-    def is_own_live(self, now: float, lease: float) -> bool:
-        """Whether it is certain that no other server has declared this server's host silent."""
-        return now - self._own_beat < CERTAIN * lease
+        Call it once everything is known that other servers did before that.
+        """
+        self._own_beat = began
+
+    @property
+    def is_own_live(self) -> bool:
+        """Whether it is certain that no other server has declared this server's host silent. For any thread."""
+        return self._lease is None or self._clock.monotonic() - self._own_beat < CERTAIN * self._lease
+
+    def require_own_live(self) -> None:
+        """Raise `Fenced` unless `is_own_live`. For any thread."""
+        if not self.is_own_live:
+            raise Fenced("this lab host has shown no sign of life for so long that others may have declared it silent")
 
     def is_own(self, session: Session) -> bool:
         """Whether a session is active on this server's host."""

@@ -63,7 +63,7 @@ class SessionQueue:
         self._late = late
         self._store = store
         self._slots = slots
-        self._hosts = KnownHosts(host)
+        self._hosts = KnownHosts(host, clock, settings.host_lease if is_shared else None)
         self._seen_elsewhere: dict[str, datetime] = {}
         self._settings = settings
         self._clock = clock
@@ -329,8 +329,7 @@ class SessionQueue:
         Others do not change a session that is active on this host, unless they find the host silent. If the session is
         active, the one that was active in its slot before is read too: it must not seem to be active.
         """
-        is_live = self._hosts.is_own_live(self._clock.monotonic(), self._settings.host_lease)
-        if self._is_shared and not (is_live and self.is_active(session_id)):
+        if self._is_shared and not (self._hosts.is_own_live and self.is_active(session_id)):
             await self._reload([session_id])
         if predecessors := self._cache.predecessors(session_id):
             await self._reload(predecessors)

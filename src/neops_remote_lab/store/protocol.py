@@ -177,7 +177,10 @@ class LabStore(Protocol):
         """Record that the teardown of a lab has begun."""
 
     async def ended(self, lab_id: str, code: OutcomeCode, detail: str, now: datetime) -> None:
-        """Record how a lab ended, after nothing is left of it. Its references are released."""
+        """Record how a lab ended, after nothing is left of it. Its references are released.
+
+        A lab that has ended already, for example because its host was declared gone, keeps its first outcome.
+        """
 
     async def last_ended(self, session_id: str) -> EndedLab | None:
         """The session's latest lab, if it has ended; otherwise None."""

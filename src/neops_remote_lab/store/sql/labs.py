@@ -66,7 +66,7 @@ class SqlLabStore(LabStore):
 
         async def work(connection: AsyncConnection) -> None:
             await _require_live(connection, lab_id)
-            await connection.execute(_of(lab_id).values(row))
+            await connection.execute(_live(lab_id).values(row))
 
         await self._write(work)
 
@@ -82,7 +82,7 @@ class SqlLabStore(LabStore):
         async def work(connection: AsyncConnection) -> None:
             held = update(LAB_REFERENCE).where(LAB_REFERENCE.c.lab_id == lab_id, _HELD)
             await connection.execute(held.values(released_at=now))
-            await connection.execute(_of(lab_id).values(end))
+            await connection.execute(_live(lab_id).values(end))
 
         await self._write(work)
 
@@ -160,12 +160,12 @@ def _lab(lab_id: str, session_id: str, state: str, *columns: Any) -> Lab:
     return Lab(lab_id, session_id, LiveLabState(state), *columns)
 
 
-def _of(lab_id: str) -> Update:
-    return update(LAB).where(LAB.c.lab_id == lab_id)
+def _live(lab_id: str) -> Update:
+    return update(LAB).where(LAB.c.lab_id == lab_id, LAB.c.state != ENDED)
 
 
 def _stopping(lab_id: str) -> Update:
-    return _of(lab_id).where(LAB.c.state != ENDED).values(state=LiveLabState.STOPPING)
+    return _live(lab_id).values(state=LiveLabState.STOPPING)
 
 
 async def _require_live(connection: AsyncConnection, lab_id: str) -> None:
