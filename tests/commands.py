@@ -159,7 +159,7 @@ class Terminal:
             os.waitpid(self.pid, 0)
 
     def _read(self) -> bool:
-        """Read what is there. Returns False at the end of the output."""
+        """Read the available output. Returns False at its end."""
         if not select.select([self.descriptor], [], [], 0.05)[0]:
             return True
         try:

@@ -62,7 +62,8 @@ exec {python} -I -c "import fake_docker; fake_docker.main()" "$@"
 FAST_CHECKS = 0.3
 """Seconds during which `wait_until` checks at short intervals; after that it checks less often to save CPU time."""
 
-HOST_QUESTIONS = (["version"], ["defaults"])
+HOST_COMMANDS = (["version"], ["defaults"])
+"""netlab commands that concern the host instead of a lab."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class FakeNetlab:
         """
         started = [line["argv"][1:] for line in self.log() if line["event"] == "start"]
         asked = [argv for argv in started if argv[:2] != ["create", GOOD_NAME]]
-        return [argv for argv in asked if (argv[:1] == [command] if command else argv[:1] not in HOST_QUESTIONS)]
+        return [argv for argv in asked if (argv[:1] == [command] if command else argv[:1] not in HOST_COMMANDS)]
 
     def probes(self) -> list[list[str]]:
         """The arguments of each `netlab create` of the topology that checks the defaults of the host."""
@@ -199,7 +200,7 @@ def _make_environment(directory: Path, import_seconds: float) -> Path:
 def check_knobs(knobs: dict[str, Any]) -> None:
     unknown = sorted(set(knobs) - set(KNOBS))
     if unknown:
-        raise ValueError(f"the fake netlab has no knob {', '.join(unknown)}; it knows {', '.join(KNOBS)}")
+        raise ValueError(f"the fake netlab has no knob {', '.join(unknown)}; its knobs are {', '.join(KNOBS)}")
 
 
 def topology_text(nodes: int = 3, provider: str = "clab", name: str | None = None, **x_fake: object) -> str:
@@ -223,7 +224,7 @@ def wait_until(condition: Callable[[], object], timeout: float = 10, message: st
     while not condition():
         waited = time.monotonic() - begun
         if waited > timeout:
-            raise AssertionError(message or f"waited {timeout} s in vain")
+            raise AssertionError(message or f"the condition was not met within {timeout} s")
         time.sleep(0.01 if waited < FAST_CHECKS else 0.03)
 
 

@@ -27,14 +27,14 @@ def active_elsewhere(front: LabServer, session_id: str, address: str) -> Iterato
         "VALUES (?, 'default', 0, 'active', ?, 1, ?, ?, ?)",
         *(session_id, host, now, now, now),
     )
-    wait_until(lambda: knows(front, session_id), message="the server does not look into its database")
+    wait_until(lambda: has_session(front, session_id), message="the server has not read its database")
     yield session_id
     sql(front.database, "DELETE FROM session WHERE session_id = ?", session_id)
     sql(front.database, "DELETE FROM lab_host WHERE name = ?", host)
-    wait_until(lambda: not knows(front, session_id))
+    wait_until(lambda: not has_session(front, session_id))
 
 
-def knows(front: LabServer, session_id: str) -> bool:
-    """Whether a server knows a session."""
+def has_session(front: LabServer, session_id: str) -> bool:
+    """Whether a server reports a session."""
     with front.client() as client:
         return client.get(f"/session/{session_id}").status_code == 200

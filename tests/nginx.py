@@ -145,7 +145,7 @@ def _site(root: Path, server: LabServer, proxy: Nginx) -> str:
         changes["# if ($http"] = "if ($http"
     text = SHIPPED.read_text()
     for shipped, ours in changes.items():
-        assert shipped in text, f"{SHIPPED} has no {shipped!r} any more"
+        assert shipped in text, f"{SHIPPED} does not contain {shipped!r}"
         text = text.replace(shipped, ours)
     return text
 

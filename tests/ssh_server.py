@@ -1,7 +1,7 @@
 """An SSH server for a node: `python ssh_server.py PORT [COMMAND ...]`.
 
-A session runs a command line in the shell that COMMAND leads to, such as `docker exec -i NODE`; one without a command
-line is a dialogue of such lines, with a prompt. It prints `ready` when it listens.
+A session runs its command line in the shell that COMMAND starts, such as `docker exec -i NODE`. A session without a
+command line has a prompt, and runs each line that it reads. The program prints `ready` when it listens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 import asyncssh
 
 USER: Final = "root"
-PASSWORD: Final = "admin"  # noqa: S105 - of a lab
+PASSWORD: Final = "admin"  # noqa: S105 - the default of many devices
 PROMPT: Final = "node$ "
 
 

@@ -31,7 +31,7 @@ class Terminal:
 
     Attributes:
         process: the process.
-        written: all that it has written.
+        written: its output so far.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Terminal:
         return found
 
     def press(self, keys: bytes) -> None:
-        """Type something."""
+        """Send keys to the process."""
         os.write(self._controller, keys)
 
     def finish(self, timeout: float = 60) -> int:

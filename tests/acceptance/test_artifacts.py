@@ -18,7 +18,7 @@ from tests.artifacts import unpack
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 
-UNSEEN = "what nobody may see"
+HIDDEN = "a text that must not be shown"
 SWITCHES = topology_text(3).replace("frr", "eos")
 """Devices that have their configuration from netlab's playbook."""
 
@@ -83,12 +83,12 @@ def test_an_archive_contains_everything_that_explains_a_failure(lab_server: LabS
 
 def test_an_archive_contains_no_secrets_and_no_paths_of_the_host(lab_server: LabServer) -> None:
     lab_server.close()
-    lab_server.environment["A_UNSEEN_OF_THE_SERVER"] = UNSEEN
+    lab_server.environment["A_UNSEEN_OF_THE_SERVER"] = HIDDEN
     lab_server.start()
     session = with_lab(lab_server, topology_text(2))
     lab_server.fake.control(docker_exec_fails=True, fail=["graph"])
     everything = b"\n".join(take(lab_server, session).values()).decode()
-    for secret in (session, UNSEEN, str(lab_server.root), "Traceback"):
+    for secret in (session, HIDDEN, str(lab_server.root), "Traceback"):
         assert secret not in everything
 
 
@@ -159,13 +159,13 @@ def test_the_size_of_an_archive_and_of_its_logs_is_limited(tmp_path: Path) -> No
 def test_links_and_pipes_created_by_the_code_of_a_topology_are_omitted(lab_server: LabServer, tmp_path: Path) -> None:
     session = with_lab(lab_server, topology_text(1))
     (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "secret").write_text(UNSEEN)
+    (tmp_path / "outside" / "secret").write_text(HIDDEN)
     (lab,) = lab_server.work_dir.glob("*/lab")
     (lab / "link").symlink_to(tmp_path / "outside" / "secret")
     (lab / "directory").symlink_to(tmp_path / "outside")
     os.mkfifo(lab / "pipe")
     files = take(lab_server, session)
-    assert UNSEEN.encode() not in b"".join(files.values())
+    assert HIDDEN.encode() not in b"".join(files.values())
     assert sorted(note.partition(":")[0] for note in notes(files)) == ["topology/link", "topology/pipe"]
 
 

@@ -64,16 +64,16 @@ def wait_until_gone(server: LabServer) -> int:
 
 
 def test_the_version_is_printed() -> None:
-    told = run("--version")
-    assert (told.returncode, told.stderr) == (0, "")
-    assert told.stdout.startswith("neops-remote-lab ")
+    done = run("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("neops-remote-lab ")
 
 
 def test_the_help_contains_every_flag_that_scripts_use() -> None:
-    told = run("--help")
-    assert told.returncode == 0
+    done = run("--help")
+    assert done.returncode == 0
     for flag in ("--host", "--port", "--debug", "--log-level", "--log-config", "--version", "--on-exit", "--max-hold"):
-        assert flag in told.stdout
+        assert flag in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_a_wrong_value_ends_the_program_and_names_the_flag_or_the_variable(
 
 
 def test_the_help_lists_the_commands() -> None:
-    told = run("--help")
-    commands = told.stdout.partition("\ncommands:\n")[2]
+    done = run("--help")
+    commands = done.stdout.partition("\ncommands:\n")[2]
     assert "serve " in commands
     assert "queue " in commands
 

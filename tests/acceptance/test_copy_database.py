@@ -80,7 +80,9 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def test_the_queue_and_its_lab_go_on_in_the_other_database(used: LabServer, empty: str, shell: Shell) -> None:
+def test_a_server_continues_the_queue_and_its_lab_with_the_other_database(
+    used: LabServer, empty: str, shell: Shell
+) -> None:
     before = json.loads(ask(used, "", "GET", "/queue").text)["sessions"]
     holder, *_ = sql(used.database, "SELECT session_id FROM active")[0]
     used.stop()

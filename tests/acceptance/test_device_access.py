@@ -44,16 +44,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[str]:
+def reports() -> list[str]:
     return []
 
 
 @pytest.fixture(scope="module")
-def client(server: LabServer, told: list[str]) -> Iterator[RemoteLabClient]:
+def client(server: LabServer, reports: list[str]) -> Iterator[RemoteLabClient]:
     """A session whose lab has nodes with services."""
     path = server.root / "lab.yml"
     path.write_text(topology(2))
-    with RemoteLabClient(server.url, on_trouble=told.append) as client:
+    with RemoteLabClient(server.url, on_trouble=reports.append) as client:
         client.acquire(path)
         with nodes_that_answer(server.fake, 2), ssh_server(inside(1), []):
             yield client
@@ -103,14 +103,14 @@ def test_megabytes_are_transferred_in_both_directions(client: RemoteLabClient) -
     assert received == data
 
 
-def test_a_refused_connection_is_reported(client: RemoteLabClient, told: list[str]) -> None:
-    told.clear()
+def test_a_refused_connection_is_reported(client: RemoteLabClient, reports: list[str]) -> None:
+    reports.clear()
     with client.forward("r1", NOTHING) as forward, socket.create_connection((forward.host, forward.port)) as peer:
         with pytest.raises(ConnectionResetError):
             read_all(peer)
-        wait_until(lambda: told)
-    assert f"r1:{NOTHING}: " in told[0]
-    assert "502" in told[0]
+        wait_until(lambda: reports)
+    assert f"r1:{NOTHING}: " in reports[0]
+    assert "502" in reports[0]
 
 
 def test_an_unknown_device_is_refused_at_once(client: RemoteLabClient) -> None:

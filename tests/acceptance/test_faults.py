@@ -152,8 +152,8 @@ def test_a_lab_becomes_usable_once_its_state_is_recorded(server: LabServer) -> N
         [config] = wait_for_event(fake(server), "phase", phase="config")
         with locked(server.database_url):
             wait_for_event(fake(server), "end", pid=config["pid"])
-            told = [lab(server, session_id) for _ in range(50)]
-            assert {(found["state"], found["running"], found["ref_count"]) for found in told} == {
+            answers = [lab(server, session_id) for _ in range(50)]
+            assert {(found["state"], found["running"], found["ref_count"]) for found in answers} == {
                 ("starting", False, 0)
             }
         assert call.result().status_code == 200
@@ -465,7 +465,7 @@ async def test_a_jump_of_the_wall_clock_ends_no_session(
         async def positions(*sessions: str) -> list[int]:
             return [(await client.get(f"/session/{name}")).json()["position"] for name in sessions]
 
-        async def looked_around() -> None:
+        async def reconciled() -> None:
             """Wait until the maintenance loop has run: it ends the new session, as configured."""
             marker = await join()
             statement = "UPDATE session SET state = 'ended' WHERE session_id = ?"
@@ -474,7 +474,7 @@ async def test_a_jump_of_the_wall_clock_ends_no_session(
 
         first, second = await join(), await join()
         clock.wrong = timedelta(hours=hours)
-        await looked_around()
+        await reconciled()
         third = await join()
         assert await positions(first, second, third) == [0, 1, 2]
         for entry in (await client.get("/queue")).json()["sessions"]:
@@ -482,5 +482,5 @@ async def test_a_jump_of_the_wall_clock_ends_no_session(
             assert entry["last_seen_seconds"] < 60
         assert (await client.delete(f"/session/{first}")).status_code == 204
         clock.wrong = timedelta()
-        await looked_around()
+        await reconciled()
         assert await positions(second, third) == [0, 1]

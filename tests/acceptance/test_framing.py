@@ -243,7 +243,7 @@ def test_an_idle_connection_is_closed_after_its_time(tmp_path: Path) -> None:
 
 
 def test_clients_and_proxies_close_an_idle_connection_before_the_server_does() -> None:
-    nginx = 60  # seconds, unless its configuration says something else
+    nginx = 60  # seconds, by default
     assert HttpSettings().keep_alive > max(nginx, httpx.Limits().keepalive_expiry or 0)
 
 

@@ -75,9 +75,9 @@ def test_another_user_cannot_remove_the_lock_of_a_running_server(lab_server: Lab
     try:
         for attempt in (["rm", "-f", locks / LOCK_FILE], ["mv", locks / LOCK_FILE, locks / "away"]):
             assert run_as(FIRST_USER, attempt).returncode != 0
-        told = take(FIRST_USER, locks).stderr
-        assert told.startswith("busy: ")
-        assert f'"address": "127.0.0.1:{second.port}"' in told
+        errors = take(FIRST_USER, locks).stderr
+        assert errors.startswith("busy: ")
+        assert f'"address": "127.0.0.1:{second.port}"' in errors
     finally:
         second.close()
 
@@ -252,10 +252,10 @@ def test_an_invalid_note_is_not_shown(lab_server: LabServer, note: str) -> None:
     second.root.mkdir()
     second.launch()
     assert second.wait(30) == 1
-    told = second.log.read_text()
-    assert "another server runs on this host" in told
-    assert "\x1b" not in told
-    assert "Traceback" not in told
+    output = second.log.read_text()
+    assert "another server runs on this host" in output
+    assert "\x1b" not in output
+    assert "Traceback" not in output
 
 
 # Permissions
@@ -346,14 +346,14 @@ def test_a_user_without_a_name_needs_a_writable_home_directory(shared: Path, loc
             if "startup complete" in line:
                 assert json.loads(note_of(locks) or "")["user"] == str(FIRST_USER)
                 server.terminate()
-    told = "".join(lines)
-    assert "Traceback" not in told
+    output = "".join(lines)
+    assert "Traceback" not in output
     if home == "home":
-        assert server.returncode == 0, told
+        assert server.returncode == 0, output
     else:
-        assert server.returncode == 1, told
+        assert server.returncode == 1, output
         assert (
-            "Name another with --work-dir" in told
+            "Name another with --work-dir" in output
         )  # the first directory that the server creates below the home directory
 
 
@@ -382,9 +382,9 @@ def test_a_server_starts_even_if_its_note_cannot_be_written(full_disk: Path, lab
     crowded.root.mkdir()
     crowded.start()
     try:
-        told = crowded.log.read_text()
-        assert "no note can be written" in told
-        assert "No space left on device" in told
+        output = crowded.log.read_text()
+        assert "no note can be written" in output
+        assert "No space left on device" in output
         assert list((full_disk / "locks").glob("*.draft")) == []
         with pytest.raises(Timeout):
             HostLock(full_disk / "locks", "server").acquire()
@@ -398,6 +398,6 @@ def test_a_database_on_a_full_disk_ends_the_start_with_a_message(full_disk: Path
     crowded.root.mkdir()
     crowded.launch()
     assert crowded.wait(30) == 1
-    told = crowded.log.read_text()
-    assert "Traceback" not in told
-    assert "--database" in told
+    output = crowded.log.read_text()
+    assert "Traceback" not in output
+    assert "--database" in output

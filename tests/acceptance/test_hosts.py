@@ -86,7 +86,7 @@ def test_a_client_that_waits_at_one_server_is_answered_when_another_one_ends_a_s
     assert second.status(waiter, wait=20)["position"] == 0
 
 
-def test_a_session_is_alive_whichever_server_hears_of_it(shared: str, tmp_path: Path) -> None:
+def test_a_heartbeat_at_any_server_keeps_a_session_alive(shared: str, tmp_path: Path) -> None:
     timeouts = {"waiting_timeout": "2", "active_timeout": "2", "last_seen_write": "0.2"}
     with (
         serving(tmp_path / "lab-1", shared, "lab-1", **timeouts) as first,
@@ -143,7 +143,7 @@ def test_a_host_that_comes_back_serves_again_and_its_lost_lab_is_removed(
     assert first.status(here)["host"] == "lab-1"
 
 
-def test_a_server_that_was_stopped_beyond_its_lease_goes_on_with_its_lab(
+def test_a_server_that_was_stopped_beyond_its_lease_keeps_its_lab(
     servers: tuple[LabServer, LabServer],
 ) -> None:
     first, second = servers

@@ -22,8 +22,8 @@ def scrape(server: LabServer) -> dict[str, float]:
 
 def test_every_exported_metric_is_documented(lab_server: LabServer) -> None:
     types = re.findall(rf"^# TYPE {PREFIX}(\w+) (\w+)$", httpx.get(f"{lab_server.url}/metrics").text, re.MULTILINE)
-    told = {(name, kind) for name, kind in types if not name.endswith("_created")}
-    assert told == {(family.name, family.type) for family in FAMILIES}
+    exposed = {(name, kind) for name, kind in types if not name.endswith("_created")}
+    assert exposed == {(family.name, family.type) for family in FAMILIES}
 
 
 def test_events_are_counted_and_states_are_gauges(lab_server: LabServer) -> None:
@@ -41,7 +41,9 @@ def test_events_are_counted_and_states_are_gauges(lab_server: LabServer) -> None
     with lab_server.client() as client:
         client.delete(f"/session/{holder}")
     wait_until(lab_server.is_clean, 10, "the lab is not torn down")
-    wait_until(lambda: scrape(lab_server)['lab_state{state="none"}'] == 1, 10, "the end of the lab is not told")
+    wait_until(
+        lambda: scrape(lab_server)['lab_state{state="none"}'] == 1, 10, "the end of the lab is not in the metrics"
+    )
     now = scrape(lab_server)
     assert now['sessions_ended_total{reason="client"}'] == 1
     assert now["hold_seconds_count"] == 1

@@ -16,7 +16,7 @@ from tests.corpora import UNPRINTABLE
 from tests.fakes import wait_until
 from tests.server import LabServer, running_server
 
-NASTY = "\x1b[2J\x9b31m\r\nforged \u202eline\u2028" + "".join(UNPRINTABLE.values())
+CONTROL_SEQUENCES = "\x1b[2J\x9b31m\r\nforged \u202eline\u2028" + "".join(UNPRINTABLE.values())
 MARKUP = "<script>alert('x')</script>&amp;"
 BEYOND_ASCII = {name: character for name, character in UNPRINTABLE.items() if not character.isascii()}
 """Only these can be in a header: HTTP itself does not allow control characters."""
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_left(server: LabServer) -> Iterator[None]:
+def end_sessions(server: LabServer) -> Iterator[None]:
     yield
     for (session_id,) in sql(server.database, "SELECT session_id FROM session WHERE state <> 'ended'"):
         httpx.delete(f"{server.url}/session/{session_id}")
@@ -80,7 +80,7 @@ def test_an_idempotency_key_may_use_any_script(server: LabServer) -> None:
 
 
 def test_only_the_first_mistakes_of_a_body_are_reported(server: LabServer) -> None:
-    body = {f"{NASTY}{number}": number for number in range(40)}
+    body = {f"{CONTROL_SEQUENCES}{number}": number for number in range(40)}
     answer = httpx.post(f"{server.url}/session", json=body)
     assert answer.status_code == 422
     assert 0 < len(answer.json()["detail"]) <= 10
@@ -97,29 +97,29 @@ def test_a_body_that_is_too_large_is_refused(server: LabServer) -> None:
 
 
 @pytest.fixture
-def nasty(server: LabServer) -> str:
+def waiting(server: LabServer) -> str:
     """A session that waits for one whose labels were written to the database with SQL."""
     holder, waiting = server.join(), server.join(client="bob")
     sql(
         server.database,
         "UPDATE session SET client = ?, purpose = ? WHERE session_id = ?",
-        f"ann{NASTY}",
-        f"nightly{NASTY}",
+        f"ann{CONTROL_SEQUENCES}",
+        f"nightly{CONTROL_SEQUENCES}",
         holder,
     )
     wait_until(lambda: str(queue(server)["sessions"][0]["client"]).startswith("ann"))
     return waiting
 
 
-def test_text_written_with_sql_is_escaped_in_responses(server: LabServer, nasty: str) -> None:
+def test_text_written_with_sql_is_escaped_in_responses(server: LabServer, waiting: str) -> None:
     entry = queue(server)["sessions"][0]
     assert entry["client"].startswith("ann\\x1b[2J\\x9b31m\\r\\nforged \\u202eline\\u2028")
     assert entry["purpose"].isprintable()
-    assert server.status(nasty)["waiting_for"].startswith("ann\\x1b[2J")
-    assert server.status(nasty)["waiting_for"].isprintable()
+    assert server.status(waiting)["waiting_for"].startswith("ann\\x1b[2J")
+    assert server.status(waiting)["waiting_for"].isprintable()
 
 
-def test_text_written_with_sql_is_escaped_on_a_terminal(server: LabServer, nasty: str) -> None:
+def test_text_written_with_sql_is_escaped_on_a_terminal(server: LabServer, waiting: str) -> None:
     command = [sys.executable, "-m", "neops_remote_lab", "queue", "--url", server.url]
     shown = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\n")
     assert len(shown) == 4  # headings, two sessions, and an empty string after the last newline
@@ -132,7 +132,7 @@ def test_the_reason_for_the_end_of_a_session_is_escaped(server: LabServer) -> No
     sql(
         server.database,
         "UPDATE session SET state = 'ended', ended_at = '2026-01-01 00:00:00', end_detail = ? WHERE session_id = ?",
-        NASTY,
+        CONTROL_SEQUENCES,
         session_id,
     )
     wait_until(lambda: queue(server)["length"] == 0)

@@ -218,9 +218,9 @@ def test_a_run_shows_the_process_that_it_waits_for(
     with lab_of_another_process(machine):
         process = start(project, *options)
         assert process.stdout is not None
-        told = next(line.decode() for line in process.stdout if line.startswith(b"remote lab: waiting"))
-        assert "another process" in told
-        assert "pid 4711 of user ann" in told
+        reported = next(line.decode() for line in process.stdout if line.startswith(b"remote lab: waiting"))
+        assert "another process" in reported
+        assert "pid 4711 of user ann" in reported
     assert "1 passed" in finish(process)
 
 
@@ -337,7 +337,9 @@ def test_a_worker_that_crashes_does_not_keep_its_lab(project: pytest.Pytester) -
     project.runpytest_subprocess("-p", "xdist", "-n", "1").assert_outcomes(passed=3, failed=1)
 
 
-def test_a_worker_that_dies_while_its_lab_starts_does_not_keep_it(project: pytest.Pytester, machine: Machine) -> None:
+def test_the_lab_of_a_worker_that_is_killed_during_the_start_is_removed(
+    project: pytest.Pytester, machine: Machine
+) -> None:
     machine.netlab.control(start_seconds=2)
     project.makeconftest(
         CONFTEST

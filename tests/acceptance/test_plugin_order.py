@@ -24,7 +24,7 @@ ALL = ["test_shared_1", "test_shared_2", "test_fresh_1", "test_plain_1", "test_p
 
 @pytest.fixture
 def caching(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A project whose runs remember which tests have failed."""
+    """A project whose runs record which tests have failed."""
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-p {PLUGIN}")
     # these runs fail, because there is no server
     project.makeconftest(

@@ -1,4 +1,4 @@
-"""The pytest plugin as a person or a CI log sees it while a run waits."""
+"""The pytest plugin's output on a terminal and in a CI log while a run waits."""
 
 from __future__ import annotations
 
@@ -164,10 +164,10 @@ def test_the_controller_shows_each_message_once(with_plain_tests: pytest.Pyteste
         while not re.match(r"remote lab \[[5-9] s\]", lines[-1] if lines else ""):
             lines.append(process.stdout.readline().decode())
     lines += finish(process).splitlines()
-    told = [line for line in lines if "remote lab" in line]
-    assert all(line.startswith("remote lab") for line in told), lines
-    assert len([line for line in told if "joining the queue" in line]) == 1
-    assert len([line for line in told if line.startswith("remote lab: position 1 ")]) == 1
+    messages = [line for line in lines if "remote lab" in line]
+    assert all(line.startswith("remote lab") for line in messages), lines
+    assert len([line for line in messages if "joining the queue" in line]) == 1
+    assert len([line for line in messages if line.startswith("remote lab: position 1 ")]) == 1
     assert sum(line.count(".") for line in lines if re.fullmatch(r"[. ]+(\[ *\d+%\])?\s*", line)) == 32, lines
     assert "32 passed" in lines[-1]
 

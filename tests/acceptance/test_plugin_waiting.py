@@ -119,7 +119,7 @@ def slow_check(online: pytest.Pytester, lab_server: LabServer) -> None:
     lab_server.fake.control(create_seconds=2.5)
 
 
-# A worker of pytest-xdist runs a test only when it knows the next one.
+# A worker of pytest-xdist runs a test only after it has received the next one.
 @pytest.mark.usefixtures("slow_check")
 @pytest.mark.parametrize(("options", "early"), [([], 2), (["-p", "xdist", "-n", "2"], 1)], ids=["alone", "xdist"])
 def test_tests_of_a_rejected_topology_fail_before_the_session_is_active(
@@ -154,8 +154,8 @@ def test_a_rejected_topology_is_reported_at_once(online: pytest.Pytester, lab_se
     with other_session(lab_server):
         process = start(online)
         assert process.stdout is not None
-        told = next(line for line in process.stdout if b"netlab rejects" in line)
-        assert told.startswith(b"remote lab: broken.yml: ")
+        reported = next(line for line in process.stdout if b"netlab rejects" in line)
+        assert reported.startswith(b"remote lab: broken.yml: ")
         assert len(queue(lab_server)) == 2
     assert "1 passed, 1 error" in finish(process)
 

@@ -37,7 +37,7 @@ def is_refused_for_now(answer: httpx.Response) -> bool:
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGQUIT], ids=["shutdown", "crash"])
-def test_labs_run_on_while_postgresql_is_away_and_the_queue_goes_on_afterwards(
+def test_labs_keep_running_while_postgresql_is_stopped_and_the_queue_continues_afterwards(
     server: LabServer, cluster: Cluster, end: signal.Signals
 ) -> None:
     holder, waiting = server.join(), server.join()

@@ -74,7 +74,7 @@ def test_the_acquire_of_the_next_session_gets_the_lab_that_runs_already(server: 
     wait_until(server.is_clean, 20, "something is left")
 
 
-def test_nobody_else_gets_it(server: LabServer, holder: str) -> None:
+def test_only_the_session_of_a_prestarted_lab_gets_it(server: LabServer, holder: str) -> None:
     waiter, other = server.join(), server.join()
     check(server, other)
     check(server, waiter)
@@ -90,7 +90,7 @@ def test_nobody_else_gets_it(server: LabServer, holder: str) -> None:
     assert starts(server) == 3
 
 
-def test_it_ends_when_its_session_leaves(server: LabServer, holder: str) -> None:
+def test_a_prestarted_lab_ends_with_its_session(server: LabServer, holder: str) -> None:
     waiter = server.join()
     check(server, waiter)
     waits_for_containers(server, 3)
@@ -100,7 +100,7 @@ def test_it_ends_when_its_session_leaves(server: LabServer, holder: str) -> None
     assert call(server, holder, "GET", "/lab").json()["state"] == "running"
 
 
-def test_its_start_is_stopped_when_its_session_leaves(server: LabServer, holder: str) -> None:
+def test_a_prestart_is_stopped_when_its_session_ends(server: LabServer, holder: str) -> None:
     server.fake.control(start_seconds=60)
     waiter = server.join()
     check(server, waiter)
@@ -121,7 +121,7 @@ def test_an_acquire_waits_for_the_start_in_advance(server: LabServer, holder: st
     assert starts(server) == 2
 
 
-def test_another_topology_replaces_it(server: LabServer, holder: str) -> None:
+def test_another_topology_replaces_a_prestarted_lab(server: LabServer, holder: str) -> None:
     waiter = server.join()
     check(server, waiter)
     waits_for_containers(server, 3)
@@ -145,7 +145,7 @@ def test_a_lab_that_does_not_start_in_advance_is_started_once_more_by_the_acquir
     assert starts(server) == 3
 
 
-def test_it_survives_a_restart_of_the_server(server: LabServer, holder: str) -> None:
+def test_a_prestarted_lab_survives_a_restart_of_the_server(server: LabServer, holder: str) -> None:
     waiter = server.join()
     check(server, waiter)
     waits_for_containers(server, 3)

@@ -187,7 +187,7 @@ def test_a_quarantine_set_with_sql_is_lifted_only_with_sql(server: LabServer) ->
 # Leftovers of our labs, and foreign objects
 
 
-class Neighbour:
+class ForeignLab:
     """A foreign lab on the same host."""
 
     def __init__(self, host: FakeNetlab, directory: Path) -> None:
@@ -203,7 +203,7 @@ class Neighbour:
         instances = {**host.instances(), "theirs": {"dir": str(directory), "status": "started", "providers": ["clab"]}}
         (host.home / ".netlab").mkdir(exist_ok=True)
         (host.home / ".netlab" / "status.yaml").write_text(yaml.safe_dump(instances))
-        self.before = self.things()
+        self.before = self.objects()
 
     def _write_container(self, name: str, topology_file: Path) -> None:
         full_id = name.encode().hex().ljust(64, "0")
@@ -220,7 +220,7 @@ class Neighbour:
         }
         (self.host.state / "containers" / f"{name}.json").write_text(json.dumps(container))
 
-    def things(self) -> list[str]:
+    def objects(self) -> list[str]:
         return sorted(
             [
                 *(str(container) for container in self.host.containers() if container["image"] == "theirs"),
@@ -233,22 +233,22 @@ class Neighbour:
 def test_foreign_containers_are_not_touched(server: LabServer) -> None:
     holder = server.join()
     # A directory beside the work directory whose name begins with that of the work directory.
-    neighbour = Neighbour(fake(server), server.work_dir.with_name("labs-of-others") / "one")
+    foreign = ForeignLab(fake(server), server.work_dir.with_name("labs-of-others") / "one")
     assert server.acquire(holder, TOPOLOGY).status_code == 200
     assert ask(server, holder, "POST", "/lab/release").status_code == 204
     wait_until(lambda: lab(server, holder)["state"] == "none")
-    assert neighbour.things() == neighbour.before
+    assert foreign.objects() == foreign.before
 
     assert server.acquire(holder, TOPOLOGY).status_code == 200
     server.kill()
     sql(server.database, "DELETE FROM lab")
     server.start()
     wait_until(lambda: not server.lab_directories())
-    assert neighbour.things() == neighbour.before
-    assert [entry["dir"] for entry in fake(server).instances().values()] == [str(neighbour.directory)]
+    assert foreign.objects() == foreign.before
+    assert [entry["dir"] for entry in fake(server).instances().values()] == [str(foreign.directory)]
     assert {container["image"] for container in fake(server).containers()} == {"theirs"}
     assert readiness(server).status_code == 200
-    assert neighbour.directory.is_dir()
+    assert foreign.directory.is_dir()
 
 
 def test_a_start_sweeps_the_leftovers_of_crashes(server: LabServer) -> None:
@@ -304,4 +304,4 @@ def test_a_host_whose_docker_does_not_run_can_have_labs_without_containers(
         wait_until(server.is_clean, 10, "the lab is not torn down")
         wait_until(lambda: lab(server, session)["state"] == "none", 10, "its end is not written down")
         assert queue(server)["quarantined"] is None
-        assert readiness(server).status_code == ready  # `--containers` says whether the host needs Docker
+        assert readiness(server).status_code == ready  # `--containers` sets whether the host needs Docker

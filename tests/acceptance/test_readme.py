@@ -21,7 +21,7 @@ NO_LAB_HOST = docker_problem() or ("" if shutil.which("containerlab") else "cont
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """A user who has set up a lab host as the README says, and whose server runs."""
+    """A user who has set up a lab host as the README describes, and whose server runs."""
     directory = tmp_path_factory.mktemp("readme")
     containers = {"NEOPS_REMOTE_LAB_CONTAINERS": "no"} if NO_LAB_HOST else {}
     with reader(directory, **build_wheel(directory / "wheel"), **containers) as user:

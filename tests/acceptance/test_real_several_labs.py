@@ -88,7 +88,7 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
         "defaults.providers.clab.lab_prefix: ''\ndefaults.lab_status_file: /tmp/theirs.yaml",
     ],
 )
-def test_what_is_forced_wins_over_the_topology(labs: Labs, write: Callable[[str], Path], change: str) -> None:
+def test_forced_settings_override_the_topology(labs: Labs, write: Callable[[str], Path], change: str) -> None:
     workspace = labs.check(write(f"{HEAD}{NODES}{LINKS}{change}\n"))
     written = (workspace.directory / "clab.yml").read_text()
     assert "theirs" not in written
@@ -118,7 +118,9 @@ def test_what_is_forced_wins_over_the_topology(labs: Labs, write: Callable[[str]
         ("provider: external\nnodes: [h1, h2]", "provider: external"),
     ],
 )
-def test_what_labs_would_share_is_refused(labs: Labs, write: Callable[[str], Path], text: str, key: str) -> None:
+def test_a_topology_that_would_share_an_object_is_refused(
+    labs: Labs, write: Callable[[str], Path], text: str, key: str
+) -> None:
     head = HEAD.replace("provider: clab\n", "") if text.startswith("provider") else HEAD
     with pytest.raises(SharesHost, match=key):
         labs.check(write(f"{head}{text}\n"))

@@ -249,7 +249,7 @@ def test_the_last_reference_is_released_once(server: LabServer) -> None:
 
 
 def assert_lost(server: LabServer, session_id: str, *words: str) -> None:
-    """Check that the lab is removed, and that its session is told and can acquire a new one."""
+    """Check that the lab is removed, that its session gets the reason, and that it can acquire a new one."""
     wait_until(server.is_clean, 20)
     wait_until(lambda: lab(server, session_id)["error"])
     for method, path in (("GET", "/lab/devices"), ("POST", "/lab/release")):

@@ -577,8 +577,8 @@ def test_the_result_of_the_readiness_check_is_cached(tmp_path: Path) -> None:
 
 
 def test_the_versions_of_tools_are_logged_at_the_start(server: LabServer) -> None:
-    told = f"netlab 26.10 ({server.fake.bin / 'netlab'}), Docker "
-    wait_until(lambda: told in server.log.read_text(), 30, "the start is not told")
+    message = f"netlab 26.10 ({server.fake.bin / 'netlab'}), Docker "
+    wait_until(lambda: message in server.log.read_text(), 30, "the versions are not logged")
     assert f"containerlab 0.76.0 ({server.fake.bin / 'containerlab'})" in server.log.read_text()
 
 

@@ -165,7 +165,9 @@ def test_active_session_is_the_callers_own_or_the_first(server: LabServer) -> No
         pytest.param("clab.network-mode: host", "network-mode", id="host network"),
     ],
 )
-def test_what_would_be_shared_with_another_lab_is_refused(server: LabServer, addition: str, key: str) -> None:
+def test_a_topology_that_would_share_an_object_with_another_lab_is_refused(
+    server: LabServer, addition: str, key: str
+) -> None:
     session = server.join()
     answer = server.acquire(session, f"provider: clab\ndefaults.device: linux\nnodes:\n  r1:\n    {addition}\n")
     assert answer.status_code == 422, answer.text
@@ -256,7 +258,7 @@ def holds_grants(server: LabServer) -> bool:
     return bool(host["holds_grants"])
 
 
-def test_at_most_as_many_labs_start_at_once_as_the_setting_says(tmp_path: Path) -> None:
+def test_the_number_of_labs_that_start_at_once_is_limited(tmp_path: Path) -> None:
     with running_server(tmp_path, slots="3", lab_starts="1") as server, ThreadPoolExecutor(3) as threads:
         server.fake.control(start_seconds=1)
         sessions = [server.join() for _ in range(3)]
@@ -269,7 +271,7 @@ def test_at_most_as_many_labs_start_at_once_as_the_setting_says(tmp_path: Path) 
         assert [start.result(60).status_code for start in starts] == [200, 200, 200]
 
 
-def test_what_a_lab_used_is_what_the_next_one_needs(tmp_path: Path) -> None:
+def test_a_start_needs_the_memory_that_an_earlier_lab_used(tmp_path: Path) -> None:
     with limited(tmp_path, memory_interval="0.1") as server:
         server.fake.control(container_memory="10MiB")
         first = server.join()

@@ -258,7 +258,7 @@ def test_history_and_statistics(server: LabServer) -> None:
     assert "exit status 1" in failures[0][3]
 
 
-def test_what_has_happened(server: LabServer) -> None:
+def test_the_events_of_a_session_and_its_lab(server: LabServer) -> None:
     first, second = server.join(client=CLIENT), server.join()
     assert server.acquire(first, TOPOLOGY).status_code == 200
     sql(server.database_url, recipe("Change the order", 0, second))
@@ -266,8 +266,8 @@ def test_what_has_happened(server: LabServer) -> None:
     takes_effect(lambda: is_active(server, second))
     wait_until(server.is_clean)
     wait_until(lambda: sql(server.database_url, "SELECT state FROM lab ORDER BY number DESC LIMIT 1") == [("ended",)])
-    story = sql(server.database_url, recipe("Events", 1, first))
-    assert [(what, topology, code) for _, what, topology, _, code, _ in story] == [
+    events = sql(server.database_url, recipe("Events", 1, first))
+    assert [(what, topology, code) for _, what, topology, _, code, _ in events] == [
         ("session_joined", None, None),
         ("session_granted", None, None),
         ("lab_starting", "topology.yml", None),
@@ -278,7 +278,7 @@ def test_what_has_happened(server: LabServer) -> None:
         ("reference_released", "topology.yml", None),
         ("lab_ended", "topology.yml", "session_ended"),
     ]
-    assert story[5][5] == "the lab host is needed for a demo"
+    assert events[5][5] == "the lab host is needed for a demo"
     latest = sql(server.database_url, recipe("Events", 0))
     assert {row[1] for row in latest} >= {"session_moved", "session_granted"}
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row[0]) for row in latest)
@@ -333,7 +333,7 @@ def session_id(server: LabServer) -> str:
 
 @pytest.fixture
 def backup(server: LabServer, session_id: str, tmp_path: Path) -> Iterator[str]:
-    """A backup of the server's database, made as the pages say and restored as another database."""
+    """A backup of the server's database, made as the pages describe and restored as another database."""
     if not server.database_url.startswith("sqlite"):
         with dumped_and_restored(server.database_url, tmp_path / "backup") as url:
             yield url

@@ -27,39 +27,39 @@ def phase_threads() -> list[threading.Thread]:
 
 def test_the_phases_of_a_start_are_reported_as_they_begin(lab_server: LabServer, topology: Path) -> None:
     lab_server.fake.control(start_seconds=2, config_seconds=1.5)
-    told: list[tuple[float, str]] = []
-    with RemoteLabClient(lab_server.url, on_phase=lambda phase: told.append((time.monotonic(), phase))) as client:
+    phases: list[tuple[float, str]] = []
+    with RemoteLabClient(lab_server.url, on_phase=lambda phase: phases.append((time.monotonic(), phase))) as client:
         client.acquire(topology)
         ended = time.monotonic()
         assert phase_threads() == []
-    times = {phase: at for at, phase in told}
+    times = {phase: at for at, phase in phases}
     assert times["starting clab nodes"] + 0.5 < times["deploying initial device configurations"]
     assert times["deploying initial device configurations"] + 0.5 < ended
 
 
 def test_an_acquire_that_shares_a_lab_has_no_phases(lab_server: LabServer, topology: Path) -> None:
-    told: list[str] = []
-    with RemoteLabClient(lab_server.url, on_phase=told.append) as client:
+    phases: list[str] = []
+    with RemoteLabClient(lab_server.url, on_phase=phases.append) as client:
         client.acquire(topology)
         client.acquire(topology)
-    assert told == []
+    assert phases == []
 
 
 def test_the_teardown_of_an_earlier_lab_is_a_phase(lab_server: LabServer, topology: Path) -> None:
     lab_server.fake.control(down_seconds=2.5)
-    told: list[str] = []
-    with RemoteLabClient(lab_server.url, on_phase=told.append) as client:
+    phases: list[str] = []
+    with RemoteLabClient(lab_server.url, on_phase=phases.append) as client:
         client.acquire(topology)
         client.release()
         client.acquire(topology, reuse=False)
-    assert told[:1] == [TEARDOWN]
+    assert phases[:1] == [TEARDOWN]
 
 
 def test_no_phases_are_reported_after_a_failure(lab_server: LabServer, topology: Path) -> None:
     lab_server.fake.control(fail="config", start_seconds=1.5)
-    told: list[str] = []
-    with RemoteLabClient(lab_server.url, on_phase=told.append) as client:
+    phases: list[str] = []
+    with RemoteLabClient(lab_server.url, on_phase=phases.append) as client:
         with pytest.raises(Exception, match="netlab"):
             client.acquire(topology)
         assert phase_threads() == []
-    assert "starting clab nodes" in told
+    assert "starting clab nodes" in phases

@@ -28,7 +28,7 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def mute() -> Iterator[int]:
+def silent_port() -> Iterator[int]:
     """A port that accepts connections and never answers."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         yield listener.getsockname()[1]
@@ -40,19 +40,19 @@ def show_queue(url: str | None, **environment: str) -> subprocess.CompletedProce
 
 
 def test_a_wrong_port_is_reported_during_the_retries() -> None:
-    told: list[str] = []
+    reports: list[str] = []
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(httpx.ConnectError, match=rf"^no answer from {url} in \d+ s: .*refused$"):
-        RemoteLabClient(url, unreachable_timeout=3, on_trouble=told.append)
-    assert len(told) == 1
-    assert "refused; giving up in" in told[0]
+        RemoteLabClient(url, unreachable_timeout=3, on_trouble=reports.append)
+    assert len(reports) == 1
+    assert "refused; giving up in" in reports[0]
 
 
-def test_a_server_that_does_not_answer_is_reported_during_the_wait(mute: int) -> None:
-    told: list[str] = []
+def test_a_server_that_does_not_answer_is_reported_during_the_wait(silent_port: int) -> None:
+    reports: list[str] = []
     with pytest.raises(httpx.ReadTimeout, match=r"no answer from .*: timed out"):
-        RemoteLabClient(f"http://127.0.0.1:{mute}", 3, unreachable_timeout=2, on_trouble=told.append)
-    assert f"no answer from http://127.0.0.1:{mute} yet; giving up in" in told[0]
+        RemoteLabClient(f"http://127.0.0.1:{silent_port}", 3, unreachable_timeout=2, on_trouble=reports.append)
+    assert f"no answer from http://127.0.0.1:{silent_port} yet; giving up in" in reports[0]
 
 
 def test_an_unreachable_proxy_is_named_instead_of_the_lab_host(
@@ -83,7 +83,7 @@ def test_a_host_name_that_does_not_exist_fails_after_a_few_tries(monkeypatch: py
 
 
 def test_an_unreachable_server_costs_its_timeout_once_per_run(lab_server: LabServer, tmp_path: Path) -> None:
-    told: list[str] = []
+    reports: list[str] = []
     pauses: list[float] = []
 
     def pause(seconds: float) -> None:
@@ -92,7 +92,7 @@ def test_an_unreachable_server_costs_its_timeout_once_per_run(lab_server: LabSer
 
     topology = tmp_path / "lab.yml"
     topology.write_text(topology_text(1))
-    client = RemoteLabClient(lab_server.url, unreachable_timeout=2, on_trouble=told.append, pause=pause)
+    client = RemoteLabClient(lab_server.url, unreachable_timeout=2, on_trouble=reports.append, pause=pause)
     client.acquire(topology)
     lab_server.kill()
     with pytest.raises(httpx.TransportError, match="no answer from "):
@@ -104,7 +104,7 @@ def test_an_unreachable_server_costs_its_timeout_once_per_run(lab_server: LabSer
             call()
     client.close()
     assert pauses == []
-    assert len(told) == 1
+    assert len(reports) == 1
     lab_server.start()  # the next start tears the lab down
 
 

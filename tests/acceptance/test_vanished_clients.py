@@ -61,7 +61,7 @@ def user(server: LabServer, *, beat: float = 0.2) -> Iterator[tuple[subprocess.P
 
 
 def until_active(server: LabServer, session_id: str) -> dict[str, Any]:
-    """Wait as clients do: ask again whenever the position has changed."""
+    """Wait as clients do: send a long poll again after each change of the position."""
     while (place := server.status(session_id, 30))["status"] == "waiting":
         pass
     return place

@@ -26,7 +26,7 @@ TRACEBACKS: Final[dict[str, str]] = load("tracebacks.yaml")
 REFUSED_NAMES: Final[list[tuple[str, str]]] = [
     (name, sentence) for group in load("names.yaml").values() for name, sentence in group
 ]
-"""Names that no extra file may have, each with a part of the sentence that says why."""
+"""Names that no extra file may have, each with a part of the message that gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Upload:
 UPLOADS: Final[list[Upload]] = [
     Upload(entry.pop("name"), entry.pop("status"), entry.pop("sentence"), entry) for entry in load("uploads.yaml")
 ] + [Upload(f"file name {name}", 400, sentence, {"extra": [name]}) for name, sentence in REFUSED_NAMES]
-"""Uploads that are refused before netlab sees them. Contents are made when they are asked for: some are large."""
+"""Uploads that are refused before netlab runs. `body()` creates the contents, because some are large."""
 
 
 def _part(field: str, file_name: str, content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What the topology's tests ask a router."""
+"""Checks of a router, for the tests in the topology."""
 
 from netsim.data import global_vars
 

@@ -1,4 +1,4 @@
-"""What the topology's tests ask a server."""
+"""Checks of a server, for the tests in the topology."""
 
 
 def exec_reached(name: str) -> str:
