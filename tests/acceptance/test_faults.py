@@ -145,6 +145,28 @@ def test_a_lab_whose_start_cannot_be_recorded_is_removed(database: str, tmp_path
         assert fake(server).violations() == []
 
 
+def test_the_outcome_of_a_lab_is_recorded_once_the_database_can_be_used(database: str, tmp_path: Path) -> None:
+    with running_server(tmp_path, database=database, busy_timeout="0.3") as server:
+        fake(server).control(config_seconds=0.5, down_seconds=0.5)
+        session_id = server.join()
+        with in_background(server.acquire, session_id, TOPOLOGY) as call:
+            [config] = wait_for_event(fake(server), "phase", phase="config")
+            with locked(database):
+                wait_for_event(fake(server), "end", pid=config["pid"])
+                assert is_refused_for_now(call.result(), "locked")
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+        assert ask(server, session_id, "POST", "/lab/release").status_code == 204
+        wait_for_event(fake(server), "phase", 2, phase="down")
+        with locked(database):
+            wait_until(lambda: server.log.read_text().count("will be retried") == 2)
+        assert server.acquire(session_id, TOPOLOGY).status_code == 200
+        outcomes = sql(database, "SELECT outcome_code, outcome_detail FROM lab WHERE state = 'ended' ORDER BY number")
+    [failed, released] = outcomes
+    assert failed[0] == "failed"
+    assert "locked" in failed[1]
+    assert released == ("released", "released")
+
+
 def test_a_lab_becomes_usable_once_its_state_is_recorded(server: LabServer) -> None:
     session_id = server.join()
     fake(server).control(config_seconds=0.2)

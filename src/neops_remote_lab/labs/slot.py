@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -81,6 +82,7 @@ class Slot:
         self._metrics = metrics
         self._run_blocking = run_blocking
         self._lab: Lab | None = None
+        self._end: tuple[OutcomeCode, str, datetime] | None = None
         self._devices: list[DeviceInfoDto] = []
         self._references = 0
         self._running: Running | None = None
@@ -295,8 +297,7 @@ class Slot:
 
     async def _stop(self, why: OutcomeCode) -> None:
         lab = self._live()
-        detail = why.message
-        logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, detail)
+        logger.info("lab %s of session %.8s: teardown begins: %s", lab.lab_id, lab.session_id, why.message)
         self._accesses.end(lab.lab_id)
         await self._store.stopping(lab.lab_id)
         await self._artifacts.stop(lab.session_id)  # it works in the lab's directory, which is about to be removed
@@ -305,19 +306,20 @@ class Slot:
         await self._run_blocking(self._host_lab.tear_down)
         seconds = self._clock.monotonic() - began
         self._metrics.lab_torn_down(seconds)
-        if await self._conclude(lab.lab_id, why, detail):
+        if await self._conclude(lab.lab_id, why):
             logger.info("lab %s of session %.8s is gone: teardown took %.1f s", lab.lab_id, lab.session_id, seconds)
             await self._sweep()
 
-    async def _conclude(self, lab_id: str, code: OutcomeCode, detail: str) -> bool:
-        """Record the end of a lab. If something is left of it, report that instead and return False."""
+    async def _conclude(self, lab_id: str, code: OutcomeCode, detail: str | None = None) -> bool:
+        """Record the end of a lab, or the one that could not be recorded before. Return False if something is left."""
         held = self._host_lab.held
         if held and held.lab_id == lab_id:
             await self._leftovers.report(f"{', '.join(self._host_lab.leftovers)} of lab {lab_id}")
             return False
+        self._end = self._end or (code, detail or code.message, self._clock.now())
         await self._admission.ended(lab_id)
-        await self._store.ended(lab_id, code, detail, self._clock.now())
-        self._lab, self._references, self._devices = None, 0, []
+        await self._store.ended(lab_id, *self._end)
+        self._lab, self._references, self._devices, self._end = None, 0, [], None
         return True
 
     async def _sweep(self) -> None:
@@ -359,6 +361,8 @@ class Slot:
     async def _adopt(self) -> None:
         """Continue the lab recorded in the database, or remove what is left of it."""
         lab = self._live()
+        if self._end and await self._conclude(lab.lab_id, self._end[0]):
+            return
         devices = [DeviceInfoDto.model_validate(device) for device in lab.devices or []]
         references = await self._store.held_references(lab.lab_id)
         await self._run_blocking(self._host_lab.adopt, workspace_of(lab))
@@ -373,7 +377,7 @@ class Slot:
         self._lab = replace(lab, state=LiveLabState.STOPPING)
         await self._run_blocking(self._host_lab.tear_down)
         if not self._queue.is_active(lab.session_id):
-            await self._conclude(lab.lab_id, OutcomeCode.SESSION_ENDED, OutcomeCode.SESSION_ENDED.message)
+            await self._conclude(lab.lab_id, OutcomeCode.SESSION_ENDED)
             return
         lost = "the server was restarted, and the lab did not run whole"
         if self._rebooted:
