@@ -223,7 +223,7 @@ def test_the_old_client_continues_after_a_restart_of_the_server(
             client.stop()
 
 
-# The calls, as scripts make them
+# Calls of scripts
 
 
 def test_the_life_of_a_session_and_its_lab_has_the_old_paths_codes_and_fields(server: LabServer) -> None:

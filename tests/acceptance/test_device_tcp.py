@@ -452,7 +452,7 @@ def test_a_client_that_does_not_read_stops_the_sender_on_the_device(server: LabS
     connections = [open_connection(server, session, port=SOURCE) for _ in range(5)]
     time.sleep(2)
     assert memory(server) - before < 20 << 20
-    assert server.status(session)["status"] == "active"  # the event loop goes on
+    assert server.status(session)["status"] == "active"  # the event loop is not blocked
     for connection in connections:
         assert connection.recv(10)
         connection.socket.close()
@@ -480,7 +480,7 @@ def test_the_teardown_does_not_wait_for_a_connection_of_a_lost_client(tmp_path: 
             peer.sendall(shake(session, ECHO))
             assert peer.recv(1000).startswith(b"HTTP/1.1 101 ")
             wait_until(lambda: established(server) == 0, 15, "the connection to the device stays")
-            wait_until(server.is_clean, 20, "it holds the lab")  # asking for the session would renew it
+            wait_until(server.is_clean, 20, "it holds the lab")  # a status call would renew the session
             assert httpx.get(f"{server.url}/session/{session}").status_code == 410
 
 

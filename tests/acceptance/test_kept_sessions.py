@@ -92,7 +92,7 @@ def test_only_one_up_at_a_time_opens_a_session(shell: Shell, lab_server: LabServ
 
 def test_an_ended_session_is_replaced_by_the_next_one(up: Shell, lab_server: LabServer) -> None:
     first, keeper = up.kept(), keeper_of(up)
-    keeper.suspend()  # the background process has not noticed it yet
+    keeper.suspend()  # so that the background process does not find out first
     sql(lab_server.database, "UPDATE session SET state = 'ended' WHERE state = 'active'")
     wait_until(lambda: queue(lab_server)["length"] == 0)
     keeper.resume()

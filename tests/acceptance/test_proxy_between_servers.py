@@ -100,7 +100,7 @@ def test_an_answer_is_the_same_as_that_of_the_owner(
 
 def test_a_refusal_says_when_to_retry(front: LabServer, owner: LabServer, session: str) -> None:
     waiting = owner.join()
-    with active_elsewhere(front, waiting, owner.url):  # which the owner has not noticed yet
+    with active_elsewhere(front, waiting, owner.url):  # in the owner's database, the session still waits
         passed_on, direct = both(front, owner, waiting, "GET", "/lab")
     httpx.delete(f"{owner.url}/session/{waiting}")
     assert passed_on == direct

@@ -96,7 +96,7 @@ def _is_installed() -> bool:
 
 
 NO_LAB_HOST = _missing("netlab", "docker", "containerlab")
-# A server that finds a Docker command asks it what is on the host before a start, and refuses where there is no answer.
+# A server that finds a Docker command checks the host with it before a start, and refuses the start without an answer.
 NO_NETLAB = _missing("netlab") or (docker_problem() if shutil.which("docker") else "")
 on_lab_host = pytest.mark.skipif(bool(NO_LAB_HOST), reason=NO_LAB_HOST)
 with_netlab = pytest.mark.skipif(bool(NO_NETLAB), reason=NO_NETLAB)
@@ -467,7 +467,7 @@ def test_an_error_in_the_defaults_of_the_host_is_not_blamed_on_a_topology(tmp_pa
             server.start()
             session = server.join()
             with server.client(session) as client:
-                assert client.get("/lab").status_code == 200  # it has looked for leftovers
+                assert client.get("/lab").status_code == 200  # the server has checked the host for leftovers
                 (home / ".netlab.yml").write_text(defaults)
                 assert client.get("/readyz").status_code == 503
                 checked = client.post("/topology/check", files={"topology": ("hosts.yml", HOSTS)})

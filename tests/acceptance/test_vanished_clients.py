@@ -72,7 +72,7 @@ def test_the_lab_of_a_killed_client_is_free_soon(server: LabServer) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "200"
         waiting = server.join()
-        # As long as it lives it may hold the lab for longer than its timeout.
+        # The client may hold the lab for longer than its timeout while its process runs.
         held_since = time.monotonic()
         wait_until(lambda: time.monotonic() - held_since > 1.5 * ACTIVE_TIMEOUT)
         assert is_active(server, session_id)
@@ -92,7 +92,7 @@ def test_the_starting_lab_of_a_killed_client_is_free_soon(server: LabServer) -> 
     with user(server) as (process, session_id):
         waiting = server.join()
         wait_until(lambda: fake(server).containers())
-        # Its acquire is open, and renews its session for as long as it takes.
+        # The open acquire renews the session for as long as it lasts.
         open_since = time.monotonic()
         wait_until(lambda: time.monotonic() - open_since > 1.5 * ACTIVE_TIMEOUT)
         assert is_active(server, session_id)

@@ -92,7 +92,7 @@ async def test_a_beat_counts_from_before_its_call(observer: Observer, monkeypatc
 
     async def slowly() -> bool:
         shown = await beat()
-        observer.clock.seconds += LEASE  # the server is suspended before it learns that the beat succeeded
+        observer.clock.seconds += LEASE  # the server is suspended before it receives the result
         return shown
 
     monkeypatch.setattr(observer.store, "beat", slowly)
@@ -101,7 +101,7 @@ async def test_a_beat_counts_from_before_its_call(observer: Observer, monkeypatc
         observer.queue.hosts.require_own_live()
 
 
-async def test_a_server_may_act_again_once_it_knows_what_others_did_while_it_was_silent(
+async def test_a_server_may_act_again_after_it_has_read_what_others_did_meanwhile(
     observer: Observer, stores: OpenStores
 ) -> None:
     await observer.queue.load()
