@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -310,6 +312,24 @@ def test_concurrent_acquires_with_the_same_key_count_once(
     answers = [background.submit(acquire, server, holder, topology, Idempotency_Key="k1") for _ in range(5)]
     assert [answer.result().status_code for answer in answers] == [200] * 5
     assert (ups(server), lab(server, holder)["ref_count"]) == (1, 1)
+
+
+def test_repeated_acquires_of_a_client_that_has_gone_leave_no_files(
+    server: LabServer, holder: str, background: ThreadPoolExecutor
+) -> None:
+    first = background.submit(acquire, server, holder, topology_text(2, start_seconds=1), Idempotency_Key="k1")
+    wait_until(lambda: lab(server, holder)["state"] == "starting")
+    headers = {"X-Session-ID": holder, "Idempotency-Key": "k1"}
+    request = httpx.Request("POST", f"{server.url}/lab", headers=headers, files={"topology": ("t.yml", ROUTERS)})
+    fields = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    sent = f"POST /lab HTTP/1.1\r\n{fields}\r\n".encode() + request.read()
+    server.signal(signal.SIGSTOP)  # so that the server receives all of these requests after their clients have gone
+    for _ in range(30):
+        with socket.create_connection((server.address, server.port)) as connection:
+            connection.sendall(sent)
+    server.signal(signal.SIGCONT)
+    assert first.result().status_code == 200
+    wait_until(lambda: len(server.lab_directories()) == 1, message="an upload is left behind")
 
 
 def test_a_repeated_release_with_the_same_key_counts_once(server: LabServer, holder: str) -> None:

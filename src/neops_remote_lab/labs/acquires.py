@@ -1,4 +1,4 @@
-"""The state of one acquire, from its first request to its answer."""
+"""The upload and the state of one acquire, from its first request to its answer."""
 
 import asyncio
 import threading
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.models import AcquireResponseDto
-from neops_remote_lab.netlab.workspace import Workspace
+from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +50,11 @@ class Acquire:
         """Whether the acquire adds a reference. It is decided once, when the lab runs."""
         self.is_abandoned = not self.present
         return not self.is_abandoned
+
+
+async def discard(workspace: Workspace, run_blocking: RunBlocking) -> None:
+    """Remove a workspace in which nothing was started, also if the caller is cancelled meanwhile.
+
+    Work that still waits for a thread does not run after a cancellation, and nobody else knows the workspace.
+    """
+    await asyncio.shield(asyncio.ensure_future(run_blocking(remove_workspace, workspace.base)))

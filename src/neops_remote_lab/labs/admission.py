@@ -22,14 +22,14 @@ from neops_remote_lab.core.clock import Clock
 from neops_remote_lab.core.codes import StartObstacle
 from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.core.threads import RunBlocking
-from neops_remote_lab.labs.acquires import Acquire
+from neops_remote_lab.labs.acquires import Acquire, discard
 from neops_remote_lab.labs.refusals import Reason, Refused
 from neops_remote_lab.labs.settings import LabSettings
 from neops_remote_lab.models import DeviceInfoDto
 from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.failures import failure
 from neops_remote_lab.netlab.memory import NodeMemory, images_of, memory_below
-from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
+from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.protocol import DatabaseError, MemoryStore
 from neops_remote_lab.store.rows import Lab
@@ -185,7 +185,7 @@ class Admission:
             waiting = _Waiting(lab.lab_id, need, acquire.in_advance)
             await self._wait(lab, waiting, acquire.interrupt)
         except BaseException:
-            await self._run_blocking(remove_workspace, workspace.base)
+            await discard(workspace, self._run_blocking)
             raise
 
     async def _wait(self, lab: Lab, waiting: _Waiting, interrupt: threading.Event) -> None:

@@ -12,7 +12,7 @@ from typing import IO, Any, NoReturn
 
 from neops_remote_lab.core.codes import EXPECTED, LiveLabState, OutcomeCode
 from neops_remote_lab.core.threads import RunBlocking
-from neops_remote_lab.labs.acquires import Acquire, Upload
+from neops_remote_lab.labs.acquires import Acquire, Upload, discard
 from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.refusals import Reason, Refused
 from neops_remote_lab.labs.slot import Slot
@@ -22,7 +22,7 @@ from neops_remote_lab.netlab.host_lab import HostLab
 from neops_remote_lab.netlab.lab_life import Decision, Step
 from neops_remote_lab.netlab.logs import FailedLogs
 from neops_remote_lab.netlab.output import scrub
-from neops_remote_lab.netlab.workspace import LOG_NAME, Workspace, remove_workspace
+from neops_remote_lab.netlab.workspace import LOG_NAME, Workspace
 from neops_remote_lab.queue.service import SessionQueue
 from neops_remote_lab.store.protocol import LabStore
 from neops_remote_lab.store.rows import EndedLab, Lab
@@ -90,7 +90,7 @@ class LabCoordinator:
         acquire = self._begin_acquire(session_id, upload, key)
         with acquire.awaited():
             if acquire.upload is not upload:
-                await self._discard(upload)
+                await discard(upload.workspace, self._run_blocking)
             return await asyncio.shield(_task(acquire))
 
     async def acquire_in_background(self, session_id: str, upload: Upload, key: str | None) -> None:
@@ -98,7 +98,7 @@ class LabCoordinator:
         acquire = self._begin_acquire(session_id, upload, key)
         acquire.present += 1
         if acquire.upload is not upload:
-            await self._discard(upload)
+            await discard(upload.workspace, self._run_blocking)
         begun = asyncio.ensure_future(acquire.begun.wait())
         await asyncio.wait([begun, _task(acquire)], return_when=asyncio.FIRST_COMPLETED)
         begun.cancel()
@@ -132,7 +132,7 @@ class LabCoordinator:
             return await self._start_or_share(acquire)
         finally:
             if self._host_lab.held is not acquire.upload.workspace:
-                await self._discard(acquire.upload)
+                await discard(acquire.upload.workspace, self._run_blocking)
 
     async def _answered_before(self, acquire: Acquire) -> AcquireResponseDto | None:
         if acquire.key is None:
@@ -190,7 +190,7 @@ class LabCoordinator:
             if self.is_idle and self._queue.is_waiting(session_id):
                 self._slot.carry_out(Decision(Step.START), acquire)
                 return
-        await self._discard(acquire.upload)
+        await discard(acquire.upload.workspace, self._run_blocking)
 
     async def reclaim(self) -> None:
         """Begin to tear down a lab that was started in advance, because its memory is needed."""
@@ -364,9 +364,6 @@ class LabCoordinator:
     async def _unexpected_end(self, session_id: str) -> str | None:
         ended = await self._store.last_ended(session_id)
         return None if ended is None or ended.code in EXPECTED else ended.detail
-
-    async def _discard(self, upload: Upload) -> None:
-        await self._run_blocking(remove_workspace, upload.workspace.base)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from neops_remote_lab.core.identity import Identity
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
-from neops_remote_lab.labs.acquires import Upload
+from neops_remote_lab.labs.acquires import Upload, discard
 from neops_remote_lab.labs.admission import Admission
 from neops_remote_lab.labs.refusals import Reason, Refused, refusal_of
 from neops_remote_lab.labs.settings import LabSettings
 from neops_remote_lab.models import TopologyCheckDto
 from neops_remote_lab.netlab.commands import NetlabCommands, Prepared
-from neops_remote_lab.netlab.workspace import Workspace, remove_workspace
+from neops_remote_lab.netlab.workspace import Workspace
 from neops_remote_lab.queue.service import SessionQueue
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class TopologyChecks:
         workspace = upload.workspace
         known = self._checks.setdefault(session_id, {})
         if (earlier := known.get(workspace.identity)) is not None:
-            await self._run_blocking(remove_workspace, workspace.base)
+            await discard(workspace, self._run_blocking)
             return await asyncio.shield(earlier.outcome)
         check = TopologyCheck(workspace, asyncio.get_running_loop().create_future())
         known[workspace.identity] = check
@@ -82,12 +82,12 @@ class TopologyChecks:
             refused = self._refusal(error)
             if refused.reason is not Reason.REJECTED:
                 self._forget(session_id, check)
-            await self._run_blocking(remove_workspace, workspace.base)
+            await discard(workspace, self._run_blocking)
             if not outcome.done():
                 outcome.set_exception(refused)
             return
         if self._has_enough(session_id) or not self._is_live(session_id):
-            await self._run_blocking(remove_workspace, workspace.base)
+            await discard(workspace, self._run_blocking)
         outcome.set_result(TopologyCheckDto(nodes=len(found.devices), links=found.links))
 
     def _refusal(self, error: Exception) -> Refused:
@@ -159,7 +159,7 @@ class TopologyChecks:
             for check in self._checks.pop(session_id).values():
                 self._stop(check)
                 if check.outcome.done() and not check.taken:
-                    await self._run_blocking(remove_workspace, check.workspace.base)
+                    await discard(check.workspace, self._run_blocking)
 
     def drain(self) -> None:
         """Stop the running check and those that wait for it, because the server is shutting down. Never blocks."""
@@ -182,7 +182,7 @@ class TopologyChecks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for check in everything:
             if not check.taken:
-                await self._run_blocking(remove_workspace, check.workspace.base)
+                await discard(check.workspace, self._run_blocking)
 
 
 def _retrieve(outcome: asyncio.Future[TopologyCheckDto]) -> None:
