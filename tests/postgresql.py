@@ -23,6 +23,7 @@ from sqlalchemy.engine import make_url
 
 from neops_remote_lab.store.sql.migrate import migrate
 from tests.fakes import wait_until
+from tests.server import free_port
 
 if TYPE_CHECKING:
     import psycopg
@@ -90,7 +91,8 @@ class Cluster:
 
     def url(self, name: str, user: str = OWNER, address: object = None) -> str:
         """The URL of a database, as `--database` takes it: at the socket of the server, or at an address of it."""
-        return f"postgresql+psycopg://{user}@/{name}?host={address or self.directory}"
+        port = f":{self.settings['port']}" if "port" in self.settings else ""
+        return f"postgresql+psycopg://{user}@{port}/{name}?host={address or self.directory}"
 
     def initialize(self) -> None:
         """Create the files of the server."""
@@ -113,7 +115,7 @@ class Cluster:
         """Whether the server accepts connections."""
         if self.process is None or self.process.poll() is not None:
             raise AssertionError(f"PostgreSQL ended: {self.log.read_text()[-4000:]}")
-        ask = [str(_program("pg_isready")), "--quiet", "--host", str(self.directory)]
+        ask = [str(_program("pg_isready")), "--quiet", "--dbname", self.url("postgres").replace("+psycopg", "")]
         return subprocess.run(ask, check=False).returncode == 0
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -209,11 +211,15 @@ def running_pooler(cluster: Cluster, url: str) -> Iterator[str]:
 
 @contextmanager
 def running_cluster(**settings: str) -> Iterator[Cluster]:
-    """Start a new server, which is removed at the end. The arguments override SETTINGS."""
+    """Start a new server, which is removed at the end. The arguments override SETTINGS.
+
+    A server that listens has a free port, because another one of the machine may have the usual port of all addresses.
+    """
     made = Path(
         tempfile.mkdtemp(prefix="neops-remote-lab-postgresql-")
     )  # short, because the path of a socket is limited
-    cluster = Cluster(made, settings=SETTINGS | settings)
+    port = {"port": str(free_port())} if settings.get("listen_addresses") else {}
+    cluster = Cluster(made, settings=SETTINGS | port | settings)
     try:
         if os.geteuid() == 0:
             user = pwd.getpwnam(UNPRIVILEGED)
