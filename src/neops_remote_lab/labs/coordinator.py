@@ -70,6 +70,11 @@ class LabCoordinator:
         return self._slot.references
 
     @property
+    def in_session(self) -> bool:
+        """Whether the session of the lab is active on this host or, for a lab started in advance, still waits."""
+        return self._slot.in_session
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is neither a lab nor an operation on one."""
         return self._slot.lab is None and self._slot.running is None and not self._slot.has_leftovers
@@ -329,6 +334,12 @@ class LabCoordinator:
         """Carry out pending maintenance: end a lab whose session has ended, and retry failed operations."""
         async with self._decisions:
             self._slot.carry_out(self._slot.next_step())
+
+    async def end_if_lost(self) -> None:
+        """Begin to tear down a lab that other servers have declared lost. Its session waits, or it would have ended."""
+        async with self._decisions:
+            if self._slot.lab and not self._slot.running and await self._store.live_lab() is None:
+                self._slot.stop(OutcomeCode.LOST)
 
     def drain(self) -> None:
         """Interrupt everything that calls wait for, because the server is shutting down."""

@@ -23,6 +23,7 @@ from neops_remote_lab.netlab.commands import NetlabCommands
 from neops_remote_lab.netlab.node_commands import Completed, NodeCommands, NoShell
 from neops_remote_lab.netlab.nodes import Node, find_nodes, open_socket
 from neops_remote_lab.netlab.terminals import Size, Terminals, console_program
+from neops_remote_lab.store.rows import Lab
 
 TERMINAL_THREADS: Final = 4
 """Number of threads that start and end programs on terminals; a running program needs no thread."""
@@ -235,11 +236,19 @@ class Devices:
                 try:
                     nodes = await self._run_blocking(self._ask_docker, Path(lab.work_dir))
                 except (subprocess.SubprocessError, OSError, ValueError) as error:
+                    self._require_running(session_id, lab)
                     raise refusal_of(error, "Docker could not list the nodes of the lab") from error
+                self._require_running(session_id, lab)
                 live = {lab.lab_id for lab in self._slots.labs}
                 self._proven = {lab_id: known for lab_id, known in self._proven.items() if lab_id in live}
                 self._proven[lab.lab_id] = nodes
             return nodes
+
+    def _require_running(self, session_id: str, lab: Lab) -> None:
+        """Raise Refused if a lab has ended, or is about to, while Docker was asked for its nodes."""
+        now = self._slots.of(session_id).lab
+        if now is None or now.lab_id != lab.lab_id or now.state is not LiveLabState.RUNNING:
+            raise Refused(*_CUT[Cut.LAB_ENDED])
 
     def _ask_docker(self, base: Path) -> dict[str, Node]:
         if not leftovers.docker_is_installed(self._docker):

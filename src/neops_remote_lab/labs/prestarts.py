@@ -41,11 +41,11 @@ class Prestarts:
                 logger.exception("no lab starts in advance")
 
     async def _step(self) -> None:
-        waiting = [each for each in self._slots if self._is_in_advance(each)]
-        if waiting and self._admission.memory_is_short:
+        waiting, own = [each for each in self._slots if self._is_in_advance(each)], self._queue.hosts.own
+        if waiting and (self._admission.memory_is_short or (own and own.is_draining)):
             await waiting[0].reclaim()
         session_id = self._queue.next_waiting
-        if waiting or session_id is None or self._queue.quarantined or self._queue.draining:
+        if waiting or session_id is None or self._queue.draining or own is None or not own.serves:
             return
         identity = self._checks.first_prepared(session_id)
         if identity is None or self._tried == (session_id, identity) or self._admission.waiting:

@@ -147,14 +147,15 @@ class Slot:
             state=lab.state if lab else None,
             identity=starts_for.upload.workspace.identity if starts_for else identity_of_lab(lab) if lab else None,
             references=self._references,
-            in_session=self._in_session(),
+            in_session=self.in_session,
             held=lab is not None and held is not None and held.lab_id == lab.lab_id,
             operation=running.operation if running else None,
             awaited=starts_for is not None and starts_for.present > 0,
             leftovers_for=self._leftovers.age,
         )
 
-    def _in_session(self) -> bool:
+    @property
+    def in_session(self) -> bool:
         """Whether the session of the lab is active or, for a lab started in advance, still waits."""
         session_id = self.session_id
         if session_id is None:
@@ -246,7 +247,7 @@ class Slot:
         A suspension in the moment after this check is noticed only when `running` is recorded.
         """
         self._queue.hosts.require_own_live()
-        if not self._in_session():
+        if not self.in_session:
             self.interrupt_start(OutcomeCode.SESSION_ENDED)
 
     def _stopped_for(self) -> OutcomeCode | None:
@@ -367,8 +368,7 @@ class Slot:
         references = await self._store.held_references(lab.lab_id)
         await self._run_blocking(self._host_lab.adopt, workspace_of(lab))
         self._references = references
-        in_session = self._in_session()
-        may_run = lab.state is LiveLabState.RUNNING and in_session and not self._rebooted
+        may_run = lab.state is LiveLabState.RUNNING and self.in_session and not self._rebooted
         if may_run and await self._run_blocking(self._host_lab.runs):
             await self._admission.adopt(lab, devices)
             self._devices = devices

@@ -40,20 +40,21 @@ class Slots:
         self._run_blocking = run_blocking
         self._coordinators = {number: create(number) for number in range(FIRST_SLOT, FIRST_SLOT + queue.slots + spare)}
         self._used: dict[str, int] = {}
-        """The coordinator of each session that has used one, by session id."""
+        """The coordinator of each active session that has used one, by session id."""
+        self._epoch: int | None = None
 
     def __iter__(self) -> Iterator[LabCoordinator]:
         return iter(self._coordinators.values())
 
     def of(self, session_id: str) -> LabCoordinator:
         """The coordinator of a session. For a session that is not active, it is one without a lab of it."""
-        number = self._used.get(session_id) or self._with_lab(session_id)
-        if number is None and self._queue.is_active(session_id):
-            number = self._free(self._queue.slot_of(session_id))
-        if number is None:
-            return self._coordinators[FIRST_SLOT]
-        self._used[session_id] = number
-        return self._coordinators[number]
+        number = self._with_lab(session_id)
+        if self._queue.is_active(session_id):
+            number = number or self._used.get(session_id) or self._free(self._queue.slot_of(session_id))
+            if number and self._used.get(session_id) != number:
+                others = {other: used for other, used in self._used.items() if used != number}
+                self._used = others | {session_id: number}
+        return self._coordinators[number or FIRST_SLOT]
 
     def has_lab(self, session_id: str) -> bool:
         """Whether a session has a lab on this host."""
@@ -63,21 +64,18 @@ class Slots:
         return next((number for number, each in self._coordinators.items() if each.session_id == session_id), None)
 
     def _free(self, preferred: int | None) -> int | None:
-        """A coordinator that no live session uses."""
-        taken = {number for session_id, number in self._used.items() if self._queue.is_live(session_id)}
-        for number, each in self._coordinators.items():
-            if each.session_id and self._queue.is_live(each.session_id):
-                taken.add(number)
+        """A coordinator that no session of this host uses, and that keeps no lab for a session."""
+        taken = {number for session_id, number in self._used.items() if self._queue.is_active(session_id)}
+        taken |= {number for number, each in self._coordinators.items() if each.in_session}
         free = self._coordinators.keys() - taken
         return preferred if preferred in free else min(free, default=None)
 
     @property
     def spare(self) -> LabCoordinator | None:
         """An idle coordinator besides those that the active sessions may need; None if there is none."""
-        reserved = self._queue.slots - len({self._used.get(session.session_id) for session in self._queue.active})
-        idle = [
-            number for number, each in self._coordinators.items() if each.is_idle and number not in self._used.values()
-        ]
+        in_use = {number for session_id, number in self._used.items() if self._queue.is_active(session_id)}
+        reserved = max(0, self._queue.slots - len(in_use))
+        idle = [number for number, each in self._coordinators.items() if each.is_idle and number not in in_use]
         return self._coordinators[idle[-1]] if len(idle) > reserved else None
 
     @property
@@ -121,10 +119,20 @@ class Slots:
     async def reconcile(self) -> None:
         """Carry out pending maintenance: end labs whose sessions have ended, and retry failed operations."""
         self._used = {
-            session_id: number for session_id, number in self._used.items() if self._queue.is_live(session_id)
+            session_id: number for session_id, number in self._used.items() if self._queue.is_active(session_id)
         }
+        await self._end_lost()
         for each in self:
             await each.reconcile()
+
+    async def _end_lost(self) -> None:
+        """End labs that other servers have declared lost, if this host has been registered anew."""
+        own = self._queue.hosts.own
+        if own is None or own.epoch == self._epoch:
+            return
+        for each in self:
+            await each.end_if_lost()
+        self._epoch = own.epoch
 
     def drain(self) -> None:
         """Interrupt everything that calls wait for, because the server is shutting down."""

@@ -156,7 +156,7 @@ class TopologyChecks:
     async def reconcile(self) -> None:
         """Stop the checks and remove the workspaces of sessions that have ended."""
         for session_id in [known for known in self._checks if not self._is_live(known)]:
-            for check in self._checks.pop(session_id).values():
+            for check in self._checks.pop(session_id, {}).values():  # another call may do the same meanwhile
                 self._stop(check)
                 if check.outcome.done() and not check.taken:
                     await discard(check.workspace, self._run_blocking)

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from neops_remote_lab.netlab.leftovers import NOT_DOCKER, Docker
+from neops_remote_lab.netlab.leftovers import NOT_DOCKER, Docker, all_containers
 
-_LISTING: Final = ("ps", "--quiet", "--no-trunc", "--filter", "label=clab-topo-file")
 BRIDGE_OPTION: Final = "com.docker.network.bridge.name"
 """Option of networks with a named bridge, to which anything may be attached."""
 
@@ -43,9 +42,10 @@ def find_nodes(base: Path, docker: Docker) -> dict[str, Node]:
         ValueError: the output is not Docker's.
         The exceptions of `docker`.
     """
+    # Not those of other labs: Docker fails if it is asked for one that has just been removed.
+    running = [each.identifier for each in all_containers(docker) if each.is_running and each.is_below(base)]
     try:
-        found = _inspect([], docker(_LISTING).split(), docker)
-        ours = [container for container in found if _is_of_lab(container, base)]
+        ours = [container for container in _inspect([], running, docker) if _is_of_lab(container, base)]
         identifiers = {item["NetworkID"] for container in ours for item in _attachments(container)}
         networks = _inspect(["network"], sorted(identifiers - {""}), docker)
         bridges = {network["Id"]: bridge for network in networks if (bridge := _own_bridge(network))}
