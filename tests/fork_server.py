@@ -53,6 +53,7 @@ class Program(Enum):
     SERVER = (PACKAGE, SERVER_MODULES)
     SERVER_WITHOUT_FENCE = ("tests.chaos.server_without_fence", SERVER_MODULES)
     SERVER_WITHOUT_QUEUE_LOCK = ("tests.chaos.server_without_queue_lock", SERVER_MODULES)
+    SERVER_WITHOUT_OWNERS = ("tests.chaos.server_without_owners", SERVER_MODULES)
     COMMAND = (
         PACKAGE,
         (

@@ -1,4 +1,7 @@
-"""Clients that join, wait, use a lab and leave repeatedly, and retry calls that fail because of a fault."""
+"""Clients that join, wait, use a lab and leave repeatedly, and retry calls that fail because of a fault.
+
+Some send their topology for checking while they wait, and some read the log or open a console while they use the lab.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Any, Final
 
 import httpx
 
+from tests.chaos.held_calls import CONNECT_SECONDS, HELD_LIMIT, RETRY_DELAY, HeldCalls
 from tests.chaos.journal import FactKind, Journal
 from tests.fakes import topology_text
 from tests.server import TLS
@@ -21,12 +25,16 @@ from tests.server import TLS
 TOPOLOGIES: Final = [topology_text(nodes=2), topology_text(nodes=3)]
 RETRY_TIMEOUT: Final = 300.0
 """Seconds for which a client retries a call. A long poll may fail many times in a row."""
-RETRY_DELAY: Final = 0.05
-"""Seconds between two attempts."""
-CONNECT_SECONDS: Final = 1.0
-"""Seconds after which a client tries another server."""
 ANSWER_SECONDS: Final = 8.0
 """Seconds after which a client sends a call again, to any server."""
+WAITS: Final = (0.1, 0.5, 1, 20)
+"""Seconds of long polls."""
+CHECK_SHARE: Final = 0.8
+"""The share of the sessions that send their topology for checking."""
+LOG_SHARE: Final = 0.4
+"""The share of the labs whose log is read while they are used."""
+CONSOLE_SHARE: Final = 0.15
+"""The share of the labs in which a console is opened."""
 
 
 class SessionEnded(Exception):
@@ -63,11 +71,17 @@ class Client:
             return
         session_id = str(answer.json()["session_id"])
         self._journal.note(FactKind.JOINED, session_id, asked=self._asked)
+        held = HeldCalls(self._http, self._urls, self._journal, self._random, session_id)
         try:
             if self._random.random() < self._lab_share:
-                await self._use_labs(session_id)
+                await self._use_labs(session_id, held)
         except SessionEnded:
-            return
+            pass
+        else:
+            await self._leave(session_id)
+        await held.ended()
+
+    async def _leave(self, session_id: str) -> None:
         self._journal.note(FactKind.LEAVING, session_id)
         answer = await self._call("DELETE", f"/session/{session_id}")
         # 404: the answer to an earlier attempt was lost, or the session ended at this moment
@@ -76,22 +90,40 @@ class Client:
         else:
             self._unexpected(session_id, answer)
 
-    async def _use_labs(self, session_id: str) -> None:
-        for last in [False, True][-self._random.randint(1, 2) :]:
+    async def _use_labs(self, session_id: str, held: HeldCalls) -> None:
+        first, *others = self._random.choices(range(len(TOPOLOGIES)), k=self._random.randint(1, 2))
+        if self._random.random() < CHECK_SHARE:
+            held.begin("a topology check", self._check(session_id, first))
+        key = await self._acquire(session_id, first)
+        for number in others:
             # Another topology gets the slot only once the one before was released.
-            if not await self._use_lab(session_id, release=not last or self._random.random() < 0.7):
+            if key is None:
                 return
+            await self._use_lab(session_id, held, key, first, release=True)
+            first, key = number, await self._acquire(session_id, number)
+        if key is not None:
+            await self._use_lab(session_id, held, key, first, release=self._random.random() < 0.7)
 
-    async def _use_lab(self, session_id: str, *, release: bool) -> bool:
-        """Acquire a lab and read its devices. Returns False if `stop` was set before the session became active."""
-        number = self._random.randrange(len(TOPOLOGIES))
-        names = [f"r{count}" for count in range(1, number + 3)]
-        key = await self._acquire(session_id, number, names)
-        if key is None:
-            return False
+    async def _check(self, session_id: str, number: int) -> None:
+        """Send a topology for checking."""
+        files = {"topology": ("chaos.yml", TOPOLOGIES[number])}
+        answer = await self._call("POST", "/topology/check", session_id=session_id, files=files)
+        if answer.status_code == httpx.codes.OK:
+            self._journal.note(FactKind.CHECKED, session_id)
+            if answer.json()["nodes"] != len(_node_names(number)):
+                self._unexpected(session_id, answer)
+        elif not (answer.status_code == httpx.codes.CONFLICT or _has_ended(answer)):  # 409: it is active
+            self._unexpected(session_id, answer)
+
+    async def _use_lab(self, session_id: str, held: HeldCalls, key: str, number: int, *, release: bool) -> None:
+        """Read the log and the devices of a lab, and open a console. Then perhaps release the lab."""
+        if self._random.random() < LOG_SHARE:
+            held.read_log()
+        if self._random.random() < CONSOLE_SHARE:
+            await held.open_console()
         answer = await self._call("GET", "/lab/devices", session_id=session_id)
         if answer.status_code == httpx.codes.OK:
-            if _names(answer.json()) != names:
+            if _names(answer.json()) != _node_names(number):
                 self._unexpected(session_id, answer)
         elif not (answer.status_code == httpx.codes.NOT_FOUND and "lost" in answer.text):
             self._refused(session_id, answer)
@@ -102,9 +134,8 @@ class Client:
                 self._journal.note(FactKind.RELEASED, session_id, key)
             elif answer.status_code != httpx.codes.NOT_FOUND:
                 self._refused(session_id, answer)
-        return True
 
-    async def _acquire(self, session_id: str, number: int, names: list[str]) -> str | None:
+    async def _acquire(self, session_id: str, number: int) -> str | None:
         """Acquire a lab. Returns the key of the acquire, or None if `stop` was set before the session became active."""
         key = uuid.uuid4().hex
         while await self._wait(session_id):
@@ -112,7 +143,7 @@ class Client:
             answer = await self._call("POST", "/lab", session_id=session_id, key=key, files=files)
             if answer.status_code == httpx.codes.OK:
                 self._journal.note(FactKind.ACQUIRED, session_id, key)
-                if _names(answer.json()["devices"]) != names:
+                if _names(answer.json()["devices"]) != _node_names(number):
                     self._unexpected(session_id, answer)
                 return key
             if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY and "Idempotency-Key" in answer.text:
@@ -124,8 +155,9 @@ class Client:
 
     async def _wait(self, session_id: str) -> bool:
         while not self._stop.is_set():
-            wait = self._random.choice([0.1, 0.5, 1])
-            answer = await self._call("GET", f"/session/{session_id}", params={"wait": wait})
+            wait = self._random.choice(WAITS)
+            held_for = wait if wait > ANSWER_SECONDS else None
+            answer = await self._call("GET", f"/session/{session_id}", held_for=held_for, params={"wait": wait})
             if answer.status_code != httpx.codes.OK:
                 self._refused(session_id, answer)
             elif answer.json()["status"] == "active":
@@ -146,21 +178,35 @@ class Client:
         self._journal.note(FactKind.UNEXPECTED, session_id, said)
 
     async def _call(
-        self, method: str, path: str, *, key: str = "", session_id: str = "", **request: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        key: str = "",
+        session_id: str = "",
+        held_for: float | None = None,
+        **request: Any,
     ) -> httpx.Response:
-        """Send a call to any server, again after each 503 or broken connection. Returns the first other response."""
+        """Send a call to any server, again after each 503 or broken connection. Returns the first other response.
+
+        A call that a server may hold for some seconds is not sent again before it hangs, which is recorded.
+        """
+        answer_seconds = ANSWER_SECONDS if held_for is None else held_for + HELD_LIMIT
+        patience = httpx.Timeout(answer_seconds, connect=CONNECT_SECONDS)
         headers = {name: value for name, value in (("X-Session-ID", session_id), ("Idempotency-Key", key)) if value}
         deadline = time.monotonic() + RETRY_TIMEOUT
         self._asked = time.time()
         while True:
             url = self._random.choice(self._urls) + path
             try:
-                answer = await self._http.request(method, url, headers=headers, **request)
+                answer = await self._http.request(method, url, headers=headers, timeout=patience, **request)
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                     return answer
                 problem = answer.text
             except httpx.TransportError as error:
                 problem = repr(error)
+                if held_for is not None and isinstance(error, httpx.ReadTimeout):
+                    self._journal.note(FactKind.HUNG, session_id, f"{method} {url}: no answer for {answer_seconds:g} s")
             if time.monotonic() > deadline:
                 raise AssertionError(f"{method} {path}: {problem}")
             await asyncio.sleep(RETRY_DELAY)
@@ -170,6 +216,11 @@ def _has_ended(answer: httpx.Response) -> bool:
     """Whether the answer says that the session has ended, before the call or during it."""
     over = ("the session has ended", "its session ended")
     return answer.status_code in {httpx.codes.NOT_FOUND, httpx.codes.GONE} and any(text in answer.text for text in over)
+
+
+def _node_names(number: int) -> list[str]:
+    """The names of the nodes of a topology."""
+    return [f"r{count}" for count in range(1, number + 3)]
 
 
 def _names(devices: list[dict[str, Any]]) -> list[str]:
@@ -184,8 +235,7 @@ def working_clients(
 
     async def work() -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=count)
-        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-        async with httpx.AsyncClient(verify=TLS, limits=limits, timeout=timeout) as http, asyncio.TaskGroup() as group:
+        async with httpx.AsyncClient(verify=TLS, limits=limits) as http, asyncio.TaskGroup() as group:
             for number in range(count):
                 group.create_task(Client(http, urls, journal, seed + number, stop, lab_share=lab_share).run())
 

@@ -30,7 +30,9 @@ AUDIT: Final = """
 """A trigger that records the states of hosts, which are not part of the event table."""
 
 EVENTS: Final = """
-    SELECT number, xmin::text::bigint, what, session_id, lab_id, host, slot, code, detail FROM event ORDER BY number
+    SELECT number, xmin::text::bigint, what, session_id, lab_id, host, slot, code, detail,
+           extract(epoch FROM at)::float
+    FROM event ORDER BY number
 """
 HOST_CHANGES: Final = "SELECT number, host, state, is_draining, epoch FROM host_change ORDER BY number"
 SESSIONS: Final = """
@@ -58,6 +60,8 @@ class Event:
     slot: int | None = None
     code: str | None = None
     detail: str | None = None
+    at: float = 0.0
+    """In seconds since the epoch, by the clock of its server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,8 @@ class History:
     starts: list[Start] = field(default_factory=list)
     collisions: list[str] = field(default_factory=list)
     """Reports of the fake netlabs about labs that were started beside others without being separate from them."""
+    starting_in_advance: frozenset[str] = frozenset()
+    """The hosts that start labs in advance."""
 
     def __str__(self) -> str:
         """One line per row, for debugging a violation."""
@@ -130,13 +136,16 @@ def install_audit(database: str) -> None:
         connection.execute(AUDIT)
 
 
-def read_history(database: str, facts: list[Fact], fakes: Mapping[str, FakeNetlab]) -> History:
+def read_history(
+    database: str, facts: list[Fact], fakes: Mapping[str, FakeNetlab], starting_in_advance: Iterable[str] = ()
+) -> History:
     """Read the history of a run.
 
     Args:
         database: URL of the database.
         facts: what the clients and the test have recorded.
         fakes: the fake netlab of each host, by name.
+        starting_in_advance: the names of the hosts that start labs in advance.
     """
     with connected(database) as connection:
 
@@ -151,6 +160,7 @@ def read_history(database: str, facts: list[Fact], fakes: Mapping[str, FakeNetla
             [ReferenceRow(*row) for row in rows(REFERENCES)],
             [start for name, fake in fakes.items() for start in _starts(name, fake.log())],
             [f"{name}: {line}" for name, fake in fakes.items() for line in fake.violations()],
+            frozenset(starting_in_advance),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ SETTINGS: Final = {
     "quarantine_retry": "0.5",
     "kill_grace": "0.5",
     "down_timeout": "30",
+    "node_memory": str(1 << 20),  # so that no lab waits for the memory of this machine
     "waiting_timeout": "900",  # so that no session ends without a fault
     "active_timeout": "900",
     "log_level": "INFO",
@@ -58,6 +59,8 @@ class Hosts:
     """The hosts whose servers were killed and must not be started yet."""
     cut: set[int] = field(default_factory=set)
     """The hosts that cannot reach the database."""
+    starting_in_advance: frozenset[int] = frozenset()
+    """The hosts that start labs in advance."""
     logged: dict[int, int] = field(default_factory=dict)
     """The size of the log of each server when it was started, in bytes."""
 
@@ -148,7 +151,7 @@ class Hosts:
     def history(self) -> History:
         """The history up to now."""
         fakes = {self.name(number): server.fake for number, server in self.servers.items()}
-        return read_history(self.database, self.journal.facts(), fakes)
+        return read_history(self.database, self.journal.facts(), fakes, map(self.name, self.starting_in_advance))
 
     def stop(self) -> None:
         """Stop all servers with SIGTERM, and require that they leave no process and no lab."""
@@ -175,9 +178,20 @@ def _is_ready(server: LabServer) -> bool:
 
 @contextmanager
 def running_hosts(
-    root: Path, slots: Sequence[int] = (1, 2, 1), program: Program = Program.SERVER, **settings: str
+    root: Path,
+    slots: Sequence[int] = (1, 2, 1),
+    program: Program = Program.SERVER,
+    *,
+    starting_in_advance: Collection[int] = (),
 ) -> Iterator[Hosts]:
-    """One server per entry of `slots`, in a network that can be partitioned if root runs the tests."""
+    """One server per entry of `slots`, in a network that can be partitioned if root runs the tests.
+
+    Args:
+        root: a directory for the files of all hosts.
+        slots: the number of slots of each host.
+        program: the program of all servers.
+        starting_in_advance: the numbers of the hosts that start labs in advance.
+    """
     with ExitStack() as ends:
         network = None if NO_NETWORK else Network()
         if network:
@@ -185,13 +199,14 @@ def running_hosts(
         address = network.address(OWN, Cable.DATABASE) if network else ""
         cluster = ends.enter_context(running_cluster(listen_addresses=address))
         name = cluster.create_database(cluster.migrated)
-        hosts = Hosts(cluster, cluster.url(name), network)
+        hosts = Hosts(cluster, cluster.url(name), network, starting_in_advance=frozenset(starting_in_advance))
         install_audit(hosts.database)
         for number, count in enumerate(slots, 1):
-            flags = SETTINGS | settings | {"slots": str(count), "database": cluster.url(name, address=address)}
+            flags = SETTINGS | {"slots": str(count), "database": cluster.url(name, address=address)}
             server = _server(root / f"host-{number}", number, network, program, ends)
             server.settings = by_flag(flags)
             server.settings |= {"lab-host": hosts.name(number), "advertise": server.url}
+            server.environment |= {"NEOPS_REMOTE_LAB_PRESTART": str(number in starting_in_advance)}
             hosts.servers[number] = server
             ends.callback(server.close)
             hosts.launch(number)

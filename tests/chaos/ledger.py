@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Final
 
 from neops_remote_lab.core.codes import ENDED, EndCode, EventKind, OutcomeCode
-from tests.chaos.history import History
+from tests.chaos.history import Event, History
 from tests.chaos.journal import Fact, FactKind
 from tests.chaos.replay import Violation, ViolationKind, moved_sessions, replay
+
+LEFT_LIMIT: Final = 30.0
+"""Seconds within which a lab must have ended that its session has lost. No server is down or cut off for so long."""
 
 
 def violations(history: History) -> list[Violation]:
@@ -19,6 +23,8 @@ def violations(history: History) -> list[Violation]:
         *_order_of_joins(history),
         *_ends_of_references(history),
         *_starts(history),
+        *_streams(history),
+        *_ends_of_labs(history),
     ]
 
 
@@ -40,6 +46,9 @@ def _promises(history: History) -> Iterator[Violation]:
                 kept = reference is not None and _by(reference.released_at, fact)
             case FactKind.UNEXPECTED:
                 yield Violation(ViolationKind.UNEXPECTED, f"{fact.session_id}: {fact.key}")
+                continue
+            case FactKind.HUNG:
+                yield Violation(ViolationKind.HUNG, f"{fact.session_id}: {fact.key}")
                 continue
             case _:
                 continue
@@ -106,3 +115,41 @@ def _starts(history: History) -> Iterator[Violation]:
         if start.lab_id in seen:
             yield Violation(ViolationKind.COLLISION, f"{start} is started twice")
         seen.add(start.lab_id)
+
+
+def _streams(history: History) -> Iterator[Violation]:
+    """An event stream delivers the log of its own session's lab only."""
+    owners = {event.lab_id: event.session_id for event in history.events if event.what == EventKind.LAB_STARTING}
+    for fact in history.facts:
+        if fact.what is FactKind.STREAMED and owners.get(fact.key) != fact.session_id:
+            said = f"{fact.session_id} got the log of lab {fact.key} of {owners.get(fact.key)}"
+            yield Violation(ViolationKind.FOREIGN_STREAM, said)
+
+
+def _ends_of_labs(history: History) -> Iterator[Violation]:
+    """A lab ends soon after its session has ended or, if it was started in advance, become active on another host."""
+    labs: dict[str | None, Event] = {}
+    """The live labs, with the events of their starts."""
+    since: dict[str | None, float] = {}
+    """When those of them that must end began to have to."""
+    ended: set[str | None] = set()
+    for event in history.events:
+        match event.what:
+            case EventKind.LAB_STARTING:
+                labs[event.lab_id] = event
+                if event.session_id in ended:
+                    since[event.lab_id] = event.at
+            case EventKind.SESSION_ENDED | EventKind.SESSION_GRANTED:
+                if event.what == EventKind.SESSION_ENDED:
+                    ended.add(event.session_id)
+                for lab_id, lab in labs.items():
+                    if lab.session_id != event.session_id:
+                        continue
+                    if event.session_id in ended or lab.host != event.host:
+                        since.setdefault(lab_id, event.at)
+                    else:
+                        since.pop(lab_id, None)
+            case EventKind.LAB_ENDED:
+                lab = labs.pop(event.lab_id)
+                if event.at - since.pop(event.lab_id, event.at) > LEFT_LIMIT:
+                    yield Violation(ViolationKind.LEFT_BEHIND, f"{lab} ended only with {event}")

@@ -29,13 +29,19 @@ class ViolationKind(StrEnum):
     FENCED_WRITE = "fenced write"
     """A server wrote for its host after others had declared it silent or gone, or about a lab that they had ended."""
     TWO_OWNERS = "two owners"
-    """A lab of a session that is not active on that host, or two labs of a session or of a slot."""
+    """A lab, or a reference, of a session that is not active on that host, or two labs of a session or of a slot."""
     UNEXPLAINED_END = "unexplained end"
     """A session, a lab or a reference ended, or a session waits again, and neither a client nor a fault explains it."""
     LOST = "lost"
     """An acknowledged call is not in the database."""
     UNEXPECTED = "unexpected"
     """An answer that no client may get, or the end of a server that nobody has ended."""
+    FOREIGN_STREAM = "foreign stream"
+    """An event stream delivered lines of the lab of another session."""
+    HUNG = "hung"
+    """A call lasted long after its session, or longer than it may be held."""
+    LEFT_BEHIND = "left behind"
+    """A lab existed long after its session had ended or become active on another host."""
     COLLISION = "collision"
     """The netlab of a host had two labs at once that are not separate, or started one that is not its own."""
 
@@ -73,6 +79,10 @@ class Replay:
     hosts: dict[str, HostChange] = field(default_factory=dict)
     labs: dict[str, Event] = field(default_factory=dict)
     """The live labs, with the events of their starts."""
+    in_advance: set[str] = field(default_factory=set)
+    """All labs that were started while their sessions were not active on that host."""
+    used_in_advance: set[str] = field(default_factory=set)
+    """Those of them that their sessions acquired."""
     found: list[Violation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -188,13 +198,23 @@ class Replay:
         session = self._of(event)
         # Its session may end at the moment of the start, which is then interrupted.
         if session.host != event.host or session.state == SessionState.WAITING:
-            self._broken(ViolationKind.TWO_OWNERS, event, f"starts on {event.host}; {session.state} on {session.host}")
+            self.in_advance.add(event.lab_id)
+            if session.state == SessionState.ACTIVE or event.host not in self.history.starting_in_advance:
+                self._broken(
+                    ViolationKind.TWO_OWNERS, event, f"starts on {event.host}; {session.state} on {session.host}"
+                )
         for lab_id, lab in self.labs.items():
-            if lab.session_id == event.session_id or (lab.host, lab.slot) == (event.host, event.slot):
+            if (lab.host, lab.slot) == (event.host, event.slot) or self._are_of_one_session(lab, event):
                 self._broken(
                     ViolationKind.TWO_OWNERS, event, f"starts beside lab {lab_id} of {lab.session_id} on {lab.host}"
                 )
         self.labs[event.lab_id] = event
+
+    def _are_of_one_session(self, lab: Event, other: Event) -> bool:
+        """Whether a session has two labs, apart from labs in advance on hosts on which it is not active."""
+        if lab.session_id != other.session_id:
+            return False
+        return lab.host == other.host or self.in_advance.isdisjoint({lab.lab_id, other.lab_id})
 
     def _lab_ended(self, event: Event) -> None:
         if event.code != OutcomeCode.LOST:  # others end the labs of a host that is gone
@@ -213,6 +233,12 @@ class Replay:
             self._broken(ViolationKind.FENCED_WRITE, event, f"{event.what}, but the lab has ended")
         elif lab.session_id != event.session_id:
             self._broken(ViolationKind.TWO_OWNERS, event, f"{event.what}, but the lab is of {lab.session_id}")
+        elif event.what == EventKind.REFERENCE_ACQUIRED:
+            session = self._of(event)
+            if session.state == SessionState.WAITING or session.host != event.host:
+                where = f"{session.state} on {session.host}"
+                self._broken(ViolationKind.TWO_OWNERS, event, f"acquired on {event.host}; {where}")
+            self.used_in_advance |= {event.lab_id or ""} & self.in_advance
 
 
 def replay(history: History) -> list[Violation]:

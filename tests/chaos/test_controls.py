@@ -1,4 +1,4 @@
-"""The ledger finds violations by servers without fencing, and by servers without the lock of the queue."""
+"""The ledger finds violations by servers without fencing, without the lock of the queue, or without owners of labs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from tests.chaos.clients import working_clients
+from tests.chaos.faults import TO_THE_FRONT
 from tests.chaos.hosts import Hosts, running_hosts
 from tests.chaos.journal import FactKind
 from tests.chaos.ledger import violations
@@ -75,3 +76,20 @@ def _join_and_leave(hosts: Hosts, attempt: int) -> None:
     stop, enough = threading.Event(), attempt * VISITS
     with working_clients(hosts.urls, hosts.journal, attempt, 20, stop, lab_share=0):
         wait_until(lambda: len(hosts.journal.facts(FactKind.LEFT)) >= enough or stop.is_set(), 60)
+
+
+def test_a_server_that_gives_a_lab_in_advance_to_another_session_is_found(tmp_path: Path) -> None:
+    with running_hosts(tmp_path, (1,), Program.SERVER_WITHOUT_OWNERS, starting_in_advance={1}) as hosts:
+        [server] = hosts.servers.values()
+        holder, waiting, other = (server.join() for _ in range(3))
+        assert server.status(holder, wait=20)["position"] == 0
+        assert server.acquire(holder, topology_text(1)).status_code == 200
+        ask(server, waiting, "POST", "/topology/check", files={"topology": ("t.yml", topology_text(2))})
+        running = "SELECT session_id FROM lab WHERE state = 'running' ORDER BY number"
+        wait_until(lambda: sql(hosts.database, running) == [(holder,), (waiting,)], 30, "no lab starts in advance")
+        assert ViolationKind.TWO_OWNERS not in found(hosts)
+        sql(hosts.database, TO_THE_FRONT, other)
+        ask(server, holder, "DELETE", f"/session/{holder}")
+        assert server.status(other, wait=20)["position"] == 0
+        assert server.acquire(other, topology_text(2)).status_code == 200
+        assert ViolationKind.TWO_OWNERS in found(hosts)

@@ -6,21 +6,38 @@ import os
 import random
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.clients import working_clients
 from tests.chaos.faults import NEED_NETWORK, FaultInjector, plan
+from tests.chaos.history import History
 from tests.chaos.hosts import running_hosts
 from tests.chaos.journal import FactKind
 from tests.chaos.ledger import violations
+from tests.chaos.replay import Replay
 from tests.device_network import NO_NETWORK
 from tests.postgresql import problem
 
 COUNT = int(os.environ.get("REMOTE_LAB_CHAOS_FAULTS", "15"))
 SEED = int(os.environ.get("REMOTE_LAB_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
 CLIENTS = 20
+STARTING_IN_ADVANCE = (2, 3)
+"""The hosts that start labs in advance; the others do not."""
+
+
+def summary(history: History) -> str:
+    """What was exercised besides the calls of the clients."""
+    replay = Replay(history)
+    replay.run()
+    held = Counter(fact.what for fact in history.facts)
+    return (
+        f"{held[FactKind.CHECKED]} checks, {len(history.starts)} starts, {len(replay.in_advance)} in advance "
+        f"({len(replay.used_in_advance)} used), {held[FactKind.STREAMED]} logs read, "
+        f"{held[FactKind.CONSOLE_OPENED]} consoles"
+    )
 
 
 @pytest.mark.chaos
@@ -31,7 +48,7 @@ def test_no_fault_of_several_hosts_violates_an_invariant(tmp_path: Path) -> None
     if NO_NETWORK:
         sys.stdout.write(f"no connection is cut: {NO_NETWORK}\n")
     stop = threading.Event()
-    with running_hosts(tmp_path) as hosts:
+    with running_hosts(tmp_path, starting_in_advance=STARTING_IN_ADVANCE) as hosts:
         steps = plan(SEED, COUNT, len(hosts.servers), without=NEED_NETWORK if NO_NETWORK else ())
         with working_clients(hosts.urls, hosts.journal, SEED, CLIENTS, stop):
             FaultInjector(hosts, stop).carry_out(steps)
@@ -40,7 +57,7 @@ def test_no_fault_of_several_hosts_violates_an_invariant(tmp_path: Path) -> None
         hosts.stop()
         history = hosts.history()
         found = violations(history)
-        sys.stdout.write(f"{hosts.journal}; {len(history.events)} events, {len(history.starts)} starts\n")
+        sys.stdout.write(f"{hosts.journal}; {len(history.events)} events, {summary(history)}\n")
         (tmp_path / "history").write_text(str(history), encoding="utf-8")
         assert not found, "\n".join(map(str, [*found[:20], f"{len(found)} in all; REMOTE_LAB_CHAOS_SEED={SEED}"]))
         assert len(hosts.journal.facts(FactKind.LEFT)) >= CLIENTS
