@@ -74,10 +74,11 @@ def fork_pytest(project: pytest.Pytester, patch: pytest.MonkeyPatch) -> None:
     executed = project.popen
     command = project._getpytestargs()
 
-    def forked(words: Sequence[str], *, stdin: object, stdout: Stream, stderr: Stream) -> Any:
+    # Older versions of pytest pass further options.
+    def forked(words: Sequence[str], *, stdin: object, stdout: Stream, stderr: Stream, **options: Any) -> Any:
         if tuple(words[: len(command)]) == command and stdin is project.CLOSE_STDIN:
             return run_pytest(words[len(command) :], stdout=stdout, stderr=stderr)
-        return executed(words, stdin=stdin, stdout=stdout, stderr=stderr)  # type: ignore[arg-type]
+        return executed(words, stdin=stdin, stdout=stdout, stderr=stderr, **options)  # type: ignore[arg-type]
 
     patch.setattr(project, "popen", forked)
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 import neops_remote_lab
-from neops_remote_lab.netlab.ownership import MARKER_DIR, RECORD, claim, new_directory, proof, tidy
+from neops_remote_lab.netlab.logs import FailedLogs
+from neops_remote_lab.netlab.ownership import MARKER_DIR, RECORD, claim, directories, new_directory, proof, tidy
 from tests.chaos.shell import ask, fake, lab, queue, sql
 from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, abandoned_directory, labs_in, running_server
@@ -118,6 +119,14 @@ def test_a_directory_without_a_record_stays_in_the_work_directory(lab_server: La
     assert set(lab_server.lab_directories()) == names
     assert (checkout_dir / "src" / "main.py").exists()
     assert tree(elsewhere) == before
+
+
+def test_the_logs_of_failed_labs_are_not_reported_as_foreign(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    claim(tmp_path / "labs")
+    FailedLogs(tmp_path / "labs", days=1, number=1).keep("0123456789abcdef", tmp_path / "netlab.log")
+    (tmp_path / "labs" / "of-another").mkdir()
+    assert directories(tmp_path / "labs") == []
+    assert caplog.messages == [f"{tmp_path / 'labs' / 'of-another'} has no record of a lab: it is kept"]
 
 
 def test_a_directory_that_is_being_made_is_not_removed_as_unfinished(tmp_path: Path) -> None:

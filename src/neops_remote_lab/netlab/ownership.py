@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 from filelock import FileLock, Timeout
 
 from neops_remote_lab.core.text import one_line
+from neops_remote_lab.netlab.logs import FAILED
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +241,7 @@ def directories(root: Path) -> list[Path]:
         return []
     ours = {path: proof(path) is not None for path in sorted(root.iterdir())}
     for path in (path for path, is_ours in ours.items() if not is_ours):
-        if path.name != MARKER_DIR and not _DRAFT.fullmatch(path.name):
+        if path.name not in {MARKER_DIR, FAILED} and not _DRAFT.fullmatch(path.name):
             logger.warning("%s has no record of a lab: it is kept", path)
     return [path for path, is_ours in ours.items() if is_ours]
 
