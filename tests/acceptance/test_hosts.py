@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from sqlalchemy.engine import make_url
 
 from tests.chaos.shell import is_running, sql
 from tests.fakes import install_fake_netlab, topology_text, wait_until
-from tests.postgresql import Cluster
+from tests.postgresql import OWNER, SUPERUSER, Cluster
 from tests.server import LabServer, by_flag, free_port
 
-QUICK = {"host_beat": "0.1", "host_lease": "1", "host_gone_after": "2"}
+QUICK = {"host_beat": "0.1", "host_lease": "1", "host_gone_after": "2", "proxy_connect_timeout": "0.5"}
 
 
 @pytest.fixture
@@ -43,12 +44,28 @@ def serving(root: Path, database: str, name: str, **settings: str) -> Iterator[L
         server.close()
 
 
-@pytest.fixture
-def servers(shared: str, tmp_path: Path) -> Iterator[tuple[LabServer, LabServer]]:
-    with ExitStack() as stack:
-        first, second = (stack.enter_context(serving(tmp_path / name, shared, name)) for name in ("lab-1", "lab-2"))
+@contextmanager
+def two_servers(root: Path, *databases: str, **settings: str) -> Iterator[tuple[LabServer, LabServer]]:
+    """Start two servers that know each other, with the URLs of their databases."""
+    with (
+        serving(root / "lab-1", databases[0], "lab-1", **settings) as first,
+        serving(root / "lab-2", databases[-1], "lab-2", **settings) as second,
+    ):
         wait_until(lambda: len(hosts(first)) == len(hosts(second)) == 2, 20, "the servers do not know each other")
         yield first, second
+
+
+@pytest.fixture
+def servers(shared: str, tmp_path: Path) -> Iterator[tuple[LabServer, LabServer]]:
+    with two_servers(tmp_path, shared) as started:
+        yield started
+
+
+@pytest.fixture
+def patient_servers(shared: str, tmp_path: Path) -> Iterator[tuple[LabServer, LabServer]]:
+    """Two servers that never declare a host gone."""
+    with two_servers(tmp_path, shared, host_gone_after="600") as started:
+        yield started
 
 
 def call(server: LabServer, session_id: str, method: str, path: str, **options: Any) -> httpx.Response:
@@ -159,6 +176,80 @@ def test_a_server_that_was_stopped_beyond_its_lease_keeps_its_lab(
     assert call(second, there, "GET", "/lab").json()["state"] == "running"
     assert call(second, there, "POST", "/lab/release").status_code == 204
     wait_until(second.is_clean, 20, "the lab is not torn down")
+
+
+def test_calls_reach_a_lab_whose_server_cannot_reach_the_database(
+    shared: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    begun, release = tmp_path / "begun", tmp_path / "release"
+    wait = f"touch {begun}; while [ ! -e {release} ]; do sleep 0.02; done; echo done"
+    with (
+        database_user(cluster, shared, "cut_off") as (own_url, cut),
+        two_servers(tmp_path, shared, own_url, host_gone_after="600", proxy_connect_timeout="5") as (first, second),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first.join()
+        there = first.join()
+        assert first.acquire(there, topology_text(1)).status_code == 200
+        order = {"command": wait, "timeout": 60}
+        command = pool.submit(call, first, there, "POST", "/lab/devices/r1/exec", json=order, timeout=60)
+        wait_until(begun.exists, 20, "the command does not begin")
+        with cut():
+            wait_until(lambda: hosts(first)["lab-2"] == "silent", 20, "the host is not declared silent")
+            assert call(first, there, "GET", "/lab").json()["running"]
+            assert [device["name"] for device in call(first, there, "GET", "/lab/devices").json()] == ["r1"]
+            refused = call(first, there, "POST", "/lab/release")
+            assert refused.status_code == 503
+            assert "nothing was changed" in refused.json()["detail"]
+            release.touch()
+            assert "done" in command.result(30).text
+        wait_until(lambda: hosts(first)["lab-2"] == "live", 20, "the host does not come back")
+        assert call(first, there, "GET", "/lab").json()["ref_count"] == 1
+        assert call(first, there, "POST", "/lab/release").status_code == 204
+        wait_until(second.is_clean, 20, "the lab is not torn down")
+
+
+@contextmanager
+def database_user(
+    cluster: Cluster, database: str, name: str
+) -> Iterator[tuple[str, Callable[[], AbstractContextManager[None]]]]:
+    """Create a user of the database. Yields its URL, and a context in which it cannot connect."""
+    administrator = make_url(database).set(username=SUPERUSER).render_as_string()
+    sql(administrator, f"CREATE ROLE {name} LOGIN IN ROLE {OWNER}")
+
+    @contextmanager
+    def cut() -> Iterator[None]:
+        sql(administrator, f"ALTER ROLE {name} NOLOGIN")
+        sql(administrator, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = ?", name)
+        try:
+            yield
+        finally:
+            sql(administrator, f"ALTER ROLE {name} LOGIN")
+
+    try:
+        yield make_url(database).set(username=name).render_as_string(), cut
+    finally:
+        sql(administrator, f"REASSIGN OWNED BY {name} TO {OWNER}")
+        sql(administrator, f"DROP ROLE {name}")
+
+
+def test_no_call_is_sent_to_a_silent_server_that_does_not_answer(
+    patient_servers: tuple[LabServer, LabServer],
+) -> None:
+    first, second = patient_servers
+    first.join()
+    there = first.join()
+    assert first.acquire(there, topology_text(1)).status_code == 200
+    second.signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: hosts(first)["lab-2"] == "silent", 20, "the host is not declared silent")
+        refused = call(first, there, "POST", "/lab/release")
+        assert refused.status_code == 503
+        assert "shows no sign of life" in refused.json()["detail"]
+    finally:
+        second.signal(signal.SIGCONT)
+    wait_until(lambda: hosts(first)["lab-2"] == "live", 20, "the host does not come back")
+    assert call(first, there, "GET", "/lab").json()["ref_count"] == 1
 
 
 def test_a_server_that_is_suspended_before_a_start_does_not_start_a_lab_that_was_lost_meanwhile(
@@ -287,9 +378,9 @@ def test_a_call_to_a_host_that_cannot_be_reached_is_answered_with_503(servers: t
 
 
 def test_calls_to_a_server_that_froze_end_when_its_host_is_silent(
-    servers: tuple[LabServer, LabServer], tmp_path: Path
+    patient_servers: tuple[LabServer, LabServer], tmp_path: Path
 ) -> None:
-    first, second = servers
+    first, second = patient_servers
     first.join()
     there, begun = first.join(), tmp_path / "begun"
     assert first.acquire(there, topology_text(1)).status_code == 200

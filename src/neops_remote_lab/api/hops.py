@@ -57,7 +57,7 @@ class Hop(NamedTuple):
     drained: asyncio.Future[Any]
     """Done when this server shuts down."""
     lost: asyncio.Future[Any]
-    """Done when that host is declared silent or gone: its server may be frozen, or out of reach."""
+    """Done when that host is declared silent or gone and its server does not answer, as if frozen or out of reach."""
     moved: asyncio.Future[Any]
     """Done when the session has not been active on that host for so long that its server should have answered."""
 

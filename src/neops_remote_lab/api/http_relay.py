@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 import httpcore
+from starlette import status
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Send
 
@@ -69,16 +70,23 @@ class HttpRelay:
         finally:
             left.cancel()
 
+    async def answers(self, address: str) -> bool:
+        """Whether a server answers within the time that a connection may take."""
+        try:
+            async with asyncio.timeout(self._timeout["connect"]):
+                response = await self._pool.request(b"GET", _url(address, b"/healthz"))
+        except (TimeoutError, *_NOT_REACHED, *_BROKEN):
+            return False
+        return response.status == status.HTTP_204_NO_CONTENT
+
     async def close(self) -> None:
         """Close the idle connections."""
         await self._pool.aclose()
 
     async def _open(self, request: Request, body: "_Body", address: str, ends: AsyncExitStack) -> httpcore.Response:
-        base = httpcore.URL(address)
-        target = base.target.rstrip(b"/") + hops.target(request.scope)
         exchange = self._pool.stream(
             request.method,
-            httpcore.URL(scheme=base.scheme, host=base.host, port=base.port, target=target),
+            _url(address, hops.target(request.scope)),
             headers=hops.of_request(request.scope["headers"]),
             content=aiter(body) if body.expected else None,
             extensions={"timeout": self._timeout},
@@ -114,6 +122,11 @@ class _Body:
         await self.is_read.wait()
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
+
+
+def _url(address: str, target: bytes) -> httpcore.URL:
+    base = httpcore.URL(address)
+    return httpcore.URL(scheme=base.scheme, host=base.host, port=base.port, target=base.target.rstrip(b"/") + target)
 
 
 async def _send(response: httpcore.Response, headers: hops.RawHeaders, send: Send) -> ProxyOutcome:

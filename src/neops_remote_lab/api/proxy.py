@@ -47,6 +47,8 @@ class Proxy:
         self._loading: asyncio.Task[_Relays] | None = None
         self._drained: asyncio.Task[Any] | None = None
         self._calls = 0
+        self._questions: dict[str, asyncio.Task[bool]] = {}
+        """Whether the server at an address answers, while it is asked."""
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """Middleware for the routes of labs: the application gets the calls that are not passed on.
@@ -73,6 +75,7 @@ class Proxy:
             with self._counted(), services.queue.open_call(session_header(call)):
                 outcome = ProxyOutcome.ABANDONED
                 async with self._hop(services, session_header(call), owner) as hop:
+                    await self._require_answer(services, owner, hop)
                     outcome = await self._relay(scope, receive, send, hop)
         except hops.OwnerFails as error:
             outcome = error.outcome
@@ -82,13 +85,43 @@ class Proxy:
         finally:
             services.metrics.call_passed_on(owner.host, outcome)
 
+    async def _require_answer(self, services: Services, owner: Owner, hop: hops.Hop) -> None:
+        """Raise `OwnerFails` if the owner's host is silent or gone, and its server does not answer.
+
+        Then the call must not be sent: a suspended server would carry it out later. But a server that only cannot reach
+        the database goes on with its labs, and can answer everything that changes nothing.
+        """
+        is_silent = services.queue.hosts.silence_of(owner.host).done()
+        if is_silent and not await hops.unless(self._answers(owner.address), hop.drained):
+            refuse_while_draining(services)
+            raise hops.OwnerFails("shows no sign of life", ProxyOutcome.SILENT)
+
+    async def _answers(self, address: str) -> bool:
+        if (question := self._questions.get(address)) is None:  # calls share it
+            question = self._questions[address] = asyncio.create_task(self._ask(address))
+            question.add_done_callback(lambda _: self._questions.pop(address))
+        return await asyncio.shield(question)
+
+    async def _ask(self, address: str) -> bool:
+        return await (await self._relays()).http.answers(address)
+
+    async def _lost(self, queue: SessionQueue, owner: Owner) -> None:
+        """Wait until the owner's host is silent or gone, and its server does not answer."""
+        while True:
+            await asyncio.shield(queue.hosts.silence_of(owner.host))
+            if not await self._answers(owner.address):
+                return
+            await asyncio.sleep(self._settings.http.proxy_connect_timeout)
+
     @asynccontextmanager
     async def _hop(self, services: Services, session_id: str, owner: Owner) -> AsyncIterator[hops.Hop]:
         self._drained = self._drained or asyncio.create_task(services.draining.wait())
+        lost = asyncio.create_task(self._lost(services.queue, owner))
         moved = asyncio.create_task(self._moved(services.queue, session_id, owner))
         try:
-            yield hops.Hop(owner.address, self._drained, services.queue.hosts.loss_of(owner.host), moved)
+            yield hops.Hop(owner.address, self._drained, lost, moved)
         finally:
+            lost.cancel()
             moved.cancel()
 
     async def _moved(self, queue: SessionQueue, session_id: str, owner: Owner) -> None:

@@ -29,8 +29,8 @@ class HttpSettings(SettingsGroup, title="HTTP"):
     max_wait: PositiveSeconds = Field(default=60, description="maximum seconds of ?wait= (long poll)")
     proxy_connect_timeout: PositiveSeconds = Field(
         default=5,
-        description="seconds within which another server of the queue must accept a connection, and end a call of a "
-        "session that has ended",
+        description="seconds within which another server of the queue must accept a connection, answer while its host "
+        "is silent, and end a call of a session that has ended",
     )
     max_proxied_calls: int = Field(
         default=1024, ge=1, description="maximum number of concurrent calls passed on to other servers of the queue"

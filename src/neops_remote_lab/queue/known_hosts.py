@@ -38,7 +38,7 @@ class KnownHosts:
         self._lease = lease
         self._hosts: dict[str, Host] = {}
         self._own_beat = -math.inf
-        self._losses: dict[str, asyncio.Future[None]] = {}
+        self._silences: dict[str, asyncio.Future[None]] = {}
 
     def __iter__(self) -> Iterator[Host]:
         return iter(self._hosts.values())
@@ -46,7 +46,7 @@ class KnownHosts:
     def update(self, hosts: Iterable[Host]) -> None:
         """Replace what is known."""
         self._hosts = {host.name: host for host in hosts}
-        self._end_losses()
+        self._note_silences()
 
     def own_beats(self, began: float) -> None:
         """Note when this server began to show a sign of life that succeeded, in monotonic seconds.
@@ -96,13 +96,13 @@ class KnownHosts:
         host = self._hosts.get(session.host)
         return Owner(host.name, host.address) if host and host.address else None
 
-    def loss_of(self, name: str) -> asyncio.Future[None]:
+    def silence_of(self, name: str) -> asyncio.Future[None]:
         """A future that is done when a host is declared silent or gone. Its callers share it and do not cancel it."""
-        loss = self._losses.setdefault(name, asyncio.get_running_loop().create_future())
-        self._end_losses()
-        return loss
+        silence = self._silences.setdefault(name, asyncio.get_running_loop().create_future())
+        self._note_silences()
+        return silence
 
-    def _end_losses(self) -> None:
+    def _note_silences(self) -> None:
         live = {host.name for host in self if host.state is HostState.LIVE}
-        for name in self._losses.keys() - live:
-            self._losses.pop(name).set_result(None)
+        for name in self._silences.keys() - live:
+            self._silences.pop(name).set_result(None)
