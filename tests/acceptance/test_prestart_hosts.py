@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -26,11 +28,11 @@ def shared(cluster: Cluster) -> Iterator[str]:
 
 
 @pytest.fixture
-def servers(shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[LabServer, LabServer]]:
-    """A server with two slots that starts labs in advance, and one with one slot that does not."""
+def servers(request: pytest.FixtureRequest, shared: str, tmp_path: Path) -> Iterator[tuple[LabServer, LabServer]]:
+    """A server with two slots, which starts labs in advance unless the parameter is false, and one with one slot."""
+    in_advance = {"NEOPS_REMOTE_LAB_PRESTART": str(getattr(request, "param", True))}
     with ExitStack() as stack:
-        with monkeypatch.context() as patch:
-            patch.setenv("NEOPS_REMOTE_LAB_PRESTART", "true")
+        with patch.dict(os.environ, in_advance):
             first = stack.enter_context(serving(tmp_path / "lab-1", shared, "lab-1", slots="2", node_memory="1048576"))
         second = stack.enter_context(serving(tmp_path / "lab-2", shared, "lab-2"))
         wait_until(lambda: len(hosts(first)) == len(hosts(second)) == 2, 20, "the servers do not know each other")
@@ -109,6 +111,7 @@ def test_a_host_that_is_drained_tears_its_lab_in_advance_down(
     assert first.status(waiter)["position"] == 1
 
 
+@pytest.mark.parametrize("servers", [False], indirect=True)
 def test_a_session_gets_the_slot_of_one_that_became_active_elsewhere(
     servers: tuple[LabServer, LabServer], shared: str
 ) -> None:

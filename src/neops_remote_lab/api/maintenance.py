@@ -98,6 +98,7 @@ class Maintenance:
             self._changes = Changes()  # not earlier: if they could not be applied, they are applied the next time
         await services.queue.expire()
         await services.queue.promote()
+        await services.slots.end_lost()
         await services.reconcile()
         await services.admission.hold_grants()
         await self._limit_log()

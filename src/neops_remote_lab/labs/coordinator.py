@@ -338,7 +338,8 @@ class LabCoordinator:
     async def end_if_lost(self) -> None:
         """Begin to tear down a lab that other servers have declared lost. Its session waits, or it would have ended."""
         async with self._decisions:
-            if self._slot.lab and not self._slot.running and await self._store.live_lab() is None:
+            lab = None if self._slot.running else self._slot.lab
+            if lab and lab.state is LiveLabState.RUNNING and await self._store.live_lab() is None:
                 self._slot.stop(OutcomeCode.LOST)
 
     def drain(self) -> None:

@@ -121,11 +121,10 @@ class Slots:
         self._used = {
             session_id: number for session_id, number in self._used.items() if self._queue.is_active(session_id)
         }
-        await self._end_lost()
         for each in self:
             await each.reconcile()
 
-    async def _end_lost(self) -> None:
+    async def end_lost(self) -> None:
         """End labs that other servers have declared lost, if this host has been registered anew."""
         own = self._queue.hosts.own
         if own is None or own.epoch == self._epoch:
