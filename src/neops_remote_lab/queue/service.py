@@ -352,7 +352,10 @@ class SessionQueue:
             self._log_end(session_id, ended.detail if ended else EndCode.OPERATOR.message, None)
 
     async def notice_signs_of_life(self) -> None:
-        """Restart the timeouts of sessions that other servers have seen."""
+        """Restart the timeouts of sessions that other servers have seen.
+
+        Reading all of them is cheap, and most have changed, because each server writes those with open calls.
+        """
         if not self._is_shared:
             return
         seen = await self._store.last_seen()

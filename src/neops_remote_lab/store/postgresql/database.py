@@ -31,6 +31,10 @@ DIALECT: Final = Dialect(
                value ->> 3 AS idempotency_key, CAST(value ->> 4 AS timestamp) AT TIME ZONE 'UTC' AS at
         FROM json_array_elements(:joining) WITH ORDINALITY
     """,
+    seen="""
+        SELECT value ->> 0 AS session_id, CAST(value ->> 1 AS timestamp) AT TIME ZONE 'UTC' AS at
+        FROM json_array_elements(:seen)
+    """,
     # With IN, PostgreSQL expects a long list, and reads all sessions instead of looking each one up.
     listed="session_id = ANY (ARRAY(SELECT json_array_elements_text(:session_ids)))",
 )

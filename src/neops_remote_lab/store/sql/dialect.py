@@ -13,5 +13,7 @@ class Dialect:
     """SQLAlchemy's INSERT statement with ON CONFLICT."""
     joining: str
     """A query for the rows of the JSON list `:joining`: position, session_id, client, purpose, idempotency_key, at."""
+    seen: str
+    """A query for the rows of the JSON list `:seen`: session_id, at."""
     listed: str
     """A condition: `session_id` is in the JSON list `:session_ids`."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Update, and_, bindparam, delete, func, select, update
+from sqlalchemy import Update, and_, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neops_remote_lab.core.codes import (
@@ -83,9 +83,9 @@ LIVE: Final = f"""
 LIVE_LISTED: Final = f"SELECT {_COLUMNS} FROM session WHERE {{listed}} AND queue = :queue AND state <> 'ended'"
 _ENDINGS: Final = "SELECT session_id, end_code, end_detail FROM session WHERE {listed} AND state = 'ended'"
 _BEAT: Final = "UPDATE lab_host SET beat = beat + 1 WHERE name = :host AND epoch = :epoch RETURNING beat"
-_RECORD_LAST_SEEN = (
-    update(SESSION).where(SESSION.c.session_id == bindparam("seen")).values(last_seen_at=bindparam("seen_at"))
-)
+_RECORD_LAST_SEEN: Final = """
+    UPDATE session SET last_seen_at = seen.at FROM ({seen}) AS seen WHERE session.session_id = seen.session_id
+"""
 
 
 class SqlSessionStore(SessionStore):
@@ -100,6 +100,7 @@ class SqlSessionStore(SessionStore):
         self._join = join_statement(database.dialect)
         self._end = end_statement(database.dialect)
         self._live_listed = LIVE_LISTED.format(listed=database.dialect.listed)
+        self._record_last_seen = _RECORD_LAST_SEEN.format(seen=database.dialect.seen)
         self._endings = _ENDINGS.format(listed=database.dialect.listed)
 
     async def register_host(self, registration: Registration) -> str | None:
@@ -245,13 +246,8 @@ class SqlSessionStore(SessionStore):
         return await self._database.read(work)
 
     async def record_last_seen(self, seen: Mapping[str, datetime]) -> None:
-        rows = [{"seen": session_id, "seen_at": seen_at} for session_id, seen_at in seen.items()]
-
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(_RECORD_LAST_SEEN, rows)
-
-        if rows:
-            await self._database.write(work)
+        if seen:
+            await self._database.run((self._record_last_seen, {"seen": [*seen.items()]}))
 
     async def quarantine(self) -> Quarantine | None:
         return await self._database.read(self._quarantine)

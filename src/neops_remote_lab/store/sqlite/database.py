@@ -31,6 +31,7 @@ DIALECT: Final = Dialect(
                json_extract(value, '$[4]') AS at
         FROM json_each(:joining)
     """,
+    seen="SELECT json_extract(value, '$[0]') AS session_id, json_extract(value, '$[1]') AS at FROM json_each(:seen)",
     listed="session_id IN (SELECT value FROM json_each(:session_ids))",
 )
 
