@@ -214,7 +214,7 @@ class Client:
 
 def _has_ended(answer: httpx.Response) -> bool:
     """Whether the answer says that the session has ended, before the call or during it."""
-    over = ("the session has ended", "its session ended")
+    over = ("the session has ended", "its session has ended", "its session ended")
     return answer.status_code in {httpx.codes.NOT_FOUND, httpx.codes.GONE} and any(text in answer.text for text in over)
 
 
