@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.chaos.shell import sql
 from tests.fakes import topology_text, wait_until
 from tests.server import LabServer, running_server
 
@@ -68,6 +69,17 @@ def test_a_prepared_lab_is_removed_with_its_session(lab_server: LabServer) -> No
     with lab_server.client() as client:
         client.delete(f"/session/{waiting}")
     wait_until(lambda: lab_server.lab_directories() == [], 10, "the prepared directory outlives its session")
+
+
+def test_a_prepared_lab_is_removed_if_its_session_has_lost_its_slot(tmp_path: Path) -> None:
+    with running_server(tmp_path, sql_poll="5") as server:
+        holder, waiting = server.join(), server.join()
+        assert check(server, waiting, topology_text(2)).status_code == 200
+        httpx.delete(f"{server.url}/session/{holder}")
+        assert server.status(waiting)["position"] == 0
+        sql(server.database, "UPDATE session SET state = 'waiting' WHERE session_id = ?", waiting)
+        assert server.acquire(waiting, topology_text(2)).status_code == 503
+        wait_until(lambda: server.lab_directories() == [], 10, "the prepared directory is left")
 
 
 def test_a_prepared_lab_does_not_survive_a_killed_server(lab_server: LabServer) -> None:

@@ -19,7 +19,7 @@ from neops_remote_lab.core.metrics import Metrics
 from neops_remote_lab.core.text import one_line
 from neops_remote_lab.core.threads import RunBlocking
 from neops_remote_lab.labs.accesses import LabAccesses
-from neops_remote_lab.labs.acquires import Acquire
+from neops_remote_lab.labs.acquires import Acquire, discard
 from neops_remote_lab.labs.admission import Admission
 from neops_remote_lab.labs.artifacts import Artifacts
 from neops_remote_lab.labs.outcomes import end_of_start, start_outcome, start_refusal
@@ -216,11 +216,9 @@ class Slot:
             raw = [device.model_dump() for device in devices]
             number = await self._run_blocking(number_of, workspace.base) if self._admission.limits else None
             await self._store.running(lab.lab_id, raw, self._clock.now(), number)
-            references = 0
+            references, now = 0, self._clock.now()
             if acquire.takes_reference():
-                references = await self._store.add_reference(
-                    lab.lab_id, acquire.session_id, acquire.key, self._clock.now()
-                )
+                references = await self._store.add_reference(lab.lab_id, acquire.session_id, acquire.key, now)
             self._lab = replace(lab, state=LiveLabState.RUNNING, devices=raw)
             self._references, self._devices = references, devices
             outcome = StartOutcome.UP
@@ -262,6 +260,8 @@ class Slot:
         await self._run_blocking(self._failed_logs.prune)
         if self._host_lab.held and not self._host_lab.leftovers:
             await self._run_blocking(self._host_lab.tear_down)  # it started, but recording that failed
+        if not self._host_lab.held:
+            await discard(workspace_of(lab), self._run_blocking)  # it was prepared, but recording its start failed
         await self._run_blocking(self._host_lab.preload)
         await self._conclude(lab.lab_id, code, detail)
         raise refused from error
