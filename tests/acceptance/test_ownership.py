@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ import yaml
 
 import neops_remote_lab
 from neops_remote_lab.netlab.logs import FailedLogs
-from neops_remote_lab.netlab.ownership import MARKER_DIR, RECORD, claim, directories, new_directory, proof, tidy
+from neops_remote_lab.netlab.ownership import MARKER_DIR, RECORD, claim, directories, new_directory, proof, remove, tidy
 from tests.chaos.shell import ask, fake, lab, queue, sql
 from tests.fakes import FakeNetlab, install_fake_netlab, topology_text, wait_until
 from tests.server import LabServer, abandoned_directory, labs_in, running_server
@@ -145,6 +146,17 @@ def test_a_directory_that_is_being_made_is_not_removed_as_unfinished(tmp_path: P
         over.set()
         other.join()
     assert all(proof(path) for path in made)
+
+
+def test_a_removal_that_was_interrupted_leaves_nothing_that_blocks_the_host(tmp_path: Path) -> None:
+    root = tmp_path / "labs"
+    claim(root)
+    base = new_directory(root, f"{1:016x}", "test-host")
+    with patch.object(Path, "rmdir", side_effect=InterruptedError), pytest.raises(InterruptedError):
+        remove(base)
+    assert not base.exists()
+    tidy(root)
+    assert labs_in(root) == []
 
 
 def test_a_lab_directory_that_is_no_longer_ours_is_kept(lab_server: LabServer) -> None:

@@ -231,8 +231,11 @@ def remove(base: Path) -> None:
             with suppress(OSError):
                 entry.unlink()
     if [entry.name for entry in base.iterdir()] == [RECORD]:
-        (base / RECORD).unlink()
-        base.rmdir()
+        removed = base.with_name(f".new-{base.name}")  # `tidy` removes it if this process is killed before it does
+        base.rename(removed)
+        (removed / RECORD).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            removed.rmdir()
 
 
 def directories(root: Path) -> list[Path]:
