@@ -65,15 +65,19 @@ class Slots:
 
     def _free(self, preferred: int | None) -> int | None:
         """A coordinator that no session of this host uses, and that keeps no lab for a session."""
-        taken = {number for session_id, number in self._used.items() if self._queue.is_active(session_id)}
-        taken |= {number for number, each in self._coordinators.items() if each.in_session}
+        taken = self._in_use | {number for number, each in self._coordinators.items() if each.in_session}
         free = self._coordinators.keys() - taken
         return preferred if preferred in free else min(free, default=None)
 
     @property
+    def _in_use(self) -> set[int]:
+        """The coordinators that active sessions have used."""
+        return {number for session_id, number in self._used.items() if self._queue.is_active(session_id)}
+
+    @property
     def spare(self) -> LabCoordinator | None:
         """An idle coordinator besides those that the active sessions may need; None if there is none."""
-        in_use = {number for session_id, number in self._used.items() if self._queue.is_active(session_id)}
+        in_use = self._in_use
         reserved = max(0, self._queue.slots - len(in_use))
         idle = [number for number, each in self._coordinators.items() if each.is_idle and number not in in_use]
         return self._coordinators[idle[-1]] if len(idle) > reserved else None
